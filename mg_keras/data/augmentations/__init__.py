@@ -1,0 +1,51 @@
+"""Augmentation recipes by name (PAPER.md, section 5).
+
+A recipe is a function `augment(image, size, seed)` of TensorFlow operations, made for `tf.data` maps:
+
+* `image`: uint8 `[H, W, 3]`, RGB, any size;
+* `size`: int, the side of the result in pixels;
+* `seed`: int32 or int64 `[2]`, the only source of randomness: the same seed gives the same picture, in whatever
+  order and on whatever thread the photos come;
+* it returns float32 `[size, size, 3]`, RGB in 0-255.
+
+A new recipe is one file here and one line in `_RECIPES`.
+
+Keras's own layers are used where they do exactly this, which is for the affine warp alone. The others draw their
+randomness from a stateful generator, so a photo's version would depend on the order of the threads, and several
+compute something else: `RandomSaturation` works in HSV, `RandomContrast` blends with each channel's mean rather than
+with the mean grey, `Equalization` rounds otherwise than PIL.
+"""
+
+from mg_keras.data.augmentations import autoaugment, full, none, standard
+from mg_keras.errors import UserError
+
+_RECIPES = {
+    "full": full.augment,
+    "standard": standard.augment,
+    "autoaugment": autoaugment.augment,
+    "none": none.augment,
+}
+NAMES = tuple(_RECIPES)
+
+
+def get(name):
+    """The recipe called `name`.
+
+    Args:
+        name: one of `NAMES`.
+
+    Returns:
+        A function `augment(image, size, seed)`, as described above.
+
+    Raises:
+        UserError: there is no such recipe.
+
+    Example:
+
+    >>> import tensorflow as tf
+    >>> get("standard")(tf.zeros([300, 200, 3], tf.uint8), size=96, seed=[1, 2]).shape
+    TensorShape([96, 96, 3])
+    """
+    if name not in _RECIPES:
+        raise UserError(f"Unknown augmentation {name!r}; the known ones are {', '.join(NAMES)}")
+    return _RECIPES[name]

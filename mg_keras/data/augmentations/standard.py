@@ -1,0 +1,70 @@
+"""Random resized crop and horizontal flip: the part of the paper's augmentation that moves pixels."""
+
+import tensorflow as tf
+
+from mg_keras.data import resolutions
+
+AREA = (0.08, 1.0)  # of the photo's area
+RATIO = (3 / 4, 4 / 3)  # width / height
+TRIES = 10
+
+
+def augment(image, size, seed):
+    """A random part of the photo, resized to a square, and its mirror image half of the time.
+
+    Args:
+        image: uint8 `[H, W, 3]`, RGB.
+        size: int, side of the result in pixels.
+        seed: int32 or int64 `[2]`.
+
+    Returns:
+        float32 `[size, size, 3]`, RGB in 0-255.
+
+    Raises:
+        ValueError: `image` is not uint8 `[H, W, 3]`, or `size` is less than 1.
+    """
+    image = tf.convert_to_tensor(image)
+    if image.dtype != tf.uint8:
+        raise ValueError(f"`image` must be uint8, 0-255. Received: dtype {image.dtype.name}")
+    crop_seed, flip_seed = tf.unstack(tf.random.split(seed, 2))
+    shape = tf.shape(image)
+    top, left, height, width = sample_crop(shape[0], shape[1], crop_seed)
+    crop = image[top : top + height, left : left + width]
+    return tf.image.stateless_random_flip_left_right(resolutions.resize(crop, size, size), flip_seed)
+
+
+def sample_crop(height, width, seed):
+    """Draws the part of a photo to keep, as torchvision's `RandomResizedCrop` does.
+
+    Ten rectangles are drawn, each with its area uniform in `AREA` of the photo's and the logarithm of its width/height
+    uniform in `RATIO`; the first that fits is placed uniformly. If none fits, the largest centred rectangle with its
+    width/height within `RATIO` is kept. (`tf.image.stateless_sample_distorted_bounding_box` draws the ratio itself
+    uniformly, and keeps the whole photo when nothing fits.)
+
+    Args:
+        height: int32 scalar, the photo's height in pixels.
+        width: int32 scalar, the photo's width in pixels.
+        seed: int32 or int64 `[2]`.
+
+    Returns:
+        int32 scalars `top`, `left`, `height`, `width`, in pixels.
+    """
+    shape_seed, place_seed = tf.unstack(tf.random.split(seed, 2))
+    photo_height, photo_width = tf.cast(height, tf.float32), tf.cast(width, tf.float32)
+
+    draws = tf.random.stateless_uniform([2, TRIES], shape_seed)
+    area = photo_height * photo_width * (AREA[0] + (AREA[1] - AREA[0]) * draws[0])
+    ratio = tf.exp(tf.math.log(RATIO[0]) + (tf.math.log(RATIO[1]) - tf.math.log(RATIO[0])) * draws[1])
+    widths, heights = tf.round(tf.sqrt(area * ratio)), tf.round(tf.sqrt(area / ratio))
+    fits = (widths >= 1) & (widths <= photo_width) & (heights >= 1) & (heights <= photo_height)
+    first = tf.argmax(fits)  # of booleans: the first True
+
+    widest, tallest = tf.round(photo_height * RATIO[1]), tf.round(photo_width / RATIO[0])
+    crop_height = tf.where(tf.reduce_any(fits), heights[first], tf.minimum(photo_height, tallest))
+    crop_width = tf.where(tf.reduce_any(fits), widths[first], tf.minimum(photo_width, widest))
+
+    room = tf.stack([photo_height - crop_height, photo_width - crop_width])
+    place = tf.where(
+        tf.reduce_any(fits), tf.floor(tf.random.stateless_uniform([2], place_seed) * (room + 1)), tf.floor(room / 2)
+    )
+    return tuple(tf.unstack(tf.cast(tf.concat([place, [crop_height, crop_width]], axis=0), tf.int32)))

@@ -1,0 +1,143 @@
+"""Repeated-augmentation batches (PAPER: section 3.3): a photo is decoded once and seen in m versions.
+
+The stream is a pure function of (seed, position): which photos a step sees, and how each is transformed, depends on
+nothing that came before. So a run resumes in the middle of an epoch by starting at its step, on any number of threads.
+A photo that can't be used is replaced by another, drawn from its position too.
+"""
+
+import math
+
+import tensorflow as tf
+
+from mg_keras.data.images import decode, try_decode
+from mg_keras.errors import UserError
+
+_ATTEMPTS = 16
+
+
+def repeated_batches(
+    split,
+    augment,
+    *,
+    size,
+    batch_size,
+    versions=3,
+    parts=1,
+    replicas=1,
+    local_replicas=None,
+    seed=0,
+    start_step=0,
+    steps=None,
+    bad_images=None,
+):
+    """Batches for one replica each, in the order the steps use them.
+
+    A part of `batch_size` items holds `ceil(batch_size / versions)` different photos, each in `versions` versions one
+    after the other (the last one perhaps in fewer). A replica's batch is `parts` such parts, for gradient
+    accumulation. Each pass over the photos is a new permutation; the few photos that don't fill a step at its end wait
+    for another pass, so that a step never meets a photo twice.
+
+    Args:
+        split: `Split`, the photos.
+        augment: a recipe of `mg_keras.data.augmentations`.
+        size: int, pixels of the square versions.
+        batch_size: int, items in a part.
+        versions: int m >= 1.
+        parts: int >= 1.
+        replicas: int, replicas in all that share the stream.
+        local_replicas: the numbers of those that this dataset feeds, in turn; None: all of them.
+        seed: int.
+        start_step: int, the first step to give.
+        steps: int or None (without end), how many steps to give.
+        bad_images: `BadImages` to note unusable photos in, or None: they raise.
+
+    Returns:
+        tf.data.Dataset of (images float32 [parts * batch_size, size, size, 3] in 0-255, labels int32 [...],
+        instance_ids int32 [...]), `len(local_replicas)` elements a step. Items with one id come from one photo.
+
+    Raises:
+        UserError: there are fewer photos than a step takes.
+    """
+    photos_a_part = math.ceil(batch_size / versions)
+    photos_a_step = photos_a_part * parts * replicas
+    if len(split) < photos_a_step:
+        raise UserError(
+            f"a step takes {photos_a_step} different photos ({replicas} replicas x {parts} x {photos_a_part}), but "
+            f"there are only {len(split)} to train on: take a smaller batch"
+        )
+    local = tf.constant(range(replicas) if local_replicas is None else local_replicas, tf.int64)
+    steps_a_pass = len(split) // photos_a_step
+    labels = tf.constant(split.labels)
+
+    def photo_number(position, attempt):
+        """The photo at a position of the stream; attempts after the first are for unusable photos."""
+        step, rest = position // photos_a_step, position % photos_a_step
+        key = tf.stack([tf.constant(seed, tf.int64), step // steps_a_pass, attempt])
+        return tf.random.experimental.index_shuffle(
+            (step % steps_a_pass) * photos_a_step + rest, tf.cast(key % (1 << 31), tf.int32), len(split) - 1
+        )
+
+    def local_to_global(number):
+        """The n-th photo that this dataset gives -> its position in the stream that all replicas share."""
+        row, photo = number // (photos_a_part * parts), number % (photos_a_part * parts)
+        step, replica = row // len(local), local[row % len(local)]
+        return (step * replicas + replica) * (photos_a_part * parts) + photo
+
+    def note(index):
+        name = split.names[int(index)]
+        bad_images.record(name, lambda: split.read(tf.constant(index)))
+        return True
+
+    def read(position):
+        return position, photo_number(position, tf.constant(0, tf.int64))
+
+    def fetch(position, index):
+        if bad_images is None:
+            return position, index, decode(split.read(index))
+
+        def attempt_again(ok, attempt, index, image):
+            del ok, image
+            noted = tf.numpy_function(note, [index], tf.bool)
+            with tf.control_dependencies([noted]):
+                index = photo_number(position, attempt)
+            ok, image = try_decode(split.read, index)
+            return ok, attempt + 1, index, image
+
+        ok, image = try_decode(split.read, index)
+        ok, _, index, image = tf.while_loop(
+            lambda ok, attempt, index, image: ~ok & (attempt < _ATTEMPTS),
+            attempt_again,
+            (ok, tf.constant(1, tf.int64), index, image),
+            shape_invariants=(
+                tf.TensorShape([]),
+                tf.TensorShape([]),
+                tf.TensorShape([]),
+                tf.TensorShape([None, None, 3]),
+            ),
+        )
+        check = tf.debugging.assert_equal(ok, True, f"{_ATTEMPTS} photos drawn one after the other are unusable")
+        with tf.control_dependencies([check]):
+            return position, index, tf.identity(image)
+
+    def transform(position, index, image):
+        seeds = tf.stack([tf.fill([versions], position * versions) + tf.range(versions, dtype=tf.int64)], 1)
+        seeds = tf.concat([tf.fill([versions, 1], tf.constant(seed, tf.int64)), seeds], 1)
+        images = tf.stack([augment(image, size, seeds[version]) for version in range(versions)])
+        return images, tf.repeat(labels[index], versions), tf.repeat(tf.cast(index, tf.int32), versions)
+
+    def one_part(images, labels, instance_ids):
+        images = tf.reshape(images, [photos_a_part * versions, size, size, 3])[:batch_size]
+        return images, tf.reshape(labels, [-1])[:batch_size], tf.reshape(instance_ids, [-1])[:batch_size]
+
+    def join(*values):
+        return tuple(tf.reshape(value, [parts * batch_size, *value.shape[2:]]) for value in values)
+
+    photos_a_row = photos_a_part * parts * len(local)
+    stop = tf.int64.max // 2 if steps is None else (start_step + steps) * photos_a_row
+    dataset = tf.data.Dataset.range(start_step * photos_a_row, stop).map(local_to_global).map(read)
+    # as many at a time as the cores and the disk take; the order stays that of the stream
+    dataset = dataset.map(fetch, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    dataset = dataset.map(transform, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    dataset = dataset.batch(photos_a_part, drop_remainder=True).map(one_part)
+    dataset = dataset.batch(parts, drop_remainder=True).map(join)
+    return dataset.prefetch(2 * len(local))

@@ -1,0 +1,146 @@
+"""How a photo is brought to a test resolution s* (PAPER.md, section 7), in plain TensorFlow operations.
+
+Everything here runs in a `tf.data` map and in an exported graph, on photos of any size. Reducing uses the triangle
+filter, widened by the reduction factor, which is what PIL calls BILINEAR and what the paper's networks were trained
+and tested on; `tf.image.resize` without antialiasing differs from it by tens of grey levels.
+"""
+
+import tensorflow as tf
+
+
+def resize(image, height, width):
+    """Resizes a photo as PIL's `Image.resize(..., BILINEAR)` does, without rounding to whole grey levels.
+
+    Args:
+        image: `[H, W, 3]`, uint8 or float, any range.
+        height: int or int32 scalar tensor, pixels, at least 1.
+        width: int or int32 scalar tensor, pixels, at least 1.
+
+    Returns:
+        float32 `[height, width, 3]`, in the range of `image`.
+
+    Raises:
+        ValueError: `image` does not have three dimensions, or a side is less than 1.
+
+    Example:
+
+    >>> resize(tf.zeros([375, 500, 3], tf.uint8), 224, 224).shape
+    TensorShape([224, 224, 3])
+    """
+    return _resized_window(_photo(image), (height, width), (0, 0), (height, width))
+
+
+def square(image, size):
+    """Resizes the smallest side to `size * 256 / 224`, rounded, and crops the centre `size` × `size`.
+
+    Only the part that is kept is computed, so a panorama costs no more memory than any other photo.
+
+    Args:
+        image: `[H, W, 3]` RGB, uint8 or float.
+        size: int or int32 scalar tensor, pixels, at least 1.
+
+    Returns:
+        float32 `[size, size, 3]`, in the range of `image`.
+
+    Raises:
+        ValueError: `image` does not have three dimensions, or `size` is less than 1.
+
+    Example:
+
+    >>> square(tf.zeros([375, 500, 3], tf.uint8), 224).shape
+    TensorShape([224, 224, 3])
+    """
+    _check_side("size", size)
+    image = _photo(image)
+    height, width = _sides(image)
+    smallest = tf.minimum(height, width)
+    target = _rounded_ratio(size, 256, 224)
+    scaled = _rounded_ratio(height, target, smallest), _rounded_ratio(width, target, smallest)
+    return _resized_window(image, scaled, ((scaled[0] - size) // 2, (scaled[1] - size) // 2), (size, size))
+
+
+def largest_side(image, size):
+    """Resizes the largest side to `size` and the other in proportion; nothing is cropped.
+
+    Args:
+        image: `[H, W, 3]` RGB, uint8 or float.
+        size: int or int32 scalar tensor, pixels, at least 1.
+
+    Returns:
+        float32 `[height, width, 3]`, in the range of `image`: the larger of the two is `size`, the other is rounded
+        to the nearest pixel (halves up) and is at least 1.
+
+    Raises:
+        ValueError: `image` does not have three dimensions, or `size` is less than 1.
+
+    Example:
+
+    >>> largest_side(tf.zeros([375, 500, 3], tf.uint8), 800).shape
+    TensorShape([600, 800, 3])
+    """
+    _check_side("size", size)
+    image = _photo(image)
+    height, width = _sides(image)
+    largest = tf.maximum(height, width)
+    return resize(image, *(tf.maximum(1, _rounded_ratio(side, size, largest)) for side in (height, width)))
+
+
+def for_resolution(resolution, train_resolution):
+    """The way photos are prepared at a test resolution.
+
+    Args:
+        resolution: int, pixels, s*.
+        train_resolution: int, pixels, the side of the training crops.
+
+    Returns:
+        `square` up to the training resolution, `largest_side` above it; both take `(image, size)`.
+
+    Raises:
+        ValueError: a resolution is less than 1.
+
+    Example:
+
+    >>> for_resolution(500, train_resolution=224).__name__
+    'largest_side'
+    """
+    _check_side("resolution", resolution)
+    _check_side("train_resolution", train_resolution)
+    return square if resolution <= train_resolution else largest_side
+
+
+def _resized_window(image, scaled, offset, window):
+    """The `window` (height, width) at `offset` (top, left) of the photo resized to `scaled` (height, width)."""
+    for name, side in zip(("height", "width"), window, strict=True):
+        _check_side(name, side)
+    scale = tf.cast(tf.stack(scaled), tf.float32) / tf.cast(tf.stack(_sides(image)), tf.float32)
+    # The operation behind tf.image.resize(antialias=True): called directly, it can leave out what a crop would drop.
+    return tf.raw_ops.ScaleAndTranslate(
+        images=image[tf.newaxis],
+        size=window if all(isinstance(side, int) for side in window) else tf.stack(window),
+        scale=scale,
+        translation=-tf.cast(tf.stack(offset), tf.float32),
+        kernel_type="triangle",
+        antialias=True,
+    )[0]
+
+
+def _rounded_ratio(value, numerator, denominator):
+    """`value * numerator / denominator` to the nearest whole number, halves up, free of floating point."""
+    return (2 * value * numerator + denominator) // (2 * denominator)
+
+
+def _photo(image):
+    image = tf.convert_to_tensor(image)
+    if image.shape.rank not in (None, 3):
+        raise ValueError(f"`image` must have the shape [height, width, 3]. Received: shape {image.shape}")
+    return image
+
+
+def _sides(image):
+    shape = tf.shape(image)
+    return shape[0], shape[1]
+
+
+def _check_side(name, side):
+    if not tf.is_tensor(side) and side < 1:
+        raise ValueError(f"`{name}` must be at least 1 pixel. Received: {side}")

@@ -1,0 +1,247 @@
+"""Scores of classes, instances and copies, on arrays."""
+
+from collections.abc import Collection, Sequence
+
+import numpy as np
+
+from mg_keras.evaluation.search import nearest
+
+
+def top_k_accuracy(logits: np.ndarray, labels: np.ndarray, k: int) -> float:
+    """Compute the share of images whose label is among the `k` largest logits.
+
+    Among equal logits the lower class comes first, so a network that answers the same for every class scores as one
+    that always says class 0.
+
+    Args:
+        logits: [N, C], any scale, no NaN.
+        labels: integers [N] in 0 … C - 1.
+        k: 1 to C.
+
+    Returns:
+        The share, 0 to 1.
+
+    Raises:
+        ValueError: shapes that don't fit, no images, a NaN, a label or `k` out of range.
+
+    Example:
+        >>> top_k_accuracy([[0.1, 0.9], [0.8, 0.2]], [1, 1], k=1)
+        0.5
+    """
+    logits, labels = np.asarray(logits), _integers(labels, "labels")
+    if logits.ndim != 2 or labels.shape != logits.shape[:1] or logits.size == 0:
+        raise ValueError(
+            f"logits must be [images, classes] and labels [images], got the shapes {logits.shape} and {labels.shape}"
+        )
+    num_classes = logits.shape[1]
+    if labels.min() < 0 or labels.max() >= num_classes:
+        raise ValueError(f"labels must be from 0 to {num_classes - 1}, got some from {labels.min()} to {labels.max()}")
+    if not 1 <= k <= num_classes:
+        raise ValueError(f"k must be from 1 to the {num_classes} classes, got {k}")
+    # Nothing is larger than a NaN, so every image of a network that diverged would count as right.
+    if np.isnan(logits).any():
+        raise ValueError(f"logits must not be NaN, but row {np.argmax(np.isnan(logits).any(axis=1))} holds some")
+    own = logits[np.arange(len(labels)), labels][:, None]
+    before = (logits > own) | ((logits == own) & (np.arange(num_classes) < labels[:, None]))
+    return float(np.mean(before.sum(axis=1) < k))
+
+
+def average_precision(ranks: Sequence[int], num_positives: int) -> float:
+    """Compute one query's average precision in the trapezoid form (MultiGrain's retrieval benchmarks).
+
+    For the n-th positive (from 0) at rank r (from 0) of R positives,
+    `AP = sum_n (1/R) ((n/r if r > 0 else 1) + (n+1)/(r+1)) / 2`.
+
+    Args:
+        ranks: ranks from 0 of the positives that were found, in any order.
+        num_positives: R, the positives there are; those not found add nothing.
+
+    Returns:
+        The average precision, 0 to 1.
+
+    Raises:
+        ValueError: ranks that are negative, doubled or not integers, or more of them than positives.
+
+    Example:
+        >>> average_precision([0, 2], num_positives=2)
+        0.7916666666666666
+    """
+    ranks = np.sort(_integers(ranks, "ranks"))
+    if num_positives < 1:
+        raise ValueError(f"num_positives must be at least 1, got {num_positives}")
+    if ranks.ndim != 1 or len(ranks) > num_positives:
+        raise ValueError(f"ranks must be a list of at most {num_positives} ranks, got the shape {ranks.shape}")
+    if len(ranks) and (ranks[0] < 0 or np.any(np.diff(ranks) == 0)):
+        raise ValueError(f"ranks must be distinct and from 0, got {ranks.tolist()}")
+    found = np.arange(len(ranks))
+    before = np.where(ranks > 0, found / np.maximum(ranks, 1), 1.0)
+    after = (found + 1) / (ranks + 1)
+    return float(np.sum(before + after) / 2 / num_positives)
+
+
+def mean_average_precision(
+    rankings: Sequence[Sequence[int]],
+    positives: Sequence[Collection[int]],
+    ignored: Sequence[Collection[int]] | None = None,
+) -> float:
+    """Compute the mean over queries of the trapezoid average precision.
+
+    Args:
+        rankings: for each query, row numbers of the database, nearest first: an array [Q, N], or lists that may be
+            shorter than the database (a positive that is not in one adds nothing).
+        positives: for each query, the row numbers that are right; at least one.
+        ignored: for each query, the row numbers taken out of its ranking before ranks are counted: the query itself
+            in Holidays, images too hard to tell in Oxford and Paris revisited.
+
+    Returns:
+        mAP, 0 to 1.
+
+    Raises:
+        ValueError: lists of different lengths, no queries, a query without positives, a row number twice in a
+            ranking or negative, or one that is both positive and ignored.
+
+    Example:
+        >>> mean_average_precision([[0, 2, 1], [1, 0, 2]], positives=[[2], [1]], ignored=[[0], []])
+        1.0
+    """
+    if ignored is None:
+        ignored = [()] * len(rankings)
+    if not len(rankings) == len(positives) == len(ignored) or len(rankings) == 0:
+        raise ValueError(
+            "rankings, positives and ignored must hold one entry a query, got "
+            f"{len(rankings)}, {len(positives)} and {len(ignored)}"
+        )
+    scores = []
+    for query, (ranking, right, left_out) in enumerate(zip(rankings, positives, ignored, strict=True)):
+        ranking = _integers(ranking, f"the ranking of query {query}")  # noqa: PLW2901
+        if len(right) == 0:
+            raise ValueError(f"query {query} has no positives: leave it out of the queries")
+        if len(ranking) and (ranking.min() < 0 or len(np.unique(ranking)) < len(ranking)):
+            raise ValueError(f"the ranking of query {query} must hold row numbers from 0, each once")
+        if both := set(right) & set(left_out):
+            raise ValueError(f"query {query} has rows both positive and ignored: {sorted(both)}")
+        kept = ranking[~np.isin(ranking, list(left_out))]
+        scores.append(average_precision(np.flatnonzero(np.isin(kept, list(right))), len(set(right))))
+    return float(np.mean(scores))
+
+
+def group_score(embeddings: np.ndarray, groups: Sequence, k: int) -> float:
+    """Compute the mean number of a query's own group among its `k` nearest images, itself included.
+
+    UKB's score with groups of four and k = 4; the IN-aug score, by which p* is chosen (MultiGrain, section 4.2), with
+    five augmented copies of an image and k = 5.
+
+    Args:
+        embeddings: [N, d] descriptors, normalised here; each row is a query against all rows.
+        groups: [N], the group of each image: numbers or strings.
+        k: 1 to N.
+
+    Returns:
+        The mean number, 0 to the smaller of k and the group's size.
+
+    Raises:
+        ValueError: shapes that don't fit, descriptors that are not finite or all zero, `k` out of range.
+
+    Example:
+        >>> group_score([[1, 0], [0.9, 0.1], [0, 1], [0.1, 0.9]], ["cup", "cup", "key", "key"], k=2)
+        2.0
+    """
+    groups = np.asarray(groups)
+    if groups.ndim != 1 or len(groups) != len(embeddings):
+        raise ValueError(
+            f"groups must hold one entry for each of the {len(embeddings)} embeddings, got the shape {groups.shape}"
+        )
+    _, indices = nearest(embeddings, embeddings, k)
+    return float(np.mean(np.sum(groups[indices] == groups[:, None], axis=1)))
+
+
+def micro_average_precision(scores: np.ndarray, is_positive: np.ndarray, num_positives: int) -> float:
+    """Compute µAP: average precision over the answers to all queries in one list (Image Similarity Challenge).
+
+    The answers are ordered by score, whatever their query, so that a score must mean the same for every query.
+    `µAP = sum_i precision_i (recall_i - recall_(i-1))`; equal scores share one threshold, so their order is of no
+    account.
+
+    Args:
+        scores: [N], one for each answer (a query and a database image), higher is surer.
+        is_positive: booleans [N], whether the answer is right.
+        num_positives: the right answers there are; those not given add nothing.
+
+    Returns:
+        µAP, 0 to 1.
+
+    Raises:
+        ValueError: shapes that don't fit, scores that are NaN, or more right answers than `num_positives`.
+
+    Example:
+        >>> micro_average_precision([0.9, 0.8, 0.3], [True, False, True], num_positives=2)
+        0.8333333333333333
+    """
+    scores, is_positive = np.asarray(scores), np.asarray(is_positive)
+    if scores.ndim != 1 or scores.shape != is_positive.shape or is_positive.dtype != bool:
+        raise ValueError(
+            "scores and is_positive must be numbers [N] and booleans [N], got the shapes "
+            f"{scores.shape} and {is_positive.shape} and the type {is_positive.dtype}"
+        )
+    if np.isnan(scores).any():
+        raise ValueError(f"scores must not be NaN, but number {np.argmax(np.isnan(scores))} is")
+    if num_positives < 1 or np.sum(is_positive) > num_positives:
+        raise ValueError(
+            f"num_positives must be at least 1 and the {np.sum(is_positive)} right answers given, got {num_positives}"
+        )
+    if len(scores) == 0:
+        return 0.0
+    order = np.argsort(-scores, kind="stable")
+    scores, is_positive = scores[order], is_positive[order]
+    last_of_score = np.append(np.flatnonzero(np.diff(scores)), len(scores) - 1)
+    found = np.cumsum(is_positive)[last_of_score]
+    precision = found / (last_of_score + 1)
+    return float(np.sum(precision * np.diff(found, prepend=0)) / num_positives)
+
+
+def chance_average_precision(num_positives: int, database_size: int) -> float:
+    """Compute the expected trapezoid average precision of a ranking in random order.
+
+    With R positives among N, an image at rank r is positive with probability R/N and has r q positives before it on
+    average, q = (R-1)/(N-1); summed, `AP = (R + N q + (1 - q) H_N) / 2N`, H_N the N-th harmonic number.
+
+    Args:
+        num_positives: R, 1 to N.
+        database_size: N.
+
+    Raises:
+        ValueError: R not in 1 … N.
+    """
+    if not 1 <= num_positives <= database_size:
+        raise ValueError(f"num_positives must be from 1 to the database's {database_size}, got {num_positives}")
+    follows = (num_positives - 1) / max(database_size - 1, 1)
+    harmonic = np.sum(1.0 / np.arange(1, database_size + 1))
+    return float((num_positives + database_size * follows + (1 - follows) * harmonic) / (2 * database_size))
+
+
+def chance_group_score(group_size: int, num_images: int, k: int) -> float:
+    """Compute the expected `group_score` of descriptors that find the query itself and otherwise know nothing.
+
+    Args:
+        group_size: images of each group, 1 to `num_images`.
+        num_images: N, all images.
+        k: neighbours looked at, 1 to N.
+
+    Raises:
+        ValueError: a number out of range.
+    """
+    if not (1 <= group_size <= num_images and 1 <= k <= num_images):
+        raise ValueError(
+            f"group_size and k must be from 1 to the number of images, got {group_size}, {k} and {num_images}"
+        )
+    return 1 + (k - 1) * (group_size - 1) / max(num_images - 1, 1)
+
+
+def _integers(values: Sequence[int], name: str) -> np.ndarray:
+    """An integer array; an empty list counts as one."""
+    array = np.asarray(values)
+    if array.size == 0:
+        return array.astype(np.int64)
+    if not np.issubdtype(array.dtype, np.integer):
+        raise ValueError(f"{name} must be integers, got the type {array.dtype}")
+    return array

@@ -1,0 +1,90 @@
+"""Files and folders that appear whole or not at all."""
+
+import contextlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+@contextlib.contextmanager
+def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
+    """Give a place beside `path` to write a file or a folder, which takes the name `path` once it is whole.
+
+    What was written is flushed to the disk and then renamed, so that whoever looks at `path`, even after a power
+    cut, finds the old content or the new one. If the block raises, what it wrote is removed and `path` is as it
+    was. A process killed in the block leaves a hidden `.<name>.<random>` sibling, never a broken `path`.
+
+    Args:
+        path: where the file or folder shall be. Missing parent folders are made. A file there is replaced; a folder
+            there is replaced only if it is empty.
+
+    Yields:
+        A hidden sibling of `path`, with its suffix, where nothing exists yet.
+
+    Raises:
+        FileNotFoundError: the block left nothing at the path it was given.
+        OSError: `path` is a folder with something in it, the disk is full, or a folder cannot be written to.
+
+    Example:
+        >>> with atomic_path("runs/demo/curves.png") as partial:
+        ...     figure.savefig(partial)
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.stem}.{uuid.uuid4().hex}{path.suffix}")
+    try:
+        yield partial
+        for written in [*partial.rglob("*"), partial]:
+            _flush(written)
+        os.replace(partial, path)
+    except BaseException:
+        if partial.is_dir():
+            shutil.rmtree(partial, ignore_errors=True)
+        else:
+            partial.unlink(missing_ok=True)
+        raise
+    _flush(path.parent)
+
+
+def atomic_write_text(path: str | os.PathLike, text: str) -> None:
+    """Write `text` to `path` as UTF-8, whole or not at all."""
+    with atomic_path(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def atomic_write_json(path: str | os.PathLike, value: Any) -> None:
+    """Write `value` to `path` as indented JSON, whole or not at all.
+
+    Args:
+        path: where the file shall be.
+        value: what `json` can write; NumPy scalars and arrays and paths are written as numbers, lists and strings.
+
+    Raises:
+        TypeError: `value` holds something JSON has no form for.
+        ValueError: `value` holds a NaN or an infinity, which other readers of JSON refuse.
+    """
+    atomic_write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False, default=_plain) + "\n")
+
+
+def _plain(value: Any) -> Any:
+    """The JSON form of what `json` does not know."""
+    if isinstance(value, np.generic | np.ndarray):
+        return value.tolist()
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    raise TypeError(f"{type(value).__name__} cannot be written as JSON: {value!r}")
+
+
+def _flush(path: Path) -> None:
+    """Wait until the file's content, or the folder's list of names, is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,9 @@
+"""MultiGrain's own layers: pooling, triplet sampling, margin loss and whitening."""
+
+from mg_keras.layers.distance_weighted_sampling import DistanceWeightedSampling
+from mg_keras.layers.gem import GeM
+from mg_keras.layers.margin_loss import MarginLoss
+from mg_keras.layers.rmac import RMAC
+from mg_keras.layers.whitening import Whitening
+
+__all__ = ["RMAC", "DistanceWeightedSampling", "GeM", "MarginLoss", "Whitening"]

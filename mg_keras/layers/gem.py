@@ -1,0 +1,107 @@
+"""Generalized-mean pooling."""
+
+import keras
+import numpy as np
+from keras import ops
+
+
+@keras.saving.register_keras_serializable("mg_keras")
+class GeM(keras.layers.Layer):
+    """Generalized-mean (GeM) pooling of a feature map, MultiGrain's eq. 1.
+
+    For the activations `x[u, c]` at the positions `u` of one image, channel `c` of its embedding is
+
+        e_c = (mean_u max(x[u, c], epsilon) ** p) ** (1 / p)
+
+    so that p = 1 is average pooling and p → ∞ is max pooling. The exponent is either the layer's own weight
+    `pooling_exponent`, or the `p_star` given with the call, which may differ from image to image (section 3.5 of the
+    paper raises it with the resolution). It is an ordinary value in the graph: changing it never retraces.
+
+    Computed in float32 whatever the dtype policy, since `x ** p` overflows in half precision; large exponents are safe.
+
+    Args:
+        pooling_exponent: Initial value of p, > 0.
+        epsilon: Activations are clamped to at least this value, > 0.
+        trainable_exponent: Whether p is learnt. The weight's path ends in `pooling_exponent`, by which an optimiser can
+            leave it out of weight decay.
+
+    Input shape:
+        `features`: [batch, height, width, channels], channels last, any float dtype.
+        `p_star`: None for the layer's own exponent; otherwise a scalar or [batch], > 0.
+
+    Output shape:
+        [batch, channels], float32.
+
+    Raises:
+        ValueError: for a `pooling_exponent`, `epsilon` or (when it is a plain number or NumPy array) `p_star` that is
+            not positive, features that are not 4-D, or a `p_star` of more than one dimension.
+
+    Example:
+
+    >>> pool = GeM(pooling_exponent=3.0)
+    >>> features = keras.random.uniform((2, 7, 7, 512))
+    >>> pool(features).shape
+    TensorShape([2, 512])
+    >>> pool(features, p_star=[3.0, 4.5]).shape
+    TensorShape([2, 512])
+    """
+
+    def __init__(self, pooling_exponent=3.0, epsilon=1e-6, trainable_exponent=False, **kwargs):
+        if pooling_exponent <= 0:
+            raise ValueError(f"pooling_exponent must be > 0 (1 is average pooling), got {pooling_exponent}")
+        if epsilon <= 0:
+            raise ValueError(f"epsilon must be > 0, got {epsilon}")
+        # Without autocast a float32 feature map is not rounded to the compute dtype on its way in.
+        super().__init__(autocast=False, **kwargs)
+        self.initial_pooling_exponent = float(pooling_exponent)
+        self.epsilon = float(epsilon)
+        self.trainable_exponent = bool(trainable_exponent)
+        self.pooling_exponent = self.add_weight(
+            shape=(),
+            initializer=keras.initializers.Constant(self.initial_pooling_exponent),
+            dtype="float32",
+            autocast=False,
+            trainable=self.trainable_exponent,
+            name="pooling_exponent",
+        )
+
+    def call(self, features, p_star=None):
+        """Pools `features` with `p_star`, or with the layer's own exponent when it is None."""
+        if len(features.shape) != 4:
+            raise ValueError(f"features must be [batch, height, width, channels], got shape {tuple(features.shape)}")
+        exponent = self._exponent(p_star)
+        logs = ops.log(ops.maximum(ops.cast(features, "float32"), self.epsilon))
+        # With the largest activation factored out, no power exceeds 1 and the mean is at least 1 / positions: neither
+        # overflows nor vanishes. The result doesn't depend on the factor, so nor does the gradient.
+        largest = ops.stop_gradient(ops.max(logs, axis=(1, 2), keepdims=True))
+        log_mean = ops.log(ops.mean(ops.exp(exponent * (logs - largest)), axis=(1, 2), keepdims=True))
+        return ops.squeeze(ops.exp(largest + log_mean / exponent), axis=(1, 2))
+
+    def _exponent(self, p_star):
+        if p_star is None:
+            return ops.convert_to_tensor(self.pooling_exponent)
+        if isinstance(p_star, (int, float, list, tuple, np.ndarray, np.number)) and np.any(np.asarray(p_star) <= 0):
+            raise ValueError(f"p_star must be > 0, got {p_star}")
+        exponent = ops.cast(ops.convert_to_tensor(p_star), "float32")
+        if len(exponent.shape) == 0:
+            return exponent
+        if len(exponent.shape) == 1:
+            return ops.reshape(exponent, (-1, 1, 1, 1))
+        raise ValueError(f"p_star must be a scalar or [batch], got shape {tuple(exponent.shape)}")
+
+    def compute_output_shape(self, features_shape, p_star_shape=None):
+        """[batch, channels]."""
+        return (features_shape[0], features_shape[-1])
+
+    def compute_output_spec(self, features, p_star=None):
+        """[batch, channels] in float32, whatever the policy."""
+        return keras.KerasTensor(self.compute_output_shape(features.shape), dtype="float32")
+
+    def get_config(self):
+        """The constructor's arguments; the exponent's present value travels with the weights."""
+        return {
+            **super().get_config(),
+            "pooling_exponent": self.initial_pooling_exponent,
+            "epsilon": self.epsilon,
+            "trainable_exponent": self.trainable_exponent,
+        }

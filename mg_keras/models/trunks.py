@@ -1,0 +1,121 @@
+"""Trunks by name: keras-hub backbones with a spatial output, built from scratch.
+
+A trunk takes the normalised image [B, H, W, 3] (any H and W) and gives the feature map [B, h, w, C]. To add one, add a
+line to `TRUNKS`: the keras-hub backbone class and its arguments. Anything else with that contract, a functional
+`keras.Model` or another keras-hub backbone, can be given to `MultiGrain` itself instead of a name.
+"""
+
+import keras
+import keras_hub
+
+from mg_keras.errors import UserError
+
+
+def _resnet(blocks, block_type):
+    # stride in the 3x3 convolution and torch's padding: the variant of the paper (torchvision's)
+    return keras_hub.models.ResNetBackbone, {
+        "input_conv_filters": [64],
+        "input_conv_kernel_sizes": [7],
+        "stackwise_num_filters": [64, 128, 256, 512],
+        "stackwise_num_blocks": blocks,
+        "stackwise_num_strides": [1, 2, 2, 2],
+        "block_type": block_type,
+    }
+
+
+def _efficientnet(width, depth):
+    return keras_hub.models.EfficientNetBackbone, {
+        "stackwise_width_coefficients": [width] * 7,
+        "stackwise_depth_coefficients": [depth] * 7,
+        "stackwise_kernel_sizes": [3, 3, 5, 3, 5, 5, 3],
+        "stackwise_num_repeats": [1, 2, 2, 3, 3, 4, 1],
+        "stackwise_input_filters": [32, 16, 24, 40, 80, 112, 192],
+        "stackwise_output_filters": [16, 24, 40, 80, 112, 192, 320],
+        "stackwise_expansion_ratios": [1, 6, 6, 6, 6, 6, 6],
+        "stackwise_squeeze_and_excite_ratios": [0.25] * 7,
+        "stackwise_strides": [1, 2, 2, 2, 1, 2, 1],
+        "stackwise_block_types": ["v1"] * 7,
+        "min_depth": None,
+        "use_depth_divisor_as_min_depth": True,
+        "cap_round_filter_decrease": True,
+    }
+
+
+def _mobilenet_v3_small():
+    blocks = [2, 3, 2, 3]
+    return keras_hub.models.MobileNetBackbone, {
+        "stackwise_num_blocks": blocks,
+        "stackwise_expansion": [[72, 88], [96, 240, 240], [120, 144], [288, 576, 576]],
+        "stackwise_num_filters": [[24, 24], [40, 40, 40], [48, 48], [96, 96, 96]],
+        "stackwise_kernel_size": [[3, 3], [5, 5, 5], [5, 5], [5, 5, 5]],
+        "stackwise_num_strides": [[2, 1], [2, 1, 1], [1, 1], [2, 1, 1]],
+        "stackwise_se_ratio": [[None, None], [0.25] * 3, [0.25] * 2, [0.25] * 3],
+        "stackwise_activation": [["relu"] * 2, ["hard_swish"] * 3, ["hard_swish"] * 2, ["hard_swish"] * 3],
+        "stackwise_padding": [[1, 1], [2, 2, 2], [2, 2], [2, 2, 2]],
+        "output_num_filters": 1024,
+        "input_num_filters": 16,
+        "depthwise_filters": 16,
+        "depthwise_stride": 2,
+        "depthwise_residual": False,
+        "squeeze_and_excite": 0.5,
+        "last_layer_filter": 576,
+    }
+
+
+def _densenet(repeats, growth_rate=32):
+    return keras_hub.models.DenseNetBackbone, {"stackwise_num_repeats": repeats, "growth_rate": growth_rate}
+
+
+def _vgg(repeats):
+    return keras_hub.models.VGGBackbone, {
+        "stackwise_num_repeats": repeats,
+        "stackwise_num_filters": [64, 128, 256, 512, 512],
+    }
+
+
+TRUNKS = {
+    "resnet18": _resnet([2, 2, 2, 2], "basic_block"),
+    "resnet34": _resnet([3, 4, 6, 3], "basic_block"),
+    "resnet50": _resnet([3, 4, 6, 3], "bottleneck_block"),
+    "resnet101": _resnet([3, 4, 23, 3], "bottleneck_block"),
+    "resnet152": _resnet([3, 8, 36, 3], "bottleneck_block"),
+    "efficientnet_b0": _efficientnet(1.0, 1.0),
+    "efficientnet_b1": _efficientnet(1.0, 1.1),
+    "efficientnet_b2": _efficientnet(1.1, 1.2),
+    "mobilenet_v3_small": _mobilenet_v3_small(),
+    "densenet121": _densenet([6, 12, 24, 16]),
+    "densenet169": _densenet([6, 12, 32, 32]),
+    "densenet201": _densenet([6, 12, 48, 32]),
+    "vgg16": _vgg([2, 2, 3, 3, 3]),
+    "vgg19": _vgg([2, 2, 4, 4, 4]),
+}
+
+
+def build(name, **overrides):
+    """Builds the trunk `name` with fresh weights, for images of any size.
+
+    The convolutions of ResNets start as the paper's do: normal with variance 2 / fan-out (He et al. 2015), which
+    Keras's default (Glorot) is not. Seed with `keras.utils.set_random_seed`.
+
+    Args:
+        name: str, a key of `TRUNKS`.
+        **overrides: arguments of the keras-hub backbone to change, such as `stackwise_num_blocks=[1, 1, 1, 1]`.
+
+    Returns:
+        A keras-hub backbone: normalised images [B, H, W, 3] -> feature map [B, h, w, C].
+
+    Raises:
+        UserError: the name is unknown.
+    """
+    if name not in TRUNKS:
+        raise UserError(f"unknown trunk {name!r}; known: {', '.join(sorted(TRUNKS))}")
+    backbone, arguments = TRUNKS[name]
+    # the trunk keeps a spatial output of any size, whatever the class's default (VGG and MobileNet differ here)
+    shape_argument = "input_shape" if backbone is keras_hub.models.EfficientNetBackbone else "image_shape"
+    trunk = backbone(**{shape_argument: (None, None, 3), **arguments, **overrides})
+    if backbone is keras_hub.models.ResNetBackbone:
+        initializer = keras.initializers.VarianceScaling(2.0, mode="fan_out", distribution="untruncated_normal")
+        for layer in trunk.layers:
+            if isinstance(layer, keras.layers.Conv2D):
+                layer.kernel.assign(initializer(layer.kernel.shape))
+    return trunk

@@ -1,0 +1,65 @@
+"""Progress of long work: rate and estimate, on one line of a terminal or as lines of a log."""
+
+import sys
+import time
+
+
+class Progress:
+    """Shows how far work has come, how fast it goes and when it will be done.
+
+    On a terminal one line is rewritten a few times a second; elsewhere (a log file) a line is written about every
+    `log_seconds`. Use as a context manager.
+
+    Args:
+        label: what is being done.
+        total: int, units in all.
+        unit: str, what a unit is (`"photos"`).
+        start: int, units already done before (not counted in the rate).
+        log_seconds: seconds between the lines of a log.
+    """
+
+    def __init__(self, label, total, unit, start=0, log_seconds=15.0):
+        self.label, self.total, self.unit = label, total, unit
+        self.start = self.done = start
+        self.began = self.last = time.monotonic()
+        self.shown = 0
+        self.terminal = sys.stderr.isatty()
+        self.interval = 0.25 if self.terminal else log_seconds
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        if self.done > self.start:
+            self._show("" if error[0] is None else "stopped", final=True)
+
+    @property
+    def rate(self):
+        """Units a second since this work began."""
+        return (self.done - self.start) / max(time.monotonic() - self.began, 1e-9)
+
+    def advance(self, units=1, note=None):
+        """Counts `units` more; `note()` gives text to show, and is called only when a line is due."""
+        self.done += units
+        if time.monotonic() - self.last >= self.interval:
+            self._show(note() if note else "")
+
+    def _show(self, note, final=False):
+        self.last = time.monotonic()
+        left = (self.total - self.done) / max(self.rate, 1e-9)
+        timing = f"took {_clock(self.last - self.began)}" if final else f"{_clock(left)} left"
+        line = f"{self.label}  {self.done:,}/{self.total:,} {self.unit}  {self.rate:,.1f}/s  {timing}"
+        line = f"{line}  {note}".rstrip()
+        if self.terminal:
+            padding = " " * max(self.shown - len(line), 0)
+            sys.stderr.write(f"\r{line}{padding}" + ("\n" if final else ""))
+            self.shown = len(line)
+        else:
+            sys.stderr.write(line + "\n")
+        sys.stderr.flush()
+
+
+def _clock(seconds):
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

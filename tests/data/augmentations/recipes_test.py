@@ -1,0 +1,107 @@
+"""What every recipe promises, whatever it does to the picture."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+
+from mg_keras.data import augmentations, resolutions
+from mg_keras.errors import UserError
+from tests.shared import shared_path
+
+SIZE = 32
+RANDOM = [name for name in augmentations.NAMES if name != "none"]
+
+
+def photo(height, width, seed=0):
+    """Upscaled noise: every part of it is different, and resizing does not flatten it."""
+    coarse = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), np.uint8)
+    return np.asarray(Image.fromarray(coarse).resize((width, height), Image.BICUBIC))
+
+
+def versions(name, image, count):
+    """`count` versions of one picture, seeds (0, 0) ... (0, count - 1)."""
+    seeds = tf.stack([tf.zeros(count, tf.int64), tf.range(count, dtype=tf.int64)], axis=1)
+    recipe = augmentations.get(name)
+    dataset = tf.data.Dataset.from_tensor_slices(seeds).map(lambda seed: recipe(image, SIZE, seed))
+    return np.stack(list(dataset.as_numpy_iterator()))
+
+
+def test_names():
+    assert set(augmentations.NAMES) == {"full", "standard", "autoaugment", "none"}
+
+
+def test_an_unknown_name_lists_the_known_ones():
+    with pytest.raises(UserError, match=r"'fulll'.*full, standard, autoaugment, none"):
+        augmentations.get("fulll")
+
+
+@pytest.mark.parametrize("name", augmentations.NAMES)
+@pytest.mark.parametrize("shape", [(90, 120), (1, 1), (200, 3), (2, 500)])
+def test_shape_type_and_range_for_photos_of_any_size(name, shape):
+    result = versions(name, photo(*shape), 12)
+    assert result.shape == (12, SIZE, SIZE, 3)
+    assert result.dtype == np.float32
+    assert result.min() >= 0
+    assert result.max() <= 255.001  # float32 sums of filter weights
+
+
+@pytest.mark.parametrize("name", augmentations.NAMES)
+def test_the_static_shape_is_known_in_a_graph(name):
+    recipe = augmentations.get(name)
+    graph = tf.function(lambda image, seed: recipe(image, SIZE, seed)).get_concrete_function(
+        tf.TensorSpec([None, None, 3], tf.uint8), tf.TensorSpec([2], tf.int32)
+    )
+    assert graph.structured_outputs.shape == (SIZE, SIZE, 3)
+
+
+@pytest.mark.parametrize("name", RANDOM)
+def test_the_same_seed_gives_the_same_picture_in_any_order_and_on_any_thread(name):
+    recipe, image = augmentations.get(name), photo(60, 80)
+    seeds = np.stack([np.full(24, 7), np.arange(24)], axis=1)
+
+    def pictures(order):
+        dataset = tf.data.Dataset.from_tensor_slices(seeds[order])
+        dataset = dataset.map(lambda seed: recipe(image, SIZE, seed), num_parallel_calls=4)
+        return np.stack(list(dataset.as_numpy_iterator()))
+
+    order = np.random.default_rng(0).permutation(24)
+    first = pictures(np.arange(24))
+    np.testing.assert_array_equal(pictures(order), first[order])
+    distinct = {picture.tobytes() for picture in first}
+    assert len(distinct) == 24, "different seeds must give different pictures"
+
+
+@pytest.mark.parametrize("name", RANDOM)
+def test_both_numbers_of_the_seed_count(name):
+    recipe, image = augmentations.get(name), photo(60, 80)
+    pictures = {recipe(image, SIZE, seed).numpy().tobytes() for seed in ([1, 2], [2, 1], [1, 3], [0, 2])}
+    assert len(pictures) == 4
+
+
+def test_none_is_the_centre_crop_whatever_the_seed():
+    image = photo(90, 120)
+    result = versions("none", image, 3)
+    for picture in result:
+        np.testing.assert_array_equal(picture, resolutions.square(image, SIZE))
+
+
+@pytest.mark.parametrize("name", RANDOM)
+def test_a_float_picture_is_refused(name):
+    with pytest.raises(ValueError, match="Received: dtype float32"):
+        augmentations.get(name)(np.zeros((8, 8, 3), np.float32), SIZE, [0, 0])
+
+
+@pytest.mark.parametrize("name", augmentations.NAMES)
+def test_a_bad_size_is_named(name):
+    with pytest.raises(ValueError, match="Received: 0"):
+        augmentations.get(name)(photo(8, 8), 0, [0, 0])
+
+
+@pytest.mark.parametrize("name", RANDOM)
+def test_versions_of_a_real_photo_stay_close_to_it_in_colour(name):
+    """Grey, black or negative versions may occur, but most must look like the photo they come from."""
+    path = sorted(shared_path("data", "caltech101").glob("**/*.jpg"))[0]
+    image = np.asarray(Image.open(path).convert("RGB"))
+    difference = np.abs(versions(name, image, 40).mean((1, 2)) - image.mean((0, 1))).mean(-1)
+    assert np.median(difference) < 40

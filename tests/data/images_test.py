@@ -1,0 +1,127 @@
+import io
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image, ImageOps
+
+from mg_keras.data import images
+from mg_keras.errors import UserError
+
+
+def picture(height=40, width=60, seed=0):
+    """A smooth picture, so that lossy formats stay close to it."""
+    grid = np.random.default_rng(seed).uniform(0, 255, (4, 5, 3)).astype("uint8")
+    return np.asarray(Image.fromarray(grid).resize((width, height), Image.BICUBIC))
+
+
+def encoded(array, kind, **options):
+    buffer = io.BytesIO()
+    image = array if isinstance(array, Image.Image) else Image.fromarray(array)
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("contents", "tolerance"),
+    [
+        (encoded(picture(), "PNG"), 0),
+        (encoded(picture(), "BMP"), 0),
+        (encoded(picture(), "WEBP", lossless=True), 0),
+        (encoded(picture(), "JPEG", quality=95), 6),
+        (encoded(picture(), "JPEG", quality=95, progressive=True), 6),
+        (encoded(Image.fromarray(picture()).convert("CMYK"), "JPEG", quality=95), 12),
+        (encoded(Image.fromarray(picture()).convert("RGBA"), "PNG"), 0),
+    ],
+    ids=["png", "bmp", "webp", "jpeg", "progressive", "cmyk", "alpha"],
+)
+def test_formats(contents, tolerance):
+    image = images.decode(tf.constant(contents)).numpy()
+    assert image.dtype == np.uint8
+    assert np.abs(image.astype(int) - picture()).mean() <= tolerance
+
+
+def test_greyscale_and_sixteen_bits():
+    grey = picture()[..., 0]
+    for contents in (encoded(grey, "PNG"), encoded(Image.fromarray(grey.astype("uint16") * 257), "PNG")):
+        image = images.decode(tf.constant(contents)).numpy()
+        np.testing.assert_array_equal(image, np.repeat(grey[..., None], 3, -1))
+
+
+def test_first_frame_of_a_gif():
+    frames = [Image.new("RGB", (20, 16), colour) for colour in ("red", "blue")]
+    buffer = io.BytesIO()
+    frames[0].save(buffer, "GIF", save_all=True, append_images=frames[1:])
+    image = images.decode(tf.constant(buffer.getvalue())).numpy()
+    np.testing.assert_array_equal(image[8, 8], [255, 0, 0])
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("endian", ["<", ">"])
+def test_exif_orientation(orientation, endian):
+    image = Image.fromarray(picture())
+    exif = Image.Exif()
+    exif.endian = endian
+    exif[0x010F] = "a maker"
+    exif[0x0112] = orientation
+    contents = encoded(image, "JPEG", quality=95, exif=exif.tobytes())
+    expected = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(contents))))
+    found = images.decode(tf.constant(contents)).numpy()
+    assert found.shape == expected.shape
+    assert np.abs(found.astype(int) - expected).mean() < 2
+
+
+def test_nonsense_exif_is_ignored():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    contents = encoded(picture(), "JPEG", exif=exif.tobytes())
+    at = contents.index(b"Exif\0\0") + 6
+    for junk in (b"\xff" * 20, b"II*\0\xff\xff\xff\x7f", b"MM\0*\x80\0\0\0"):
+        broken = contents[:at] + junk + contents[at + len(junk) :]
+        assert images.decode(tf.constant(broken)).shape[-1] == 3
+
+
+def png_that_declares(width, height):
+    contents = bytearray(encoded(picture(), "PNG"))
+    contents[16:24] = width.to_bytes(4, "big") + height.to_bytes(4, "big")
+    return bytes(contents)
+
+
+BROKEN = {
+    "zero bytes": (b"", "empty"),
+    "text": (b"this is no photo at all, only words", "not a JPEG"),
+    "cut jpeg": (encoded(picture(400, 600), "JPEG", quality=95)[:4000], ""),
+    "cut png": (encoded(picture(), "PNG")[:300], ""),
+    "one pixel": (encoded(picture()[:1, :1], "PNG"), "smaller than"),
+    "huge png": (png_that_declares(30_000, 30_000), "larger than"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_broken_photos_are_refused_and_do_not_stop_a_pipeline(name, tmp_path):
+    contents, reason = BROKEN[name]
+    with pytest.raises(tf.errors.InvalidArgumentError):
+        images.decode(tf.constant(contents))
+    good = encoded(picture(), "PNG")
+    dataset = tf.data.Dataset.from_tensor_slices([good, contents, good]).map(lambda value: images.try_decode(tf.identity, value))
+    assert [bool(ok) for ok, _ in dataset] == [True, False, True]
+    (tmp_path / "photo").write_bytes(contents)
+    with pytest.raises(UserError, match=f"photo: .*{reason}"):
+        images.load(tmp_path / "photo")
+
+
+def test_wide_panorama_is_usable():
+    contents = encoded(np.zeros((10, 30_000, 3), "uint8"), "PNG")
+    assert images.decode(tf.constant(contents)).shape == (10, 30_000, 3)
+
+
+def test_bad_images_are_listed_once_and_can_fail(tmp_path):
+    path = tmp_path / "bad_images.txt"
+    bad = images.BadImages(path)
+    for _ in range(3):
+        bad.record("a.jpg", lambda: tf.constant(b""))
+    bad.check()
+    assert path.read_text().count("a.jpg") == 1
+    assert images.BadImages(path).reasons == bad.reasons
+    with pytest.raises(UserError, match=r"a\.jpg"):
+        images.BadImages(path, "fail").check()

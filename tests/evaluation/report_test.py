@@ -1,0 +1,181 @@
+import numpy as np
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from mg_keras.errors import UserError
+from mg_keras.evaluation import report
+from mg_keras.evaluation.report import Photo
+
+BLUE, GREEN, RED = (0, 0x72, 0xB2), (0, 0x9E, 0x73), (0xD5, 0x5E, 0)
+
+SCORES = {
+    "resolutions": {
+        "96": {"p_star": 4.5, "top1": 0.632, "top5": 0.951, "instance": 4.6, "copies": None},
+        "64": {"p_star": 3.0, "top1": 0.61, "top5": 0.93, "instance": 4.414, "copies": 0.711},
+    },
+    "chance": {"top1": 0.0625, "top5": 0.3125, "instance": 1.02, "copies": 0.005},
+}
+
+
+@pytest.fixture
+def figures(monkeypatch):
+    """The figures as drawn, so that what they show can be asked."""
+    drawn, save = [], report._save
+    monkeypatch.setattr(report, "_save", lambda figure, path: (drawn.append(figure), save(figure, path)))
+    return drawn
+
+
+def grey_photo(width=40, height=30):
+    return np.full((height, width, 3), 128, np.uint8)
+
+
+def count_colour(path, colour):
+    with Image.open(path) as picture:
+        return np.sum(np.all(np.asarray(picture.convert("RGB")) == colour, axis=-1))
+
+
+def frame_pixels(tmp_path, neighbour):
+    """How many pixels a neighbour's frame adds of each colour, the legend's own taken off."""
+    query = Photo(grey_photo(), "cup", "cup-1")
+    report.retrieval_picture(tmp_path / "a.png", [query], [[(neighbour, 0.5)]])
+    report.retrieval_picture(tmp_path / "b.png", [query], [[]])
+    return [count_colour(tmp_path / "a.png", c) - count_colour(tmp_path / "b.png", c) for c in (BLUE, GREEN, RED)]
+
+
+@pytest.mark.parametrize(
+    ("neighbour", "expected"),
+    [
+        (Photo(grey_photo(), "cup", "cup-1"), 0),
+        (Photo(grey_photo(), "cup", "cup-2"), 1),
+        (Photo(grey_photo(), "cup"), 1),
+        (Photo(grey_photo(), "key", "key-1"), 2),
+    ],
+)
+def test_frames_tell_instance_class_and_the_rest(tmp_path, neighbour, expected):
+    added = frame_pixels(tmp_path, neighbour)
+    assert added[expected] > 500
+    assert all(abs(count) < 100 for colour, count in enumerate(added) if colour != expected)
+
+
+def test_unknown_instances_are_not_the_same():
+    assert Photo(grey_photo(), "cup").kinship(Photo(grey_photo(), "cup")) == "same class"
+
+
+def test_captions_give_class_and_similarity_as_they_are(tmp_path, figures):
+    Image.fromarray(grey_photo(700, 300)).save(tmp_path / "photo.jpg")
+    query = Photo(tmp_path / "photo.jpg", "price $x$")
+    report.retrieval_picture(tmp_path / "a.png", [query], [[(Photo(grey_photo(9, 50), "x" * 30), 0.876)]])
+    captions = [axes.get_xlabel() for axes in figures[0].axes]
+    assert captions == ["price $x$\nquery", "x" * 17 + "…\n0.88"]
+
+
+def test_rows_may_be_of_different_length_and_photos_are_shrunk(tmp_path, figures):
+    big = Photo(grey_photo(2000, 1000), "cup")
+    report.retrieval_picture(tmp_path / "a.png", [big, big], [[(big, 1.0)] * 3, [(big, 1.0)]])
+    assert len(figures[0].axes) == 6
+    assert figures[0].axes[0].images[0].get_array().shape == (120, 240, 3)
+
+
+def test_turned_photos_are_shown_upright(tmp_path, figures):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(grey_photo(40, 20)).save(tmp_path / "turned.jpg", exif=exif)
+    report.retrieval_picture(tmp_path / "a.png", [Photo(tmp_path / "turned.jpg", "cup")], [[]])
+    assert figures[0].axes[0].images[0].get_array().shape[:2] == (40, 20)
+
+
+@pytest.mark.parametrize(("queries", "neighbours"), [([], []), ([Photo(grey_photo(), "cup")], [[], []])])
+def test_retrieval_picture_names_bad_arguments(tmp_path, queries, neighbours):
+    with pytest.raises(ValueError, match="one list a query"):
+        report.retrieval_picture(tmp_path / "a.png", queries, neighbours)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_scores_picture_draws_each_score_by_resolution(tmp_path, figures):
+    report.scores_picture(tmp_path / "a.png", SCORES)
+    heights = [[bar.get_height() for bar in axes.patches] for axes in figures[0].axes]
+    np.testing.assert_allclose(heights, [[61, 63.2], [4.414, 4.6], [71.1, 0]])
+    chance = [axes.lines[0].get_ydata()[0] for axes in figures[0].axes]
+    np.testing.assert_allclose(chance, [6.25, 1.02, 0.5])
+    texts = [[text.get_text() for text in axes.texts] for axes in figures[0].axes]
+    assert texts == [["61.0", "63.2"], ["4.41", "4.60"], ["71.1", "not\nmeasured"]]
+    assert [tick.get_text() for tick in figures[0].axes[0].get_xticklabels()] == ["64 px\np* = 3", "96 px\np* = 4.5"]
+
+
+def test_scores_table_says_the_same(capsys):
+    Console(width=100).print(report.scores_table(SCORES))
+    lines = [line.replace("│", " ").split() for line in capsys.readouterr().out.splitlines()]
+    assert ["64", "px", "3", "61.0", "93.0", "4.41", "71.1"] in lines
+    assert ["96", "px", "4.5", "63.2", "95.1", "4.60", "–"] in lines
+    assert ["chance", "6.2", "31.2", "1.02", "0.5"] in lines
+
+
+@pytest.mark.parametrize("show", [report.scores_table, lambda scores: report.scores_picture("unused.png", scores)])
+def test_scores_without_a_resolution_are_refused(show):
+    with pytest.raises(ValueError, match="got the keys \\['top1'\\]"):
+        show({"top1": 0.5})
+
+
+def test_exponent_picture_draws_a_line_a_resolution_and_marks_the_choice(tmp_path, figures):
+    table = {96: {1: 3.0, 4: 4.5, 2.5: 4.0}, 64: {1: 3.5, 2.5: 4.2, 4: 4.1}}
+    report.exponent_picture(tmp_path / "a.png", table, {64: 2.5, 96: 4})
+    (axes,) = figures[0].axes
+    drawn = [(list(line.get_xdata()), list(line.get_ydata())) for line in axes.lines]
+    assert drawn == [
+        ([1, 2.5, 4], [3.5, 4.2, 4.1]),
+        ([2.5], [4.2]),
+        ([1, 2.5, 4], [3.0, 4.0, 4.5]),
+        ([4], [4.5]),
+    ]
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["64 px, p* = 2.5", "96 px, p* = 4"]
+
+
+@pytest.mark.parametrize(
+    ("table", "p_star", "message"),
+    [
+        ({}, {}, "at least one exponent"),
+        ({64: {}}, {64: 3}, "at least one exponent"),
+        ({64: {1: 2.0}}, {64: 3}, r"\[1\] for 64 px, got 3"),
+        ({64: {1: 2.0}}, {}, "got None"),
+    ],
+)
+def test_exponent_picture_names_bad_arguments(tmp_path, table, p_star, message):
+    with pytest.raises(ValueError, match=message):
+        report.exponent_picture(tmp_path / "a.png", table, p_star)
+
+
+def test_training_curves_draw_what_was_measured(tmp_path, figures):
+    (tmp_path / "metrics.csv").write_text(
+        "epoch,step,loss,top1,val_top1,beta,note\n1,10,2.5,0.1,,1.2,\n2,20,nan,0.3,0.25,1.1,\n3,30,1.5,0.4\n"
+    )
+    report.training_curves(tmp_path / "metrics.csv", tmp_path / "curves.png")
+    lines = {line.get_label(): line for axes in figures[0].axes for line in axes.lines}
+    assert set(lines) == {"joint", "top-1, training", "top-1, test", "beta"}
+    assert list(lines["joint"].get_xdata()) == [10, 30]
+    assert list(lines["joint"].get_ydata()) == [2.5, 1.5]
+    assert list(lines["top-1, test"].get_xdata()) == [20]
+    np.testing.assert_allclose(lines["top-1, training"].get_ydata(), [10, 30, 40])
+    with Image.open(tmp_path / "curves.png") as picture:
+        assert min(picture.size) > 500
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "cannot be read"),
+        (b"", r"columns found: \[\]"),
+        (b"epoch,loss\n1,2\n", "must hold a column 'step'"),
+        (b"step,loss\n", "at least one row"),
+        (b"step,loss\n1,much\n", "numbers only"),
+        (b"step,loss\n1,\xff\xfe\n", "cannot be read"),
+    ],
+)
+def test_metrics_that_cannot_be_drawn_are_the_users_to_mend(tmp_path, content, message):
+    path = tmp_path / "metrics.csv"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UserError, match=message) as error:
+        report.training_curves(path, tmp_path / "curves.png")
+    assert str(path) in str(error.value)
+    assert not (tmp_path / "curves.png").exists()

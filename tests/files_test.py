@@ -1,0 +1,103 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mg_keras.files import atomic_path, atomic_write_json, atomic_write_text
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_file_appears_when_the_block_ends_and_nothing_else_stays(tmp_path):
+    target = tmp_path / "deep" / "curves.png"
+    with atomic_path(target) as partial:
+        assert partial.parent == target.parent
+        assert partial.suffix == ".png"
+        partial.write_bytes(b"new")
+        assert not target.exists()
+    assert target.read_bytes() == b"new"
+    assert names(target.parent) == ["curves.png"]
+
+
+def test_a_failure_leaves_the_old_file_as_it_was(tmp_path):
+    target = tmp_path / "a.txt"
+    target.write_text("old")
+
+    def fail_while_writing():
+        with atomic_path(target) as partial:
+            partial.write_text("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fail_while_writing()
+    assert target.read_text() == "old"
+    assert names(tmp_path) == ["a.txt"]
+
+
+def test_a_folder_is_written_aside_too(tmp_path):
+    with atomic_path(tmp_path / "model") as partial:
+        (partial / "assets").mkdir(parents=True)
+        (partial / "assets" / "x.json").write_text("{}")
+        assert names(tmp_path) == [partial.name]
+    assert (tmp_path / "model" / "assets" / "x.json").read_text() == "{}"
+    assert names(tmp_path) == ["model"]
+
+
+def test_a_folder_with_something_in_it_is_never_replaced(tmp_path):
+    target = tmp_path / "model"
+    target.mkdir()
+    (target / "keep.txt").write_text("mine")
+
+    def replace():
+        with atomic_path(target) as partial:
+            partial.mkdir()
+            (partial / "other.txt").write_text("theirs")
+
+    with pytest.raises(OSError, match="not empty"):
+        replace()
+    assert names(tmp_path) == ["model"]
+    assert names(target) == ["keep.txt"]
+
+
+def test_a_block_that_writes_nothing_is_an_error(tmp_path):
+    def write_nothing():
+        with atomic_path(tmp_path / "a.txt"):
+            pass
+
+    with pytest.raises(FileNotFoundError):
+        write_nothing()
+
+
+def test_two_writers_of_one_file_do_not_share_their_partial(tmp_path):
+    target = tmp_path / "a.txt"
+    with atomic_path(target) as first, atomic_path(target) as second:
+        first.write_text("first")
+        second.write_text("second")
+    assert target.read_text() == "first"
+    assert names(tmp_path) == ["a.txt"]
+
+
+def test_text_is_utf8_whatever_the_locale(tmp_path):
+    atomic_write_text(tmp_path / "a.txt", "p* ≥ 3\n")
+    assert (tmp_path / "a.txt").read_bytes() == "p* ≥ 3\n".encode()
+
+
+def test_json_takes_numpy_and_paths(tmp_path):
+    value = {"top1": np.float32(0.5), "table": np.arange(3), "photo": Path("a/b.jpg"), "count": np.int64(7)}
+    atomic_write_json(tmp_path / "a.json", value)
+    assert json.loads((tmp_path / "a.json").read_text()) == {
+        "top1": 0.5,
+        "table": [0, 1, 2],
+        "photo": "a/b.jpg",
+        "count": 7,
+    }
+
+
+@pytest.mark.parametrize(("value", "error"), [({"loss": float("nan")}, ValueError), ({"x": object()}, TypeError)])
+def test_json_refuses_what_other_readers_cannot_read(tmp_path, value, error):
+    with pytest.raises(error):
+        atomic_write_json(tmp_path / "a.json", value)
+    assert names(tmp_path) == []
