@@ -1,0 +1,1 @@
+"""Photos: sources, decoding, augmentation, repeated-augmentation batches, test resolutions."""

@@ -72,7 +72,7 @@ def repeated_batches(
     def photo_number(position, attempt):
         """The photo at a position of the stream; attempts after the first are for unusable photos."""
         step, rest = position // photos_a_step, position % photos_a_step
-        key = tf.stack([tf.constant(seed, tf.int64), step // steps_a_pass, attempt])
+        key = tf.stack([tf.constant(seed, tf.int64), step // steps_a_pass * _ATTEMPTS + attempt])
         return tf.random.experimental.index_shuffle(
             (step % steps_a_pass) * photos_a_step + rest, tf.cast(key % (1 << 31), tf.int32), len(split) - 1
         )

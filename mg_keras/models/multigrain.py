@@ -58,7 +58,8 @@ class MultiGrain(keras.Model):
         seed=None,
         **kwargs,
     ):
-        super().__init__(**kwargs)
+        # under a mixed policy Keras would round pixels and p* to half precision on their way in
+        super().__init__(autocast=False, **kwargs)
         if num_classes < 1:
             raise ValueError(f"num_classes must be at least 1, received {num_classes}")
         if versions < 1:
@@ -149,11 +150,17 @@ class MultiGrain(keras.Model):
         return self.trunk.trainable_variables + self.pool.trainable_variables + self.classifier.trainable_variables
 
     @property
+    def state_variables(self):
+        """All that decides the model's answers and its next step: weights, moving statistics, beta, random states."""
+        parts = (self.trunk, self.pool, self.classifier, self.margin_loss, self.sampling)
+        return [variable for part in parts for variable in part.variables]
+
+    @property
     def metrics(self):
         """The running means of the epoch: losses, beta, share of active triplets, top-1 and top-5."""
         return list(getattr(self, "_trackers", {}).values())
 
-    def _losses(self, images, labels, instance_ids):
+    def _joint_loss(self, images, labels, instance_ids, seed):
         """The joint loss (equation 5) of one part of a replica's batch, and what is worth plotting."""
         outputs = self(images, training=True)
         cross_entropy = keras.losses.sparse_categorical_crossentropy(labels, outputs["logits"], from_logits=True)
@@ -161,7 +168,7 @@ class MultiGrain(keras.Model):
         retrieval_loss = active_share = tf.zeros(())
         if self.classification_weight < 1.0:
             unit = tf.math.l2_normalize(outputs["embedding"], axis=-1, epsilon=1e-12)
-            triplets = self.sampling(unit, instance_ids)
+            triplets = self.sampling(unit, instance_ids, seed=seed)
             retrieval_loss, active_share = self.margin_loss.from_rows(unit, triplets)
         weight = self.classification_weight
         loss = weight * classification_loss + (1.0 - weight) * retrieval_loss
@@ -180,9 +187,9 @@ class MultiGrain(keras.Model):
             for k in (1, 5)
         }
 
-    def _part_gradients(self, images, labels, instance_ids):
+    def _part_gradients(self, images, labels, instance_ids, seed):
         with tf.GradientTape() as tape:
-            loss, values = self._losses(images, labels, instance_ids)
+            loss, values = self._joint_loss(images, labels, instance_ids, seed)
         variables = [*self.network_variables, self.margin_loss.beta]
         return tape.gradient(loss, [variable.value for variable in variables]), values
 
@@ -206,16 +213,23 @@ class MultiGrain(keras.Model):
         values["beta"] = tf.convert_to_tensor(self.margin_loss.beta)
         return self._track(values)
 
+    def _sampling_seed(self, part):
+        """What a part's draws depend on: step, replica and part alone, so that a resumed run repeats them."""
+        replica = tf.distribute.get_replica_context().replica_id_in_sync_group
+        step = tf.cast(tf.convert_to_tensor(self.optimizer.iterations), tf.int32)
+        return tf.stack([step + 1_000_003 * (self.seed or 0) % (1 << 30), replica * self.accumulation_steps + part])
+
     def _accumulate(self, data):
+        """Mean gradients and values over the parts of a replica's batch."""
         if self.accumulation_steps == 1:
-            return self._gradients(*data)
-        parts = zip(*(tf.split(value, self.accumulation_steps) for value in data), strict=True)
+            return self._gradients(*data, self._sampling_seed(0))
         totals, sums = None, None
-        for part in parts:
+        for number, part in enumerate(zip(*(tf.split(value, self.accumulation_steps) for value in data), strict=True)):
             # one part after the other: run together they would need the memory that accumulation is there to save
-            waits = [] if totals is None else [total for total in totals if total is not None]
+            waits = [total for total in totals or [] if total is not None]
             with tf.control_dependencies(waits):
-                gradients, values = self._gradients(*(tf.identity(value) for value in part))
+                part = [tf.identity(value) for value in part]  # noqa: PLW2901
+                gradients, values = self._gradients(*part, self._sampling_seed(number))
             if totals is None:
                 totals, sums = gradients, values
             else:
@@ -245,7 +259,7 @@ class MultiGrain(keras.Model):
             **super().get_config(),
             "trunk": keras.saving.serialize_keras_object(self.trunk),
             "num_classes": self.num_classes,
-            "pooling_exponent": self.pool.get_config()["pooling_exponent"],
+            "pooling_exponent": self.pool.initial_pooling_exponent,
             "margin": self.margin_loss.margin,
             "initial_beta": self.margin_loss.initial_beta,
             "margin_normalization": self.margin_loss.normalization,

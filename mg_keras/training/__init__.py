@@ -1,0 +1,1 @@
+"""Training: configuration, loop, checkpoints, and what is done with a trained run."""

@@ -53,6 +53,7 @@ class TrainConfig:
         evaluation_resolutions: pixels at which to choose p* and measure; null: the training size, 1.5 and 2 times it.
         in_aug_per_class: training images a class for IN-aug.
         max_whitening_photos: photos to fit the whitening on at most.
+        whitening_shrinkage: s in 0-1 of `Whitening.fit`, for fewer photos than dimensions; null: none.
     """
 
     data: str = "demo"
@@ -93,6 +94,7 @@ class TrainConfig:
     evaluation_resolutions: list[int] | None = None
     in_aug_per_class: int = 2
     max_whitening_photos: int = 20_000
+    whitening_shrinkage: float | None = None
 
     def __post_init__(self):
         for name in ("resolution", "versions", "batch_size", "accumulation_steps", "epochs", "iterations", "val_every"):

@@ -1,0 +1,359 @@
+"""The training loop: steps on a distribution strategy, checkpoints, what a run writes while it learns."""
+
+import contextlib
+import csv
+import dataclasses
+import io
+import math
+import os
+import signal
+import time
+
+import keras
+import tensorflow as tf
+
+from mg_keras.data import augmentations
+from mg_keras.data.images import BadImages
+from mg_keras.data.repeated import repeated_batches
+from mg_keras.embedding import embed
+from mg_keras.errors import UserError
+from mg_keras.evaluation import report
+from mg_keras.evaluation.metrics import top_k_accuracy
+from mg_keras.files import atomic_write_text
+from mg_keras.models import MultiGrain
+from mg_keras.progress import Progress
+from mg_keras.training.checkpoints import assign, snapshot
+
+STRATEGIES = ("mirrored", "multiworker", "single")
+MEANS = ("loss", "classification_loss", "retrieval_loss", "beta", "top1", "top5", "active_share")
+COLUMNS = ("epoch", "step", "seconds", "learning_rate", *MEANS, "images_per_second", "val_top1", "val_top5")
+
+# how many steps may pass before a loss that is no number is noticed
+_CHECK_EVERY = 20
+
+
+class Stopped(Exception):
+    """A signal asked the run to stop; it has been saved and goes on with the same command."""
+
+    def __init__(self, number):
+        super().__init__(f"stopped by signal {number}")
+        self.number = number
+
+
+def make_strategy(name):
+    """The `tf.distribute` strategy of a name: all GPUs of this machine, the workers of TF_CONFIG, or one device.
+
+    Raises:
+        UserError: the name is unknown, or `multiworker` without the workers' addresses.
+    """
+    if name == "mirrored":
+        # without a GPU the logical CPU devices stand in: one, unless a test makes more
+        devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
+        return tf.distribute.MirroredStrategy([device.name for device in devices])
+    if name == "multiworker":
+        if "TF_CONFIG" not in os.environ:
+            raise UserError("strategy multiworker needs TF_CONFIG in the environment, with the workers' addresses")
+        return tf.distribute.MultiWorkerMirroredStrategy()
+    if name == "single":
+        return tf.distribute.get_strategy()
+    raise UserError(f"strategy must be one of {', '.join(STRATEGIES)}, received {name!r}")
+
+
+def build_model(config, num_classes):
+    """The untrained model of a configuration, the same for the same seed."""
+    keras.utils.set_random_seed(config.seed)
+    keras.mixed_precision.set_dtype_policy(config.dtype)
+    try:
+        return MultiGrain(
+            config.trunk,
+            num_classes,
+            pooling_exponent=config.pooling_exponent,
+            margin=config.margin,
+            initial_beta=config.initial_beta,
+            margin_normalization=config.margin_normalization,
+            versions=config.versions,
+            seed=config.seed,
+        )
+    finally:
+        keras.mixed_precision.set_dtype_policy("float32")
+
+
+def rate_schedule(config, initial):
+    """The learning rate by step: `initial` under the configuration's schedule."""
+    if config.schedule == "step":
+        boundaries = [epoch * config.iterations - 1 for epoch in config.milestones if epoch < config.epochs]
+        values = [initial * config.decay**i for i in range(len(boundaries) + 1)]
+        return keras.optimizers.schedules.PiecewiseConstantDecay(boundaries, values) if boundaries else initial
+    warmup = round(config.warmup_epochs * config.iterations)
+    steps = max(config.epochs * config.iterations - warmup, 1)
+    if not warmup:
+        return keras.optimizers.schedules.CosineDecay(initial, steps)
+    return keras.optimizers.schedules.CosineDecay(0.0, steps, warmup_target=initial, warmup_steps=warmup)
+
+
+@dataclasses.dataclass
+class State:
+    """Where a run stands, beside its variables."""
+
+    step: int = 0
+    seconds: float = 0.0
+    history: list = dataclasses.field(default_factory=list)
+    best: dict | None = None
+
+
+class Trainer:
+    """Trains the model of a run from where its last checkpoint left it.
+
+    Args:
+        run: `mg_keras.training.runs.Run`, the folder and its configuration.
+        source: `mg_keras.data.sources.Source`.
+        strategy: of `make_strategy`.
+    """
+
+    def __init__(self, run, source, strategy):
+        self.run, self.source, self.strategy = run, source, strategy
+        self.config = config = run.settings
+        self.replicas = strategy.num_replicas_in_sync
+        self.part_size = config.part_size(self.replicas)
+        self.augment = augmentations.get(config.augmentation)
+        self.several_workers = isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
+        worker = strategy.cluster_resolver.task_id if self.several_workers else 0
+        self.is_chief = worker == 0
+        # each worker keeps its own list: two writers must not share a file
+        name = "bad_images.txt" if self.is_chief else f"bad_images.worker{worker}.txt"
+        self.bad_images = BadImages(run.path / name, config.on_bad_image)
+        with strategy.scope():
+            self.model = build_model(config, len(source.class_names))
+            self.model.compile(
+                keras.optimizers.SGD(rate_schedule(config, config.learning_rate), momentum=config.momentum),
+                keras.optimizers.SGD(rate_schedule(config, config.beta_learning_rate), momentum=config.momentum),
+                classification_weight=config.classification_weight,
+                weight_decay=config.weight_decay,
+                accumulation_steps=config.accumulation_steps,
+                jit_compile=config.jit_compile,
+            )
+        # measured on a copy: variables under a strategy are read best outside of it
+        self.copy = build_model(config, len(source.class_names))
+        self.state = State()
+
+    @property
+    def _groups(self):
+        return {
+            "model": self.model.state_variables,
+            "optimizer": self.model.optimizer.variables,
+            "beta_optimizer": self.model.beta_optimizer.variables,
+            "metrics": [variable for metric in self.model.metrics for variable in metric.variables],
+        }
+
+    def restore(self):
+        """Takes up the last checkpoint, if there is one; returns whether there was."""
+        found = self.run.checkpoints.load()
+        if found is None:
+            return False
+        path, arrays, meta = found
+        assign(self._groups, arrays, path)
+        self.state = State(**meta)
+        return True
+
+    def save(self):
+        """Writes a checkpoint of this moment.
+
+        Raises:
+            UserError: the losses are no numbers any more, or the disk does not take it.
+        """
+        arrays = snapshot(self._groups)
+        self._check_finite()
+        if not self.is_chief:
+            return
+        try:
+            self.run.checkpoints.save(self.state.step, arrays, dataclasses.asdict(self.state))
+        except OSError as error:
+            raise UserError(
+                f"checkpoint of step {self.state.step} could not be written to {self.run.checkpoints.folder}: "
+                f"{error.strerror or error}; {self._last_good()}make room, then the same command goes on from there"
+            ) from error
+
+    def train(self):
+        """Runs all epochs that are left.
+
+        Raises:
+            Stopped: a signal (Ctrl-C) came; the run was saved.
+            UserError: the loss is no number, a photo is bad and that was not to be passed over, or the disk is full.
+        """
+        config, total = self.config, self.config.epochs * self.config.iterations
+        with self._watch_signals() as stop, self._summaries() as summaries:
+            data = iter(self._distributed_batches(total - self.state.step))
+            step = self._step_function(data)
+            label = f"training {config.trunk} on {self.source.description}"
+            with Progress(label, total, "steps", self.state.step) as progress:
+                while self.state.step < total:
+                    self._epoch(step, progress, stop, summaries)
+        return self.state
+
+    def _epoch(self, step, progress, stop, summaries):
+        """Steps to the end of the epoch, then validates, logs and saves."""
+        config, state = self.config, self.state
+        epoch = state.step // config.iterations
+        began, first = time.monotonic(), state.step
+
+        def so_far():
+            values = {metric.name: float(metric.result()) for metric in self.model.metrics}
+            rate = (state.step - first) * config.batch_size / max(time.monotonic() - began, 1e-9)
+            return values, rate
+
+        def note():
+            values, rate = so_far()
+            return (
+                f"epoch {epoch + 1}/{config.epochs}  loss {values['loss']:.3f}  beta {values['beta']:.3f}  "
+                f"top-1 {values['top1']:.1%}  {rate:,.0f} images/s"
+            )
+
+        while state.step < (epoch + 1) * config.iterations:
+            try:
+                step()
+            except tf.errors.OpError as error:
+                self.bad_images.check()
+                raise UserError(f"training stopped at step {state.step}: {str(error).splitlines()[0]}") from error
+            state.step += 1
+            progress.advance(1, note)
+            if state.step % _CHECK_EVERY == 0:
+                self.bad_images.check()
+                self._check_finite()
+            if stop:
+                state.seconds += time.monotonic() - began
+                self.save()
+                raise Stopped(stop[0])
+            if state.step % config.checkpoint_every == 0 and state.step % config.iterations:
+                elapsed = time.monotonic() - began
+                state.seconds += elapsed
+                self.save()
+                began, first = time.monotonic(), state.step
+        self._check_finite()
+        values, rate = so_far()
+        row = {
+            "epoch": epoch + 1,
+            "step": state.step,
+            "learning_rate": float(self.model.optimizer.learning_rate),
+            "images_per_second": round(rate, 1),
+            **values,
+        }
+        state.seconds += time.monotonic() - began
+        row["seconds"] = round(state.seconds, 2)
+        if (epoch + 1) % config.val_every == 0 or epoch + 1 == config.epochs:
+            row.update(self._validate())
+            if state.best is None or row["val_top1"] > state.best["val_top1"]:
+                state.best = {"step": state.step, "val_top1": row["val_top1"]}
+        state.history.append(row)
+        for metric in self.model.metrics:
+            metric.reset_state()
+        self.save()
+        if self.is_chief:
+            self._log(row, summaries)
+
+    def _distributed_batches(self, steps):
+        def feed(context):
+            local = self.replicas // context.num_input_pipelines
+            first = context.input_pipeline_id * local
+            return repeated_batches(
+                self.source.train,
+                self.augment,
+                size=self.config.resolution,
+                batch_size=self.part_size,
+                versions=self.config.versions,
+                parts=self.config.accumulation_steps,
+                replicas=self.replicas,
+                local_replicas=range(first, first + local),
+                seed=self.config.seed,
+                start_step=self.state.step,
+                steps=steps,
+                bad_images=self.bad_images,
+            )
+
+        if self.replicas == 1:
+            # one device: nothing to distribute, and no copy on the way
+            return feed(tf.distribute.InputContext())
+        return self.strategy.distribute_datasets_from_function(feed)
+
+    def _step_function(self, data):
+        @tf.function(reduce_retracing=True)
+        def step(batch):
+            self.strategy.run(self.model.train_step, args=(batch,))
+
+        return lambda: step(next(data))
+
+    def _validate(self):
+        """Top-1 and top-5 on the validation photos at the training resolution and exponent."""
+        arrays = snapshot({"model": self.model.state_variables})
+        if not self.is_chief:
+            return {"val_top1": 0.0, "val_top5": 0.0}
+        assign({"model": self.copy.state_variables}, arrays, "the model in training")
+        found = embed(self.copy, self.source.val, self.config.resolution, self.config.resolution)
+        logits = found.logits(self.copy)
+        labels = self.source.val.labels[found.rows]
+        return {f"val_top{k}": top_k_accuracy(logits, labels, k) for k in (1, 5)}
+
+    def _check_finite(self):
+        loss = float(self.model.metrics[0].result())
+        if not math.isfinite(loss):
+            raise UserError(
+                f"the loss is {loss} at step {self.state.step}: {self._last_good()}try a lower learning_rate "
+                f"(it was {self.config.learning_rate}) in a new run"
+            )
+
+    def _last_good(self):
+        paths = self.run.checkpoints.paths()
+        return f"the last good checkpoint is {paths[-1].name}; " if paths else "there is no checkpoint yet; "
+
+    def _log(self, row, summaries):
+        """What a person looks at: the CSV, its curves, TensorBoard."""
+        text = io.StringIO()
+        writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self.state.history)
+        atomic_write_text(self.run.path / "metrics.csv", text.getvalue())
+        report.training_curves(self.run.path / "metrics.csv", self.run.path / "curves.png")
+        with summaries.as_default(step=row["step"]):
+            for name, value in row.items():
+                if name not in ("epoch", "step"):
+                    tf.summary.scalar(name, value)
+        summaries.flush()
+        accuracy = f"  val top-1 {row['val_top1']:.1%}" if "val_top1" in row else ""
+        print(
+            f"epoch {row['epoch']}/{self.config.epochs}  loss {row['loss']:.3f}  beta {row['beta']:.3f}  "
+            f"top-1 {row['top1']:.1%}{accuracy}  {row['images_per_second']:.0f} images/s",
+            flush=True,
+        )
+
+    @contextlib.contextmanager
+    def _summaries(self):
+        writer = tf.summary.create_file_writer(str(self.run.path / "tensorboard")) if self.is_chief else None
+        try:
+            yield writer
+        finally:
+            if writer:
+                writer.close()
+
+    @contextlib.contextmanager
+    def _watch_signals(self):
+        """A list that gets the number of a signal that asks to stop; a second one stops at once."""
+        received = []
+
+        def handle(number, frame):
+            del frame
+            if received:
+                raise KeyboardInterrupt
+            received.append(number)
+
+        before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield received
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def enable_determinism(config):
+    """Makes TensorFlow's operations give the same bits on every run, if the configuration asks for it."""
+    if config.deterministic:
+        keras.utils.set_random_seed(config.seed)
+        tf.config.experimental.enable_op_determinism()

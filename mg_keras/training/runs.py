@@ -1,0 +1,160 @@
+"""A run is one folder, and whatever comes after training needs nothing but that folder."""
+
+import dataclasses
+import json
+from functools import cached_property
+from pathlib import Path
+
+from mg_keras.errors import UserError
+from mg_keras.files import atomic_path, atomic_write_json, atomic_write_text
+from mg_keras.training.checkpoints import Checkpoints, assign
+from mg_keras.training.config import TrainConfig
+from mg_keras.whitening import Whitening
+
+
+class Run:
+    """The folder of a run.
+
+    ```
+    config.yaml        every setting
+    classes.txt        the names of the classes, one a line
+    checkpoints/       step-*.npz: the last ones and the best
+    metrics.csv        a row for each epoch; curves.png draws it, tensorboard/ holds it too
+    metrics.json       scores by resolution, after training
+    p_star.json        the chosen exponent of each resolution, and the scores it was chosen by
+    whitening.npz      of the exported descriptor; whitening-SIZE.npz of the other resolutions
+    saved_model/       <version>/ for TF Serving and tf.saved_model.load
+    retrieval.png, scores.png, p_star.png
+    bad_images.txt     photos that could not be used, with the reason (only if there are any)
+    ```
+
+    Args:
+        path: the folder.
+        config: `TrainConfig`.
+    """
+
+    def __init__(self, path, config):
+        self.path, self.settings = Path(path), config
+        self.checkpoints = Checkpoints(self.path / "checkpoints", config.keep_checkpoints)
+
+    @classmethod
+    def start(cls, path, config):
+        """Makes the folder of a new run, or finds that of the same run to go on with.
+
+        Raises:
+            UserError: the folder holds another run, or something that is no run.
+        """
+        path = Path(path)
+        if (path / "config.yaml").exists():
+            changed = TrainConfig.load(path / "config.yaml").differences(config)
+            if changed:
+                raise UserError(
+                    f"{path} holds a run with other settings ({'; '.join(changed)}): give the same ones to go on with "
+                    "it, or another --run folder"
+                )
+        elif path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise UserError(f"{path} is not empty and holds no run: give another --run folder")
+        else:
+            with atomic_path(path / "config.yaml") as partial:
+                config.save(partial)
+        return cls(path, config)
+
+    @classmethod
+    def open(cls, path):
+        """The run in a folder.
+
+        Raises:
+            UserError: there is none.
+        """
+        path = Path(path)
+        if not (path / "config.yaml").is_file():
+            raise UserError(f"no run in {path}: it has no config.yaml; train/run.py makes one")
+        return cls(path, TrainConfig.load(path / "config.yaml"))
+
+    @property
+    def config(self):
+        """The settings as a dict."""
+        return dataclasses.asdict(self.settings)
+
+    def save_class_names(self, names):
+        """Notes the classes, in the order of the logits."""
+        atomic_write_text(self.path / "classes.txt", "".join(f"{name}\n" for name in names))
+
+    @cached_property
+    def class_names(self):
+        """The names of the classes, in the order of the logits."""
+        return (self.path / "classes.txt").read_text(encoding="utf-8").splitlines()
+
+    @cached_property
+    def model(self):
+        """The trained model, from the last checkpoint.
+
+        Raises:
+            UserError: there is no checkpoint yet.
+        """
+        return self.load_model("last")
+
+    def load_model(self, which):
+        """The model of the `"last"` or the `"best"` checkpoint."""
+        from mg_keras.training.loop import build_model
+
+        found = self.checkpoints.load(which)
+        if found is None:
+            raise UserError(f"{self.path} has no checkpoint yet: run train/run.py first")
+        path, arrays, _ = found
+        model = build_model(self.settings, len(self.class_names))
+        assign({"model": model.state_variables}, arrays, path)
+        return model
+
+    def whitening_path(self, resolution):
+        """Where the whitening fitted at a resolution lies; that of the training resolution is the exported one."""
+        exported = resolution == self.settings.resolution
+        return self.path / ("whitening.npz" if exported else f"whitening-{resolution}.npz")
+
+    def whitening_at(self, resolution):
+        """The `Whitening` fitted at a resolution, or None before it is."""
+        path = self.whitening_path(resolution)
+        return Whitening.load(path) if path.exists() else None
+
+    @property
+    def whitening(self):
+        """The `Whitening` that is exported, or None before it is fitted."""
+        return self.whitening_at(self.settings.resolution)
+
+    @property
+    def p_star(self):
+        """Resolution in pixels -> the exponent chosen for it; empty before the choice."""
+        return {int(resolution): value for resolution, value in self._read("p_star.json").get("p_star", {}).items()}
+
+    @property
+    def p_star_scores(self):
+        """Resolution -> {exponent: IN-aug score}; empty before the choice."""
+        table = self._read("p_star.json").get("scores", {})
+        return {int(size): {float(p): score for p, score in scores.items()} for size, scores in table.items()}
+
+    def save_p_star(self, p_star, scores, **how):
+        """Writes `p_star.json`: the choice, the scores it was made by, and how they were measured."""
+        atomic_write_json(self.path / "p_star.json", {"p_star": p_star, "scores": scores, **how})
+
+    @property
+    def metrics(self):
+        """What `metrics.json` holds; empty before the evaluation."""
+        return self._read("metrics.json")
+
+    def save_metrics(self, metrics):
+        """Writes `metrics.json`."""
+        atomic_write_json(self.path / "metrics.json", metrics)
+
+    def _read(self, name):
+        path = self.path / name
+        if not path.exists():
+            return {}
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise UserError(f"{path} is no JSON: {error}") from error
+
+
+def load_run(path):
+    """The run in the folder `path`, for programs that come after training."""
+    return Run.open(path)
