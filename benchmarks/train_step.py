@@ -1,58 +1,81 @@
 """Times what MultiGrain's training adds to a step, beside its peers, in one run on one machine.
 
-    python benchmarks/train_step.py --part loss
+    python benchmarks/train_step.py
 
+* `step`: the joint step (classification weight 0.5, three versions an image, sampling and margin loss) against plain
+  cross-entropy (classification weight 1) on the same trunk and the same batches: ResNet-18 at 96 px, batches of 96.
 * `loss`: sampling and margin loss alone, forward and backward, for batches of 96 and 510 embeddings of size 2048 (three
   versions an image), against pytorch-metric-learning's DistanceWeightedMiner and MarginLoss
   (`pip install torch pytorch-metric-learning`, in the same environment).
 
-Contestants take turns, so that whatever else the machine does falls on all alike; the table gives medians.
+`--part step` or `--part loss` runs one alone. Contestants take turns; the tables give medians.
 """
 
 import argparse
-import os
-import statistics
 import sys
-import time
+from pathlib import Path
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+# a checkout works as it is: the rooms beside this one are importable
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
-import tensorflow as tf
-from rich.console import Console
-from rich.table import Table
 
-from mg_keras.layers import DistanceWeightedSampling, MarginLoss
+from benchmarks.timing import interleaved_times, machine, milliseconds, print_table, ratio, timed
+from mg_keras.errors import UserError
+from mg_keras.programs import import_tensorflow, run_program
 
 EMBEDDING_SIZE = 2048
 VERSIONS = 3  # of an image in a batch
+NUM_CLASSES = 101
 
 
-def interleaved_times(contestants, repeats, warm_up=3):
-    """Seconds each contestant takes, in turns.
+def trainer(classification_weight, images, labels, instance_ids, options):
+    """A contestant: one step of a new model, always on the same batch."""
+    import keras
+    import tensorflow as tf
 
-    Args:
-        contestants: {name: function without arguments that returns when its work is done}.
-        repeats: Timed calls of each.
-        warm_up: Calls of each beforehand, for tracing and allocation.
+    from mg_keras import MultiGrain
 
-    Returns:
-        {name: [seconds] * repeats}.
-    """
-    times = {name: [] for name in contestants}
-    for repeat in range(-warm_up, repeats):
-        for name, run in contestants.items():
-            # The threads of one library go on spinning for a while after its work, on cores the next one needs.
-            time.sleep(0.25)
-            start = time.perf_counter()
-            run()
-            if repeat >= 0:
-                times[name].append(time.perf_counter() - start)
-    return times
+    keras.utils.set_random_seed(0)
+    keras.mixed_precision.set_dtype_policy(options.dtype)
+    model = MultiGrain(options.trunk, NUM_CLASSES, versions=VERSIONS, seed=0)
+    model.compile(
+        keras.optimizers.SGD(0.01, momentum=0.9), classification_weight=classification_weight, weight_decay=1e-4
+    )
+    batch = tuple(tf.constant(value) for value in (images, labels, instance_ids))
+    step = tf.function(model.train_step)
+    return timed(lambda: tf.nest.map_structure(lambda tensor: tensor.numpy(), step(batch)))
+
+
+def step_part(options):
+    """Prints the table of whole training steps."""
+    random = np.random.default_rng(0)
+    images = random.integers(0, 256, (options.batch_size, options.resolution, options.resolution, 3), dtype=np.uint8)
+    instance_ids = np.arange(options.batch_size, dtype=np.int32) // VERSIONS
+    labels = instance_ids % NUM_CLASSES
+    steps = {
+        "cross-entropy": trainer(1.0, images, labels, instance_ids, options),
+        "joint": trainer(0.5, images, labels, instance_ids, options),
+    }
+    times = interleaved_times(steps, options.repeats)
+    print_table(
+        f"A training step, {options.trunk} at {options.resolution} px, batch {options.batch_size}, m = {VERSIONS}, "
+        f"{options.dtype}\nms, median (fastest) of {options.repeats}",
+        ("step", "ms", "ratio of medians"),
+        [
+            [name, milliseconds(seconds), f"{ratio(times, name, 'cross-entropy'):.3f}"]
+            for name, seconds in times.items()
+        ],
+    )
+    print(f"joint step / plain cross-entropy: {ratio(times, 'joint', 'cross-entropy'):.3f} (to be at most 1.05)\n")
 
 
 def ours(embeddings, instance_ids):
-    """One pass of mg_keras: normalise, sample, loss, gradients to embeddings and beta."""
+    """A contestant: one pass of mg_keras, that is normalise, sample, loss, gradients to embeddings and beta."""
+    import tensorflow as tf
+
+    from mg_keras.layers import DistanceWeightedSampling, MarginLoss
+
     embeddings, instance_ids = tf.constant(embeddings), tf.constant(instance_ids)
     sampling = DistanceWeightedSampling(max_positives=VERSIONS - 1, seed=0)
     margin_loss = MarginLoss(initial_beta=1.2)
@@ -65,11 +88,11 @@ def ours(embeddings, instance_ids):
             loss, _ = margin_loss.from_rows(unit, sampling(unit, instance_ids))
         return loss, tape.gradient(loss, [embeddings, margin_loss.beta.value])
 
-    return lambda: tf.nest.map_structure(lambda tensor: tensor.numpy(), step())
+    return timed(lambda: tf.nest.map_structure(lambda tensor: tensor.numpy(), step()))
 
 
 def theirs(embeddings, instance_ids):
-    """One pass of pytorch-metric-learning, with the same settings."""
+    """A contestant: one pass of pytorch-metric-learning, with the same settings."""
     import torch
     from pytorch_metric_learning.losses import MarginLoss as TheirMarginLoss
     from pytorch_metric_learning.miners import DistanceWeightedMiner
@@ -83,38 +106,38 @@ def theirs(embeddings, instance_ids):
         embeddings.grad = margin_loss.beta.grad = None
         margin_loss(embeddings, instance_ids, miner(embeddings, instance_ids)).backward()
 
-    return step
+    return timed(step)
 
 
-def loss_part(repeats):
+def loss_part(options):
     """Prints the table of sampling and margin loss alone."""
     try:
         import pytorch_metric_learning
     except ImportError as error:
-        sys.exit(
-            f"--part loss compares with pytorch-metric-learning ({error}): pip install torch pytorch-metric-learning"
-        )
+        raise UserError(
+            f"--part loss compares with pytorch-metric-learning ({error}): pip install torch pytorch-metric-learning; "
+            "--part step does without"
+        ) from None
 
-    table = Table(
-        title=f"Sampling + margin loss, forward and backward, d = {EMBEDDING_SIZE}, {os.cpu_count()} cores\n"
-        f"median (fastest) ms of {repeats}"
-    )
-    peer = f"pytorch-metric-learning {pytorch_metric_learning.__version__}"
-    for heading in ("batch", "mg_keras", peer, "ratio of medians"):
-        table.add_column(heading, justify="right")
+    rows, shares = [], []
     for batch in (96, 510):
         embeddings = np.random.default_rng(0).standard_normal((batch, EMBEDDING_SIZE), dtype="float32")
         instance_ids = np.repeat(np.arange(batch // VERSIONS), VERSIONS)
         times = interleaved_times(
-            {"ours": ours(embeddings, instance_ids), "theirs": theirs(embeddings, instance_ids)}, repeats
+            {"ours": ours(embeddings, instance_ids), "theirs": theirs(embeddings, instance_ids)}, options.repeats
         )
-        medians = {name: statistics.median(seconds) for name, seconds in times.items()}
-        cells = [f"{medians[name] * 1e3:.1f} ({min(times[name]) * 1e3:.1f})" for name in ("ours", "theirs")]
-        table.add_row(str(batch), *cells, f"1/{medians['theirs'] / medians['ours']:.1f}")
-    Console().print(table)
+        shares.append(f"B = {batch}: 1/{ratio(times, 'theirs', 'ours'):.1f}")
+        rows.append([str(batch), milliseconds(times["ours"]), milliseconds(times["theirs"]), shares[-1].split()[-1]])
+    print_table(
+        f"Sampling + margin loss, forward and backward, d = {EMBEDDING_SIZE}\nms, median (fastest) of "
+        f"{options.repeats}",
+        ("batch", "mg_keras", f"pytorch-metric-learning {pytorch_metric_learning.__version__}", "ratio of medians"),
+        rows,
+    )
+    print(f"mg_keras / pytorch-metric-learning: {', '.join(shares)} (to be at most 1/6 at B = 510)\n")
 
 
-PARTS = {"loss": loss_part}
+PARTS = {"step": step_part, "loss": loss_part}
 
 
 def main():
@@ -122,10 +145,22 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--part", choices=[*PARTS, "all"], default="all")
     parser.add_argument("--repeats", type=int, default=30, help="timed calls of each contestant (30)")
-    arguments = parser.parse_args()
-    for part in PARTS if arguments.part == "all" else [arguments.part]:
-        PARTS[part](arguments.repeats)
+    step = parser.add_argument_group("of --part step")
+    step.add_argument("--trunk", default="resnet18", help="name of a trunk (resnet18)")
+    step.add_argument("--resolution", type=int, default=96, help="pixels (96)")
+    step.add_argument("--batch-size", type=int, default=96, help="versions in a batch (96)")
+    step.add_argument("--dtype", default="float32", help="float32 or mixed_bfloat16 (float32)")
+    options = parser.parse_args()
+    if options.repeats < 1 or options.batch_size < 2 * VERSIONS:
+        raise UserError(
+            f"--repeats must be at least 1 and --batch-size at least {2 * VERSIONS}, received {options.repeats} and "
+            f"{options.batch_size}"
+        )
+    import_tensorflow()
+    print(machine())
+    for part in PARTS if options.part == "all" else [options.part]:
+        PARTS[part](options)
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

@@ -1,6 +1,7 @@
 """The SavedModel: one graph from pixels to descriptor and class, for TF Serving and any TensorFlow runtime."""
 
 import contextlib
+import json
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -86,6 +87,43 @@ def export_saved_model(
             tf.saved_model.save(served, partial, signatures=served.signatures())
         atomic_write_json(partial / "assets" / "multigrain.json", description)
     return target
+
+
+def export_run(run, folder: str | os.PathLike, version: int | None = None) -> Path:
+    """Export a trained run (`mg_keras.training.runs.Run`) with its whitening, classes, p* table and settings."""
+    metadata = {
+        "trunk": run.settings.trunk,
+        "class_names": run.class_names,
+        "p_star": run.p_star,
+        "training": run.config,
+    }
+    return export_saved_model(run.model, run.whitening, folder, version, metadata)
+
+
+def usage(path: str | os.PathLike) -> str:
+    """What the SavedModel at `path` offers, and the lines that load it."""
+    about = json.loads((Path(path) / "assets" / "multigrain.json").read_text(encoding="utf-8"))
+    lines = [f"{path}{'' if about['whitened'] else ' (not whitened)'}"]
+    for name, signature in tf.saved_model.load(path).signatures.items():
+        inputs = ", ".join(_shown(spec) for spec in signature.structured_input_signature[1].values())
+        lines.append(f"  {name}({inputs}) -> {', '.join(signature.structured_outputs)}")
+    exponent = next(iter(about.get("p_star", {}).values()), about["pooling_exponent"])
+    return "\n".join(
+        [
+            *lines,
+            "Load it with TensorFlow alone:",
+            "  import tensorflow as tf",
+            f"  served = tf.saved_model.load({str(path)!r}).signatures['serving_default']",
+            "  images = tf.cast(tf.io.decode_image(tf.io.read_file('photo.jpg'), 3)[None], tf.float32)",
+            f"  print(served(images=images, p_star=tf.constant([{float(exponent)}])))",
+        ]
+    )
+
+
+def _shown(spec: tf.TensorSpec) -> str:
+    """A tensor's name, type and shape as documentation writes them."""
+    sizes = ", ".join("?" if size is None else str(size) for size in spec.shape)
+    return f"{spec.name}: {spec.dtype.name} [{sizes}]"
 
 
 class _Served(tf.Module):

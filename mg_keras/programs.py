@@ -56,3 +56,17 @@ def with_preset(arguments, folder):
             raise UserError(f"unknown preset {name!r}; known: {known}")
         return ["--config", str(path), *rest], name
     return arguments, None
+
+
+def stage_arguments(program, description, more=None):
+    """The arguments of a program that comes after training: `--run`, `--resolutions` and what `more(parser)` adds."""
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(prog=program, description=description, allow_abbrev=False)
+    parser.add_argument("--run", type=str, required=True, help="the run's folder, such as runs/demo")
+    parser.add_argument(
+        "--resolutions", type=list[int], help="pixels, such as [96,144]; default: those of the run's settings"
+    )
+    if more:
+        more(parser)
+    return parser.parse_args()

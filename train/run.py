@@ -21,7 +21,7 @@ HERE = Path(__file__).resolve().parent
 def main():
     """Arguments, then every stage of a run."""
     arguments, preset = with_preset(sys.argv[1:], HERE / "presets")
-    parser = ArgumentParser(prog="train/run.py", description=__doc__)
+    parser = ArgumentParser(prog="train/run.py", description=__doc__, allow_abbrev=False)
     parser.add_argument("--config", action=ActionConfigFile, help="a YAML file of settings")
     parser.add_argument("--preset", help=f"settings by name: {', '.join(sorted(presets()))}")
     parser.add_argument("--run", help="the run's folder; default: runs/<preset>")
@@ -54,6 +54,8 @@ def train_and_finish(config, folder, strategy_name):
         flush=True,
     )
     trainer = Trainer(run, source, strategy)
+    if trainer.is_chief:
+        run.save_class_names(source.class_names)
     if trainer.restore():
         print(f"going on from step {trainer.state.step}", flush=True)
     try:
@@ -69,11 +71,10 @@ def finish(run, source):
     """All that comes after training."""
     from rich.console import Console
 
-    from export.run import export
+    from export.saved_model import export_run, usage
     from mg_keras.evaluation.report import scores_table
     from mg_keras.training import stages
 
-    run.save_class_names(source.class_names)
     p_star = stages.choose_p_star(run, source)
     print("p* " + ", ".join(f"{size} px: {value}" for size, value in p_star.items()), flush=True)
     try:
@@ -83,7 +84,7 @@ def finish(run, source):
         print(f"not whitened: {error}", file=sys.stderr)
     metrics = stages.evaluate(run, source)
     Console().print(scores_table(metrics))
-    export(run.path, run.path / "saved_model", None)
+    print(usage(export_run(run, run.path / "saved_model")))
     print(f"\nLook at {run.path}/: retrieval.png, scores.png, p_star.png, curves.png; figures in metrics.json")
     if (run.path / "bad_images.txt").exists():
         count = len((run.path / "bad_images.txt").read_text(encoding="utf-8").splitlines())

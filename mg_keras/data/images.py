@@ -17,6 +17,9 @@ MAX_PIXELS = 128_000_000
 MIN_SIDE = 8
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
 
+# For what few photos need: a branch of plain operations costs time even where it is not taken, one call does not.
+_apart = tf.function(experimental_attributes={"_noinline": True}, reduce_retracing=True)
+
 # where EXIF may stand: segments hold at most 64 KiB, and few programs write anything before it but a thumbnail's
 _HEADER_BYTES = 1 << 17
 
@@ -40,23 +43,7 @@ def decode(contents):
     Raises:
         tf.errors.InvalidArgumentError: the photo is not usable; the message says why.
     """
-    header = _header(contents)
-    height, width = _declared_size(contents, header)
-    limits = [
-        tf.debugging.assert_less_equal(
-            tf.cast(height, tf.int64) * tf.cast(width, tf.int64),
-            tf.constant(MAX_PIXELS, tf.int64),
-            f"larger than {MAX_PIXELS:,} pixels",
-        )
-    ]
-    with tf.control_dependencies([check for check in limits if check is not None]):
-        image = tf.io.decode_image(contents, channels=3, expand_animations=False)
-    image = tf.ensure_shape(image, [None, None, 3])
-    check = tf.debugging.assert_greater_equal(
-        tf.reduce_min(tf.shape(image)[:2]), MIN_SIDE, f"smaller than {MIN_SIDE} pixels on a side"
-    )
-    with tf.control_dependencies([] if check is None else [check]):
-        return _upright(image, _exif_orientation(header))
+    return _upright(_decode_as_stored(contents), contents)
 
 
 def try_decode(read, key):
@@ -69,11 +56,17 @@ def try_decode(read, key):
     Returns:
         (ok, image): a bool scalar, and the photo, or one of 1x1 pixel where it can't be used.
     """
-    # A one-element dataset whose errors are ignored is a try/except within the graph.
-    decoded = tf.data.Dataset.from_tensors(key).map(lambda value: (True, decode(read(value))))
-    sentinel = tf.data.Dataset.from_tensors((False, tf.zeros((1, 1, 3), tf.uint8)))
-    ok, image = decoded.ignore_errors().concatenate(sentinel).take(1).get_single_element()
-    return tf.ensure_shape(ok, []), tf.ensure_shape(image, [None, None, 3])
+
+    def attempt(key):
+        contents = tf.ensure_shape(read(key), [])
+        return True, contents, _decode_as_stored(contents)
+
+    # A one-element dataset whose errors are ignored is a try/except within the graph. Its function is set up anew for
+    # each photo, which takes longer than the decoding if there is much in it: it holds what can fail, no more.
+    decoded = tf.data.Dataset.from_tensors(key).map(attempt)
+    sentinel = tf.data.Dataset.from_tensors((False, "", tf.zeros((1, 1, 3), tf.uint8)))
+    ok, contents, image = decoded.ignore_errors().concatenate(sentinel).take(1).get_single_element()
+    return tf.ensure_shape(ok, []), _upright(tf.ensure_shape(image, [None, None, 3]), contents)
 
 
 def load(path):
@@ -144,9 +137,27 @@ def _reason(error):
     return text
 
 
-def _header(contents):
-    """The first bytes as int32, zero-padded so that any small offset can be read."""
-    start = tf.strings.substr(contents, 0, _HEADER_BYTES)
+def _decode_as_stored(contents):
+    """uint8 [H, W, 3] RGB, as the file has it, before any EXIF orientation."""
+    height, width = _declared_size(contents)
+    limit = tf.debugging.assert_less_equal(
+        tf.cast(height, tf.int64) * tf.cast(width, tf.int64),
+        tf.constant(MAX_PIXELS, tf.int64),
+        f"larger than {MAX_PIXELS:,} pixels",
+    )
+    with tf.control_dependencies([] if limit is None else [limit]):
+        image = tf.io.decode_image(contents, channels=3, expand_animations=False)
+    image = tf.ensure_shape(image, [None, None, 3])
+    check = tf.debugging.assert_greater_equal(
+        tf.reduce_min(tf.shape(image)[:2]), MIN_SIDE, f"smaller than {MIN_SIDE} pixels on a side"
+    )
+    with tf.control_dependencies([] if check is None else [check]):
+        return tf.identity(image)
+
+
+def _header(contents, count):
+    """The first `count` bytes as int32, zero-padded so that any small offset can be read."""
+    start = tf.strings.substr(contents, 0, count)
     return tf.concat([tf.cast(tf.io.decode_raw(start, tf.uint8), tf.int32), tf.zeros([64], tf.int32)], 0)
 
 
@@ -164,38 +175,38 @@ def _starts_with(header, *values):
     return tf.reduce_all(header[: len(values)] == list(values))
 
 
-def _declared_size(contents, header):
+def _declared_size(contents):
     """(height, width) as the file's header declares them; (0, 0) for what is no photo."""
-
-    def webp():
-        kind = header[15]
-        lossless = tf.stack([_little(header, 21, 4)])
-        bits = tf.bitwise.bitwise_and(lossless, (1 << 28) - 1)[0]
-        sizes = tf.stack(
-            [
-                tf.stack([_little(header, 28, 2), _little(header, 26, 2)]) % 16384,  # "VP8 "
-                tf.stack([bits // 16384, bits % 16384]) + 1,  # "VP8L"
-                tf.stack([_little(header, 27, 3), _little(header, 24, 3)]) + 1,  # "VP8X"
-            ]
-        )
-        row = tf.where(kind == ord("L"), 1, tf.where(kind == ord("X"), 2, 0))
-        size = sizes[row]
-        return size[0], size[1]
 
     def jpeg():
         shape = tf.io.extract_jpeg_shape(contents)
         return shape[0], shape[1]
 
-    return tf.case(
-        [
-            (_starts_with(header, 0xFF, 0xD8, 0xFF), jpeg),
-            (_starts_with(header, 0x89, 0x50, 0x4E, 0x47), lambda: (_big(header, 20, 4), _big(header, 16, 4))),
-            (_starts_with(header, *b"GIF8"), lambda: (_little(header, 8, 2), _little(header, 6, 2))),
-            (_starts_with(header, *b"BM"), lambda: (tf.abs(_little(header, 22, 4)), tf.abs(_little(header, 18, 4)))),
-            (_starts_with(header, *b"RIFF"), webp),
-        ],
-        default=lambda: (tf.constant(0), tf.constant(0)),
-    )
+    return tf.cond(_is_jpeg(contents), jpeg, lambda: _declared_size_of_others(contents))
+
+
+@_apart
+def _declared_size_of_others(contents):
+    header = _header(contents, 64)
+    bits = tf.bitwise.bitwise_and(_little(header, 21, 4), (1 << 28) - 1)
+    is_webp = _starts_with(header, *b"RIFF")
+    kind = header[15]
+    cases = [
+        (_starts_with(header, 0x89, 0x50, 0x4E, 0x47), _big(header, 20, 4), _big(header, 16, 4)),
+        (_starts_with(header, *b"GIF8"), _little(header, 8, 2), _little(header, 6, 2)),
+        (_starts_with(header, *b"BM"), tf.abs(_little(header, 22, 4)), tf.abs(_little(header, 18, 4))),
+        (is_webp & (kind == ord("L")), bits // 16384 + 1, bits % 16384 + 1),
+        (is_webp & (kind == ord("X")), _little(header, 27, 3) + 1, _little(header, 24, 3) + 1),
+        (is_webp, _little(header, 28, 2) % 16384, _little(header, 26, 2) % 16384),
+    ]
+    height = width = tf.constant(0)
+    for matches, case_height, case_width in reversed(cases):
+        height, width = tf.where(matches, case_height, height), tf.where(matches, case_width, width)
+    return height, width
+
+
+def _is_jpeg(contents):
+    return tf.equal(tf.strings.substr(contents, 0, 3), b"\xff\xd8\xff")
 
 
 def _exif_orientation(header):
@@ -216,28 +227,35 @@ def _exif_orientation(header):
         inside = (position + 4 <= size) & (byte(position) == 0xFF) & (byte(position + 1) != 0xDA)
         return inside & ~is_exif(position) & (segment_length(position) >= 2)
 
-    def read_tag():
-        position = tf.while_loop(is_passed_over, lambda p: (p + 2 + segment_length(p),), (tf.constant(2),))[0]
-        tiff = position + 10
-        little = byte(tiff) == ord("I")
+    position = tf.while_loop(is_passed_over, lambda p: (p + 2 + segment_length(p),), (tf.constant(2),))[0]
+    tiff = position + 10
+    little = byte(tiff) == ord("I")
 
-        def number(where, count):
-            values = tf.gather(header, tf.clip_by_value(where[..., None] + tf.range(count), 0, size + 63))
-            weights = [1 << (8 * i) for i in range(count)]
-            return tf.reduce_sum(values * tf.where(little, weights, list(reversed(weights))), -1)
+    def number(where, count):
+        values = tf.gather(header, tf.clip_by_value(where[..., None] + tf.range(count), 0, size + 63))
+        weights = [1 << (8 * i) for i in range(count)]
+        return tf.reduce_sum(values * tf.where(little, weights, list(reversed(weights))), -1)
 
-        # an offset beyond the bytes read, or negative, makes no sense of the entries: clipped, they match nothing
-        directory = tiff + tf.clip_by_value(number(tiff + 4, 4), 8, _HEADER_BYTES)
-        entries = directory + 2 + 12 * tf.range(tf.clip_by_value(number(directory, 2), 0, 512))
-        found = tf.boolean_mask(number(entries + 8, 2), number(entries, 2) == 0x0112)
-        orientation = tf.concat([found, [1]], 0)[0]
-        sensible = is_exif(position) & (orientation >= 1) & (orientation <= 8)
-        return tf.where(sensible, orientation, 1)
-
-    return tf.cond(_starts_with(header, 0xFF, 0xD8, 0xFF), read_tag, lambda: tf.constant(1))
+    # an offset beyond the bytes read, or negative, makes no sense of the entries: clipped, they match nothing
+    directory = tiff + tf.clip_by_value(number(tiff + 4, 4), 8, _HEADER_BYTES)
+    entries = directory + 2 + 12 * tf.range(tf.clip_by_value(number(directory, 2), 0, 512))
+    found = tf.boolean_mask(number(entries + 8, 2), number(entries, 2) == 0x0112)
+    orientation = tf.concat([found, [1]], 0)[0]
+    sensible = is_exif(position) & (orientation >= 1) & (orientation <= 8)
+    return tf.where(sensible, orientation, 1)
 
 
-def _upright(image, orientation):
+def _upright(image, contents):
+    """Applies the orientation that the photo's bytes ask for."""
+    # a scan of the bytes, since all but few photos need no more and the segments cost more to walk than to scan
+    has_exif = _is_jpeg(contents) & tf.strings.regex_full_match(
+        tf.strings.substr(contents, 0, _HEADER_BYTES), r"\C*Exif\C*"
+    )
+    return tf.ensure_shape(tf.cond(has_exif, lambda: _turned(image, contents), lambda: image), [None, None, 3])
+
+
+@_apart
+def _turned(image, contents):
     def transposed(value):
         return tf.transpose(value, [1, 0, 2])
 
@@ -251,4 +269,4 @@ def _upright(image, orientation):
         lambda: transposed(image)[::-1, ::-1],
         lambda: transposed(image)[::-1],
     ]
-    return tf.ensure_shape(tf.switch_case(orientation - 1, turns), [None, None, 3])
+    return tf.switch_case(_exif_orientation(_header(contents, _HEADER_BYTES)) - 1, turns)

@@ -35,7 +35,8 @@ def repeated_batches(
     A part of `batch_size` items holds `ceil(batch_size / versions)` different photos, each in `versions` versions one
     after the other (the last one perhaps in fewer). A replica's batch is `parts` such parts, for gradient
     accumulation. Each pass over the photos is a new permutation; the few photos that don't fill a step at its end wait
-    for another pass, so that a step never meets a photo twice.
+    for another pass, so that a step never meets a photo twice. (One that stands in for an unusable photo may be among
+    the step's others by chance: its versions then have their id in common, as they should.)
 
     Args:
         split: `Split`, the photos.
@@ -47,25 +48,42 @@ def repeated_batches(
         replicas: int, replicas in all that share the stream.
         local_replicas: the numbers of those that this dataset feeds, in turn; None: all of them.
         seed: int.
-        start_step: int, the first step to give.
+        start_step: int >= 0, the first step to give: what it and later ones hold does not depend on it.
         steps: int or None (without end), how many steps to give.
-        bad_images: `BadImages` to note unusable photos in, or None: they raise.
+        bad_images: `BadImages` to note unusable photos in and go on with another, or None: they stop the iteration with
+            `tf.errors.InvalidArgumentError`, as 16 of them drawn for one place do in any case.
 
     Returns:
         tf.data.Dataset of (images float32 [parts * batch_size, size, size, 3] in 0-255, labels int32 [...],
         instance_ids int32 [...]), `len(local_replicas)` elements a step. Items with one id come from one photo.
 
     Raises:
+        ValueError: a number is out of range.
         UserError: there are fewer photos than a step takes.
+
+    Example:
+        >>> source = open_source("demo", resolution=64)  # doctest: +SKIP
+        >>> batches = repeated_batches(source.train, augment, size=64, batch_size=6, versions=3)  # doctest: +SKIP
+        >>> next(iter(batches))[2].numpy()  # doctest: +SKIP
+        array([ 512,  512,  512, 1033, 1033, 1033], dtype=int32)
     """
+    numbers = {"size": size, "batch_size": batch_size, "versions": versions, "parts": parts, "replicas": replicas}
+    for name, value in numbers.items():
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, received {value}")
+    if start_step < 0 or (steps is not None and steps < 0):
+        raise ValueError(f"start_step and steps must be at least 0, received {start_step} and {steps}")
+    local_replicas = range(replicas) if local_replicas is None else local_replicas
+    if not len(local_replicas) or not all(0 <= replica < replicas for replica in local_replicas):
+        raise ValueError(f"local_replicas must be some of 0 to {replicas - 1}, received {list(local_replicas)}")
     photos_a_part = math.ceil(batch_size / versions)
     photos_a_step = photos_a_part * parts * replicas
     if len(split) < photos_a_step:
         raise UserError(
-            f"a step takes {photos_a_step} different photos ({replicas} replicas x {parts} x {photos_a_part}), but "
-            f"there are only {len(split)} to train on: take a smaller batch"
+            f"a step takes {photos_a_step} different photos ({replicas} replicas x {parts} parts x {photos_a_part}), "
+            f"but there are only {len(split)} to train on: take a smaller batch"
         )
-    local = tf.constant(range(replicas) if local_replicas is None else local_replicas, tf.int64)
+    local = tf.constant(local_replicas, tf.int64)
     steps_a_pass = len(split) // photos_a_step
     labels = tf.constant(split.labels)
 
@@ -88,7 +106,8 @@ def repeated_batches(
         bad_images.record(name, lambda: split.read(tf.constant(index)))
         return True
 
-    def read(position):
+    def locate(number):
+        position = local_to_global(number)
         return position, photo_number(position, tf.constant(0, tf.int64))
 
     def fetch(position, index):
@@ -134,7 +153,7 @@ def repeated_batches(
 
     photos_a_row = photos_a_part * parts * len(local)
     stop = tf.int64.max // 2 if steps is None else (start_step + steps) * photos_a_row
-    dataset = tf.data.Dataset.range(start_step * photos_a_row, stop).map(local_to_global).map(read)
+    dataset = tf.data.Dataset.range(start_step * photos_a_row, stop).map(locate)
     # as many at a time as the cores and the disk take; the order stays that of the stream
     dataset = dataset.map(fetch, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
     dataset = dataset.map(transform, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)

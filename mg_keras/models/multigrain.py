@@ -19,7 +19,7 @@ class MultiGrain(keras.Model):
 
     Args:
         trunk: a name of `mg_keras.models.trunks.TRUNKS`, or a Keras model from the normalised image
-            [B, H, W, 3] to a feature map [B, h, w, C] (any keras-hub backbone with a spatial output).
+            [B, H, W, 3] to a feature map [B, h, w, d] (any keras-hub backbone with a spatial output).
         num_classes: int, the number of classes C.
         pooling_exponent: float > 0, the training exponent p of GeM; 1 is average pooling.
         margin: float, alpha of the margin loss.
@@ -27,7 +27,8 @@ class MultiGrain(keras.Model):
         margin_normalization: `"pairs"` (the paper's) or `"active"` (the reference's); see `MarginLoss`.
         versions: int m >= 1, how many versions of an image a training batch holds at most (repeated augmentations).
         pixel_mean, pixel_std: 3 floats each, of RGB in 0-1.
-        seed: int or None, of the negative sampling.
+        seed: int or None (which counts as 0), of the negative sampling in training. What a step draws depends on the
+            seed, the number of the step and the replica alone, so a resumed run repeats it.
 
     Call arguments:
         images: RGB in 0-255, float or uint8, [B, H, W, 3], any H and W. Normalisation is the model's own.
@@ -35,7 +36,12 @@ class MultiGrain(keras.Model):
         training: bool.
 
     Returns:
-        A dict of float32 tensors: `embedding` [B, d], as pooled (not normalised), and `logits` [B, C].
+        A dict of float32 tensors, whatever the dtype policy: `embedding` [B, d], as pooled (not normalised), and
+        `logits` [B, C].
+
+    Raises:
+        ValueError: an argument is out of range, or the trunk has no single spatial output.
+        UserError: the trunk's name is unknown.
 
     Example:
 
@@ -64,27 +70,43 @@ class MultiGrain(keras.Model):
             raise ValueError(f"num_classes must be at least 1, received {num_classes}")
         if versions < 1:
             raise ValueError(f"versions must be at least 1, received {versions}")
-        self.trunk = trunks.build(trunk) if isinstance(trunk, str) else trunk
-        if len(self.trunk.output_shape) != 4:
-            raise ValueError(f"a trunk's output must be [B, h, w, C], received shape {self.trunk.output_shape}")
+        for name, values in (("pixel_mean", pixel_mean), ("pixel_std", pixel_std)):
+            if len(values) != 3:
+                raise ValueError(f"{name} must hold one value for each of R, G and B, received {values}")
+        if min(pixel_std) <= 0:
+            raise ValueError(f"pixel_std must be > 0, received {pixel_std}")
+        self.trunk = trunks.build(trunk, dtype=self.dtype_policy) if isinstance(trunk, str) else trunk
+        shape = getattr(self.trunk, "output_shape", None)
+        if not isinstance(shape, tuple) or len(shape) != 4 or shape[-1] is None:
+            raise ValueError(
+                "a trunk is a name or a built Keras model with one output [B, h, w, d] of known d, "
+                f"received {trunk!r} with output shape {shape}"
+            )
         self.num_classes = num_classes
         self.versions = versions
         self.pixel_mean = tuple(float(value) for value in pixel_mean)
         self.pixel_std = tuple(float(value) for value in pixel_std)
         self.seed = seed
         self.pool = GeM(pooling_exponent, name="pool")
-        # small networks of float32 parts: logits and losses must not be computed in half precision
+        # logits and losses must not be computed in half precision
         self.classifier = keras.layers.Dense(num_classes, dtype="float32", name="classifier")
         self.margin_loss = MarginLoss(margin, initial_beta, margin_normalization, name="margin_loss")
         self.sampling = DistanceWeightedSampling(max_positives=versions - 1 or None, seed=seed, name="sampling")
-        self.embedding_dimension = self.trunk.output_shape[-1]
+        self.embedding_dimension = shape[-1]
         self.classifier.build((None, self.embedding_dimension))
-        self.pool.build(self.trunk.output_shape)
+        self.pool.build(shape)
         self.margin_loss.build((None, self.embedding_dimension))
         self.built = True
 
     def normalize(self, images):
-        """RGB in 0-255, float or uint8 -> the float32 values that the trunk takes."""
+        """RGB in 0-255, float or uint8, [B, H, W, 3] -> the float32 values that the trunk takes, the same shape.
+
+        Raises:
+            ValueError: the last dimension is not 3.
+        """
+        if images.shape[-1] != 3:
+            # broadcasting would take a grey channel for three
+            raise ValueError(f"images must be RGB, [B, H, W, 3], received shape {tuple(images.shape)}")
         scale = 1.0 / (255.0 * keras.ops.array(self.pixel_std, "float32"))
         offset = -keras.ops.array(self.pixel_mean, "float32") / keras.ops.array(self.pixel_std, "float32")
         return keras.ops.cast(images, "float32") * scale + offset
@@ -103,23 +125,22 @@ class MultiGrain(keras.Model):
         weight_decay=0.0,
         accumulation_steps=1,
         jit_compile=False,
-        **kwargs,
     ):
-        """Sets how the model is trained.
+        """Sets how the model is trained. The losses and the metrics are the model's own.
 
         Args:
-            optimizer: of the weights (trunk and classifier).
+            optimizer: of the weights (trunk and classifier), as `keras.Model.compile` takes it.
             beta_optimizer: of beta alone; None takes SGD with rate 0.1 and momentum 0.9 (section 4.1).
             classification_weight: lambda in [0, 1]: 1 is plain cross-entropy (then nothing is sampled).
-            weight_decay: float, times the weight is **added to the gradient** (L2, as in the paper; Keras's own
+            weight_decay: float >= 0, times the weight is **added to the gradient** (L2, as in the paper; Keras's own
                 `SGD(weight_decay=...)` is decoupled and ten times weaker at momentum 0.9). Never applied to beta.
             accumulation_steps: int k: the replica's batch is k parts of whole RA groups, passed one after the other,
                 their gradients averaged before the one update. Sampling stays within a part.
-            jit_compile: compile the forward and backward pass with XLA.
-            **kwargs: of `keras.Model.compile`.
+            jit_compile: compile the forward and backward pass with XLA. JITDOC
 
         Raises:
-            ValueError: a value is out of range.
+            ValueError: a value is out of range, or the model computes in float16, which needs a scaled loss (train in
+                bfloat16 instead).
         """
         if not 0.0 <= classification_weight <= 1.0:
             raise ValueError(f"classification_weight must lie in [0, 1], received {classification_weight}")
@@ -130,12 +151,17 @@ class MultiGrain(keras.Model):
             )
         if accumulation_steps < 1:
             raise ValueError(f"accumulation_steps must be at least 1, received {accumulation_steps}")
-        super().compile(optimizer=optimizer, jit_compile=False, **kwargs)
-        self.beta_optimizer = beta_optimizer or keras.optimizers.SGD(0.1, momentum=0.9)
+        if weight_decay < 0:
+            raise ValueError(f"weight_decay must be at least 0, received {weight_decay}")
+        if "float16" in (self.compute_dtype, self.trunk.compute_dtype):
+            raise ValueError("training in float16 needs a scaled loss and is not offered: take mixed_bfloat16")
+        super().compile(optimizer=optimizer, jit_compile=False)
+        self.beta_optimizer = keras.optimizers.get(beta_optimizer or keras.optimizers.SGD(0.1, momentum=0.9))
         self.classification_weight = classification_weight
         self.weight_decay = weight_decay
         self.accumulation_steps = accumulation_steps
-        # XLA takes the part that is pure computation: updates and reductions across replicas stay outside
+        self._with_xla = jit_compile
+        # XLA takes the part that is mere computation: updates and reductions across replicas stay outside
         self._gradients = tf.function(self._part_gradients, jit_compile=True) if jit_compile else self._part_gradients
         self._trackers = {
             name: keras.metrics.Mean(name=name)
@@ -143,6 +169,25 @@ class MultiGrain(keras.Model):
         }
         self.optimizer.build(self.network_variables)
         self.beta_optimizer.build([self.margin_loss.beta])
+
+    def get_compile_config(self):
+        """What `compile` was given: a saved model comes back ready to train on."""
+        if not self.compiled:
+            return {}
+        return keras.saving.serialize_keras_object(
+            {
+                "optimizer": self.optimizer,
+                "beta_optimizer": self.beta_optimizer,
+                "classification_weight": self.classification_weight,
+                "weight_decay": self.weight_decay,
+                "accumulation_steps": self.accumulation_steps,
+                "jit_compile": self._with_xla,
+            }
+        )
+
+    def compile_from_config(self, config):
+        """Compiles with what `get_compile_config` gave."""
+        self.compile(**keras.saving.deserialize_keras_object(config))
 
     @property
     def network_variables(self):
@@ -163,51 +208,53 @@ class MultiGrain(keras.Model):
     def _joint_loss(self, images, labels, instance_ids, seed):
         """The joint loss (equation 5) of one part of a replica's batch, and what is worth plotting."""
         outputs = self(images, training=True)
-        cross_entropy = keras.losses.sparse_categorical_crossentropy(labels, outputs["logits"], from_logits=True)
-        classification_loss = tf.reduce_mean(cross_entropy)
+        classification = self._classification(labels, outputs["logits"])
         retrieval_loss = active_share = tf.zeros(())
         if self.classification_weight < 1.0:
             unit = tf.math.l2_normalize(outputs["embedding"], axis=-1, epsilon=1e-12)
             triplets = self.sampling(unit, instance_ids, seed=seed)
             retrieval_loss, active_share = self.margin_loss.from_rows(unit, triplets)
         weight = self.classification_weight
-        loss = weight * classification_loss + (1.0 - weight) * retrieval_loss
-        return loss, {
-            "loss": loss,
-            "classification_loss": classification_loss,
-            "retrieval_loss": retrieval_loss,
-            "active_share": active_share,
-            **self._accuracies(labels, outputs["logits"]),
-        }
+        loss = weight * classification["classification_loss"] + (1.0 - weight) * retrieval_loss
+        return loss, {"loss": loss, "retrieval_loss": retrieval_loss, "active_share": active_share, **classification}
 
-    def _accuracies(self, labels, logits):
+    def _classification(self, labels, logits):
+        """Cross-entropy (section 3.2), top-1 and top-5, each the mean over the images."""
         labels = tf.cast(labels, tf.int32)
-        return {
+        cross_entropy = keras.losses.sparse_categorical_crossentropy(labels, logits, from_logits=True)
+        accuracies = {
             f"top{k}": tf.reduce_mean(tf.cast(tf.math.in_top_k(labels, logits, min(k, self.num_classes)), tf.float32))
             for k in (1, 5)
         }
+        return {"classification_loss": tf.reduce_mean(cross_entropy), **accuracies}
 
     def _part_gradients(self, images, labels, instance_ids, seed):
+        """The gradients of the joint loss, beta's last (None where nothing depends on a variable), and its values."""
         with tf.GradientTape() as tape:
             loss, values = self._joint_loss(images, labels, instance_ids, seed)
         variables = [*self.network_variables, self.margin_loss.beta]
         return tape.gradient(loss, [variable.value for variable in variables]), values
 
     def train_step(self, data):
-        """One update from `(images [B, H, W, 3], labels [B], instance_ids [B])`: a replica's whole RA groups."""
+        """One update from `(images [B, H, W, 3], labels [B], instance_ids [B])`: a replica's whole RA groups.
+
+        Raises:
+            ValueError: the batch has other than these three parts.
+        """
+        if not isinstance(data, tuple) or len(data) != 3:
+            received = f"{len(data)} parts" if isinstance(data, tuple) else type(data).__name__
+            raise ValueError(f"a training batch is (images, labels, instance_ids), received {received}")
         replicas = tf.distribute.get_strategy().num_replicas_in_sync
         gradients, values = self._accumulate(data)
         # Keras 3 sums gradients over replicas; the loss is the mean over them
-        gradients = [None if gradient is None else gradient / replicas for gradient in gradients]
-        *gradients, beta_gradient = gradients
-        variables = self.network_variables
+        *gradients, beta_gradient = [None if gradient is None else gradient / replicas for gradient in gradients]
+        updates = [pair for pair in zip(gradients, self.network_variables, strict=True) if pair[0] is not None]
         if self.weight_decay:
             decay = self.weight_decay / replicas
-            gradients = [
-                gradient + decay * tf.cast(variable.value, gradient.dtype)
-                for gradient, variable in zip(gradients, variables, strict=True)
+            updates = [
+                (gradient + decay * tf.cast(variable.value, gradient.dtype), variable) for gradient, variable in updates
             ]
-        self.optimizer.apply_gradients(zip(gradients, variables, strict=True))
+        self.optimizer.apply_gradients(updates)
         if beta_gradient is not None:
             self.beta_optimizer.apply_gradients([(beta_gradient, self.margin_loss.beta)])
         values["beta"] = tf.convert_to_tensor(self.margin_loss.beta)
@@ -245,12 +292,13 @@ class MultiGrain(keras.Model):
         """Cross-entropy and accuracies of `(images, labels)`, at the training exponent."""
         images, labels = data[:2]
         logits = self(images, training=False)["logits"]
-        loss = tf.reduce_mean(keras.losses.sparse_categorical_crossentropy(labels, logits, from_logits=True))
-        return self._track({"loss": loss, "classification_loss": loss, **self._accuracies(labels, logits)})
+        values = self._classification(labels, logits)
+        # the last batch may be smaller: its images count as much as the others'
+        return self._track({"loss": values["classification_loss"], **values}, weight=tf.shape(logits)[0])
 
-    def _track(self, values):
+    def _track(self, values, weight=None):
         for name, value in values.items():
-            self._trackers[name].update_state(value)
+            self._trackers[name].update_state(value, sample_weight=weight)
         return {name: self._trackers[name].result() for name in values}
 
     def get_config(self):
@@ -272,7 +320,4 @@ class MultiGrain(keras.Model):
     @classmethod
     def from_config(cls, config):
         """Rebuilds the model, the trunk from its own configuration."""
-        config = dict(config)
-        if not isinstance(config["trunk"], str):
-            config["trunk"] = keras.saving.deserialize_keras_object(config["trunk"])
-        return cls(**config)
+        return cls(**{**config, "trunk": keras.saving.deserialize_keras_object(config["trunk"])})

@@ -95,27 +95,36 @@ def build(name, **overrides):
     """Builds the trunk `name` with fresh weights, for images of any size.
 
     The convolutions of ResNets start as the paper's do: normal with variance 2 / fan-out (He et al. 2015), which
-    Keras's default (Glorot) is not. Seed with `keras.utils.set_random_seed`.
+    Keras's default (Glorot) is not; the other families start as keras-hub has them. Seed with
+    `keras.utils.set_random_seed`.
 
     Args:
         name: str, a key of `TRUNKS`.
-        **overrides: arguments of the keras-hub backbone to change, such as `stackwise_num_blocks=[1, 1, 1, 1]`.
+        **overrides: arguments of the keras-hub backbone to add or change, such as `dtype="mixed_bfloat16"` or
+            `stackwise_num_blocks=[1, 1, 1, 1]`.
 
     Returns:
         A keras-hub backbone: normalised images [B, H, W, 3] -> feature map [B, h, w, C].
 
     Raises:
         UserError: the name is unknown.
+
+    Example:
+
+    >>> trunk = build("resnet18", stackwise_num_blocks=[1, 1, 1, 1])
+    >>> trunk(np.zeros((1, 96, 160, 3), "float32")).shape
+    TensorShape([1, 3, 5, 512])
     """
     if name not in TRUNKS:
         raise UserError(f"unknown trunk {name!r}; known: {', '.join(sorted(TRUNKS))}")
     backbone, arguments = TRUNKS[name]
-    # the trunk keeps a spatial output of any size, whatever the class's default (VGG and MobileNet differ here)
+    # images of any size, whatever the class's default; EfficientNet has its own word for it
     shape_argument = "input_shape" if backbone is keras_hub.models.EfficientNetBackbone else "image_shape"
     trunk = backbone(**{shape_argument: (None, None, 3), **arguments, **overrides})
     if backbone is keras_hub.models.ResNetBackbone:
-        initializer = keras.initializers.VarianceScaling(2.0, mode="fan_out", distribution="untruncated_normal")
         for layer in trunk.layers:
             if isinstance(layer, keras.layers.Conv2D):
+                # a new one each time: an initializer gives the same values whenever it is asked for the same shape
+                initializer = keras.initializers.VarianceScaling(2.0, mode="fan_out", distribution="untruncated_normal")
                 layer.kernel.assign(initializer(layer.kernel.shape))
     return trunk

@@ -290,7 +290,7 @@ class Trainer:
         found = embed(self.copy, self.source.val, self.config.resolution, self.config.resolution)
         logits = found.logits(self.copy)
         labels = self.source.val.labels[found.rows]
-        return {f"val_top{k}": top_k_accuracy(logits, labels, k) for k in (1, 5)}
+        return {f"val_top{k}": top_k_accuracy(logits, labels, min(k, logits.shape[1])) for k in (1, 5)}
 
     def _check_finite(self):
         loss = float(self.model.metrics[0].result())

@@ -94,6 +94,11 @@ class Run:
         """
         return self.load_model("last")
 
+    def use_resolutions(self, resolutions):
+        """Measures at these pixels instead of those of the settings; None keeps them."""
+        if resolutions:
+            self.settings.evaluation_resolutions = resolutions
+
     def load_model(self, which):
         """The model of the `"last"` or the `"best"` checkpoint."""
         from mg_keras.training.loop import build_model

@@ -48,6 +48,8 @@ def choose_p_star(run, source):
         size: in_aug_scores(run.model, photos, size, EXPONENTS, config.seed, f"p* at {size} px")
         for size in config.resolutions
     }
+    # the choices made before at other resolutions stay
+    scores = {**run.p_star_scores, **scores}
     p_star = {size: best_exponent(found) for size, found in scores.items()}
     run.save_p_star(p_star, scores, method="cross-validation on IN-aug", photos=len(photos), versions=VERSIONS)
     report.exponent_picture(run.path / "p_star.png", scores, p_star)

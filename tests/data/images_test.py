@@ -103,7 +103,9 @@ def test_broken_photos_are_refused_and_do_not_stop_a_pipeline(name, tmp_path):
     with pytest.raises(tf.errors.InvalidArgumentError):
         images.decode(tf.constant(contents))
     good = encoded(picture(), "PNG")
-    dataset = tf.data.Dataset.from_tensor_slices([good, contents, good]).map(lambda value: images.try_decode(tf.identity, value))
+    dataset = tf.data.Dataset.from_tensor_slices([good, contents, good]).map(
+        lambda value: images.try_decode(tf.identity, value)
+    )
     assert [bool(ok) for ok, _ in dataset] == [True, False, True]
     (tmp_path / "photo").write_bytes(contents)
     with pytest.raises(UserError, match=f"photo: .*{reason}"):

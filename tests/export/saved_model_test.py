@@ -10,8 +10,7 @@ import pytest
 import tensorflow as tf
 from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
 
-from export import run as program
-from export.saved_model import export_saved_model
+from export.saved_model import export_run, export_saved_model, usage
 from mg_keras import MultiGrain, Whitening
 from mg_keras.errors import UserError
 from mg_keras.models import trunks
@@ -218,31 +217,22 @@ def test_a_failure_while_writing_leaves_nothing(model, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_program_says_what_it_wrote_and_its_four_lines_run(model, whitening, tmp_path, monkeypatch, capsys):
+def test_a_run_is_exported_and_the_printed_lines_load_it(model, whitening, tmp_path, monkeypatch, capsys):
     run = SimpleNamespace(
         model=model,
         whitening=whitening,
         class_names=list("abcdefg"),
         p_star={64: 2.5},
-        config={"trunk": "resnet18", "resolution": 64, "pooling_exponent": 3.0},
+        settings=SimpleNamespace(trunk="resnet18"),
+        config={"trunk": "resnet18", "resolution": 64},
     )
-    monkeypatch.setitem(sys.modules, "mg_keras.training.runs", SimpleNamespace(load_run=lambda folder: run))
-    assert program.main(["--run", "runs/x", "--out", str(tmp_path / "model")]) == 0
-    printed = capsys.readouterr().out
-    assert str(tmp_path / "model" / "1") in printed
-    assert "serving_default(images: float32 [?, ?, ?, 3], p_star: float32 [?])" in printed
-    assert "classify_embedding(embedding: float32 [?, 17]) -> " in printed
-    lines = [line.strip() for line in printed.splitlines()][-4:]
+    text = usage(export_run(run, tmp_path / "model"))
+    assert str(tmp_path / "model" / "1") in text
+    assert "serving_default(images: float32 [?, ?, ?, 3], p_star: float32 [?])" in text
+    assert "classify_embedding(embedding: float32 [?, 17]) -> " in text
+    assert "tf.constant([2.5])" in text
+    lines = [line.strip() for line in text.splitlines()][-4:]
     keras.utils.save_img(tmp_path / "photo.jpg", random_images((70, 90), 0)[0])
     monkeypatch.chdir(tmp_path)
     exec("\n".join(lines), {})
     assert "'embedding': <tf.Tensor: shape=(1, 17)" in capsys.readouterr().out
-
-
-def test_the_program_answers_a_users_mistake_with_one_line(monkeypatch, capsys):
-    def no_run(folder):
-        raise UserError(f"{folder} is no run")
-
-    monkeypatch.setitem(sys.modules, "mg_keras.training.runs", SimpleNamespace(load_run=no_run))
-    assert program.main(["--run", "runs/none", "--out", "models/x"]) == 2
-    assert capsys.readouterr().err == "error: runs/none is no run\n"

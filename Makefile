@@ -1,0 +1,33 @@
+# `make demo` and `make test` need Python 3.10 to 3.13, pip and make: each makes the virtual environment it needs, once.
+PYTHON ?= python3
+VENV ?= .venv
+RUN ?= runs/demo
+
+.PHONY: demo test lint format clean
+
+# two workers for two cores; each keeps its own TensorFlow
+test: $(VENV)/.test lint
+	$(VENV)/bin/python -m pytest -n $${PYTEST_WORKERS:-2} --dist loadfile
+
+lint: $(VENV)/.test
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+format: $(VENV)/.test
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+demo: $(VENV)/.install
+	$(VENV)/bin/python train/run.py --preset demo --run $(RUN)
+
+$(VENV)/.install: setup.py
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --editable .
+	touch $@
+
+$(VENV)/.test: $(VENV)/.install setup.py
+	$(VENV)/bin/python -m pip install --quiet --editable ".[test]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache

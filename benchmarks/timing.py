@@ -1,0 +1,92 @@
+"""What the benchmarks share: contestants that take turns, medians, and one kind of table."""
+
+import os
+import statistics
+import time
+
+# The threads of one library go on spinning for a while after its work, on cores that the next one needs.
+_PAUSE = 0.25
+
+
+def interleaved_times(contestants, repeats, warm_up=3):
+    """Seconds that each contestant reports, in turns, so that whatever else the machine does falls on all alike.
+
+    Every other round goes through them backwards: none always comes after the same one.
+
+    Args:
+        contestants: {name: function without arguments -> the seconds its work took}; see `timed`.
+        repeats: int >= 1, timed calls of each.
+        warm_up: int, calls of each beforehand, for tracing, allocation and the disk's cache.
+
+    Returns:
+        {name: [seconds] * repeats}.
+
+    Raises:
+        ValueError: `repeats` is less than 1.
+    """
+    if repeats < 1:
+        raise ValueError(f"repeats must be at least 1, received {repeats}")
+    times = {name: [] for name in contestants}
+    for repeat in range(-warm_up, repeats):
+        for name in list(contestants)[:: -1 if repeat % 2 else 1]:
+            time.sleep(_PAUSE)
+            seconds = contestants[name]()
+            if repeat >= 0:
+                times[name].append(seconds)
+    return times
+
+
+def timed(run):
+    """A contestant that is all of `run()`, which returns when its work is done."""
+
+    def contestant():
+        start = time.perf_counter()
+        run()
+        return time.perf_counter() - start
+
+    return contestant
+
+
+def ratio(times, of, to):
+    """The median time of contestant `of` divided by that of contestant `to`."""
+    return statistics.median(times[of]) / statistics.median(times[to])
+
+
+def milliseconds(seconds):
+    """`"median (fastest)"` in milliseconds, as a table's cell."""
+    return f"{statistics.median(seconds) * 1e3:.1f} ({min(seconds) * 1e3:.1f})"
+
+
+def per_second(count, seconds):
+    """`"median (fastest)"` rate of something that gives `count` items a call, as a table's cell."""
+    return f"{count / statistics.median(seconds):.0f} ({count / min(seconds):.0f})"
+
+
+def machine():
+    """What figures depend on: cores, what else was running, and the libraries' versions."""
+    import keras
+    import tensorflow as tf
+
+    load = os.getloadavg()[0]
+    return f"{os.cpu_count()} cores, load average {load:.1f}, TensorFlow {tf.__version__}, Keras {keras.__version__}"
+
+
+def print_table(title, headings, rows):
+    """Prints a table, wide enough for its cells whatever it is printed to.
+
+    Args:
+        title: str.
+        headings: a str a column; the first is the rows' name and stands left, the others right.
+        rows: lists of str.
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    # a log file counts as 80 columns wide
+    console = Console(width=max(Console().width, 120))
+    table = Table(title=title, title_justify="left", title_style="")
+    for heading in headings:
+        table.add_column(heading, justify="right" if table.columns else "left", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)

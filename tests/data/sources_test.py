@@ -1,0 +1,401 @@
+import functools
+import io
+import os
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+
+from mg_keras.data import demo, sources
+from mg_keras.data.images import decode
+from mg_keras.data.sources import SplitOptions, open_source, photos
+from mg_keras.errors import UserError
+
+
+def encoded(value, kind="PNG"):
+    """A grey picture of 16 x 12 pixels, all of one value."""
+    buffer = io.BytesIO()
+    Image.fromarray(np.full((12, 16, 3), value, np.uint8)).save(buffer, kind)
+    return buffer.getvalue()
+
+
+def grey(split, row):
+    return int(decode(split.read(tf.constant(row, tf.int64)))[6, 8, 0])
+
+
+def write(folder, files):
+    """Writes pictures: path below `folder` -> grey value."""
+    for number, name in enumerate(files):
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(encoded(files[name] if isinstance(files, dict) else number))
+    return folder
+
+
+def many(folder, counts):
+    return write(folder, [f"{name}/{i:03}.png" for name, count in counts.items() for i in range(count)])
+
+
+def stems(split):
+    """The photos of a split as class/file."""
+    return ["/".join(name.split(os.sep)[-2:]) for name in split.names]
+
+
+# --- folder ---
+
+
+def test_every_format_is_found_labelled_and_read(tmp_path):
+    kinds = {"a.jpg": "JPEG", "b.JPEG": "JPEG", "c.png": "PNG", "d.webp": "WEBP", "e.bmp": "BMP", "f.GIF": "GIF"}
+    for part in ("train", "val"):
+        for label, name in enumerate(("cat", "dog")):
+            folder = tmp_path / part / name
+            folder.mkdir(parents=True)
+            for number, (file, kind) in enumerate(kinds.items()):
+                (folder / file).write_bytes(encoded(100 * label + 10 * number, kind))
+    source = open_source(f"folder:{tmp_path}")
+    assert source.class_names == ["cat", "dog"]
+    for split in (source.train, source.val):
+        assert len(split) == 12
+        np.testing.assert_array_equal(split.labels, [0] * 6 + [1] * 6)
+        assert split.labels.dtype == np.int32
+        values = [100 * label + 10 * list(kinds).index(os.path.basename(name)) for name, label in
+                  zip(split.names, split.labels, strict=True)]  # fmt: skip
+        assert np.abs(np.array([grey(split, row) for row in range(12)]) - values).max() <= 2
+        assert split.instances is None
+
+
+def test_nested_files_count_and_hidden_and_foreign_ones_do_not(tmp_path):
+    write(tmp_path, ["a/1.png", "a/deep/er/2.png", "b/1.png", "b/2.png", "b/3.png"])
+    write(tmp_path, ["a/.hidden.png", "a/.thumbnails/1.png", ".cache/1.png", "a/1.txt", "b/README", "3.png"])
+    source = open_source(f"folder:{tmp_path}", SplitOptions(val_per_class=1))
+    assert source.class_names == ["a", "b"]
+    everything = sorted(os.path.relpath(name, tmp_path) for name in source.train.names + source.val.names)
+    assert everything == ["a/1.png", "a/deep/er/2.png", "b/1.png", "b/2.png", "b/3.png"]
+
+
+def test_a_name_that_is_no_utf_8(tmp_path):
+    many(tmp_path, {"a": 2, "b": 2})
+    name = os.fsdecode(b"\xe9t\xe9.png")
+    (tmp_path / "a" / name).write_bytes(encoded(77))
+    split = photos(tmp_path)
+    row = next(row for row, name in enumerate(split.names) if "xe9" in name)
+    split.names[row].encode("utf-8")
+    assert grey(split, row) == 77
+
+
+@pytest.mark.parametrize("held_out", ["val", "validation", "test"])
+def test_layout_with_its_own_validation_photos(tmp_path, held_out):
+    write(tmp_path, ["train/a/1.png", "train/b/1.png", "train/b/2.png", f"{held_out}/b/3.png", "unlabelled/x/4.png"])
+    source = open_source(f"folder:{tmp_path}", SplitOptions(train_per_class=1))
+    assert stems(source.train) == ["a/1.png", "b/1.png", "b/2.png"]
+    assert stems(source.val) == ["b/3.png"]
+    # numbered among all classes, though a has no validation photo
+    np.testing.assert_array_equal(source.val.labels, [1])
+    assert stems(source.unlabelled) == ["x/4.png"]
+    np.testing.assert_array_equal(source.unlabelled.labels, [-1])
+
+
+def test_val_is_preferred_to_test(tmp_path):
+    write(tmp_path, ["train/a/1.png", "train/b/1.png", "val/a/2.png", "test/a/3.png"])
+    assert stems(open_source(f"folder:{tmp_path}").val) == ["a/2.png"]
+
+
+def test_train_alone_is_a_class(tmp_path):
+    many(tmp_path, {"train": 4, "tram": 4})
+    assert open_source(f"folder:{tmp_path}").class_names == ["train", "tram"]
+
+
+def test_unlabelled_is_no_class(tmp_path):
+    many(tmp_path, {"a": 4, "b": 4, "unlabelled": 3})
+    source = open_source(f"folder:{tmp_path}")
+    assert source.class_names == ["a", "b"]
+    assert len(source.unlabelled) == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "train", "val"),
+    [
+        ({}, {"a": 16, "b": 8, "c": 2}, {"a": 4, "b": 2, "c": 1}),
+        ({"val_fraction": 0.5}, {"a": 10, "b": 5, "c": 1}, {"a": 10, "b": 5, "c": 2}),
+        ({"val_fraction": 0.99}, {"a": 1, "b": 1, "c": 1}, {"a": 19, "b": 9, "c": 2}),
+        ({"val_per_class": 5}, {"a": 15, "b": 5, "c": 1}, {"a": 5, "b": 5, "c": 2}),
+        ({"train_per_class": 8}, {"a": 8, "b": 8, "c": 3}, {"a": 12, "b": 2, "c": 0}),
+        ({"train_per_class": 8, "val_per_class": 5}, {"a": 8, "b": 8, "c": 3}, {"a": 5, "b": 2, "c": 0}),
+    ],
+)
+def test_sizes_of_a_seeded_split(tmp_path, options, train, val):
+    many(tmp_path, {"a": 20, "b": 10, "c": 3})
+    source = open_source(f"folder:{tmp_path}", SplitOptions(**options))
+    for split, counts in ((source.train, train), (source.val, val)):
+        found = dict(zip(source.class_names, np.bincount(split.labels, minlength=3).tolist(), strict=True))
+        assert found == counts
+    assert not set(source.train.names) & set(source.val.names)
+    assert [name.split("/")[0] for name in stems(source.train)] == [source.class_names[i] for i in source.train.labels]
+
+
+def test_split_is_drawn_from_the_seed_class_by_class(tmp_path):
+    def val(folder, seed):
+        return set(stems(open_source(f"folder:{folder}", SplitOptions(val_fraction=0.5, seed=seed)).val))
+
+    first = many(tmp_path / "first", {"a": 20, "b": 20})
+    # another place, another class beside: nothing changes for a and b
+    second = many(tmp_path / "second", {"0": 7, "a": 20, "b": 20})
+    assert val(first, 3) == val(first, 3)
+    assert val(first, 3) == {name for name in val(second, 3) if name[0] in "ab"}
+    assert val(first, 3) != val(first, 4)
+    # classes are drawn apart from one another
+    a, b = ({name[2:] for name in val(first, 3) if name[0] == letter} for letter in "ab")
+    assert a != b
+
+
+def test_split_draws_every_photo_equally_often(tmp_path):
+    many(tmp_path, {"a": 10, "b": 2})
+    draws = 400
+    counts = np.zeros(10)
+    for seed in range(draws):
+        for name in sources._divide("a", list(range(10)), SplitOptions(val_fraction=0.3, seed=seed))[1]:
+            counts[name] += 1
+    assert counts.sum() == 3 * draws
+    # four standard errors of a share of 0.3
+    assert np.abs(counts / draws - 0.3).max() < 4 * np.sqrt(0.3 * 0.7 / draws)
+
+
+def test_subset(tmp_path):
+    many(tmp_path, {"a": 5, "b": 5})
+    split = photos(tmp_path)
+    split = sources.Split(split.names, split.read, lambda: np.arange(10), lambda name: name[-5])
+    part = split.subset([7, 2, 5]).subset([2, 0])
+    assert part.names == [split.names[5], split.names[7]]
+    np.testing.assert_array_equal(part.labels, [5, 7])
+    assert [grey(part, row) for row in range(2)] == [5, 7]
+    np.testing.assert_array_equal(split.instances, [0, 1, 2, 3, 4] * 2)
+    assert len(part) == 2
+
+
+def test_photos_of_any_structure_in_order_of_name(tmp_path):
+    write(tmp_path, {"b.png": 1, "a/c.png": 2, "a/b/d.png": 3, ".x/e.png": 4})
+    split = photos(str(tmp_path))
+    assert [os.path.relpath(name, tmp_path) for name in split.names] == ["a/b/d.png", "a/c.png", "b.png"]
+    assert [grey(split, row) for row in range(3)] == [3, 2, 1]
+    np.testing.assert_array_equal(split.labels, [-1] * 3)
+
+
+# --- mistakes ---
+
+
+def empty_class(folder):
+    many(folder, {"a": 3, "b": 3})
+    (folder / "hollow").mkdir()
+
+
+def empty_class_of_val(folder):
+    write(folder, ["train/a/1.png", "train/b/1.png", "val/a/1.png"])
+    (folder / "val" / "b").mkdir()
+
+
+MISTAKES = {
+    "empty class": (empty_class, "class 'hollow' in "),
+    "empty class of val": (empty_class_of_val, "class 'b' in .*val"),
+    "no subfolder": (lambda folder: write(folder, ["1.png"]), "has no subfolder"),
+    "one class": (lambda folder: many(folder, {"only": 5}), "one class only .'only'"),
+    "unknown class in val": (
+        lambda folder: write(folder, ["train/a/1.png", "train/b/1.png", "val/a/1.png", "val/zebra/1.png"]),
+        "val has classes that .*train has not: zebra",
+    ),
+    "nothing for validation": (lambda folder: many(folder, {"a": 1, "b": 2}), "no photo is left for validation"),
+    "empty unlabelled": (
+        lambda folder: (many(folder, {"a": 5, "b": 5}), (folder / "unlabelled").mkdir()),
+        "no photo below .*unlabelled",
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_in_a_folder_is_named(tmp_path, mistake):
+    make, message = MISTAKES[mistake]
+    make(tmp_path)
+    with pytest.raises(UserError, match=message) as raised:
+        open_source(f"folder:{tmp_path}")
+    assert str(tmp_path) in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("spec", ["flickr", "web:cats", "folder", "folder:", "tfds", "demo:large", "", None])
+def test_unknown_source(spec):
+    with pytest.raises(UserError, match=f"folder:PATH or tfds:NAME, received {spec!r}"):
+        open_source(spec)
+
+
+def test_missing_places(tmp_path):
+    with pytest.raises(UserError, match=r"no such folder: .*absent"):
+        open_source(f"folder:{tmp_path / 'absent'}")
+    with pytest.raises(UserError, match=r"no such folder: .*absent"):
+        photos(tmp_path / "absent")
+    with pytest.raises(UserError, match="no photo below"):
+        photos(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "value", [{"train_per_class": 0}, {"val_per_class": 0}, {"val_fraction": 0}, {"val_fraction": 1.0}, {"seed": -1}]
+)
+def test_options_out_of_range(value):
+    ((name, number),) = value.items()
+    with pytest.raises(UserError, match=f"{name} .*received {number}"):
+        SplitOptions(**value)
+
+
+# --- demo ---
+
+
+def test_demo_knows_classes_instances_and_scenes(tmp_path, monkeypatch):
+    small = functools.partial(demo.write_demo, instances_per_class=2, views_per_instance=2, num_unlabelled=3)
+    monkeypatch.setattr(demo, "write_demo", small)
+    source = open_source("demo", SplitOptions(seed=4), resolution=32, data_dir=tmp_path)
+    classes = len(demo.CLASS_NAMES)
+    assert source.class_names == sorted(demo.CLASS_NAMES)
+    assert (len(source.train), len(source.val), len(source.unlabelled)) == (4 * classes, 2 * classes, 3)
+    assert decode(source.train.read(tf.constant(5))).shape == (32, 32, 3)
+    for split in (source.train, source.val):
+        expected = [source.class_names.index(os.path.basename(os.path.dirname(name))) for name in split.names]
+        np.testing.assert_array_equal(split.labels, expected)
+        objects = [demo.instance_of(name) for name in split.names]
+        same = np.array(objects)[:, None] == np.array(objects)
+        np.testing.assert_array_equal(split.instances[:, None] == split.instances, same)
+        assert same.sum() == 2 * len(split)
+    # a second opening draws nothing
+    monkeypatch.setattr(demo, "draw_view", None)
+    assert open_source("demo", SplitOptions(seed=4), resolution=32, data_dir=tmp_path).train.names == source.train.names
+
+
+# --- tfds ---
+
+LABELS = ["bird", "cat", "dog"]
+
+
+def prepare(folder, name, file_format=None, features=None, **splits):
+    """Prepares a set with tensorflow-datasets itself; splits give a label for each of their pictures."""
+    import tensorflow_datasets as tfds
+
+    features = features or {"image": tfds.features.Image(), "label": tfds.features.ClassLabel(names=LABELS)}
+    image, label = features
+    rows = {
+        split: [(f"{i:03}", {image: io.BytesIO(encoded(10 * i + row_label + 1)), label: row_label})
+                for i, row_label in enumerate(labels)]
+        for split, labels in splits.items()
+    }  # fmt: skip
+    tfds.dataset_builders.store_as_tfds_dataset(
+        name=name,
+        version="1.0.0",
+        data_dir=folder,
+        features=tfds.features.FeaturesDict(features),
+        split_datasets=rows,
+        file_format=file_format,
+    )
+    return f"tfds:{name}"
+
+
+def check(split, labels):
+    """Reads a split by number within a tf.data map: each picture's grey value tells its label and its number."""
+    rows = np.random.default_rng(0).permutation(len(split))
+    dataset = tf.data.Dataset.from_tensor_slices(rows).map(split.read, num_parallel_calls=4)
+    values = np.array([int(decode(contents)[0, 0, 0]) for contents in dataset])
+    np.testing.assert_array_equal((values - 1) % 10, split.labels[rows])
+    # each of the pictures that were written, and none twice
+    assert sorted(values) == sorted(10 * i + label + 1 for i, label in enumerate(labels) if label >= 0)
+
+
+@pytest.mark.parametrize("file_format", ["array_record", "tfrecord"])
+@pytest.mark.parametrize("held_out", ["validation", "test"])
+def test_tfds_set_as_it_was_prepared(tmp_path, monkeypatch, file_format, held_out):
+    import tensorflow_datasets as tfds
+
+    train, val = [0, 1, 2, 0, 0, 2, 1, 1], [2, 2, 1]
+    # a validation split is preferred to a test split, which may have no labels
+    others = {"test": [-1, -1]} if held_out == "validation" else {}
+    spec = prepare(tmp_path, "birds", file_format, train=train, **{held_out: val}, **others)
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("something is downloaded")
+
+    monkeypatch.setattr(tfds.download, "DownloadManager", refuse)
+    source = open_source(spec, data_dir=str(tmp_path))
+    assert source.class_names == LABELS
+    assert source.description == "tfds birds"
+    assert source.unlabelled is None
+    check(source.train, train)
+    check(source.val, val)
+    assert source.val.names == [f"birds/{held_out}/{row}" for row in range(3)]
+    # bytes come as they were written, label 0 (whose record ends in a zero byte) included
+    row = int(np.flatnonzero(source.train.labels == 0)[0])
+    assert source.train.read(tf.constant(row)).numpy() == encoded(grey(source.train, row))
+
+
+def test_tfds_set_in_many_files(tmp_path):
+    paths = []
+    for number, values in enumerate(([b"one", b"", b"three"], [], [b"x" * 5000])):
+        paths.append(str(tmp_path / f"records-{number}"))
+        with tf.io.TFRecordWriter(paths[-1]) as writer:
+            for value in values:
+                writer.write(value)
+    records = sources._TFRecords(paths)
+    assert len(records) == 4
+    assert [records[row] for row in (3, 0, 2, 1)] == [b"x" * 5000, b"one", b"three", b""]
+    with open(paths[0], "rb+") as file:
+        file.truncate(os.path.getsize(paths[0]) - 6)
+    with pytest.raises(UserError, match="records-0 is cut off"):
+        sources._TFRecords(paths)
+
+
+@pytest.mark.parametrize("test", [{}, {"test": [-1] * 4}], ids=["train alone", "test without labels"])
+def test_tfds_set_without_validation_photos_is_divided(tmp_path, test):
+    labels = [0] * 4 + [1] * 8 + [2] * 8
+    spec = prepare(tmp_path, "birds", "array_record", train=labels, **test)
+    options = SplitOptions(val_fraction=0.25, seed=1)
+    source = open_source(spec, options, data_dir=tmp_path)
+    np.testing.assert_array_equal(np.bincount(source.train.labels), [3, 6, 6])
+    np.testing.assert_array_equal(np.bincount(source.val.labels), [1, 2, 2])
+    assert len(set(source.train.names) | set(source.val.names)) == 20
+    again = open_source(spec, options, data_dir=tmp_path)
+    assert again.val.names == source.val.names
+    other = open_source(spec, SplitOptions(val_fraction=0.25, seed=2), data_dir=tmp_path)
+    assert other.val.names != source.val.names
+
+
+def test_tfds_test_photos_without_label_are_left_out(tmp_path):
+    labels = [0, -1, 2, -1, 1]
+    source = open_source(prepare(tmp_path, "birds", train=[0, 1, 2], test=labels), data_dir=tmp_path)
+    assert sorted(source.val.labels) == [0, 1, 2]
+    check(source.val, labels)
+
+
+def test_tfds_set_with_other_features_is_refused(tmp_path):
+    import tensorflow_datasets as tfds
+
+    features = {"photo": tfds.features.Image(), "label": tfds.features.ClassLabel(names=LABELS)}
+    spec = prepare(tmp_path, "odd", features=features, train=[0, 1])
+    with pytest.raises(UserError, match=r"features image .*has .*photo \(Image\)") as raised:
+        open_source(spec, data_dir=tmp_path)
+    assert "\n" not in str(raised.value)
+
+
+def test_tfds_set_that_lost_a_file_is_refused(tmp_path):
+    spec = prepare(tmp_path, "birds", train=[0, 1, 2], test=[0, 1, 2])
+    next(tmp_path.rglob("birds-test*")).write_bytes(b"")
+    with pytest.raises(UserError, match="should hold 3 records of test, and has 0"):
+        open_source(spec, data_dir=tmp_path)
+
+
+def test_tfds_set_that_is_unknown_or_out_of_reach(tmp_path, monkeypatch):
+    import tensorflow_datasets as tfds
+
+    with pytest.raises(UserError, match="tfds:no_such_set: tensorflow-datasets knows no such set") as raised:
+        open_source("tfds:no_such_set", data_dir=tmp_path)
+    assert "\n" not in str(raised.value)
+
+    def unreachable(*args, **kwargs):
+        raise ConnectionError("no route to host\nafter ten attempts")
+
+    monkeypatch.setattr(tfds.core.DatasetBuilder, "download_and_prepare", unreachable)
+    with pytest.raises(UserError, match=r"tfds:mnist can't be opened: .*no route to host after ten attempts"):
+        open_source("tfds:mnist", data_dir=tmp_path)

@@ -1,0 +1,119 @@
+"""What users get wrong: one clear line and exit status 2."""
+
+import re
+import runpy
+import sys
+
+import pytest
+import yaml
+
+from mg_keras.training.config import TrainConfig
+from tests.train.tiny import ROOT, arguments, draw_folder, finish, start
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return draw_folder(tmp_path / "photos", per_class=4)
+
+
+def run_in_process(program, command, monkeypatch, capsys):
+    """The program's exit status and the last line it wrote to standard error; quicker than a process of its own."""
+    monkeypatch.setattr(sys, "argv", [program, *map(str, command)])
+    with pytest.raises(SystemExit) as stopped:
+        runpy.run_path(str(ROOT / program), run_name="__main__")
+    return stopped.value.code, capsys.readouterr().err.strip().splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data": "folder:/no/such/place"}, "no such folder: /no/such/place"),
+        ({"data": "cloud:x"}, "data must be demo, folder:PATH or tfds:NAME, received 'cloud:x'"),
+        ({"trunk": "resnet19"}, "unknown trunk 'resnet19'"),
+        ({"augmentation": "wild"}, "wild"),
+        ({"strategy": "parallel"}, "strategy must be one of mirrored, multiworker, single, received 'parallel'"),
+        ({"strategy": "multiworker"}, "TF_CONFIG"),
+        ({"batch_size": 3}, "a batch of 3 .* is too small for 3 versions"),
+        ({"batch_size": 96}, "32 different photos"),
+        ({"accumulation_steps": 3}, "batch_size 8 can't be divided"),
+        ({"learning_rate": -1}, "learning_rate must be greater than 0, received -1"),
+        ({"learning_rate": 1e30}, "the loss is nan at step .* lower learning_rate"),
+        ({"versions": 1}, "versions 1 gives no positive pairs"),
+        ({"preset": "imaginary"}, "unknown preset 'imaginary'; known: caltech101, demo"),
+        ({"learning_rat": 1}, "learning_rat"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_wrong_arguments(folder, tmp_path, changes, message, monkeypatch, capsys):
+    monkeypatch.delenv("TF_CONFIG", raising=False)
+    command = arguments(folder, tmp_path / "run", **changes)
+    status, line = run_in_process("train/run.py", command, monkeypatch, capsys)
+    assert status == 2
+    assert re.search(message, line), line
+
+
+def test_an_empty_class_folder_is_named(folder, tmp_path, monkeypatch, capsys):
+    (folder / "nothing").mkdir()
+    status, line = run_in_process("train/run.py", arguments(folder, tmp_path / "run"), monkeypatch, capsys)
+    assert status == 2
+    assert "no photo for class 'nothing'" in line
+
+
+def test_the_first_bad_photo_stops_a_run_that_asks_for_it(folder, tmp_path, monkeypatch, capsys):
+    for name in ("crosses", "disks", "squares"):
+        (folder / name / "bad.jpg").write_bytes(b"no photo")
+    command = arguments(folder, tmp_path / "run", on_bad_image="fail", iterations=40, epochs=1)
+    status, line = run_in_process("train/run.py", command, monkeypatch, capsys)
+    assert status == 2
+    assert "bad.jpg: not a JPEG" in line
+
+
+def test_a_folder_that_holds_another_run_is_refused(folder, tmp_path, monkeypatch, capsys):
+    (tmp_path / "run").mkdir()
+    TrainConfig(data=f"folder:{folder}").save(tmp_path / "run" / "config.yaml")
+    status, line = run_in_process("train/run.py", arguments(folder, tmp_path / "run"), monkeypatch, capsys)
+    assert status == 2
+    assert "batch_size: 512 -> 8" in line
+
+
+@pytest.mark.parametrize("program", ["train/evaluate.py", "train/whiten.py", "train/choose_p_star.py", "export/run.py"])
+def test_later_programs_name_a_folder_that_is_no_run(program, tmp_path, monkeypatch, capsys):
+    command = [f"--run={tmp_path}", *([f"--out={tmp_path}"] if program == "export/run.py" else [])]
+    status, line = run_in_process(program, command, monkeypatch, capsys)
+    assert status == 2
+    assert line.startswith(f"error: no run in {tmp_path}")
+
+
+def test_presets_are_the_papers_settings():
+    presets = {path.stem: yaml.safe_load(path.read_text()) for path in (ROOT / "train" / "presets").glob("*.yaml")}
+    assert {"demo", "caltech101", "resnet50_imagenet", "resnet50_imagenet_autoaugment", "resnet50_baseline"} <= set(
+        presets
+    )
+    configs = {name: TrainConfig(**values) for name, values in presets.items()}
+    paper = configs["resnet50_imagenet"]
+    assert (paper.trunk, paper.resolution, paper.batch_size, paper.epochs, paper.iterations) == (
+        "resnet50",
+        224,
+        512,
+        120,
+        5005,
+    )
+    assert (paper.learning_rate, paper.milestones, paper.decay, paper.momentum) == (0.1, [30, 60, 90], 0.1, 0.9)
+    assert (paper.weight_decay, paper.schedule, paper.versions, paper.pooling_exponent) == (1e-4, "step", 3, 3.0)
+    assert (paper.margin, paper.initial_beta, paper.beta_learning_rate) == (0.2, 1.2, 0.1)
+    assert (paper.classification_weight, paper.margin_normalization, paper.augmentation) == (0.5, "pairs", "full")
+    assert paper.differences(configs["resnet50_imagenet_autoaugment"]) == [
+        "augmentation: full -> autoaugment",
+        "iterations: 5005 -> 7508",
+    ]
+    baseline = configs["resnet50_baseline"]
+    assert (baseline.versions, baseline.classification_weight, baseline.pooling_exponent) == (1, 1.0, 1.0)
+
+
+def test_print_config_shows_every_value_with_the_override():
+    status, output, errors = finish(start("train/run.py", "--preset", "demo", "--epochs", "3", "--print_config"))
+    assert status == 0, errors
+    shown = yaml.safe_load(output)
+    assert shown["epochs"] == 3
+    assert shown["trunk"] == "resnet18"
+    assert set(TrainConfig.__dataclass_fields__) <= set(shown)

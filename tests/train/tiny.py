@@ -1,0 +1,70 @@
+"""A folder of made-up photos and the programs as a user starts them, for tests of whole runs."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[2]
+CLASSES = ("crosses", "disks", "squares")
+
+SETTINGS = {
+    "trunk": "resnet18",
+    "resolution": 32,
+    "evaluation_resolutions": "[48]",
+    "batch_size": 8,
+    "epochs": 2,
+    "iterations": 6,
+    "checkpoint_every": 4,
+    "learning_rate": 0.02,
+    "schedule": "cosine",
+    "whitening_shrinkage": 0.1,
+}
+
+
+def draw_folder(folder, per_class=12):
+    """Writes `per_class` photos of each of three classes, small and learnable."""
+    for label, name in enumerate(CLASSES):
+        (folder / name).mkdir(parents=True)
+        for number in range(per_class):
+            rng = np.random.default_rng([label, number])
+            image = rng.uniform(0, 255, 3) + rng.normal(0, 20, (40, 48, 3))
+            y, x = np.mgrid[:40, :48] - rng.uniform(14, 26, 2)[:, None, None]
+            shape = [np.minimum(abs(x), abs(y)) < 3, x**2 + y**2 < 64, np.maximum(abs(x), abs(y)) < 7][label]
+            image[shape] = rng.uniform(0, 255, 3)
+            Image.fromarray(np.clip(image, 0, 255).astype("uint8")).save(folder / name / f"{number:02}.jpg")
+    return folder
+
+
+def arguments(folder, run, **changes):
+    """The command line of a tiny training run, as train/run.py takes it."""
+    settings = {**SETTINGS, "data": f"folder:{folder}", "run": run, **changes}
+    return [f"--{name}={value}" for name, value in settings.items()]
+
+
+def start(program, *arguments, **options):
+    """Starts a program as a user does; its output is collected."""
+    environment = {**os.environ, **options.pop("env", {})}
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / program), *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        **options,
+    )
+
+
+def finish(process, timeout=400):
+    """Waits for a program; returns (exit status, standard output, standard error)."""
+    output, errors = process.communicate(timeout=timeout)
+    return process.returncode, output, errors
+
+
+def weights(run):
+    """The arrays of a run's last checkpoint, without its counters."""
+    with np.load(sorted((Path(run) / "checkpoints").glob("step-*.npz"))[-1]) as file:
+        return {name: file[name] for name in file.files if name != "meta.json"}
