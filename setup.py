@@ -28,6 +28,8 @@ setup(
         # TensorFlow writes summaries through it, and no longer brings it
         "tensorboard>=2.20",
         "tensorflow-datasets>=4.9.8",
+        # tensorflow-datasets imports it without asking for it
+        "importlib_resources>=6.0",
     ],
     extras_require={
         "serving": ["grpcio>=1.70", "tensorflow-serving-api>=2.19"],

@@ -4,9 +4,9 @@
     python benchmarks/input_pipeline.py --data folder:PATH
 
 Both give batches of 96 versions at 224 px through `repeated_batches`, as training does: m = 3 versions of 32 photos, or
-one version of 96. The clock starts after the first batches. Without `--data` the photos are JPEGs of about 500x375 pixels, made for the occasion, with as many
-bytes as such photos have in ImageNet (about 110 KB). The files of a round are read in the rounds before it, so they
-come from the disk's cache. Contestants take turns; the table gives medians.
+one version of 96. Without `--data` the photos are JPEGs of about 500x375 pixels, made for the occasion, with as many
+bytes as such photos have in ImageNet (about 110 KB). The clock starts after the first batches. All rounds read the same
+files, so they come from the disk's cache. Contestants take turns; the table gives medians.
 """
 
 import argparse
@@ -39,16 +39,16 @@ def write_photos(folder, count):
         long, short = random.integers(470, 531), random.integers(345, 406)
         width, height = (short, long) if number % 4 == 0 else (long, short)
         photo = np.full((height, width, 3), 128.0)
-        # each octave half as strong as the one before, down to single pixels: the spectrum of natural photos
+        # each octave weaker than the one before, down to single pixels, as in natural photos
         for octave in range(8):
             coarse = random.normal(0, 1, (max(height >> (7 - octave), 2), max(width >> (7 - octave), 2), 3))
             layers = [
                 Image.fromarray(layer.astype(np.float32)).resize((width, height), Image.Resampling.BICUBIC)
                 for layer in np.moveaxis(coarse, -1, 0)
             ]
-            photo += 90 * 0.65**octave * np.stack([np.asarray(layer) for layer in layers], -1)
+            photo += 90 * 0.75**octave * np.stack([np.asarray(layer) for layer in layers], -1)
         photo = Image.fromarray(photo.clip(0, 255).astype(np.uint8))
-        photo.save(Path(folder, f"{number:04}.jpg"), quality=85)
+        photo.save(Path(folder, f"{number:04}.jpg"), quality=92)
 
 
 def contestant(photos, recipe, versions, options):

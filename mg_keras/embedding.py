@@ -6,7 +6,7 @@ import numpy as np
 import tensorflow as tf
 
 from mg_keras.data import resolutions
-from mg_keras.data.images import try_decode
+from mg_keras.data.images import BadImages, try_decode
 from mg_keras.data.repeated import repeated_batches
 from mg_keras.progress import Progress
 
@@ -74,11 +74,20 @@ def embed(model, split, resolution, train_resolution, exponents=None, label=None
 def embed_versions(model, split, augment, resolution, versions, exponents=None, seed=0, label=None):
     """Embeds `versions` augmented versions of every photo of a split, for IN-aug (section 7).
 
+    An unusable photo's place is taken by another of the split.
+
     Returns:
         `Embeddings` with `versions` rows for each photo; `rows` says of which.
     """
     batches = repeated_batches(
-        split, augment, size=resolution, batch_size=versions, versions=versions, seed=seed, steps=len(split)
+        split,
+        augment,
+        size=resolution,
+        batch_size=versions,
+        versions=versions,
+        seed=seed,
+        steps=len(split),
+        bad_images=BadImages(),
     )
     size = max(1, _PIXELS_A_BATCH // resolution**2)
     dataset = batches.unbatch().batch(size).map(lambda images, _, ids: (ids, tf.ones_like(ids, tf.bool), images))

@@ -34,9 +34,9 @@ def repeated_batches(
 
     A part of `batch_size` items holds `ceil(batch_size / versions)` different photos, each in `versions` versions one
     after the other (the last one perhaps in fewer). A replica's batch is `parts` such parts, for gradient
-    accumulation. Each pass over the photos is a new permutation; the few photos that don't fill a step at its end wait
-    for another pass, so that a step never meets a photo twice. (One that stands in for an unusable photo may be among
-    the step's others by chance: its versions then have their id in common, as they should.)
+    accumulation. Each pass over the photos is a permutation of them, drawn from the seed and the pass; the few that
+    don't fill a step at its end wait for another pass, so that a step never meets a photo twice. (One that stands in
+    for an unusable photo may be among the step's others by chance: their versions then share their id, as they should.)
 
     Args:
         split: `Split`, the photos.
@@ -91,9 +91,9 @@ def repeated_batches(
         """The photo at a position of the stream; attempts after the first are for unusable photos."""
         step, rest = position // photos_a_step, position % photos_a_step
         key = tf.stack([tf.constant(seed, tf.int64), step // steps_a_pass * _ATTEMPTS + attempt])
-        return tf.random.experimental.index_shuffle(
-            (step % steps_a_pass) * photos_a_step + rest, tf.cast(key % (1 << 31), tf.int32), len(split) - 1
-        )
+        # index_shuffle makes use of few bits of its seed: counted up, it repeats its orders every sixteenth pass
+        key = tf.random.stateless_uniform([2], key, None, None, tf.int32)
+        return tf.random.experimental.index_shuffle((step % steps_a_pass) * photos_a_step + rest, key, len(split) - 1)
 
     def local_to_global(number):
         """The n-th photo that this dataset gives -> its position in the stream that all replicas share."""

@@ -1,0 +1,75 @@
+"""Each program, in a process of its own, prints the rows and the ratios it promises; how fast is no matter here."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def run(program, *arguments):
+    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, str(ROOT / "benchmarks" / program), *map(str, arguments)]
+    return subprocess.run(command, cwd="/", env=environment, capture_output=True, text=True, check=False)
+
+
+def rows(done):
+    """First cell -> the other cells, of the table that was printed."""
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "cores, load average" in done.stdout
+    table = [[cell.strip() for cell in line.split("│")[1:-1]] for line in done.stdout.splitlines() if "│" in line]
+    return {name: cells for name, *cells in table}
+
+
+def test_train_step():
+    done = run("train_step.py", "--part", "step", "--repeats", 2, "--resolution", 32, "--batch-size", 6)
+    table = rows(done)
+    assert set(table) == {"cross-entropy", "joint"}
+    assert table["cross-entropy"][-1] == "1.000"
+    assert f"joint step / plain cross-entropy: {table['joint'][-1]} " in done.stdout
+
+
+def test_the_loss_beside_its_peer():
+    pytest.importorskip("pytorch_metric_learning")
+    table = rows(run("train_step.py", "--part", "loss", "--repeats", 1))
+    assert set(table) == {"96", "510"}
+    assert all(cells[-1].startswith("1/") for cells in table.values())
+
+
+PIPELINE = ("--size", 32, "--batch-size", 6, "--steps", 1, "--repeats", 1)
+
+
+def test_input_pipeline_with_generated_photos():
+    table = rows(run("input_pipeline.py", *PIPELINE))
+    assert set(table) == {"full", "standard"}
+    assert all(float(cells[-1]) > 0 for cells in table.values())
+
+
+def test_input_pipeline_with_a_folder(tmp_path):
+    for number in range(6):
+        pixels = np.random.default_rng(number).integers(0, 256, (60, 80, 3), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{number}.jpg")
+    done = run("input_pipeline.py", "--data", f"folder:{tmp_path}", *PIPELINE)
+    assert set(rows(done)) == {"full", "standard"}
+    assert "from 6 photos" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("program", "arguments", "message"),
+    [
+        ("input_pipeline.py", ("--data", "tfds:mnist"), "received 'tfds:mnist'"),
+        ("input_pipeline.py", ("--steps", "0"), "--steps must be at least 1, received 0"),
+        ("train_step.py", ("--repeats", "0"), "received 0"),
+    ],
+)
+def test_mistakes_get_one_line(program, arguments, message):
+    done = run(program, *arguments)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert len(done.stderr.splitlines()) == 1
+    assert message in done.stderr

@@ -1,0 +1,38 @@
+import pytest
+
+from benchmarks import timing
+
+
+def test_contestants_take_turns_forwards_and_backwards(monkeypatch):
+    monkeypatch.setattr(timing, "_PAUSE", 0)
+    calls = []
+
+    def contestant(name):
+        return lambda: calls.append(name) or len(calls)
+
+    times = timing.interleaved_times({name: contestant(name) for name in "abc"}, repeats=2, warm_up=1)
+    assert "".join(calls) == "cba" + "abc" + "cba"
+    assert times == {"a": [4, 9], "b": [5, 8], "c": [6, 7]}, "the seconds reported, without the warm-up's"
+
+
+def test_repeats_must_be_positive():
+    with pytest.raises(ValueError, match="received 0"):
+        timing.interleaved_times({}, repeats=0)
+
+
+def test_cells_give_median_and_fastest():
+    assert timing.milliseconds([0.004, 0.001, 0.002]) == "2.0 (1.0)"
+    assert timing.per_second(6, [4, 1, 2]) == "3 (6)"
+
+
+def test_ratio_is_of_medians():
+    assert timing.ratio({"a": [3, 100, 3], "b": [2, 2, 0]}, "a", "b") == 1.5
+
+
+def test_a_table_is_printed_whole_in_a_narrow_log(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "20")
+    cells = [["first row", "a cell of many letters"], ["second row", "another cell of letters"]]
+    timing.print_table("What it shows", ("the name", "a heading of many letters"), cells)
+    printed = capsys.readouterr().out
+    for text in ("What it shows", "a heading of many letters", *cells[0], *cells[1]):
+        assert text in printed

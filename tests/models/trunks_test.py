@@ -1,0 +1,118 @@
+import keras
+import numpy as np
+import pytest
+
+from mg_keras.errors import UserError
+from mg_keras.models import trunks
+
+# one of each family, cut down to a few channels; MobileNetV3-Small is small as it is
+TINY = {
+    "resnet18": {
+        "stackwise_num_filters": [64, 128],
+        "stackwise_num_blocks": [1, 1],
+        "stackwise_num_strides": [1, 2],
+    },
+    "resnet50": {
+        "stackwise_num_filters": [64, 128],
+        "stackwise_num_blocks": [1, 1],
+        "stackwise_num_strides": [1, 2],
+    },
+    "efficientnet_b0": {
+        "stackwise_width_coefficients": [0.25] * 2,
+        "stackwise_depth_coefficients": [1.0] * 2,
+        "stackwise_kernel_sizes": [3, 5],
+        "stackwise_num_repeats": [1, 1],
+        "stackwise_input_filters": [32, 16],
+        "stackwise_output_filters": [16, 24],
+        "stackwise_expansion_ratios": [1, 6],
+        "stackwise_squeeze_and_excite_ratios": [0.25] * 2,
+        "stackwise_strides": [1, 2],
+        "stackwise_block_types": ["v1"] * 2,
+    },
+    "mobilenet_v3_small": {},
+    "densenet121": {"stackwise_num_repeats": [1, 1, 1], "growth_rate": 8},
+    "vgg16": {"stackwise_num_repeats": [1, 1], "stackwise_num_filters": [8, 16]},
+}
+
+# torchvision's published counts of trainable values without the classifier (and, for VGG, without its dense layers)
+PARAMETERS = {
+    "resnet18": 11_689_512 - 513 * 1000,
+    "resnet34": 21_797_672 - 513 * 1000,
+    "resnet50": 25_557_032 - 2049 * 1000,
+    "resnet101": 44_549_160 - 2049 * 1000,
+    "resnet152": 60_192_808 - 2049 * 1000,
+    "efficientnet_b0": 5_288_548 - 1281 * 1000,
+    "efficientnet_b1": 7_794_184 - 1281 * 1000,
+    "efficientnet_b2": 9_109_994 - 1409 * 1000,
+    "mobilenet_v3_small": 2_542_856 - 577 * 1024 - 1025 * 1000,
+    "densenet121": 7_978_856 - 1025 * 1000,
+    "densenet169": 14_149_480 - 1665 * 1000,
+    "densenet201": 20_013_928 - 1921 * 1000,
+    "vgg16": 138_357_544 - 25_089 * 4096 - 4097 * 4096 - 4097 * 1000,
+    "vgg19": 143_667_240 - 25_089 * 4096 - 4097 * 4096 - 4097 * 1000,
+}
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_every_family_takes_any_size_and_keeps_space(name):
+    trunk = trunks.build(name, **TINY[name])
+    assert trunk.input_shape == (None, None, None, 3)
+    rng = np.random.default_rng(0)
+    for height, width in ((32, 32), (64, 45)):
+        features = trunk(rng.standard_normal((1, height, width, 3)).astype("float32")).numpy()
+        assert features.ndim == 4
+        assert features.shape[-1] == trunk.output_shape[-1]
+        assert abs(features.shape[1] / features.shape[2] - height / width) < 0.7
+        assert np.isfinite(features).all()
+        assert features.std() > 0
+
+
+@pytest.mark.parametrize("name", trunks.TRUNKS)
+def test_every_name_has_the_published_size(name):
+    # within the scope no weight is made: the largest trunk costs what its layers do
+    with keras.StatelessScope():
+        trunk = trunks.build(name)
+        assert sum(int(np.prod(weight.shape)) for weight in trunk.trainable_variables) == PARAMETERS[name]
+        assert trunk.compute_output_shape((2, 224, 160, 3)) == (2, 7, 5, trunk.output_shape[-1])
+
+
+def test_resnet_strides_in_the_3x3_convolution():
+    trunk = trunks.build("resnet50", **TINY["resnet50"])
+    strided = [layer for layer in trunk.layers if isinstance(layer, keras.layers.Conv2D) and layer.strides == (2, 2)]
+    assert sorted(layer.kernel_size for layer in strided) == [(1, 1), (3, 3), (7, 7)]
+    (shortcut,) = (layer for layer in strided if layer.kernel_size == (1, 1))
+    assert shortcut.filters == trunk.output_shape[-1]
+
+
+def test_unknown_name():
+    with pytest.raises(UserError, match="'resnet19'.*resnet18"):
+        trunks.build("resnet19")
+
+
+def test_resnet_starts_normal_with_variance_2_over_fan_out():
+    keras.utils.set_random_seed(0)
+    trunk = trunks.build("resnet18", **{**TINY["resnet18"], "stackwise_num_blocks": [2, 1]})
+    kernels = [layer.kernel.numpy() for layer in trunk.layers if isinstance(layer, keras.layers.Conv2D)]
+    assert len(kernels) == 8
+    for kernel in kernels:
+        expected = np.sqrt(2 / (kernel.shape[0] * kernel.shape[1] * kernel.shape[3]))
+        # within 5 standard errors: sigma / sqrt(n) of a mean, sigma / sqrt(2 n) of a standard deviation
+        assert abs(kernel.mean()) < 5 * expected / np.sqrt(kernel.size)
+        assert abs(kernel.std() / expected - 1) < 5 / np.sqrt(2 * kernel.size)
+        # 4.6 % of a normal lie beyond two standard deviations, none of the truncated one
+        assert 0.03 < np.mean(np.abs(kernel) > 2 * expected) < 0.06
+    for i, kernel in enumerate(kernels):
+        for other in kernels[:i]:
+            if kernel.shape == other.shape:
+                # independent: the correlation has standard error 1 / sqrt(n)
+                assert abs(np.corrcoef(kernel.ravel(), other.ravel())[0, 1]) < 5 / np.sqrt(kernel.size)
+
+
+def test_the_seed_decides_the_start():
+    def weights(seed):
+        keras.utils.set_random_seed(seed)
+        return np.concatenate([w.numpy().ravel() for w in trunks.build("resnet18", **TINY["resnet18"]).weights])
+
+    first = weights(1)
+    np.testing.assert_array_equal(first, weights(1))
+    assert not np.array_equal(first, weights(2))

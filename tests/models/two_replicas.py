@@ -1,0 +1,146 @@
+"""Trains on one and on two logical CPU devices and writes what came out; run by multigrain_test.py.
+
+Its own process: devices can be divided only before TensorFlow first uses them. All of it under one strategy: a second
+MirroredStrategy in a process takes the numbers of the first one's collective operations, and they hang or fail.
+
+    python -m tests.models.two_replicas OUT.npz
+"""
+
+import sys
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from mg_keras import MultiGrain
+from mg_keras.data import augmentations
+from mg_keras.data.repeated import repeated_batches
+from mg_keras.data.sources import Split
+from mg_keras.training.loop import make_strategy
+
+REPLICAS, STEPS, VERSIONS, CLASSES = 2, 4, 3, 4
+PER_REPLICA = 6
+
+
+def trunk(batch_norm=False):
+    """A tiny trunk; without batch norm, whose statistics are each replica's own and so differ from one replica's."""
+    features = images = keras.Input((None, None, 3))
+    for filters in (6, 8):
+        features = keras.layers.Conv2D(filters, 3, strides=2, use_bias=not batch_norm)(features)
+        if batch_norm:
+            features = keras.layers.BatchNormalization()(features)
+        features = keras.layers.ReLU()(features)
+    return keras.Model(images, features)
+
+
+def build(strategy, batch_norm=False, **training):
+    """The same compiled model whatever the strategy."""
+    with strategy.scope():
+        keras.utils.set_random_seed(0)
+        model = MultiGrain(trunk(batch_norm), CLASSES, versions=VERSIONS, seed=5)
+        model.compile(
+            keras.optimizers.SGD(0.05, momentum=0.9),
+            keras.optimizers.SGD(0.1, momentum=0.9),
+            weight_decay=0.01,
+            **training,
+        )
+    return model
+
+
+def batches():
+    """One step's batch after the other, [STEPS, REPLICAS * PER_REPLICA, ...] each part."""
+    rng = np.random.default_rng(3)
+    size = REPLICAS * PER_REPLICA
+    images = rng.uniform(0, 255, (STEPS, size, 20, 20, 3)).astype("float32")
+    instances = np.arange(STEPS * size // VERSIONS, dtype="int32").repeat(VERSIONS)
+    return images, (instances % CLASSES).reshape(STEPS, size), instances.reshape(STEPS, size)
+
+
+def train(strategy, model):
+    """Losses [STEPS], and afterwards all state but the random generators', one array."""
+    replicas = strategy.num_replicas_in_sync
+    parts = [value.reshape(STEPS * replicas, -1, *value.shape[2:]) for value in batches()]
+    if replicas == 1:
+        data = iter(tf.data.Dataset.from_tensor_slices(tuple(parts)))
+    else:
+        data = iter(
+            strategy.distribute_datasets_from_function(lambda _: tf.data.Dataset.from_tensor_slices(tuple(parts)))
+        )
+
+    @tf.function
+    def step(batch):
+        strategy.run(model.train_step, args=(batch,))
+
+    values = []
+    for _ in range(STEPS):
+        step(next(data))
+        values.append([float(metric.result()) for metric in model.metrics])
+        for metric in model.metrics:
+            metric.reset_state()
+    parts = (model.trunk, model.classifier, model.margin_loss)
+    return np.array(values), np.concatenate([np.ravel(w.numpy()) for part in parts for w in part.weights])
+
+
+def draws(strategy, model):
+    """Each replica's negatives for the same embeddings."""
+    embeddings = tf.math.l2_normalize(tf.random.stateless_normal((12, 8), [1, 2]), axis=-1)
+    ids = tf.repeat(tf.range(4), VERSIONS)
+
+    @tf.function
+    def draw():
+        # what train_step draws with
+        return strategy.run(lambda: model.sampling(embeddings, ids, seed=model._sampling_seed(0))[2])
+
+    return np.stack([value.numpy() for value in strategy.experimental_local_results(draw())])
+
+
+def distributed_ids(strategy, batch_size, parts):
+    """The instance ids that each replica gets from a distributed stream: [steps, replicas, parts * batch_size]."""
+    photos = tf.stack([tf.io.encode_png(tf.fill([24, 24, 3], tf.cast(i, tf.uint8))) for i in range(40)])
+    split = Split([str(i) for i in range(40)], lambda index: photos[index], lambda: np.zeros(40, "int32"))
+
+    def feed(context):
+        return repeated_batches(
+            split,
+            augmentations.get("none"),
+            size=16,
+            batch_size=batch_size,
+            versions=VERSIONS,
+            parts=parts,
+            replicas=REPLICAS,
+            local_replicas=range(REPLICAS // context.num_input_pipelines),
+            steps=5,
+        )
+
+    data = iter(strategy.distribute_datasets_from_function(feed))
+    return np.stack([[v.numpy() for v in strategy.experimental_local_results(next(data)[2])] for _ in range(5)])
+
+
+def main(path):
+    """Everything that multigrain_test.py asserts on."""
+    (device,) = tf.config.list_physical_devices("CPU")
+    tf.config.set_logical_device_configuration(device, [tf.config.LogicalDeviceConfiguration()] * REPLICAS)
+    two, one = make_strategy("mirrored"), make_strategy("single")
+    assert two.num_replicas_in_sync == REPLICAS
+    found = {}
+    for name, strategy, training in (
+        ("plain_one", one, {"classification_weight": 1.0}),
+        ("plain_two", two, {"classification_weight": 1.0}),
+        # two parts after each other draw what two replicas do beside each other
+        ("joint_one", one, {"classification_weight": 0.5, "accumulation_steps": REPLICAS}),
+        ("joint_two", two, {"classification_weight": 0.5}),
+        ("norm_two", two, {"classification_weight": 1.0, "batch_norm": True}),
+        ("norm_two_jit", two, {"classification_weight": 1.0, "batch_norm": True, "jit_compile": True}),
+        ("joint_two_jit", two, {"classification_weight": 0.5, "jit_compile": True}),
+    ):
+        model = build(strategy, **training)
+        found[name + "_values"], found[name + "_weights"] = train(strategy, model)
+        if name == "joint_two":
+            found["draws"] = draws(strategy, model)
+    found["whole_ids"] = distributed_ids(two, batch_size=6, parts=1)
+    found["cut_ids"] = distributed_ids(two, batch_size=5, parts=2)
+    np.savez(path, **found)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
