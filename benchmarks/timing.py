@@ -84,7 +84,9 @@ def print_table(title, headings, rows):
 
     # a log file counts as 80 columns wide
     console = Console(width=max(Console().width, 120))
-    table = Table(title=title, title_justify="left", title_style="")
+    # not as the table's title, which would be broken at the table's width
+    console.print(title, highlight=False)
+    table = Table()
     for heading in headings:
         table.add_column(heading, justify="right" if table.columns else "left", no_wrap=True)
     for row in rows:

@@ -21,7 +21,7 @@ from PIL import Image, ImageDraw, ImageFilter
 from mg_keras.errors import UserError
 
 # A change to any drawing must raise this number: folders written before it are then refused, not taken for the new set.
-_VERSION = 1
+_VERSION = 2
 _MIN_RESOLUTION, _MAX_RESOLUTION = 32, 512
 # The first numbers of the instances in val/ and in unlabelled/. They are fixed, so that a larger training set is a
 # superset of a smaller one, beside the same validation and unlabelled photos.
@@ -288,9 +288,10 @@ def _add_grain(rng, image, amount):
     return Image.blend(image, grain.resize(image.size, Image.Resampling.BILINEAR), amount)
 
 
-def _colours(rng, lightness, chroma, spread=np.pi):
-    """RGB rows in 0-255 with means `lightness` [n] in 0-1 (but for clipping), hues within `spread` of a random one."""
-    hue = rng.uniform(0, 2 * np.pi) + rng.uniform(-spread, spread, (len(lightness), 1))
+def _colours(rng, lightness, chroma, spread=np.pi, hue=None):
+    """RGB rows in 0-255 with means `lightness` [n] in 0-1 (but for clipping), hues within `spread` of one (or any)."""
+    hue = rng.uniform(0, 2 * np.pi) if hue is None else hue
+    hue = hue + rng.uniform(-spread, spread, (len(lightness), 1))
     rgb = np.asarray(lightness)[:, None] + chroma * np.cos(hue + 2 * np.pi / 3 * np.arange(3))
     return np.clip(rgb, 0, 1) * 255
 
@@ -322,10 +323,13 @@ def _pattern(rng, size):
     return np.clip(0.5 + rng.uniform(0.5, 2.0) * value, 0, 1)
 
 
-def _texture(rng, size, lightness, contrast):
-    """An RGB image of `size` px: a pattern in four random colours around `lightness`."""
+def _texture(rng, size, lightness, contrast, palette=None):
+    """An RGB image of `size` px: a pattern in four colours around `lightness`, of a (hue, chroma) or of any hues."""
     stops = lightness + contrast * rng.permutation([-1.0, -0.3, 0.3, 1.0])
-    colours = _colours(rng, stops, rng.uniform(0.06, 0.24), rng.uniform(0.3, np.pi))
+    if palette is None:
+        colours = _colours(rng, stops, rng.uniform(0.06, 0.24), rng.uniform(0.3, np.pi))
+    else:
+        colours = _colours(rng, stops, palette[1], 0.35, palette[0])
     ramp = np.stack([np.interp(np.arange(256), [0, 85, 170, 255], colours[:, c]) for c in range(3)], axis=1)
     image = Image.fromarray((_pattern(rng, size) * 255).astype(np.uint8))
     image.putpalette(ramp.astype(np.uint8).tobytes())
@@ -411,10 +415,17 @@ def _add_cover(rng, scene, centre, scale):
 
 
 def _background(rng, size):
-    """Two textures that meet in a wavy border, with grain."""
-    first, second = (_texture(rng, size, rng.uniform(0.42, 0.58), rng.uniform(0.05, 0.14)) for _ in range(2))
+    """Two textures in the picture's own palette that meet in a wavy border, with grain.
+
+    One palette for all of it: any part of the picture, however small, can be traced back to it.
+    """
+    palette = rng.uniform(0, 2 * np.pi), rng.uniform(0.12, 0.36)
+    lightness = rng.uniform(0.4, 0.6)
+    first, second = (
+        _texture(rng, size, lightness + rng.uniform(-0.04, 0.04), rng.uniform(0.05, 0.14), palette) for _ in range(2)
+    )
     border = _noise(rng, size, 4).getchannel(0).point(_BORDER)
-    return _add_grain(rng, Image.composite(first, second, border), rng.uniform(0.25, 0.45))
+    return _add_grain(rng, Image.composite(first, second, border), rng.uniform(0.15, 0.3))
 
 
 def _expose(rng, scene, resolution):

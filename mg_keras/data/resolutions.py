@@ -112,16 +112,27 @@ def _resized_window(image, scaled, offset, window):
     """The `window` (height, width) at `offset` (top, left) of the photo resized to `scaled` (height, width)."""
     for name, side in zip(("height", "width"), window, strict=True):
         _check_side(name, side)
-    scale = tf.cast(tf.stack(scaled), tf.float32) / tf.cast(tf.stack(_sides(image)), tf.float32)
-    # The operation behind tf.image.resize(antialias=True): called directly, it can leave out what a crop would drop.
+    height, width = _sides(image)
+    rows = tf.reshape(image, [height, width * 3])
+    rows = _resized_rows(rows, scaled[0], offset[0], window[0])
+    columns = tf.transpose(tf.reshape(rows, [window[0], width, 3]), [1, 0, 2])
+    columns = _resized_rows(tf.reshape(columns, [width, window[0] * 3]), scaled[1], offset[1], window[1])
+    return tf.transpose(tf.reshape(columns, [window[1], window[0], 3]), [1, 0, 2])
+
+
+def _resized_rows(rows, scaled, offset, window):
+    """`window` rows, from row `offset`, of the matrix resized to `scaled` rows."""
+    # The operation behind tf.image.resize(antialias=True): called directly, it can leave out what a crop would drop. It
+    # adds whole rows at a time but columns value by value, so rows and then, transposed, columns take a third less.
+    scale = tf.cast(scaled, tf.float32) / tf.cast(tf.shape(rows)[0], tf.float32)
     return tf.raw_ops.ScaleAndTranslate(
-        images=image[tf.newaxis],
-        size=window if all(isinstance(side, int) for side in window) else tf.stack(window),
-        scale=scale,
-        translation=-tf.cast(tf.stack(offset), tf.float32),
+        images=rows[tf.newaxis, :, tf.newaxis],
+        size=tf.stack([window, 1]),
+        scale=tf.stack([scale, 1.0]),
+        translation=tf.stack([-tf.cast(offset, tf.float32), 0.0]),
         kernel_type="triangle",
         antialias=True,
-    )[0]
+    )[0, :, 0]
 
 
 def _rounded_ratio(value, numerator, denominator):

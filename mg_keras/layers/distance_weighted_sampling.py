@@ -118,7 +118,7 @@ class DistanceWeightedSampling(keras.layers.Layer):
             return tuple(ops.take(column, kept, axis=0) for column in triplets)
         return tuple(ops.where(valid, column, -1) for column in triplets)
 
-    def weights(self, embeddings, instance_ids):
+    def probabilities(self, embeddings, instance_ids):
         """p(j|i), the distribution of the first negative of anchor i.
 
         Args:

@@ -136,10 +136,10 @@ class MultiGrain(keras.Model):
                 `SGD(weight_decay=...)` is decoupled and ten times weaker at momentum 0.9). Never applied to beta.
             accumulation_steps: int k: the replica's batch is k parts of whole RA groups, passed one after the other,
                 their gradients averaged before the one update. Sampling stays within a part.
-            jit_compile: compile the forward and backward pass with XLA. Works on one device and under
-                `MirroredStrategy`, tried on one CPU and on two logical ones. With classification_weight 1 and no
-                dropout the updates are those without it; XLA's random generator is another, so that negatives and
-                dropout masks drawn from the same seed differ.
+            jit_compile: compile the forward and backward pass with XLA. With classification_weight 1 and no dropout
+                the updates are those without it; XLA's random generator is another, so negatives and dropout masks
+                drawn from the same seed differ. Tried on one CPU, and under `MirroredStrategy` on two logical ones:
+                there the updates are right too, but the first steps can stall for tens of seconds on busy cores.
 
         Raises:
             ValueError: a value is out of range, or the model computes in float16, which needs a scaled loss (train in

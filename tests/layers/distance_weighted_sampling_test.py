@@ -59,13 +59,13 @@ def inclusion_of_two(p):
 @pytest.mark.parametrize("spread", [0.2, 0.6, 5.0])
 def test_weights(size, spread):
     embeddings, instances = batch_of(size=size, spread=spread)
-    p = DistanceWeightedSampling().weights(embeddings, instances)
+    p = DistanceWeightedSampling().probabilities(embeddings, instances)
     np.testing.assert_allclose(p, distribution(embeddings, instances), atol=2e-4)
 
 
 def test_weights_follow_the_cutoffs():
     embeddings, instances = batch_of()
-    p = DistanceWeightedSampling(0.8, 1.0).weights(embeddings, instances)
+    p = DistanceWeightedSampling(0.8, 1.0).probabilities(embeddings, instances)
     expected = distribution(embeddings, instances, 0.8, 1.0)
     np.testing.assert_allclose(p, expected, atol=2e-4)
     assert np.abs(expected - distribution(embeddings, instances)).max() > 0.1
@@ -74,7 +74,7 @@ def test_weights_follow_the_cutoffs():
 def test_underflow_in_many_dimensions_leaves_a_uniform_draw():
     # At D = 1.2 the log-weight is 700 below the one at the cutoff: nothing is left of it in float32.
     embeddings, instances = batch_of(size=2048, spread=2.0)
-    p = DistanceWeightedSampling().weights(embeddings, instances)
+    p = DistanceWeightedSampling().probabilities(embeddings, instances)
     different = instances[:, None] != instances[None, :]
     np.testing.assert_allclose(p, different / different.sum(1, keepdims=True), atol=1e-6)
     np.testing.assert_allclose(p, distribution(embeddings, instances), atol=1e-6)
@@ -83,7 +83,7 @@ def test_underflow_in_many_dimensions_leaves_a_uniform_draw():
 def test_weights_of_opposite_embeddings_are_finite():
     embeddings, instances = np.array([[1.0, 0, 0, 0], [-1, 0, 0, 0], [-3, 0, 0, 0]]), np.array([0, 1, 1])
     expected = [[0, 0.5, 0.5], [1, 0, 0], [1, 0, 0]]
-    np.testing.assert_allclose(DistanceWeightedSampling().weights(embeddings, instances), expected, atol=1e-6)
+    np.testing.assert_allclose(DistanceWeightedSampling().probabilities(embeddings, instances), expected, atol=1e-6)
 
 
 def test_every_ordered_positive_pair_once():
@@ -149,7 +149,7 @@ def test_an_anchor_with_only_far_negatives_draws_them_all_alike():
     # Rows 2 and 3 are farther than 1.4 from rows 0 and 1, at different distances.
     embeddings = np.array([[1, 0, 0], [0.95, 0.1, 0], [-1, 0, 0.1], [-0.2, -1, 0], [-0.2, -1, 0.1]], "float32")
     instances = np.array([0, 0, 1, 2, 2])
-    p = DistanceWeightedSampling().weights(embeddings, instances)
+    p = DistanceWeightedSampling().probabilities(embeddings, instances)
     np.testing.assert_allclose(p[0], [0, 0, 1 / 3, 1 / 3, 1 / 3], atol=1e-6)
     frequency, _ = draws_of(DistanceWeightedSampling(seed=0), embeddings, instances, 2000)
     np.testing.assert_allclose(frequency[0, 2:], 1 / 3, atol=4 * np.sqrt(2 / 9 / 2000))
@@ -163,7 +163,7 @@ def test_a_batch_without_triplets(instances, total):
         assert rows.shape == (0,)
     for rows in DistanceWeightedSampling(max_positives=2)(embeddings, instances):
         np.testing.assert_array_equal(rows, [-1] * 6)
-    p = DistanceWeightedSampling().weights(embeddings, instances).numpy()
+    p = DistanceWeightedSampling().probabilities(embeddings, instances).numpy()
     assert np.isfinite(p).all()
     np.testing.assert_allclose(p.sum(1), total, atol=1e-6)
 
@@ -213,10 +213,10 @@ def test_compiles_to_a_static_shape():
 
 def test_norms_and_half_precision_policies_do_not_matter():
     embeddings, instances = batch_of()
-    expected = DistanceWeightedSampling().weights(embeddings, instances)
+    expected = DistanceWeightedSampling().probabilities(embeddings, instances)
     scaled = embeddings * np.linspace(0.1, 30, len(embeddings), dtype="float32")[:, None]
     layer = DistanceWeightedSampling(dtype="mixed_bfloat16", max_positives=2, seed=0)
-    np.testing.assert_allclose(layer.weights(scaled, instances), expected, atol=1e-4)
+    np.testing.assert_allclose(layer.probabilities(scaled, instances), expected, atol=1e-4)
     reference = DistanceWeightedSampling(max_positives=2, seed=0)
     np.testing.assert_array_equal(np.stack(layer(embeddings, instances)), np.stack(reference(embeddings, instances)))
 
@@ -247,7 +247,7 @@ def test_golden():
     golden = np.load(shared_path("goldens", "distance_weighted_sampling.npz"))
     embeddings, instances, draws = golden["embedding"], golden["instance"], int(golden["draws"])
     layer = DistanceWeightedSampling(max_positives=int(golden["repetitions"]) - 1, seed=0)
-    np.testing.assert_allclose(layer.weights(embeddings, instances), golden["weights"], atol=1e-5)
+    np.testing.assert_allclose(layer.probabilities(embeddings, instances), golden["weights"], atol=1e-5)
     frequency, _ = draws_of(layer, embeddings, instances, draws)
     # Both sides are estimates from the same number of draws.
     error = np.sqrt((frequency * (1 - frequency) + golden["frequency"] * (1 - golden["frequency"])) / draws)

@@ -85,7 +85,7 @@ def test_resnet_strides_in_the_3x3_convolution():
 
 
 def test_unknown_name():
-    with pytest.raises(UserError, match="'resnet19'.*resnet18"):
+    with pytest.raises(UserError, match=r"'resnet19'.*resnet18"):
         trunks.build("resnet19")
 
 

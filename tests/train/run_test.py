@@ -139,14 +139,14 @@ def test_killed_runs_resume_to_the_same_weights(folder, tmp_path):
     run = tmp_path / "broken"
     command = arguments(folder, run, **options)
     process = start("train/run.py", *command)
-    wait_for(lambda: (run / "checkpoints" / "step-000000035.npz").exists(), process)
+    wait_for((run / "checkpoints" / "step-000000035.npz").exists, process)
     process.kill()
     finish(process)
     steps = [int(path.stem[5:]) for path in (run / "checkpoints").glob("step-*.npz")]
     assert max(steps) < 60, "it ended before it was killed: the test shows nothing"
 
     process = start("train/run.py", *command)
-    wait_for(lambda: (run / "checkpoints" / "step-000000042.npz").exists(), process)
+    wait_for((run / "checkpoints" / "step-000000042.npz").exists, process)
     process.send_signal(signal.SIGINT)
     status, output, errors = finish(process)
     assert status == 130, errors
