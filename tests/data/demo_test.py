@@ -19,7 +19,7 @@ from mg_keras.errors import UserError
 SMALL = {"resolution": 32, "seed": 5, "instances_per_class": 2, "views_per_instance": 2, "num_unlabelled": 3}
 
 # Grey means of the quarters of three pictures of 64 px: classes 0, 9 and 19, instance 0, view 0, seed 0.
-PINNED = [[148.4, 133.5, 134.9, 127.4], [102.1, 99.7, 141.2, 130.2], [132.6, 120.9, 114.9, 128.2]]
+PINNED = [[99.3, 122.0, 130.7, 121.5], [119.3, 113.2, 144.1, 132.2], [119.0, 117.2, 130.0, 141.5]]
 
 
 def area_mean(picture, side):
@@ -59,7 +59,7 @@ def test_the_drawing_is_the_one_of_this_version():
     # Fails where another machine or library draws another set, and where the drawing was changed: then raise
     # demo._VERSION along with these values. One grey level is what rounding may change.
     means = [area_mean(draw_view(class_index, 0, 0, 64), 2).mean(-1).ravel() for class_index in (0, 9, 19)]
-    assert demo._VERSION == 1
+    assert demo._VERSION == 2
     np.testing.assert_allclose(means, PINNED, atol=1.0)
 
 
@@ -107,7 +107,7 @@ def test_colour_statistics_do_not_tell_the_class():
         ), labels
 
     (train, train_labels), (val, val_labels) = pictures(range(20)), pictures(range(50_000, 50_010))
-    tint = np.random.default_rng(0).uniform(0.4, 1.0, (len(CLASS_NAMES), 1, 1, 3))
+    tint = np.random.default_rng(0).uniform(0.2, 1.0, (len(CLASS_NAMES), 1, 1, 3))
 
     def score(classifier, train, val):
         features = [np.array([colour_statistics(picture) for picture in split]) for split in (train, val)]
