@@ -21,7 +21,7 @@ from PIL import Image, ImageDraw, ImageFilter
 from mg_keras.errors import UserError
 
 # A change to any drawing must raise this number: folders written before it are then refused, not taken for the new set.
-_VERSION = 2
+_VERSION = 3
 _MIN_RESOLUTION, _MAX_RESOLUTION = 32, 512
 # The first numbers of the instances in val/ and in unlabelled/. They are fixed, so that a larger training set is a
 # superset of a smaller one, beside the same validation and unlabelled photos.
@@ -329,7 +329,7 @@ def _texture(rng, size, lightness, contrast, palette=None):
     if palette is None:
         colours = _colours(rng, stops, rng.uniform(0.06, 0.24), rng.uniform(0.3, np.pi))
     else:
-        colours = _colours(rng, stops, palette[1], 0.35, palette[0])
+        colours = _colours(rng, stops, palette[1], 0.1, palette[0])
     ramp = np.stack([np.interp(np.arange(256), [0, 85, 170, 255], colours[:, c]) for c in range(3)], axis=1)
     image = Image.fromarray((_pattern(rng, size) * 255).astype(np.uint8))
     image.putpalette(ramp.astype(np.uint8).tobytes())
@@ -414,12 +414,9 @@ def _add_cover(rng, scene, centre, scale):
     scene.paste(texture, mask=_mask(scene.width, [(255, 2 * (middle + outline) - 1)]))
 
 
-def _background(rng, size):
-    """Two textures in the picture's own palette that meet in a wavy border, with grain.
-
-    One palette for all of it: any part of the picture, however small, can be traced back to it.
-    """
-    palette = rng.uniform(0, 2 * np.pi), rng.uniform(0.12, 0.36)
+def _background(rng, size, hue):
+    """Two textures of hues about `hue` that meet in a wavy border, with grain."""
+    palette = hue, rng.uniform(0.06, 0.3)
     lightness = rng.uniform(0.4, 0.6)
     first, second = (
         _texture(rng, size, lightness + rng.uniform(-0.04, 0.04), rng.uniform(0.05, 0.14), palette) for _ in range(2)
@@ -428,12 +425,13 @@ def _background(rng, size):
     return _add_grain(rng, Image.composite(first, second, border), rng.uniform(0.15, 0.3))
 
 
-def _expose(rng, scene, resolution):
-    """Reduce `scene` to `resolution` and light it: gain, tint and a gradient. uint8 [R, R, 3]."""
+def _expose(rng, scene, resolution, hue):
+    """Reduce `scene` to `resolution` and light it: gain, a gradient, and light of `hue`. uint8 [R, R, 3]."""
     pixels = np.asarray(scene.reduce(scene.width // resolution), np.float32)
     x = np.linspace(-1, 1, 2 * resolution + 1, dtype=np.float32)[1::2]
     slope_x, slope_y = rng.uniform(-0.2, 0.2, 2).astype(np.float32)
-    gain = (rng.uniform(0.75, 1.15) * rng.uniform(0.9, 1.1, 3)).astype(np.float32)
+    tint = 1 + rng.uniform(0.0, 0.25) * np.cos(hue + 2 * np.pi / 3 * np.arange(3))
+    gain = (rng.uniform(0.75, 1.15) * tint).astype(np.float32)
     light = 1 + slope_x * x + slope_y * x[:, None]
     return np.clip(pixels * light[..., None] * gain + 0.5, 0, 255).astype(np.uint8)
 
@@ -479,24 +477,28 @@ def draw_view(class_index, instance, view, resolution=128, seed=0):
     _check(seed, "seed", 0, 2**32 - 1)
     size = _grid_size(resolution)
     rng = _generator(seed, _VIEW_STREAM, class_index, instance, view)
-    scene = _background(rng, size)
+    # one hue for background and light: any part of the picture, however small, can be traced back to it
+    hue = rng.uniform(0, 2 * np.pi)
+    scene = _background(rng, size, hue)
     scale = rng.uniform(0.62, 0.82)
     centre = _add_object(rng, scene, _object(class_index, instance, size * 3 // 4, seed), scale)
     if rng.random() < 0.6:
         _add_cover(rng, scene, centre, scale)
-    return _expose(rng, scene, resolution)
+    return _expose(rng, scene, resolution, hue)
 
 
 def _draw_scene(number, resolution, seed):
     """A picture for unlabelled/: two objects of any class that no labelled picture shows. uint8 [R, R, 3]."""
     size = _grid_size(resolution)
     rng = _generator(seed, _SCENE_STREAM, 0, number, 0)
-    scene = _background(rng, size)
+    # one hue for background and light: any part of the picture, however small, can be traced back to it
+    hue = rng.uniform(0, 2 * np.pi)
+    scene = _background(rng, size, hue)
     for k in range(2):
         instance = _FIRST_SCENE_INSTANCE + 2 * number + k
         scale = rng.uniform(0.4, 0.7)
         _add_object(rng, scene, _object(int(rng.integers(len(CLASS_NAMES))), instance, size // 2, seed), scale)
-    return _expose(rng, scene, resolution)
+    return _expose(rng, scene, resolution, hue)
 
 
 # --- The folder ---
