@@ -105,8 +105,10 @@ def usage(path: str | os.PathLike) -> str:
     about = json.loads((Path(path) / "assets" / "multigrain.json").read_text(encoding="utf-8"))
     lines = [f"{path}{'' if about['whitened'] else ' (not whitened)'}"]
     for name, signature in tf.saved_model.load(path).signatures.items():
-        inputs = ", ".join(_shown(spec) for spec in signature.structured_input_signature[1].values())
-        lines.append(f"  {name}({inputs}) -> {', '.join(signature.structured_outputs)}")
+        # a loaded signature has its names in no order
+        inputs = ", ".join(_shown(spec) for _, spec in sorted(signature.structured_input_signature[1].items()))
+        outputs = [output for output in ("embedding", *_OUTPUTS) if output in signature.structured_outputs]
+        lines.append(f"  {name}({inputs}) -> {', '.join(outputs)}")
     exponent = next(iter(about.get("p_star", {}).values()), about["pooling_exponent"])
     return "\n".join(
         [

@@ -1,6 +1,7 @@
 """Photos of any size to embeddings, at a resolution s* and one or more pooling exponents p* (sections 3.5, 4.2)."""
 
 import dataclasses
+import functools
 
 import numpy as np
 import tensorflow as tf
@@ -96,13 +97,13 @@ def embed_versions(model, split, augment, resolution, versions, exponents=None, 
 
 def embed_photos(model, images, exponent):
     """float32 [N, d]: embeddings of a list of prepared photos (float32 [H, W, 3] in 0-255, any sizes), in order."""
-    forward = _forward(model, [float(exponent)])
+    forward = _forward(model, (float(exponent),))
     return np.concatenate([forward(image[None]).numpy()[0] for image in images])
 
 
 def _run(model, dataset, total, exponents, label):
     """Runs the network on a dataset of (row numbers, usable, images), each [B, ...]."""
-    forward = _forward(model, [None] if exponents is None else [float(exponent) for exponent in exponents])
+    forward = _forward(model, (None,) if exponents is None else tuple(float(exponent) for exponent in exponents))
     rows, values, unusable = [], [], []
     with Progress(label or "", total if label else 0, "photos") as progress:
         for numbers, ok, images in dataset:
@@ -117,7 +118,10 @@ def _run(model, dataset, total, exponents, label):
     return Embeddings(rows[order], np.concatenate(values, 1)[:, order], np.sort(np.concatenate(unusable)))
 
 
+@functools.lru_cache(maxsize=4)
 def _forward(model, exponents):
+    """Images to embeddings for a tuple of exponents; kept, as validation asks for the same one after every epoch."""
+
     @tf.function(input_signature=[tf.TensorSpec([None, None, None, 3], tf.float32)])
     def forward(images):
         features = model.trunk(model.normalize(images), training=False)
