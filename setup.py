@@ -1,4 +1,4 @@
-"""Packaging of mg_keras. Lower bounds are the oldest versions that were tried."""
+"""Packaging of mg_keras. Lower bounds lie at or just below what was tried, on Python 3.11."""
 
 from pathlib import Path
 
@@ -14,25 +14,28 @@ setup(
     packages=find_packages(include=["mg_keras", "mg_keras.*"]),
     install_requires=[
         # not tensorflow-cpu beside it: keras-hub brings tensorflow-text, which brings the full wheel
-        "tensorflow>=2.20",
-        "keras>=3.12",  # the last for Python 3.10
-        "keras-hub>=0.25",
+        "tensorflow>=2.21",
+        "keras>=3.15; python_version >= '3.11'",
+        "keras-hub>=0.32; python_version >= '3.11'",
+        # the last ones for Python 3.10, not tried
+        "keras>=3.12; python_version < '3.11'",
+        "keras-hub>=0.25; python_version < '3.11'",
         "numpy>=2.0",
-        "faiss-cpu>=1.12",
-        "scikit-learn>=1.6",
-        "matplotlib>=3.9",
-        "pillow>=11.0",
-        "rich>=13.0",
-        "jsonargparse[signatures]>=4.40",
+        "faiss-cpu>=1.15",
+        "scikit-learn>=1.7",
+        "matplotlib>=3.10",
+        "pillow>=12.0",
+        "rich>=15.0",
+        "jsonargparse[signatures]>=4.53",
         "pyyaml>=6.0",
         # TensorFlow writes summaries through it, and no longer brings it
-        "tensorboard>=2.20",
-        "tensorflow-datasets>=4.9.8",
+        "tensorboard>=2.21",
+        "tensorflow-datasets>=4.9.10",
         # tensorflow-datasets imports it without asking for it
         "importlib_resources>=6.0",
     ],
     extras_require={
-        "serving": ["grpcio>=1.70", "tensorflow-serving-api>=2.19"],
-        "test": ["pytest>=8.0", "pytest-xdist>=3.6", "ruff>=0.11"],
+        "serving": ["grpcio>=1.85", "tensorflow-serving-api>=2.21"],
+        "test": ["pytest>=9.0", "pytest-xdist>=3.8", "ruff>=0.17,<0.18"],
     },
 )
