@@ -45,14 +45,16 @@ class Run:
             UserError: the folder holds another run, or something that is no run.
         """
         path = Path(path)
-        if (path / "config.yaml").exists():
+        # one look for all: other workers start in the same folder meanwhile, and write aside under hidden names
+        there = [item.name for item in path.iterdir() if not item.name.startswith(".")] if path.is_dir() else []
+        if "config.yaml" in there:
             changed = TrainConfig.load(path / "config.yaml").differences(config)
             if changed:
                 raise UserError(
                     f"{path} holds a run with other settings ({'; '.join(changed)}): give the same ones to go on with "
                     "it, or another --run folder"
                 )
-        elif path.exists() and (not path.is_dir() or any(path.iterdir())):
+        elif there or path.is_file():
             raise UserError(f"{path} is not empty and holds no run: give another --run folder")
         else:
             with atomic_path(path / "config.yaml") as partial:
