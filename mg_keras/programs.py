@@ -58,14 +58,32 @@ def with_preset(arguments, folder):
     return arguments, None
 
 
-def stage_arguments(program, description, more=None):
-    """The arguments of a program that comes after training: `--run`, `--resolutions` and what `more(parser)` adds."""
+def list_of(kind):
+    """A type for arguments: `224,500`, `[224,500]` (as YAML has it) or one value -> a list of `kind`."""
+
+    def parse(text):
+        values = text if isinstance(text, list | tuple) else str(text).strip().strip("[]").split(",")
+        return [kind(value.strip() if isinstance(value, str) else value) for value in values]
+
+    # what an error calls it
+    parse.__name__ = f"list of {kind.__name__}"
+    return parse
+
+
+def stage_arguments(program, description, more=None, run_required=True):
+    """The arguments of a program that comes after training: those that all have, and what `more(parser)` adds."""
     from jsonargparse import ArgumentParser
 
     parser = ArgumentParser(prog=program, description=description, allow_abbrev=False)
-    parser.add_argument("--run", type=str, required=True, help="the run's folder, such as runs/demo")
+    parser.add_argument("--run", type=str, required=run_required, help="the run's folder, such as runs/demo")
     parser.add_argument(
-        "--resolutions", type=list[int], help="pixels, such as [96,144]; default: those of the run's settings"
+        "--resolutions", type=list_of(int), help="pixels, such as 224,500,800; default: those of the run's settings"
+    )
+    parser.add_argument(
+        "--checkpoint",
+        default="last",
+        choices=["last", "best"],
+        help="which one to take; the results of best go into the run's folder best/",
     )
     if more:
         more(parser)

@@ -29,19 +29,22 @@ def unit_embeddings(xp, embeddings, bias_channel):
 
 
 def whitened(xp, embeddings, mean, projection, bias_channel):
-    """Φ(e) = S (ê - μ), with `projection` = Sᵀ. [N, d] → [N, D]."""
+    """Φ(e) = S (ê - μ), with `projection` = Sᵀ. [N, d] → [N, k]."""
     return xp.matmul(unit_embeddings(xp, embeddings, bias_channel) - mean, projection)
 
 
-def unwhitened(xp, descriptors, mean, inverse):
-    """The ê that a unit-norm whitened descriptor u [N, D] came from, whatever the norm of Φ was before.
+def unwhitened(xp, descriptors, mean, inverse, discarded_variance=0.0):
+    """The ê [N, D] that a unit-norm whitened descriptor u [N, k] came from, whatever the norm of Φ was before.
 
-    ê = t S⁻¹ u + μ with t the positive root of ||t S⁻¹ u + μ|| = 1. There is exactly one, since ||μ|| < 1.
+    ê = t S⁺ u + μ with t the positive root of ||t S⁺ u + μ||² = 1 - r, where r is the variance that was discarded.
+    There is exactly one, since ||μ||² < 1 - r. With all k = D dimensions, S⁺ is S⁻¹, r is 0 and ê is exact. With fewer,
+    ê is the part that was kept, given the norm it has on average: the whole is 1 = ||kept||² + ||rest||² + 2 <rest, μ>
+    and the last two are r and 0 on average.
     """
     direction = xp.matmul(descriptors, inverse)
     a = xp.sum(direction * direction, axis=-1, keepdims=True)
     b = xp.sum(direction * mean, axis=-1, keepdims=True)
-    c = 1.0 - xp.sum(mean * mean)
+    c = 1.0 - discarded_variance - xp.sum(mean * mean)
     root = xp.sqrt(b * b + a * c)
     # The same root of a t² + 2 b t - c = 0 twice; which form subtracts nothing depends on the sign of b.
     t = xp.where(b > 0, c / (root + xp.abs(b)), (root + xp.abs(b)) / xp.maximum(a, 1e-30))
@@ -55,20 +58,28 @@ class Whitening:
     ê = [e; 1] / ||[e; 1]||. Its last entry then tells the norm, so that a **unit-norm** whitened descriptor still gives
     the exact class logits, without the image or any extra number: `[W b] ê / ê_last`, with ê from `undo`.
 
+    A whitening may keep only the k < D directions of largest variance. Descriptors are shorter then, and the ê and the
+    logits that come back from them are approximate; `class_agreement` measures the loss.
+
     Usually made by `fit` or `load`; the constructor takes known values.
 
     Args:
         mean: μ, [D], where D is the embedding size d, plus 1 with the bias channel. Its norm is below 1.
-        projection: Sᵀ, [D, D], invertible: Φ(e) = (ê - mean) @ projection.
+        projection: Sᵀ, [D, k] with 1 ≤ k ≤ D, of rank k: Φ(e) = (ê - mean) @ projection.
         bias_channel: Whether 1 is appended to the embedding.
+        discarded_variance: r, the mean squared distance between ê and what its k components give back, in
+            [0, 1 - ||mean||²); 0 for k = D.
 
     Attributes:
         mean_, projection_: as above, float64.
-        inverse_: (Sᵀ)⁻¹, [D, D]: ê = Φ(e) @ inverse_ + mean_.
+        inverse_: (Sᵀ)⁺, [k, D]: ê = Φ(e) @ inverse_ + mean_, exactly for k = D.
+        discarded_variance_: as above.
+        variance_kept_: share of the variance of ê that the k directions hold, in (0, 1].
         bias_channel: as above.
 
     Raises:
-        ValueError: for shapes that don't fit, values that aren't finite, a mean of norm 1 or more.
+        ValueError: for shapes that don't fit, values that aren't finite, a mean of norm 1 or more, a discarded variance
+            out of range.
 
     Example:
 
@@ -79,70 +90,83 @@ class Whitening:
     ((5, 9), 1.0)
     """
 
-    def __init__(self, mean, projection, bias_channel=True):
+    def __init__(self, mean, projection, bias_channel=True, discarded_variance=0.0):
         self.mean_ = np.asarray(mean, np.float64)
         self.projection_ = np.asarray(projection, np.float64)
         self.bias_channel = bool(bias_channel)
-        if self.mean_.ndim != 1 or self.projection_.shape != self.mean_.shape * 2:
+        self.discarded_variance_ = float(discarded_variance)
+        shape = self.projection_.shape
+        if self.mean_.ndim != 1 or len(shape) != 2 or shape[0] != len(self.mean_) or not 1 <= shape[1] <= shape[0]:
             raise ValueError(
-                f"mean must be [D] and projection [D, D], got shapes {self.mean_.shape} and {self.projection_.shape}"
+                f"mean must be [D] and projection [D, k] with 1 <= k <= D, got shapes {self.mean_.shape} and {shape}"
             )
         if not (np.isfinite(self.mean_).all() and np.isfinite(self.projection_).all()):
             raise ValueError("mean and projection must be finite, got NaN or infinite values")
         if np.linalg.norm(self.mean_) >= 1:
             raise ValueError(f"the mean of unit-norm rows has a norm below 1, got {np.linalg.norm(self.mean_)}")
+        if not 0 <= self.discarded_variance_ < 1 - self.mean_ @ self.mean_:
+            raise ValueError(
+                f"discarded_variance must be at least 0 and below 1 - ||mean||² = {1 - self.mean_ @ self.mean_}, "
+                f"got {discarded_variance}"
+            )
 
     @classmethod
-    def fit(cls, embeddings, bias_channel=True, shrinkage=None):
+    def fit(cls, embeddings, bias_channel=True, shrinkage=None, dimensions=None):
         """Fits the whitening to embeddings of photos, in float64 (PCA by a full SVD).
 
         Args:
-            embeddings: [N, d], as the network gives them, not normalised. Needs N ≥ D + 1, unless `shrinkage` is given.
+            embeddings: [N, d], as the network gives them, not normalised. Needs N ≥ k + 1, unless `shrinkage` is given:
+                only the kept directions must be told apart.
             bias_channel: Whether to append the constant 1 first.
             shrinkage: None, or s in (0, 1]: every variance v along a principal direction becomes (1 - s) v + s v̄, with
                 v̄ the mean of all D variances. This makes whitening invertible with fewer photos than dimensions, at the
                 price of not quite whitening: s = 1 only centres and scales.
+            dimensions: None for all D, or k in 1 … D: keep the k directions of largest variance.
 
         Returns:
             A `Whitening`.
 
         Raises:
-            ValueError: for embeddings of the wrong shape or not finite, too few of them, or embeddings without any
-                spread in some direction, where `shrinkage` is None; a `shrinkage` out of range.
+            ValueError: for embeddings of the wrong shape or not finite, and where `check_fit` does; embeddings without
+                any spread in some kept direction, where `shrinkage` is None.
         """
         from sklearn.decomposition import PCA
 
-        if shrinkage is not None and not 0 < shrinkage <= 1:
-            raise ValueError(f"shrinkage must be None or in (0, 1], got {shrinkage}")
         rows = unit_embeddings(np, _checked(embeddings, "embeddings"), bias_channel)
-        count, dimensions = rows.shape
-        if count < 2:
-            raise ValueError(f"whitening needs at least 2 embeddings, got {count}")
-        if shrinkage is None and count < dimensions + 1:
-            raise ValueError(
-                f"whitening {dimensions} dimensions needs at least {dimensions + 1} embeddings, got {count}: "
-                "give more photos, or a shrinkage such as 0.1"
-            )
+        count, size = rows.shape
+        check_fit(count, size, shrinkage, dimensions)
+        kept = kept_dimensions(dimensions, size)
         pca = PCA(svd_solver="full").fit(rows)
-        variances = np.zeros(dimensions)
-        variances[: len(pca.explained_variance_)] = pca.explained_variance_
-        # Fewer photos than dimensions span only part of the space: the rest of the basis is any orthonormal one.
-        found = len(pca.components_)
-        basis = np.concatenate([pca.components_.T, np.linalg.qr(pca.components_.T, "complete")[0][:, found:]], axis=1)
+        basis, found = pca.components_.T, len(pca.components_)
+        if found < kept:
+            # Fewer photos than dimensions span only part of the space: the rest of the basis is any orthonormal one.
+            basis = np.concatenate([basis, np.linalg.qr(basis, "complete")[0][:, found:]], axis=1)
+        variances = np.zeros(size)
+        variances[:found] = pca.explained_variance_
+        # The mean over these very photos, not the estimate for others: with it, 1 = ||μ||² + kept + discarded.
+        discarded = variances[kept:].sum() * (count - 1) / count
         if shrinkage is not None:
             variances = (1 - shrinkage) * variances + shrinkage * variances.mean()
+        variances = variances[:kept]
         flat = int(np.sum(variances <= _SMALLEST_RELATIVE_SPREAD**2 * variances[0]))
         if flat:
             raise ValueError(
-                f"the embeddings don't spread in {flat} of {dimensions} directions, so whitening has no inverse: "
-                "give more varied photos, or a shrinkage such as 0.1"
+                f"the embeddings don't spread in {flat} of {kept} directions, so whitening has no inverse: "
+                "give more varied photos, fewer dimensions, or a shrinkage such as 0.1"
             )
-        return cls(pca.mean_, basis / np.sqrt(variances), bias_channel)
+        return cls(pca.mean_, basis[:, :kept] / np.sqrt(variances), bias_channel, discarded)
 
     @cached_property
     def inverse_(self):
-        """(Sᵀ)⁻¹, [D, D]."""
-        return np.linalg.inv(self.projection_)
+        """(Sᵀ)⁺, [k, D]: the inverse, or with fewer dimensions the pseudo-inverse."""
+        size, kept = self.projection_.shape
+        return np.linalg.inv(self.projection_) if kept == size else np.linalg.pinv(self.projection_)
+
+    @property
+    def variance_kept_(self):
+        """Share of the variance of ê that the kept directions hold, in (0, 1]; 1 for k = D."""
+        # ê has norm 1, so its variance over the fitting photos is 1 - ||μ||²
+        return 1 - self.discarded_variance_ / (1 - self.mean_ @ self.mean_)
 
     def transform(self, embeddings, normalize=True):
         """Whitens embeddings.
@@ -152,7 +176,7 @@ class Whitening:
             normalize: True gives L2-normalised descriptors, to compare by cosine; False gives Φ(e).
 
         Returns:
-            [N, D], float64.
+            [N, k], float64.
 
         Raises:
             ValueError: for embeddings of another size, or not finite.
@@ -166,14 +190,14 @@ class Whitening:
         """The classifier that reads whitened embeddings: w' = S⁻ᵀ w and b' = <w, μ>.
 
         With w a column of `kernel`, or of [kernel; bias] with the bias channel (where e stands for [e; 1]),
-        `<w, e> = ||e|| (<w', Φ(e)> + b')` exactly.
+        `<w, e> = ||e|| (<w', Φ(e)> + b')` exactly; with k < D dimensions, for the part of ê that they keep.
 
         Args:
             kernel: [d, classes].
             bias: [classes] with the bias channel. None without: there it stays to be added to <w, e>.
 
         Returns:
-            (kernel' [D, classes], bias' [classes]), float64.
+            (kernel' [k, classes], bias' [classes]), float64.
 
         Raises:
             ValueError: for shapes that don't fit, or a bias missing or too many.
@@ -191,21 +215,21 @@ class Whitening:
         return self.inverse_ @ kernel, self.mean_ @ kernel
 
     def undo(self, descriptors):
-        """ê from unit-norm whitened descriptors, exactly.
+        """ê from unit-norm whitened descriptors: exactly, or with k < D dimensions approximately (see `unwhitened`).
 
         With the bias channel, the embedding is `ê[:, :-1] / ê[:, -1:]` and the logits `ê @ [kernel; bias] / ê[:, -1:]`.
 
         Args:
-            descriptors: [N, D], as `transform` gives them; their norms don't matter.
+            descriptors: [N, k], as `transform` gives them; their norms don't matter.
 
         Returns:
-            [N, D], float64, unit norm.
+            [N, D], float64, of squared norm 1 - discarded_variance_.
 
         Raises:
             ValueError: for descriptors of another size, or not finite.
         """
-        descriptors = _checked(descriptors, "descriptors", len(self.mean_))
-        return unwhitened(np, descriptors, self.mean_, self.inverse_)
+        descriptors = _checked(descriptors, "descriptors", self.projection_.shape[1])
+        return unwhitened(np, descriptors, self.mean_, self.inverse_, self.discarded_variance_)
 
     def save(self, path):
         """Writes the whitening to `path` (.npz), whole or not at all. Missing parent folders are made.
@@ -216,7 +240,13 @@ class Whitening:
         try:
             # Through an open file, since NumPy adds .npz to names without it.
             with atomic_path(path) as partial, open(partial, "wb") as file:
-                np.savez(file, mean=self.mean_, projection=self.projection_, bias_channel=self.bias_channel)
+                np.savez(
+                    file,
+                    mean=self.mean_,
+                    projection=self.projection_,
+                    bias_channel=self.bias_channel,
+                    discarded_variance=self.discarded_variance_,
+                )
         except OSError as error:
             raise UserError(f"the whitening can't be written to {path}: {error.strerror or error}") from error
 
@@ -229,7 +259,9 @@ class Whitening:
         """
         try:
             with np.load(path, allow_pickle=False) as arrays:
-                return cls(arrays["mean"], arrays["projection"], bool(arrays["bias_channel"]))
+                # files from before dimensions could be discarded don't say how much was
+                discarded = float(arrays["discarded_variance"]) if "discarded_variance" in arrays else 0.0
+                return cls(arrays["mean"], arrays["projection"], bool(arrays["bias_channel"]), discarded)
         except (OSError, EOFError, ValueError, TypeError, KeyError, AttributeError, zipfile.BadZipFile) as error:
             raise UserError(
                 f"{path} can't be read as a whitening, a .npz file made by Whitening.save: {error}"
@@ -237,6 +269,77 @@ class Whitening:
 
     def _checked(self, embeddings, name):
         return _checked(embeddings, name, len(self.mean_) - self.bias_channel)
+
+
+def kept_dimensions(dimensions, size):
+    """k: `dimensions`, or all D = `size` for None.
+
+    Raises:
+        ValueError: for no whole number in 1 … D.
+    """
+    if dimensions is None:
+        return size
+    if int(dimensions) != dimensions or not 1 <= dimensions <= size:
+        raise ValueError(f"dimensions must be a whole number from 1 to {size}, got {dimensions}")
+    return int(dimensions)
+
+
+def check_fit(count, size, shrinkage=None, dimensions=None):
+    """Refuses what `Whitening.fit` can't do, before embeddings are computed for it.
+
+    Args:
+        count: N, number of embeddings.
+        size: D, values of ê: the embedding size, plus 1 with the bias channel.
+        shrinkage, dimensions: as `Whitening.fit` takes them.
+
+    Raises:
+        ValueError: a `shrinkage` outside (0, 1], `dimensions` that is no whole number in 1 … D, or too few embeddings:
+            without `shrinkage`, one more than the dimensions kept are needed.
+    """
+    if shrinkage is not None and not 0 < shrinkage <= 1:
+        raise ValueError(f"shrinkage must be None or in (0, 1], got {shrinkage}")
+    kept = kept_dimensions(dimensions, size)
+    if count < 2:
+        raise ValueError(f"whitening needs at least 2 embeddings, got {count}")
+    if shrinkage is None and count < kept + 1:
+        raise ValueError(
+            f"whitening {kept} dimensions needs at least {kept + 1} embeddings, got {count}: "
+            "give more photos, keep fewer dimensions, or take a shrinkage such as 0.1"
+        )
+
+
+def class_agreement(whitening, embeddings, labels, classify):
+    """What is lost when the class is read from the unit-norm whitened descriptor in place of the embedding.
+
+    The descriptor is undone (`Whitening.undo`) and classified. With all dimensions kept that is exact, and only ties
+    can fall otherwise.
+
+    Args:
+        whitening: a `Whitening` with the bias channel.
+        embeddings: [N, d], not normalised.
+        labels: integers [N].
+        classify: embeddings [N, d] -> logits [N, C].
+
+    Returns:
+        dict: `class_agreement`, the share of embeddings whose class is the same from both; `top1_embedding` and
+        `top1_descriptor`, the shares that are classified as their label says.
+
+    Raises:
+        ValueError: a whitening without the bias channel, whose descriptors don't hold the embedding's norm; no
+            embeddings.
+    """
+    if not whitening.bias_channel:
+        raise ValueError("classes come back from descriptors of a whitening with the bias channel, got one without")
+    if not len(embeddings):
+        raise ValueError("class agreement needs at least 1 embedding, got 0")
+    unit = whitening.undo(whitening.transform(embeddings))
+    full, reduced = (np.argmax(classify(rows), axis=1) for rows in (embeddings, unit[:, :-1] / unit[:, -1:]))
+    shares = {
+        "class_agreement": full == reduced,
+        "top1_embedding": full == labels,
+        "top1_descriptor": reduced == labels,
+    }
+    return {name: float(np.mean(hits)) for name, hits in shares.items()}
 
 
 def _checked(rows, name, size=None):

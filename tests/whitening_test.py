@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from mg_keras.errors import UserError
-from mg_keras.whitening import Whitening
+from mg_keras.whitening import Whitening, class_agreement
 from tests.shared import shared_path
 
 
@@ -97,16 +97,156 @@ def test_refuses_directions_without_spread(embeddings):
     with pytest.raises(ValueError, match="1 of 14 directions"):
         Whitening.fit(dead)
     Whitening.fit(dead, shrinkage=0.01)
+    # the direction that is left out need not have any
+    Whitening.fit(dead, dimensions=13)
+
+
+def principal_directions(rows):
+    """Mean, variances with 1 / N and directions (columns), widest first."""
+    mean = sum(rows) / len(rows)
+    covariance = sum(np.outer(row - mean, row - mean) for row in rows) / len(rows)
+    variances, directions = np.linalg.eigh(covariance)
+    return mean, variances[::-1], directions[:, ::-1]
+
+
+@pytest.mark.parametrize("bias_channel", [True, False])
+@pytest.mark.parametrize("shrinkage", [None, 0.3])
+@pytest.mark.parametrize(("count", "dimensions"), [(120, 5), (120, 12), (9, 5)])
+def test_reduced_dimensions(embeddings, bias_channel, shrinkage, count, dimensions):
+    embeddings = embeddings[:count]
+    rows = np.array([hat(e, bias_channel) for e in embeddings])
+    mean, variances, directions = principal_directions(rows)
+    whitening = Whitening.fit(embeddings, bias_channel, shrinkage, dimensions)
+
+    kept = directions[:, :dimensions]
+    parts = np.array([mean + kept @ (kept.T @ (row - mean)) for row in rows])
+    discarded = np.mean([np.sum((row - part) ** 2) for row, part in zip(rows, parts, strict=True)])
+    spread = np.mean([np.sum((row - mean) ** 2) for row in rows])
+    np.testing.assert_allclose(whitening.discarded_variance_, discarded, rtol=1e-7, atol=1e-15)
+    np.testing.assert_allclose(whitening.variance_kept_, 1 - discarded / spread, rtol=1e-9)
+
+    scales = variances * count / (count - 1)
+    scales = scales if shrinkage is None else (1 - shrinkage) * scales + shrinkage * np.mean(scales)
+    phi = whitening.transform(embeddings, normalize=False)
+    assert phi.shape == (count, dimensions)
+    for number in range(dimensions):
+        expected = (rows - mean) @ directions[:, number] / np.sqrt(scales[number])
+        # the sign of a principal direction is arbitrary
+        sign = np.sign(expected @ phi[:, number])
+        np.testing.assert_allclose(sign * phi[:, number], expected, rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(phi @ whitening.inverse_ + whitening.mean_, parts, atol=1e-9)
+
+    for u, found in zip(whitening.transform(embeddings)[:20], whitening.undo(phi)[:20], strict=True):
+        direction = u @ whitening.inverse_
+        roots = np.roots([direction @ direction, 2 * direction @ mean, mean @ mean - (1 - discarded)])
+        (t,) = roots[roots > 0]
+        np.testing.assert_allclose(found, t * direction + mean, atol=1e-9)
+        np.testing.assert_allclose(found @ found, 1 - discarded, rtol=1e-9)
+
+
+def test_all_dimensions_are_the_exact_whitening(embeddings):
+    exact, whitening = Whitening.fit(embeddings), Whitening.fit(embeddings, dimensions=13)
+    np.testing.assert_array_equal(whitening.projection_, exact.projection_)
+    assert whitening.discarded_variance_ == exact.discarded_variance_ == 0
+    assert whitening.variance_kept_ == 1
+    np.testing.assert_allclose(
+        whitening.undo(whitening.transform(embeddings)), [hat(e, True) for e in embeddings], atol=1e-9
+    )
+
+
+def test_the_kept_part_has_the_norm_that_the_discarded_variance_tells(embeddings):
+    """E ||kept part||² = 1 - r; told so, `undo` comes closer to it than with norm 1, on photos not fitted on too."""
+    whitening = Whitening.fit(embeddings[:60], dimensions=3)
+    naive = Whitening(whitening.mean_, whitening.projection_, discarded_variance=0)
+    for photos, errors_allowed in ((embeddings[:60], 1e-9), (embeddings[60:], 3)):
+        parts = whitening.transform(photos, normalize=False) @ whitening.inverse_ + whitening.mean_
+        norms = np.sum(parts**2, axis=1)
+        # the difference of two means over 60 photos each
+        standard_error = np.std(norms) * np.sqrt(2 / 60)
+        assert 3 * standard_error < whitening.discarded_variance_
+        assert abs(np.mean(norms) - (1 - whitening.discarded_variance_)) < errors_allowed * standard_error
+        unit = whitening.transform(photos)
+        errors = [np.mean(np.sum((w.undo(unit) - parts) ** 2, axis=1)) for w in (whitening, naive)]
+        assert errors[0] < 0.9 * errors[1]
+
+
+def test_fewer_dimensions_need_fewer_photos(embeddings):
+    with pytest.raises(ValueError, match="whitening 4 dimensions needs at least 5 embeddings, got 4"):
+        Whitening.fit(embeddings[:4], dimensions=4)
+    whitening = Whitening.fit(embeddings[:5], dimensions=4)
+    np.testing.assert_allclose(np.cov(whitening.transform(embeddings[:5], normalize=False).T), np.eye(4), atol=1e-7)
+    # two photos spread along one line: shrinkage makes up the other three directions
+    whitening = Whitening.fit(embeddings[:2], dimensions=4, shrinkage=0.1)
+    np.testing.assert_allclose(whitening.projection_.T @ whitening.inverse_.T, np.eye(4), atol=1e-9)
+    assert whitening.discarded_variance_ == pytest.approx(0, abs=1e-15)
+
+
+def test_folded_classifier_reads_the_kept_part(embeddings):
+    rng = np.random.default_rng(2)
+    kernel, bias = rng.standard_normal((12, 5)), rng.standard_normal(5)
+    whitening = Whitening.fit(embeddings, dimensions=6)
+    folded_kernel, folded_bias = whitening.fold(kernel, bias)
+    assert folded_kernel.shape == (6, 5)
+    phi = whitening.transform(embeddings, normalize=False)
+    parts = phi @ whitening.inverse_ + whitening.mean_
+    np.testing.assert_allclose(phi @ folded_kernel + folded_bias, parts @ np.vstack([kernel, bias]), atol=1e-9)
+
+
+@pytest.fixture
+def classes():
+    """Embeddings around ten centres, fewer and fewer of whose differences lie in the later directions."""
+    rng = np.random.default_rng(3)
+    scales = 0.8 ** np.arange(24)
+    centres = rng.standard_normal((10, 24)) * scales
+    labels = np.arange(600) % 10
+    rows = np.abs(3 + (centres[labels] + 0.6 * rng.standard_normal((600, 24)) * scales) @ rng.standard_normal((24, 24)))
+    kernel = np.linalg.lstsq(np.c_[rows, np.ones(600)], np.eye(10)[labels], rcond=None)[0]
+    return rows, labels, lambda embeddings: embeddings @ kernel[:-1] + kernel[-1]
+
+
+def test_class_agreement_rises_with_the_dimensions(classes):
+    embeddings, labels, classify = classes
+    fitting, measured = slice(0, 300), slice(300, 600)
+    rows = []
+    for dimensions in (1, 3, 6, 10, 25):
+        whitening = Whitening.fit(embeddings[fitting], dimensions=dimensions)
+        found = class_agreement(whitening, embeddings[measured], labels[measured], classify)
+        same = full = reduced = 0
+        for e, label in zip(embeddings[measured], labels[measured], strict=True):
+            unit = whitening.undo(whitening.transform(e[None]))[0]
+            expected, answer = (int(np.argmax(classify(row))) for row in (e, unit[:-1] / unit[-1]))
+            same, full, reduced = same + (expected == answer), full + (expected == label), reduced + (answer == label)
+        assert found == {"class_agreement": same / 300, "top1_embedding": full / 300, "top1_descriptor": reduced / 300}
+        rows.append(found)
+    agreements = [row["class_agreement"] for row in rows]
+    assert agreements == sorted(agreements)
+    assert agreements[0] < 0.5
+    assert agreements[-2] > 0.9
+    assert agreements[-1] == 1
+    assert rows[0]["top1_embedding"] == rows[-1]["top1_embedding"] == rows[-1]["top1_descriptor"]
+    assert rows[0]["class_agreement"] != rows[0]["top1_descriptor"] != rows[0]["top1_embedding"] < 1
 
 
 def test_saves_and_loads(embeddings, tmp_path):
-    for bias_channel in (True, False):
-        whitening = Whitening.fit(embeddings, bias_channel=bias_channel)
+    for bias_channel, dimensions in ((True, None), (False, None), (True, 5)):
+        whitening = Whitening.fit(embeddings, bias_channel=bias_channel, dimensions=dimensions)
         whitening.save(tmp_path / "whitening.npz")
         loaded = Whitening.load(tmp_path / "whitening.npz")
         assert loaded.bias_channel is bias_channel
-        np.testing.assert_array_equal(loaded.transform(embeddings), whitening.transform(embeddings))
+        descriptors = whitening.transform(embeddings)
+        np.testing.assert_array_equal(loaded.transform(embeddings), descriptors)
+        np.testing.assert_array_equal(loaded.undo(descriptors), whitening.undo(descriptors))
+        assert loaded.discarded_variance_ == whitening.discarded_variance_
     assert [path.name for path in tmp_path.iterdir()] == ["whitening.npz"]
+
+
+def test_files_without_a_discarded_variance_are_read(embeddings, tmp_path):
+    whitening = Whitening.fit(embeddings)
+    np.savez(tmp_path / "old.npz", mean=whitening.mean_, projection=whitening.projection_, bias_channel=True)
+    old = Whitening.load(tmp_path / "old.npz")
+    assert old.discarded_variance_ == 0
+    descriptors = whitening.transform(embeddings)
+    np.testing.assert_array_equal(old.undo(descriptors), whitening.undo(descriptors))
 
 
 def test_a_save_that_fails_leaves_what_was_there(embeddings, tmp_path, monkeypatch):
@@ -170,6 +310,19 @@ def test_refuses_what_makes_no_sense(embeddings):
         whitening.fold(np.ones((11, 2)), np.ones(2))
     with pytest.raises(ValueError, match="norm below 1"):
         Whitening(np.ones(2), np.eye(2))
+    for dimensions in (0, 14, 2.5):
+        with pytest.raises(ValueError, match=f"from 1 to 13, got {dimensions}"):
+            Whitening.fit(embeddings, dimensions=dimensions)
+    for shape in ((2, 3), (3, 2), (2, 0)):
+        with pytest.raises(ValueError, match="1 <= k <= D, got shapes"):
+            Whitening(np.zeros(2), np.ones(shape))
+    for discarded in (-0.1, 1.0):
+        with pytest.raises(ValueError, match=f"got {discarded}"):
+            Whitening(np.zeros(2), np.ones((2, 1)), discarded_variance=discarded)
+    with pytest.raises(ValueError, match="bias channel, got one without"):
+        class_agreement(Whitening.fit(embeddings, bias_channel=False), embeddings, np.zeros(120), lambda rows: rows)
+    with pytest.raises(ValueError, match="at least 1 embedding, got 0"):
+        class_agreement(whitening, embeddings[:0], np.zeros(0), lambda rows: rows)
 
 
 def test_golden():

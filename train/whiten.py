@@ -1,6 +1,8 @@
 """Fits the whitening of a run's descriptors: python train/whiten.py --run runs/demo --unlabelled FOLDER.
 
-Writes whitening.npz into the run; export/run.py folds it into the classifier.
+With --dimensions 128 a descriptor keeps the 128 directions of largest variance. Writes whitening.npz (the one that
+export/run.py folds into the classifier), whitening-SIZE.npz of the other resolutions, and whitening.json: what they
+were fitted on, and how often the class read from a descriptor is the one read from the whole embedding.
 """
 
 import sys
@@ -13,24 +15,48 @@ from mg_keras.programs import import_tensorflow, run_program, stage_arguments
 
 
 def main():
-    """Arguments, the fit, and what it was fitted on."""
+    """Arguments, the fit, what it was fitted on and what it costs."""
 
     def more(parser):
-        parser.add_argument("--unlabelled", type=str, help="folder of photos; default: the run's own")
-        parser.add_argument("--shrinkage", type=float, help="0-1, for fewer photos than dimensions; default: none")
+        parser.add_argument(
+            "--unlabelled", type=str, help="folder of photos, or training: the training photos; default: the run's own"
+        )
+        parser.add_argument("--shrinkage", type=float, help="0-1, for fewer photos than dimensions; default: the run's")
+        parser.add_argument("--dimensions", type=int, help="values of a descriptor; default: the run's, or else all")
+        parser.add_argument(
+            "--comparison",
+            type=bool,
+            default=True,
+            help="whiten average pooling and R-MAC on the same trunk, too, for the tables of train/evaluate.py",
+        )
 
     options = stage_arguments("train/whiten.py", __doc__, more)
     import_tensorflow()
     from mg_keras.training import stages
     from mg_keras.training.runs import load_run
 
-    run = load_run(options.run)
-    run.use_resolutions(options.resolutions)
-    run.settings.unlabelled = options.unlabelled or run.settings.unlabelled
-    if options.shrinkage is not None:
-        run.settings.whitening_shrinkage = options.shrinkage
-    print(f"whitening fitted on {stages.fit_whitening(run, stages.open_source(run.settings))}")
-    print(f"written: {', '.join(str(run.whitening_path(size)) for size in run.settings.resolutions)}")
+    run = load_run(options.run, options.resolutions, options.checkpoint)
+    given = {
+        "unlabelled": options.unlabelled,
+        "whitening_shrinkage": options.shrinkage,
+        "whitening_dimensions": options.dimensions,
+    }
+    for name, value in given.items():
+        if value is not None:
+            setattr(run.settings, name, value)
+    source = stages.open_source(run.settings)
+    poolings = stages.COMPARISON if options.comparison else ()
+    print(f"whitening fitted on {stages.fit_whitening(run, source, poolings, measure_classes=True)}")
+    for size in run.settings.resolutions:
+        entry = run.whitening_report[size]
+        print(
+            f"{size} px, p* {entry['p_star']:g}: {entry['dimensions']} of {entry['embedding_dimensions']} dimensions, "
+            f"{entry['variance_kept']:.2%} of the variance; descriptor and embedding give the same class for "
+            f"{entry['class_agreement']:.2%} of {entry['validation_photos']} validation photos "
+            f"(top-1 {entry['top1_descriptor']:.2%}, from the embedding {entry['top1_embedding']:.2%})"
+        )
+    paths = [*(run.whitening_path(size) for size in run.settings.resolutions), run.results / "whitening.json"]
+    print(f"written: {', '.join(map(str, paths))}")
 
 
 if __name__ == "__main__":

@@ -69,12 +69,18 @@ class Split:
         read: int64 scalar tensor -> string scalar tensor, the encoded bytes; graph code.
         load_labels: () -> int32 [N] class numbers (-1: no label).
         instance_of: name -> the instance a photo shows, or None where that is not known.
+        adjust: what the decoded photo still needs before it is measured, such as a rotation or a crop: (number, int64
+            scalar; image, uint8 [H, W, 3]) -> uint8 image; graph code. None: nothing.
+        parts: the splits that this one is made of, one after the other; none for a split of its own. What is known of a
+            part need not be found out again.
     """
 
     names: list
     read: Callable
     load_labels: Callable
     instance_of: Callable | None = None
+    adjust: Callable | None = None
+    parts: tuple = ()
 
     def __len__(self):
         return len(self.names)
@@ -100,6 +106,7 @@ class Split:
             lambda index: self.read(table[index]),
             lambda: self.labels[rows],
             self.instance_of,
+            self.adjust and (lambda index, image: self.adjust(table[index], image)),
         )
 
 

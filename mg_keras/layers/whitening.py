@@ -17,15 +17,17 @@ class Whitening(keras.layers.Layer):
         embedding_size: d.
         bias_channel: Whether the constant 1 is appended to the embedding before it is normalised. Descriptors then have
             D = d + 1 values, otherwise D = d.
+        dimensions: k, how many dimensions a descriptor has; None for all D.
 
     Input shape:
         [batch, d], any float dtype, not normalised.
 
     Output shape:
-        [batch, D], float32, unit norm. Until a fitted whitening is set, the normalised embedding itself.
+        [batch, k], float32, unit norm. Until a fitted whitening is set, the normalised embedding itself (its first k
+        values, normalised again).
 
     Raises:
-        ValueError: for an `embedding_size` that is not a positive integer.
+        ValueError: for an `embedding_size` that is not a positive integer, `dimensions` that is no integer in 1 … D.
 
     Example:
 
@@ -35,17 +37,20 @@ class Whitening(keras.layers.Layer):
     TensorShape([100, 9])
     """
 
-    def __init__(self, embedding_size, bias_channel=True, **kwargs):
+    def __init__(self, embedding_size, bias_channel=True, dimensions=None, **kwargs):
         if int(embedding_size) != embedding_size or embedding_size < 1:
             raise ValueError(f"embedding_size must be a positive integer, got {embedding_size}")
         super().__init__(autocast=False, **{"trainable": False, **kwargs})
         self.embedding_size = int(embedding_size)
         self.bias_channel = bool(bias_channel)
         size = self.embedding_size + self.bias_channel
+        self.dimensions = formulas.kept_dimensions(dimensions, size)
         fixed = {"dtype": "float32", "autocast": False, "trainable": False}
         self.mean = self.add_weight(shape=(size,), initializer="zeros", name="mean", **fixed)
-        self.projection = self.add_weight(shape=(size, size), initializer="identity", name="projection", **fixed)
-        self.inverse = self.add_weight(shape=(size, size), initializer="identity", name="inverse", **fixed)
+        shape = (size, self.dimensions)
+        self.projection = self.add_weight(shape=shape, initializer="identity", name="projection", **fixed)
+        self.inverse = self.add_weight(shape=shape[::-1], initializer="identity", name="inverse", **fixed)
+        self.discarded_variance = self.add_weight(shape=(), initializer="zeros", name="discarded_variance", **fixed)
 
     @classmethod
     def from_whitening(cls, whitening, **kwargs):
@@ -55,33 +60,35 @@ class Whitening(keras.layers.Layer):
             whitening: A `mg_keras.Whitening`.
             **kwargs: The layer's `name` and `dtype`.
         """
-        layer = cls(len(whitening.mean_) - whitening.bias_channel, whitening.bias_channel, **kwargs)
+        size, dimensions = whitening.projection_.shape
+        layer = cls(size - whitening.bias_channel, whitening.bias_channel, dimensions, **kwargs)
         layer.mean.assign(whitening.mean_)
         layer.projection.assign(whitening.projection_)
         layer.inverse.assign(whitening.inverse_)
+        layer.discarded_variance.assign(whitening.discarded_variance_)
         return layer
 
     def call(self, embeddings):
-        """Unit-norm whitened descriptors [batch, D]."""
+        """Unit-norm whitened descriptors [batch, k]."""
         mean, projection = ops.convert_to_tensor(self.mean), ops.convert_to_tensor(self.projection)
         embeddings = ops.cast(embeddings, "float32")
         return formulas.unit_rows(ops, formulas.whitened(ops, embeddings, mean, projection, self.bias_channel))
 
     def undo(self, descriptors):
-        """ê, the unit-norm embedding (with the bias channel: of [e; 1]) that `descriptors` [batch, D] came from.
+        """ê [batch, D], the unit-norm embedding (with the bias channel: of [e; 1]) that `descriptors` came from.
 
-        With the bias channel, the class logits are `ê @ [kernel; bias]
-        / ê[:, -1:]`.
+        `descriptors` are [batch, k]; ê is exact for k = D, else approximate. With the bias channel, the class logits
+        are `ê @ [kernel; bias] / ê[:, -1:]`.
         """
-        mean, inverse = ops.convert_to_tensor(self.mean), ops.convert_to_tensor(self.inverse)
-        return formulas.unwhitened(ops, ops.cast(descriptors, "float32"), mean, inverse)
+        fitted = (ops.convert_to_tensor(weight) for weight in (self.mean, self.inverse, self.discarded_variance))
+        return formulas.unwhitened(ops, ops.cast(descriptors, "float32"), *fitted)
 
     def compute_output_shape(self, embeddings_shape):
-        """[batch, D]."""
-        return (*embeddings_shape[:-1], self.embedding_size + self.bias_channel)
+        """[batch, k]."""
+        return (*embeddings_shape[:-1], self.dimensions)
 
     def compute_output_spec(self, embeddings):
-        """[batch, D] in float32, whatever the policy."""
+        """[batch, k] in float32, whatever the policy."""
         return keras.KerasTensor(self.compute_output_shape(embeddings.shape), dtype="float32")
 
     def get_config(self):
@@ -90,4 +97,5 @@ class Whitening(keras.layers.Layer):
             **super().get_config(),
             "embedding_size": self.embedding_size,
             "bias_channel": self.bias_channel,
+            "dimensions": self.dimensions,
         }

@@ -1,8 +1,13 @@
 """MultiGrain: one network whose descriptor serves classes, instances and copies (Berman et al. 2019)."""
 
+import hashlib
+
 import keras
+import numpy as np
 import tensorflow as tf
 
+from mg_keras import layers
+from mg_keras.embedding import RMAC
 from mg_keras.layers import DistanceWeightedSampling, GeM, MarginLoss
 from mg_keras.models import trunks
 
@@ -116,6 +121,45 @@ class MultiGrain(keras.Model):
         features = self.trunk(self.normalize(images), training=training)
         embedding = self.pool(features, p_star=p_star)
         return {"embedding": embedding, "logits": self.classifier(embedding)}
+
+    def describe(self, images, poolings):
+        """The embeddings of images by several poolings, the trunk run once for all; a network of `mg_keras.embedding`.
+
+        Args:
+            images: RGB in 0-255, float or uint8, [B, H, W, 3], any H and W.
+            poolings: tuple of exponents p* > 0 of GeM, `mg_keras.embedding.RMAC`, or None for the training exponent.
+
+        Returns:
+            float32 [P, B, d], as pooled (not normalised).
+        """
+        features = self.trunk(self.normalize(images), training=False)
+        return tf.stack(
+            [
+                layers.RMAC()(features) if pooling == RMAC else self.pool(features, p_star=pooling)
+                for pooling in poolings
+            ]
+        )
+
+    def classify(self, embeddings):
+        """Class logits, NumPy float32 [N, C], of embeddings [N, d] as `describe` gives them."""
+        kernel, bias = (np.asarray(weight) for weight in self.classifier.weights)
+        return embeddings @ kernel + bias
+
+    def fingerprint(self):
+        """A str that is equal for networks that describe images alike: a hash of its weights and normalisation."""
+        variables = [*self.trunk.variables, *self.pool.variables]
+        settings = (self.pixel_mean, self.pixel_std, self.pool.epsilon, self.trunk.compute_dtype)
+        digest = hashlib.sha256(repr((settings, [variable.shape for variable in variables])).encode())
+        for variable in variables:
+            digest.update(np.ascontiguousarray(variable))
+        return digest.hexdigest()
+
+    def to_torch_state_dict(self):
+        """The weights as NumPy arrays under the names of the authors' network: `pretrained.to_torch_state_dict`."""
+        # it builds on this module
+        from mg_keras import pretrained
+
+        return pretrained.to_torch_state_dict(self)
 
     def compile(
         self,

@@ -17,7 +17,8 @@ class TrainConfig:
     Args:
         data: `demo`, `folder:PATH` or `tfds:NAME`.
         data_dir: where generated and downloaded data are kept; null: the caches in the home folder.
-        unlabelled: folder of photos to fit the whitening on; null: the source's own, or else its training photos.
+        unlabelled: folder of photos to fit the whitening on, or `training` for the training photos; null: the source's
+            own, or else its training photos.
         train_per_class: training photos a class, for a source without its own split; null: all that are left.
         val_per_class: validation photos a class at most; null: by `val_fraction`.
         val_fraction: share of each class held out for validation.
@@ -54,6 +55,7 @@ class TrainConfig:
         in_aug_per_class: training images a class for IN-aug.
         max_whitening_photos: photos to fit the whitening on at most.
         whitening_shrinkage: s in 0-1 of `Whitening.fit`, for fewer photos than dimensions; null: none.
+        whitening_dimensions: values of a whitened descriptor, those of largest variance; null: all of them.
     """
 
     data: str = "demo"
@@ -95,6 +97,7 @@ class TrainConfig:
     in_aug_per_class: int = 2
     max_whitening_photos: int = 20_000
     whitening_shrinkage: float | None = None
+    whitening_dimensions: int | None = None
 
     def __post_init__(self):
         for name in ("resolution", "versions", "batch_size", "accumulation_steps", "epochs", "iterations", "val_every"):

@@ -116,8 +116,8 @@ class Trainer:
         self.replicas = strategy.num_replicas_in_sync
         self.part_size = config.part_size(self.replicas)
         self.augment = augmentations.get(config.augmentation)
-        self.several_workers = isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
-        worker = strategy.cluster_resolver.task_id if self.several_workers else 0
+        several_workers = isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
+        worker = strategy.cluster_resolver.task_id if several_workers else 0
         self.is_chief = worker == 0
         # each worker keeps its own list: two writers must not share a file
         name = "bad_images.txt" if self.is_chief else f"bad_images.worker{worker}.txt"

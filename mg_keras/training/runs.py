@@ -21,11 +21,15 @@ class Run:
     checkpoints/       step-*.npz: the last ones and the best
     metrics.csv        a row for each epoch; curves.png draws it, tensorboard/ holds it too
     metrics.json       scores by resolution, after training
-    p_star.json        the chosen exponent of each resolution, and the scores it was chosen by
-    whitening.npz      of the exported descriptor; whitening-SIZE.npz of the other resolutions
+    p_star.json        the chosen exponent of each resolution, the scores it was chosen by, and the fine-tuned ones
+    sweep.json         accuracy and IN-aug score by resolution and exponent (only if asked for); sweep.png draws it
+    whitening.npz      of the exported descriptor; whitening-SIZE.npz of the other resolutions,
+                       whitening-SIZE-rmac.npz and whitening-SIZE-p1.npz of other poolings, for comparison
+    whitening.json     by resolution: what the whitening was fitted on, and what it costs in classes
     saved_model/       <version>/ for TF Serving and tf.saved_model.load
     retrieval.png, scores.png, p_star.png
     bad_images.txt     photos that could not be used, with the reason (only if there are any)
+    best/              the results above of the best checkpoint, once it is measured: see `use_checkpoint`
     ```
 
     Args:
@@ -36,6 +40,7 @@ class Run:
     def __init__(self, path, config):
         self.path, self.settings = Path(path), config
         self.checkpoints = Checkpoints(self.path / "checkpoints", config.keep_checkpoints)
+        self.checkpoint = "last"
 
     @classmethod
     def start(cls, path, config):
@@ -89,12 +94,32 @@ class Run:
 
     @cached_property
     def model(self):
-        """The trained model, from the last checkpoint.
+        """The trained model, from the last checkpoint or the one that `use_checkpoint` named.
 
         Raises:
             UserError: there is no checkpoint yet.
         """
-        return self.load_model("last")
+        return self.load_model(self.checkpoint)
+
+    def use_checkpoint(self, which):
+        """Takes the model of the `"last"` or the `"best"` checkpoint, and the results that were made with it.
+
+        Raises:
+            ValueError: for any other name.
+        """
+        if which not in ("last", "best"):
+            raise ValueError(f"which must be 'last' or 'best', got {which!r}")
+        self.checkpoint = which
+        self.__dict__.pop("model", None)
+
+    @property
+    def results(self):
+        """Where p*, whitenings, metrics and pictures lie.
+
+        The best checkpoint's have a folder of their own, so that no p* or whitening of one checkpoint meets the other's
+        embeddings.
+        """
+        return self.path if self.checkpoint == "last" else self.path / self.checkpoint
 
     def use_resolutions(self, resolutions):
         """Measures at these pixels instead of those of the settings; None keeps them."""
@@ -113,20 +138,38 @@ class Run:
         assign({"model": model.state_variables}, arrays, path)
         return model
 
-    def whitening_path(self, resolution):
-        """Where the whitening fitted at a resolution lies; that of the training resolution is the exported one."""
-        exported = resolution == self.settings.resolution
-        return self.path / ("whitening.npz" if exported else f"whitening-{resolution}.npz")
+    def whitening_path(self, resolution, pooling=None):
+        """Where a fitted whitening lies.
 
-    def whitening_at(self, resolution):
-        """The `Whitening` fitted at a resolution, or None before it is."""
-        path = self.whitening_path(resolution)
+        Args:
+            resolution: s*, pixels. The whitening of the training resolution is the exported one.
+            pooling: None for that of the resolution's p*; an exponent or `"rmac"` for one that is fitted beside it, for
+                comparison.
+        """
+        if pooling is not None:
+            name = pooling if isinstance(pooling, str) else f"p{pooling:g}"
+            return self.results / f"whitening-{resolution}-{name}.npz"
+        exported = resolution == self.settings.resolution
+        return self.results / ("whitening.npz" if exported else f"whitening-{resolution}.npz")
+
+    def whitening_at(self, resolution, pooling=None):
+        """The `Whitening` at a `whitening_path`, or None before it is fitted."""
+        path = self.whitening_path(resolution, pooling)
         return Whitening.load(path) if path.exists() else None
 
     @property
     def whitening(self):
         """The `Whitening` that is exported, or None before it is fitted."""
         return self.whitening_at(self.settings.resolution)
+
+    @property
+    def whitening_report(self):
+        """Resolution -> how its whitening was fitted and what it costs in classes; empty before the fit."""
+        return {int(resolution): entry for resolution, entry in self._read("whitening.json").items()}
+
+    def save_whitening_report(self, report):
+        """Writes `whitening.json`."""
+        atomic_write_json(self.results / "whitening.json", report)
 
     @property
     def p_star(self):
@@ -139,9 +182,34 @@ class Run:
         table = self._read("p_star.json").get("scores", {})
         return {int(size): {float(p): score for p, score in scores.items()} for size, scores in table.items()}
 
-    def save_p_star(self, p_star, scores, **how):
-        """Writes `p_star.json`: the choice, the scores it was made by, and how they were measured."""
-        atomic_write_json(self.path / "p_star.json", {"p_star": p_star, "scores": scores, **how})
+    @property
+    def p_star_fine_tuned(self):
+        """Resolution -> `{"p_star", "initial", "photos"}` of the exponent learnt for it; empty before that."""
+        return {int(size): entry for size, entry in self._read("p_star.json").get("fine_tuned", {}).items()}
+
+    def save_p_star(self, p_star, scores, fine_tuned, **how):
+        """Writes `p_star.json`.
+
+        Args:
+            p_star: resolution -> the exponent in use.
+            scores: resolution -> {exponent: IN-aug score}.
+            fine_tuned: resolution -> an entry of `p_star_fine_tuned`.
+            how: how the scores were measured.
+        """
+        content = {"p_star": p_star, "scores": _by_name(scores), "fine_tuned": fine_tuned, **how}
+        atomic_write_json(self.results / "p_star.json", content)
+
+    @property
+    def exponent_sweep(self):
+        """Resolution -> exponent -> `{"top1", "top5", "instance"}`; empty before they were measured."""
+        return {
+            int(size): {float(p): scores for p, scores in by_exponent.items()}
+            for size, by_exponent in self._read("sweep.json").items()
+        }
+
+    def save_exponent_sweep(self, sweep):
+        """Writes `sweep.json`."""
+        atomic_write_json(self.results / "sweep.json", _by_name(sweep))
 
     @property
     def metrics(self):
@@ -150,10 +218,10 @@ class Run:
 
     def save_metrics(self, metrics):
         """Writes `metrics.json`."""
-        atomic_write_json(self.path / "metrics.json", metrics)
+        atomic_write_json(self.results / "metrics.json", metrics)
 
     def _read(self, name):
-        path = self.path / name
+        path = self.results / name
         if not path.exists():
             return {}
         try:
@@ -162,6 +230,26 @@ class Run:
             raise UserError(f"{path} is no JSON: {error}") from error
 
 
-def load_run(path):
-    """The run in the folder `path`, for programs that come after training."""
-    return Run.open(path)
+def _by_name(table):
+    """Resolution -> exponent -> ..., its exponents as text: 3 and 3.0, measured now or read before, are one name."""
+    return {
+        size: {repr(float(p)).removesuffix(".0"): value for p, value in by_exponent.items()}
+        for size, by_exponent in table.items()
+    }
+
+
+def load_run(path, resolutions=None, checkpoint="last"):
+    """The run in the folder `path`, for programs that come after training.
+
+    Args:
+        path: the folder.
+        resolutions: pixels to measure at instead of those of the settings; None keeps them.
+        checkpoint: `"last"` or `"best"`, as `Run.use_checkpoint` takes it.
+
+    Raises:
+        UserError: there is no run.
+    """
+    run = Run.open(path)
+    run.use_resolutions(resolutions)
+    run.use_checkpoint(checkpoint)
+    return run

@@ -15,10 +15,12 @@ def embeddings():
 
 
 @pytest.mark.parametrize("bias_channel", [True, False])
-def test_equals_the_fitted_whitening(embeddings, bias_channel):
-    fitted = FittedWhitening.fit(embeddings, bias_channel=bias_channel)
+@pytest.mark.parametrize("dimensions", [None, 7, 1])
+def test_equals_the_fitted_whitening(embeddings, bias_channel, dimensions):
+    fitted = FittedWhitening.fit(embeddings, bias_channel=bias_channel, dimensions=dimensions)
     layer = Whitening.from_whitening(fitted)
     descriptors = layer(embeddings)
+    assert descriptors.shape == (300, dimensions or 24 + bias_channel)
     np.testing.assert_allclose(descriptors, fitted.transform(embeddings), atol=1e-5)
     np.testing.assert_allclose(layer.undo(descriptors), fitted.undo(fitted.transform(embeddings)), atol=1e-6)
     assert layer.trainable_weights == []
@@ -41,6 +43,8 @@ def test_logits_from_the_descriptor_alone(embeddings):
 def test_starts_as_normalisation(embeddings):
     expected = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
     np.testing.assert_allclose(Whitening(24, bias_channel=False)(embeddings), expected, rtol=1e-5)
+    first = embeddings[:, :5] / np.linalg.norm(embeddings[:, :5], axis=1, keepdims=True)
+    np.testing.assert_allclose(Whitening(24, bias_channel=False, dimensions=5)(embeddings), first, rtol=1e-5)
 
 
 def test_computes_in_float32_under_a_half_precision_policy(embeddings):
@@ -52,11 +56,12 @@ def test_computes_in_float32_under_a_half_precision_policy(embeddings):
     np.testing.assert_allclose(descriptors, fitted.transform(embeddings), atol=1e-5)
 
 
-def test_saves_and_loads(embeddings, tmp_path):
+@pytest.mark.parametrize("dimensions", [None, 7])
+def test_saves_and_loads(embeddings, dimensions, tmp_path):
     inputs = keras.Input((24,))
-    layer = Whitening.from_whitening(FittedWhitening.fit(embeddings), name="whitening")
+    layer = Whitening.from_whitening(FittedWhitening.fit(embeddings, dimensions=dimensions), name="whitening")
     model = keras.Model(inputs, layer(inputs))
-    assert model.output_shape == (None, 25)
+    assert model.output_shape == (None, dimensions or 25)
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")
     assert loaded.get_layer("whitening").get_config() == layer.get_config()
@@ -69,3 +74,6 @@ def test_refuses_what_makes_no_sense():
     for size in (0, 2.5):
         with pytest.raises(ValueError, match=f"got {size}"):
             Whitening(size)
+    for dimensions in (0, 26, 2.5):
+        with pytest.raises(ValueError, match=f"from 1 to 25, got {dimensions}"):
+            Whitening(24, dimensions=dimensions)

@@ -1,0 +1,139 @@
+"""train/embed.py, as users start, kill and resume it."""
+
+import re
+import runpy
+import sys
+import time
+
+import keras
+import numpy as np
+import pytest
+from PIL import Image
+
+from export.saved_model import export_saved_model
+from mg_keras import MultiGrain
+from mg_keras.data.sources import photos
+from mg_keras.embedding import embed
+from mg_keras.training.checkpoints import snapshot
+from mg_keras.training.config import TrainConfig
+from mg_keras.training.loop import build_model
+from mg_keras.training.runs import Run
+from mg_keras.whitening import Whitening
+from tests.train.mistakes_test import run_in_process
+from tests.train.tiny import CLASSES, ROOT, draw_folder, finish, start
+
+TRUNK, DIMENSIONS = "mobilenet_v3_small", 1024
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run whose network was never trained, with its p* and a whitening at 48 px."""
+    config = TrainConfig(trunk=TRUNK, resolution=32, pooling_exponent=2.0)
+    run = Run.start(tmp_path_factory.mktemp("runs") / "tiny", config)
+    run.save_class_names(CLASSES)
+    model = build_model(config, len(CLASSES))
+    run.checkpoints.save(0, snapshot({"model": model.state_variables}), {})
+    (run.path / "p_star.json").write_text('{"p_star": {"48": 4.0}}')
+    values = embed(model, photos(draw_folder(tmp_path_factory.mktemp("others") / "x")), 48, 32, [4.0]).values[0]
+    Whitening.fit(values, shrinkage=0.5).save(run.whitening_path(48))
+    return run
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """21 photos of two shapes, and one that is none."""
+    folder = draw_folder(tmp_path_factory.mktemp("photos") / "photos", per_class=7)
+    for path in folder.glob("*/*[246].jpg"):
+        Image.open(path).transpose(Image.Transpose.ROTATE_90).save(path)
+    (folder / "broken.jpg").write_bytes(b"no photo")
+    return folder
+
+
+def command(run, folder, out, **more):
+    return [f"--run={run.path}", f"--photos={folder}", f"--out={out}", *(f"--{k}={v}" for k, v in more.items())]
+
+
+def test_a_killed_program_goes_on_to_the_same_file(run, folder, tmp_path):
+    out, partial = tmp_path / "features.npy", tmp_path / ".features.partial"
+    process = start("train/embed.py", *command(run, folder, out, resolution=700))
+    deadline = time.monotonic() + 300
+    # one row is 4 KB, the line that the file begins with is less
+    while not partial.exists() or partial.stat().st_size < 4 * DIMENSIONS:
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline, "nothing happened"
+        time.sleep(0.01)
+    process.kill()
+    finish(process)
+    assert not out.exists(), "it ended before it was killed: the test shows nothing"
+    assert not out.with_suffix(".txt").exists()
+
+    status, output, errors = finish(start("train/embed.py", *command(run, folder, out, resolution=700)))
+    assert status == 0, errors
+    done = int(re.search(r"going on after (\d+) of 22 photos", errors)[1])
+    assert 0 < done < 22
+    assert "22/22 photos" in errors
+    split = photos(folder)
+    found = embed(run.model, split, 700, 32, [2.0])
+    np.testing.assert_allclose(np.load(out), found.values[0], rtol=1e-5, atol=1e-6)
+    assert out.with_suffix(".txt").read_text().splitlines() == [split.names[row] for row in found.rows]
+    assert "21 photos at 700 px, p* = 2, not whitened" in output
+    assert "1 photos could not be used" in output
+    (line,) = out.with_suffix(".unusable.txt").read_text().splitlines()
+    assert line == f"{folder / 'broken.jpg'}\tnot a JPEG, PNG, WebP, BMP or GIF file"
+
+
+def in_process(arguments, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["train/embed.py", *map(str, arguments)])
+    runpy.run_path(str(ROOT / "train" / "embed.py"), run_name="__main__")
+
+
+def test_the_run_says_p_star_and_whitening(run, folder, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "features.npy"
+    in_process(command(run, folder, out, resolution=48), monkeypatch)
+    assert "21 photos at 48 px, p* = 4, whitened" in capsys.readouterr().out
+    expected = run.whitening_at(48).transform(embed(run.model, photos(folder), 48, 32, [4.0]).values[0])
+    np.testing.assert_allclose(np.load(out), expected, atol=1e-6)
+    np.testing.assert_allclose(np.linalg.norm(np.load(out), axis=1), 1, atol=1e-6)
+    other = tmp_path / "other.npy"
+    in_process(command(run, folder, other, resolution=48, p_star=1.5, whiten="false"), monkeypatch)
+    assert "p* = 1.5, not whitened" in capsys.readouterr().out
+    np.testing.assert_allclose(np.load(other), embed(run.model, photos(folder), 48, 32, [1.5]).values[0], atol=1e-6)
+
+
+def test_a_saved_model_describes_as_it_serves(folder, tmp_path, monkeypatch, capsys):
+    keras.utils.set_random_seed(0)
+    trunk = keras.Sequential([keras.Input((None, None, 3)), keras.layers.Conv2D(6, 5, strides=4, activation="relu")])
+    model, split = MultiGrain(trunk, len(CLASSES), pooling_exponent=2.0), photos(folder)
+    whitening = Whitening.fit(embed(model, split, 48, 32, [4.0]).values[0])
+    metadata = {"p_star": {48: 4.0}, "training": {"resolution": 32}}
+    saved = export_saved_model(model, whitening, tmp_path / "model", metadata=metadata)
+    out = tmp_path / "features.npy"
+    arguments = [f"--model={saved.parent}", f"--photos={folder}", f"--out={out}", "--resolution=48"]
+    in_process(arguments, monkeypatch)
+    assert "21 photos at 48 px, p* = 4, whitened" in capsys.readouterr().out
+    expected = whitening.transform(embed(model, split, 48, 32, [4.0]).values[0])
+    np.testing.assert_allclose(np.load(out), expected, atol=1e-3)
+    status, line = run_in_process("train/embed.py", [*arguments, "--whiten=false"], monkeypatch, capsys)
+    assert status == 2
+    assert "--whiten must be left out with --model" in line
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"folder": "empty"}, "no photo below empty"),
+        ({"folder": "/no/such/place"}, "no such folder: /no/such/place"),
+        ({"out": "features.txt"}, r"a name in \.npy, received features\.txt"),
+        ({"resolution": 0}, "--resolution must be greater than 0, received 0"),
+        ({"p_star": -1}, r"--p_star must be greater than 0, received -1\.0"),
+        ({"resolution": 64, "whiten": "true"}, r"no whitening for 64 px: run train/whiten\.py --run .* --whiten false"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_mistakes_get_one_line(run, folder, tmp_path, more, message, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    arguments = command(run, **{"folder": folder, "out": "x.npy", **more})
+    status, line = run_in_process("train/embed.py", arguments, monkeypatch, capsys)
+    assert status == 2
+    assert re.search(message, line), line

@@ -1,0 +1,253 @@
+"""Whitening a run: all that train/whiten.py and the stage behind it leave in the run's folder."""
+
+import dataclasses
+import functools
+import json
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from export.saved_model import export_run
+from mg_keras.embedding import RMAC, Embeddings, embed
+from mg_keras.errors import UserError
+from mg_keras.models import trunks
+from mg_keras.training import stages
+from mg_keras.training.checkpoints import snapshot
+from mg_keras.training.config import TrainConfig
+from mg_keras.training.loop import build_model
+from mg_keras.training.runs import Run, load_run
+from mg_keras.whitening import Whitening
+from tests.train.mistakes_test import run_in_process
+from tests.train.tiny import CLASSES, SETTINGS, draw_folder, finish, start
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return draw_folder(tmp_path_factory.mktemp("photos"))
+
+
+def checkpoint(run, step, best):
+    """Saves a model with random weights of its own; what is measured here needs no training."""
+    model = build_model(dataclasses.replace(run.settings, seed=step), len(CLASSES))
+    rng = np.random.default_rng(step)
+    for weight in model.classifier.weights:
+        weight.assign(rng.standard_normal(weight.shape))
+    run.checkpoints.save(step, snapshot({"model": model.state_variables}), {"best": {"step": best}})
+
+
+def start_run(data, path):
+    """A run with two checkpoints, the first of which is the best."""
+    config = TrainConfig(
+        data=f"folder:{data}",
+        trunk=SETTINGS["trunk"],
+        resolution=32,
+        evaluation_resolutions=[48],
+        batch_size=8,
+        whitening_dimensions=6,
+    )
+    run = Run.start(path, config)
+    run.save_class_names(CLASSES)
+    for step in (1, 2):
+        checkpoint(run, step, best=1)
+    return run
+
+
+@pytest.fixture
+def run(data, tmp_path, monkeypatch):
+    """A run whose trunk is cut down to two small blocks and 40 channels, which builds and embeds in no time."""
+    tiny = {"stackwise_num_filters": [64, 40], "stackwise_num_blocks": [1, 1], "stackwise_num_strides": [1, 2]}
+    monkeypatch.setattr(trunks, "build", functools.partial(trunks.build, **tiny))
+    return start_run(data, tmp_path / "run")
+
+
+def embeddings(run, split, size, pooling):
+    return embed(run.model, split, size, run.settings.resolution, [pooling]).values[0]
+
+
+def test_the_program_reports_what_was_lost(data, tmp_path):
+    run = start_run(data, tmp_path / "run")
+    run.save_p_star({48: 2.0}, {}, {})
+    options = [f"--run={run.path}", "--dimensions=8", "--unlabelled=training", "--comparison=true"]
+    status, output, errors = finish(start("train/whiten.py", *options))
+    assert status == 0, errors
+    assert "whitening fitted on 30 training photos\n" in output
+    source = stages.open_source(run.settings)
+    assert (len(source.train), len(source.val)) == (30, 6)
+    report = json.loads((run.path / "whitening.json").read_text())
+    assert set(report) == {"32", "48"}
+    kernel, bias = (np.asarray(weight, np.float64) for weight in run.model.classifier.weights)
+    for size, p_star in ((32, 3.0), (48, 2.0)):
+        whitening, entry = run.whitening_at(size), report[str(size)]
+        assert whitening.projection_.shape == (513, 8)
+        expected = Whitening.fit(embeddings(run, source.train, size, p_star), dimensions=8)
+        np.testing.assert_allclose(whitening.mean_, expected.mean_, atol=1e-6)
+        np.testing.assert_allclose(whitening.discarded_variance_, expected.discarded_variance_, rtol=1e-3)
+
+        same = full = reduced = 0
+        for e, label in zip(embeddings(run, source.val, size, p_star), source.val.labels, strict=True):
+            hat = whitening.undo(whitening.transform(e[None]))[0]
+            expected, answer = (int(np.argmax(row @ kernel + bias)) for row in (e, hat[:-1] / hat[-1]))
+            same, full, reduced = same + (expected == answer), full + (expected == label), reduced + (answer == label)
+        assert entry == {
+            "p_star": p_star,
+            "dimensions": 8,
+            "embedding_dimensions": 513,
+            "variance_kept": pytest.approx(whitening.variance_kept_),
+            "shrinkage": None,
+            "photos": 30,
+            "fitted_on": "training photos",
+            "class_agreement": pytest.approx(same / 6),
+            "top1_embedding": pytest.approx(full / 6),
+            "top1_descriptor": pytest.approx(reduced / 6),
+            "validation_photos": 6,
+        }
+        assert f"{size} px, p* {p_star:g}: 8 of 513 dimensions, {entry['variance_kept']:.2%} of the variance" in output
+        assert f"{same / 6:.2%} of 6 validation photos" in output
+        assert run.whitening_at(size, RMAC).projection_.shape == (513, 8)
+
+
+def test_other_poolings_are_whitened_from_the_same_pass(run, monkeypatch):
+    source = stages.open_source(run.settings)
+    passes = []
+
+    def counted(network, split, *arguments):
+        passes.append(split)
+        return embed(network, split, *arguments)
+
+    monkeypatch.setattr(stages, "embed", counted)
+    stages.fit_whitening(run, source, poolings=(1.0, RMAC, 3.0), resolutions=[32])
+    # the training photos once, the validation photos once for class agreement
+    assert passes == [source.train, source.val]
+    assert sorted(path.name for path in run.path.glob("whitening*")) == [
+        "whitening-32-p1.npz",
+        "whitening-32-p3.npz",
+        "whitening-32-rmac.npz",
+        "whitening.json",
+        "whitening.npz",
+    ]
+    for pooling in (1.0, RMAC, 3.0):
+        expected = Whitening.fit(embeddings(run, source.train, 32, pooling), dimensions=6)
+        np.testing.assert_allclose(run.whitening_at(32, pooling).mean_, expected.mean_, atol=1e-6)
+    # 3 is p* here
+    np.testing.assert_array_equal(run.whitening_at(32, 3.0).projection_, run.whitening.projection_)
+    assert run.whitening_at(32, 1.5) is None
+
+    stages.fit_whitening(run, source, resolutions=[48])
+    assert run.whitening_at(32, RMAC) is not None
+    stages.fit_whitening(run, source)
+    assert run.whitening_at(32, RMAC) is None
+    assert set(run.whitening_report) == {32, 48}
+
+
+def test_classes_are_measured_only_where_they_can_differ_or_when_asked(run):
+    source = stages.open_source(run.settings)
+    run.settings.whitening_dimensions, run.settings.whitening_shrinkage = None, 0.1
+    stages.fit_whitening(run, source, resolutions=[32])
+    entry = run.whitening_report[32]
+    assert (entry["dimensions"], entry["variance_kept"], entry["shrinkage"]) == (41, 1, 0.1)
+    assert "class_agreement" not in entry
+    stages.fit_whitening(run, source, resolutions=[32], measure_classes=True)
+    entry = run.whitening_report[32]
+    assert entry["class_agreement"] == 1
+    assert entry["top1_descriptor"] == entry["top1_embedding"]
+
+
+def test_the_photos_to_fit_on(run, data, monkeypatch):
+    def invented(network, split, size, train_resolution, poolings, label):
+        values = np.random.default_rng(len(split)).uniform(size=(len(poolings), len(split), 40))
+        return Embeddings(np.arange(len(split)), values, np.arange(0))
+
+    monkeypatch.setattr(stages, "embed", invented)
+    source = stages.open_source(run.settings)
+    assert stages.fit_whitening(run, source, resolutions=[32]).startswith("30 training photos, as there are no")
+    run.settings.unlabelled = str(data / "disks")
+    assert stages.fit_whitening(run, source, resolutions=[32]) == f"12 unlabelled photos of {data / 'disks'}"
+    source = dataclasses.replace(source, unlabelled=source.val.subset(np.arange(5)))
+    run.settings.unlabelled, run.settings.whitening_dimensions = None, 4
+    assert stages.fit_whitening(run, source, resolutions=[32]).startswith("5 unlabelled photos of folder ")
+    run.settings.unlabelled = "training"
+    assert stages.fit_whitening(run, source, resolutions=[32]) == "30 training photos"
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"whitening_dimensions": None}, "30 training photos, .*whitening 41 dimensions needs at least 42"),
+        ({"whitening_dimensions": 30}, "whitening 30 dimensions needs at least 31 embeddings, got 30"),
+        ({"whitening_dimensions": 42}, "from 1 to 41, got 42"),
+        ({"whitening_dimensions": 0}, "from 1 to 41, got 0"),
+        ({"whitening_shrinkage": 2.0}, "got 2.0"),
+    ],
+    ids=str,
+)
+def test_what_can_not_be_fitted_is_refused_before_the_photos_are_embedded(run, settings, message, monkeypatch):
+    run.settings = dataclasses.replace(run.settings, **settings)
+    monkeypatch.delattr(stages, "embed")
+    with pytest.raises(UserError, match=message):
+        stages.fit_whitening(run, stages.open_source(run.settings))
+    assert not list(run.path.glob("whitening*"))
+
+
+def test_a_mistake_is_one_line(run, monkeypatch, capsys):
+    command = [f"--run={run.path}", "--dimensions=600"]
+    status, line = run_in_process("train/whiten.py", command, monkeypatch, capsys)
+    assert status == 2
+    assert line.startswith("error: whitening on 30 training photos")
+    assert line.endswith("dimensions must be a whole number from 1 to 41, got 600")
+
+
+def test_results_of_the_best_checkpoint_are_kept_apart(run):
+    source = stages.open_source(run.settings)
+    run.save_p_star({32: 2.0}, {32: {2.0: 4.0}}, {})
+    run.save_metrics({"of": "last"})
+    stages.fit_whitening(run, source, poolings=(1.0,), resolutions=[32])
+    before = {path.name: path.read_bytes() for path in run.path.iterdir() if path.is_file()}
+    last, whitening = np.asarray(run.model.classifier.kernel), run.whitening
+
+    run.use_checkpoint("best")
+    assert run.results == run.path / "best"
+    assert (run.p_star, run.p_star_scores, run.metrics, run.whitening_report) == ({}, {}, {}, {})
+    assert run.whitening is None
+    assert run.whitening_at(32, 1.0) is None
+    best = np.asarray(run.model.classifier.kernel)
+    assert not np.array_equal(best, last)
+    run.save_p_star({32: 4.0}, {}, {})
+    run.save_metrics({"of": "best"})
+    stages.fit_whitening(run, source, poolings=(1.0,), resolutions=[32])
+    assert run.whitening_report[32]["p_star"] == 4
+    assert not np.array_equal(run.whitening.mean_, whitening.mean_)
+    assert {path.name for path in (run.path / "best").iterdir()} == {
+        "metrics.json",
+        "p_star.json",
+        "whitening-32-p1.npz",
+        "whitening.json",
+        "whitening.npz",
+    }
+
+    assert {path.name: path.read_bytes() for path in run.path.iterdir() if path.is_file()} == before
+    run.use_checkpoint("last")
+    np.testing.assert_array_equal(np.asarray(run.model.classifier.kernel), last)
+    assert run.p_star == {32: 2.0}
+    assert run.metrics == {"of": "last"}
+    np.testing.assert_array_equal(run.whitening.mean_, whitening.mean_)
+    with pytest.raises(ValueError, match="got 'first'"):
+        run.use_checkpoint("first")
+
+
+def test_a_reduced_whitening_is_exported(run, tmp_path):
+    """The graph's descriptors have the kept dimensions, and give the classes that the library gives."""
+    source = stages.open_source(run.settings)
+    stages.fit_whitening(run, source, resolutions=[32])
+    path = export_run(load_run(run.path), tmp_path / "model")
+    assert json.loads((path / "assets" / "multigrain.json").read_text())["embedding_size"] == 6
+    served = tf.saved_model.load(path).signatures
+    images = np.random.default_rng(0).uniform(0, 255, (4, 32, 32, 3)).astype("float32")
+    answer = served["serving_default"](images=tf.constant(images), p_star=tf.fill([4], 3.0))
+    plain = run.model.describe(images, (3.0,))[0].numpy()
+    np.testing.assert_allclose(answer["embedding"], run.whitening.transform(plain), atol=1e-3)
+    descriptors = answer["embedding"].numpy()
+    hat = run.whitening.undo(descriptors)
+    expected = run.model.classify(hat[:, :-1] / hat[:, -1:])
+    again = served["classify_embedding"](embedding=tf.constant(descriptors))
+    np.testing.assert_allclose(again["logits"], expected, atol=1e-4 * np.abs(expected).max())
