@@ -1,24 +1,31 @@
-"""What is done with a trained run, a function each; every one leaves its result in the run's folder.
+"""What is done with a trained run before it is measured, a function each; every one leaves its result in its folder.
 
-`train/run.py` calls them one after the other, the programs beside it one at a time.
+`whole_run` calls them one after the other, the programs in `train/` one at a time.
 """
 
+import contextlib
+
 import numpy as np
-import tensorflow as tf
 
-from mg_keras.data import resolutions, sources
-from mg_keras.data.images import decode
-from mg_keras.embedding import embed, embed_photos
+from mg_keras.data import sources
+from mg_keras.embedding import RMAC, embed
 from mg_keras.errors import UserError
-from mg_keras.evaluation import copies, report
-from mg_keras.evaluation.metrics import chance_average_precision, chance_group_score, group_score, top_k_accuracy
-from mg_keras.evaluation.search import nearest
-from mg_keras.pooling_exponent import EXPONENTS, VERSIONS, best_exponent, in_aug_photos, in_aug_scores
-from mg_keras.whitening import Whitening
+from mg_keras.evaluation import report
+from mg_keras.pooling_exponent import (
+    EXPONENTS,
+    VERSIONS,
+    best_exponent,
+    exponent_sweep,
+    fine_tune_exponent,
+    in_aug_photos,
+    in_aug_scores,
+)
+from mg_keras.whitening import Whitening, check_fit, class_agreement
 
-# Copydays has 157 originals
-_ORIGINALS = 150
-_QUERIES, _NEIGHBOURS = 6, 7
+P_STAR_METHODS = ("cross-validation", "fine-tuning", "both")
+
+COMPARISON = (1.0, RMAC)
+"""Poolings that GeM at p* is compared with, on the same trunk: average pooling and R-MAC."""
 
 
 def open_source(config):
@@ -34,168 +41,163 @@ def exponent_at(run, resolution):
     return float(run.p_star.get(resolution, run.settings.pooling_exponent))
 
 
-def choose_p_star(run, source):
-    """Chooses p* for each of the run's resolutions by cross-validation on IN-aug (section 3.5).
+def choose_p_star(
+    run,
+    source,
+    exponents=EXPONENTS,
+    method="cross-validation",
+    per_class=50,
+    epochs=1,
+    sweep=False,
+    resolutions=None,
+):
+    """Chooses p* for each of the run's resolutions, by cross-validation on IN-aug or by fine-tuning (section 3.5).
 
-    Writes p_star.json and p_star.png.
+    Writes p_star.json and p_star.png, and with `sweep` sweep.json and sweep.png, each after every resolution. What was
+    chosen before at other resolutions stays, and so do scores and fine-tuned exponents of the method not asked for.
+
+    Args:
+        run: `Run`.
+        source: its photos.
+        exponents: those that cross-validation tries, each > 0.
+        method: `"cross-validation"`, `"fine-tuning"`, or `"both"`: then the choice in use is cross-validation's.
+        per_class: photos of each class to fine-tune on, at most.
+        epochs: of fine-tuning.
+        sweep: whether to measure class accuracy at each of the exponents and at the fine-tuned one, too.
+        resolutions: pixels; None: the run's.
 
     Returns:
-        dict resolution -> exponent.
+        dict resolution -> exponent in use, of all resolutions that have one.
+
+    Raises:
+        UserError: an exponent, `per_class` or `epochs` is out of range, or no photo can be used.
+        ValueError: there is no such method.
     """
+    if method not in P_STAR_METHODS:
+        raise ValueError(f"method must be one of {', '.join(P_STAR_METHODS)}, got {method!r}")
+    if not exponents or not all(0 < exponent < np.inf for exponent in exponents):
+        raise UserError(f"exponents must be one or more numbers > 0, received {list(exponents)}")
+    for name, value in (("per_class", per_class), ("epochs", epochs)):
+        if value < 1:
+            raise UserError(f"{name} must be at least 1, received {value}")
     config = run.settings
     photos = in_aug_photos(source.train, config.in_aug_per_class, config.seed)
-    scores = {
-        size: in_aug_scores(run.model, photos, size, EXPONENTS, config.seed, f"p* at {size} px")
-        for size in config.resolutions
-    }
-    # the choices made before at other resolutions stay
-    scores = {**run.p_star_scores, **scores}
-    p_star = {size: best_exponent(found) for size, found in scores.items()}
-    run.save_p_star(p_star, scores, method="cross-validation on IN-aug", photos=len(photos), versions=VERSIONS)
-    report.exponent_picture(run.path / "p_star.png", scores, p_star)
+    p_star, scores, fine_tuned, swept = run.p_star, run.p_star_scores, run.p_star_fine_tuned, run.exponent_sweep
+    for size in resolutions or config.resolutions:
+        if method != "cross-validation":
+            learnt = fine_tune_exponent(
+                run.model,
+                source.train,
+                size,
+                config.resolution,
+                per_class=per_class,
+                epochs=epochs,
+                seed=config.seed,
+                label=f"fine-tuning p at {size} px",
+            )
+            p_star[size] = learnt.p_star
+            fine_tuned[size] = {"p_star": learnt.p_star, "initial": learnt.initial, "photos": learnt.photos}
+        if sweep:
+            also = {size: [fine_tuned[size]["p_star"]]} if size in fine_tuned else None
+            swept |= exponent_sweep(
+                run.model, source.val, photos, [size], config.resolution, exponents, also, config.seed, "p sweep"
+            )
+            scores[size] = {exponent: swept[size][exponent]["instance"] for exponent in exponents}
+        elif method != "fine-tuning":
+            scores[size] = in_aug_scores(run.model, photos, size, exponents, config.seed, f"p* at {size} px")
+        if method != "fine-tuning":
+            p_star[size] = best_exponent(scores[size])
+        run.save_p_star(p_star, scores, fine_tuned, photos=len(photos), versions=VERSIONS)
+        best = {key: best_exponent(found) for key, found in scores.items()}
+        tuned = {key: found["p_star"] for key, found in fine_tuned.items()}
+        if scores:
+            report.exponent_picture(run.results / "p_star.png", scores, best, tuned)
+        if sweep:
+            run.save_exponent_sweep(swept)
+            report.sweep_picture(run.results / "sweep.png", swept, best, tuned)
     return p_star
 
 
-def fit_whitening(run, source):
+def fit_whitening(run, source, poolings=(), measure_classes=False, resolutions=None):
     """Fits the whitening (section 3.4), with the bias channel, at each of the run's resolutions with its p*.
 
-    Writes whitening.npz (training resolution: the exported one) and whitening-SIZE.npz.
+    Writes whitening.npz (training resolution: the exported one), whitening-SIZE.npz and whitening.json. Whitenings of
+    other poolings that an earlier fit left at these resolutions are removed: they may have been fitted otherwise.
+
+    Args:
+        run: `Run`.
+        source: its photos.
+        poolings: other exponents and `"rmac"` to fit a whitening for, too (whitening-SIZE-p1.npz,
+            whitening-SIZE-rmac.npz), from the same run of the trunk.
+        measure_classes: whether to measure, on the validation photos, how far the class read from the descriptor is the
+            one read from the embedding. Always done where dimensions are left out; without, it is the same by
+            construction.
+        resolutions: s*, pixels, to fit at; None: all of the run's.
 
     Returns:
         str, what it was fitted on.
 
     Raises:
-        UserError: there are fewer photos than dimensions.
+        UserError: there are too few photos for the dimensions, or a setting of the whitening is out of range.
     """
     config = run.settings
-    photos, kind = source.train, "training photos, as there are no unlabelled ones (name a folder with --unlabelled)"
-    if config.unlabelled:
-        photos, kind = sources.photos(config.unlabelled), f"unlabelled photos of {config.unlabelled}"
-    elif source.unlabelled:
-        photos, kind = source.unlabelled, f"unlabelled photos of {source.description}"
-    if len(photos) > config.max_whitening_photos:
-        chosen = np.random.default_rng(config.seed).permutation(len(photos))[: config.max_whitening_photos]
-        photos = photos.subset(np.sort(chosen))
-    for size in config.resolutions:
+    photos, kind = _whitening_photos(config, source)
+    settings = {"shrinkage": config.whitening_shrinkage, "dimensions": config.whitening_dimensions}
+    with _whitening_refused(len(photos), kind):
+        check_fit(len(photos), run.model.embedding_dimension + 1, **settings)
+    for size in resolutions or config.resolutions:
         exponent = exponent_at(run, size)
-        found = embed(run.model, photos, size, config.resolution, [exponent], f"whitening at {size} px")
-        try:
-            Whitening.fit(found.values[0], shrinkage=config.whitening_shrinkage).save(run.whitening_path(size))
-        except ValueError as error:
-            raise UserError(f"whitening on {len(found.rows)} {kind}: {error}") from error
+        wanted = list(dict.fromkeys([exponent, *poolings]))
+        found = embed(run.model, photos, size, config.resolution, wanted, f"whitening at {size} px")
+        with _whitening_refused(len(found.rows), kind):
+            fitted = {
+                pooling: Whitening.fit(values, **settings) for pooling, values in zip(wanted, found.values, strict=True)
+            }
+        whitening = fitted[exponent]
+        entry = {
+            "p_star": exponent,
+            "dimensions": whitening.projection_.shape[1],
+            "embedding_dimensions": whitening.projection_.shape[0],
+            "variance_kept": whitening.variance_kept_,
+            "shrinkage": config.whitening_shrinkage,
+            "photos": len(found.rows),
+            "fitted_on": kind,
+        }
+        if measure_classes or entry["dimensions"] < entry["embedding_dimensions"]:
+            val = embed(run.model, source.val, size, config.resolution, [exponent], f"class agreement at {size} px")
+            if not len(val.rows):
+                raise UserError("none of the validation photos can be used: class agreement can't be measured")
+            labels = source.val.labels[val.rows]
+            entry |= class_agreement(whitening, val.values[0], labels, run.model.classify)
+            entry["validation_photos"] = len(val.rows)
+        for stale in run.results.glob(f"whitening-{size}-*.npz"):
+            stale.unlink()
+        whitening.save(run.whitening_path(size))
+        for pooling in poolings:
+            fitted[pooling].save(run.whitening_path(size, pooling))
+        run.save_whitening_report({**run.whitening_report, size: entry})
     return f"{len(found.rows)} {kind}"
 
 
-def evaluate(run, source):
-    """Measures classes, instances and copies at each of the run's resolutions, with its p* and its whitening.
-
-    Classes: top-1 and top-5 on the validation photos. Instances: the IN-aug score (section 7). Copies: mAP of finding
-    the strongly edited copies of validation photos among the other validation photos. Views, where the source knows
-    instances: the UKB score on the validation photos.
-
-    Writes metrics.json, scores.png and retrieval.png.
-
-    Returns:
-        dict, what metrics.json holds.
-    """
-    config, model = run.settings, run.model
-    photos = in_aug_photos(source.train, config.in_aug_per_class, config.seed)
-    rows = {}
-    for size in config.resolutions:
-        exponent = exponent_at(run, size)
-        val = embed(model, source.val, size, config.resolution, [exponent], f"test photos at {size} px")
-        if not len(val.rows):
-            raise UserError("none of the validation photos can be used: nothing to measure")
-        edits = _Edits(run, source, val, size, exponent)
-        logits, labels = val.logits(model), source.val.labels[val.rows]
-        instance = run.p_star_scores.get(size) or in_aug_scores(model, photos, size, [exponent], config.seed)
-        rows[size] = {
-            "p_star": exponent,
-            "top1": top_k_accuracy(logits, labels, 1),
-            "top5": top_k_accuracy(logits, labels, min(5, len(run.class_names))),
-            "instance": instance[exponent],
-            "copies": edits.score(run.whitening_at(size)),
-            "copies_unwhitened": edits.score(None),
-        }
-        if source.val.instances is not None:
-            rows[size]["views"] = group_score(val.values[0], source.val.instances[val.rows], 4)
-        if size == config.resolution:
-            _picture(run, source, val, edits)
-    classes, versions = len(run.class_names), VERSIONS * len(photos)
-    metrics = {
-        "resolutions": rows,
-        "chance": {
-            "top1": 1 / classes,
-            "top5": min(5, classes) / classes,
-            "instance": chance_group_score(VERSIONS, versions, VERSIONS),
-            "copies": chance_average_precision(1, len(val.rows)),
-        },
-        "sizes": {
-            "classes": classes,
-            "train_photos": len(source.train),
-            "test_photos": len(val.rows),
-            "unusable_test_photos": [source.val.names[row] for row in val.unusable],
-            "in_aug_photos": len(photos),
-            "copy_originals": len(edits.originals),
-        },
-    }
-    run.save_metrics(metrics)
-    report.scores_picture(run.path / "scores.png", metrics)
-    return metrics
+def _whitening_photos(config, source):
+    """(photos to fit the whitening on, what they are)."""
+    photos, kind = source.train, "training photos"
+    if not config.unlabelled and source.unlabelled:
+        photos, kind = source.unlabelled, f"unlabelled photos of {source.description}"
+    elif not config.unlabelled:
+        kind += ", as there are no unlabelled ones (name a folder with --unlabelled)"
+    elif config.unlabelled != "training":
+        photos, kind = sources.photos(config.unlabelled), f"unlabelled photos of {config.unlabelled}"
+    if len(photos) > config.max_whitening_photos:
+        chosen = np.random.default_rng(config.seed).permutation(len(photos))[: config.max_whitening_photos]
+        photos = photos.subset(np.sort(chosen))
+    return photos, kind
 
 
-class _Edits:
-    """Strongly edited copies of some validation photos, and their embeddings at one resolution."""
-
-    def __init__(self, run, source, val, size, exponent):
-        config = run.settings
-        places = np.random.default_rng(config.seed).permutation(len(val.rows))[:_ORIGINALS]
-        self.originals = np.sort(places)  # places in val, not rows of the split
-        self.val = val.values[0]
-
-        def edit(place):
-            row = val.rows[place]
-            image = decode(source.val.read(tf.constant(row))).numpy()
-            return copies.strong_edit(image, [config.seed, int(row)])[1]
-
-        self.pictures = [edit(place) for place in self.originals]
-        prepare = resolutions.for_resolution(size, config.resolution)
-        images = [prepare(tf.constant(picture), size) for picture in self.pictures]
-        self.embeddings = embed_photos(run.model, images, exponent)
-
-    def score(self, whitening):
-        others = np.delete(self.val, self.originals, axis=0)
-        described = [
-            whitening.transform(values) if whitening else values
-            for values in (self.val[self.originals], self.embeddings, others)
-        ]
-        return copies.copy_detection_map(described[0], described[1], np.arange(len(self.originals)), described[2])
-
-
-def _picture(run, source, val, edits):
-    """Draws some validation photos with what they find among the others and the edited copies of themselves."""
-    whitening = run.whitening
-    describe = whitening.transform if whitening else (lambda values: values)
-    labels, instances = source.val.labels[val.rows], source.val.instances
-    queries = np.random.default_rng(run.settings.seed + 1).permutation(len(edits.originals))[:_QUERIES]
-
-    places = edits.originals[queries]
-    # the database is every validation photo, then one edited copy of each query
-    sources_of = np.concatenate([np.arange(len(val.rows)), places])
-
-    def photo(number):
-        row = val.rows[sources_of[number]]
-        if number < len(val.rows):
-            picture = decode(source.val.read(tf.constant(row))).numpy()
-        else:
-            picture = edits.pictures[queries[number - len(val.rows)]]
-        instance = row if instances is None else instances[row]
-        return report.Photo(picture, run.class_names[labels[sources_of[number]]], str(instance))
-
-    database = describe(np.concatenate([val.values[0], edits.embeddings[queries]]))
-    similarities, indices = nearest(database[places], database, _NEIGHBOURS + 1)
-    found = [
-        [(photo(i), similarity) for i, similarity in zip(*pair, strict=True) if i != place][:_NEIGHBOURS]
-        for place, *pair in zip(places, indices, similarities, strict=True)
-    ]
-    report.retrieval_picture(run.path / "retrieval.png", [photo(place) for place in places], found)
+@contextlib.contextmanager
+def _whitening_refused(count, kind):
+    """What the whitening refuses is for the user to mend."""
+    try:
+        yield
+    except ValueError as error:
+        raise UserError(f"whitening on {count} {kind}: {error}") from error

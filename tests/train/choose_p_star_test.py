@@ -1,0 +1,193 @@
+"""p* of a run: what is chosen, written and kept."""
+
+import json
+
+import numpy as np
+import pytest
+
+from mg_keras.errors import UserError
+from mg_keras.evaluation import report
+from mg_keras.pooling_exponent import FineTuned
+from mg_keras.training import stages
+from mg_keras.training.checkpoints import snapshot
+from mg_keras.training.config import TrainConfig
+from mg_keras.training.loop import build_model
+from mg_keras.training.runs import Run
+from tests.train.tiny import CLASSES, draw_folder, finish, start
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return draw_folder(tmp_path_factory.mktemp("photos"), per_class=5)
+
+
+@pytest.fixture
+def run(folder, tmp_path):
+    """A run with a network that has learnt nothing."""
+    config = TrainConfig(
+        data=f"folder:{folder}", trunk="resnet18", resolution=32, evaluation_resolutions=[40], in_aug_per_class=1
+    )
+    run = Run.start(tmp_path / "run", config)
+    run.save_class_names(CLASSES)
+    run.checkpoints.save(1, snapshot({"model": build_model(config, len(CLASSES)).state_variables}), {})
+    return run
+
+
+@pytest.fixture
+def made_up(run, monkeypatch):
+    """The run, its measures replaced: p* is 2 at 32 px and 3 at 40 px by cross-validation, SIZE / 10 by fine-tuning."""
+    monkeypatch.setattr(Run, "model", "network")
+    pictures = []
+    monkeypatch.setattr(
+        report, "exponent_picture", lambda path, *shown: pictures.append((path.name, *map(dict, shown)))
+    )
+    monkeypatch.setattr(report, "sweep_picture", lambda path, *shown: pictures.append((path.name, *map(dict, shown))))
+
+    def score(size, exponent):
+        return 4 - abs(exponent - (2 if size == 32 else 3)) / 10
+
+    def in_aug_scores(network, photos, size, exponents, seed, label):
+        assert (network, len(photos), seed) == ("network", 3, 0)
+        return {exponent: score(size, exponent) for exponent in exponents}
+
+    def fine_tune_exponent(network, split, size, train_resolution, per_class, epochs, seed, label):
+        assert (network, len(split), train_resolution, seed) == ("network", 12, 32, 0)
+        return FineTuned(3.0, np.array([3.1, size / 10]), np.zeros(2), [np.arange(per_class), np.arange(epochs)])
+
+    def exponent_sweep(network, val, photos, sizes, train_resolution, exponents, also, seed, label):
+        assert (network, len(val), len(photos), train_resolution, seed) == ("network", 3, 3, 32, 0)
+        return {
+            size: {
+                exponent: {"top1": 0.5, "top5": 1.0, "instance": score(size, exponent)}
+                for exponent in sorted([*exponents, *(also or {}).get(size, [])])
+            }
+            for size in sizes
+        }
+
+    for function in (in_aug_scores, fine_tune_exponent, exponent_sweep):
+        monkeypatch.setattr(stages, function.__name__, function)
+    run.pictures = pictures
+    return run
+
+
+def written(run, name="p_star.json"):
+    return json.loads((run.path / name).read_text())
+
+
+def test_cross_validation_is_the_default(made_up):
+    source = stages.open_source(made_up.settings)
+    assert stages.choose_p_star(made_up, source) == {32: 2, 40: 3}
+    content = written(made_up)
+    assert content["p_star"] == {"32": 2, "40": 3}
+    assert list(content["scores"]["40"]) == [str(p) for p in range(1, 11)]
+    assert content["fine_tuned"] == {}
+    assert (content["photos"], content["versions"]) == (3, 5)
+    assert made_up.p_star_scores[40][3.0] == 4.0
+    assert made_up.pictures[-1][0] == "p_star.png"
+    assert made_up.pictures[-1][2:] == ({32: 2, 40: 3}, {})
+
+
+def test_what_is_not_asked_for_stays(made_up):
+    source = stages.open_source(made_up.settings)
+    stages.choose_p_star(made_up, source)
+    found = stages.choose_p_star(made_up, source, method="fine-tuning", per_class=4)
+    assert found == {32: 3.2, 40: 4.0}
+    content = written(made_up)
+    assert content["fine_tuned"]["40"] == {"p_star": 4.0, "initial": 3.0, "photos": 4}
+    assert content["scores"]["32"]["2"] == 4.0
+    assert made_up.pictures[-1][2:] == ({32: 2, 40: 3}, {32: 3.2, 40: 4.0})
+    # the list asked for now replaces what was tried at a resolution; fine-tuned values stay beside
+    assert stages.choose_p_star(made_up, source, [2.5, 3.5]) == {32: 2.5, 40: 2.5}
+    content = written(made_up)
+    assert list(content["scores"]["32"]) == ["2.5", "3.5"]
+    assert content["fine_tuned"]["32"]["p_star"] == 3.2
+
+
+def test_with_both_the_choice_is_cross_validations(made_up):
+    source = stages.open_source(made_up.settings)
+    assert stages.choose_p_star(made_up, source, method="both") == {32: 2, 40: 3}
+    assert {size: entry["p_star"] for size, entry in made_up.p_star_fine_tuned.items()} == {32: 3.2, 40: 4.0}
+
+
+def test_fine_tuning_alone_has_no_scores_to_draw(made_up):
+    assert stages.choose_p_star(made_up, stages.open_source(made_up.settings), method="fine-tuning") == {
+        32: 3.2,
+        40: 4.0,
+    }
+    assert made_up.pictures == []
+
+
+def test_a_sweep_brings_the_scores_of_cross_validation(made_up, monkeypatch):
+    source = stages.open_source(made_up.settings)
+    stages.choose_p_star(made_up, source, method="fine-tuning")
+    monkeypatch.setattr(stages, "in_aug_scores", None)
+    assert stages.choose_p_star(made_up, source, [1.0, 3.0], sweep=True) == {32: 1.0, 40: 3.0}
+    assert written(made_up)["scores"]["32"] == {"1": pytest.approx(3.9), "3": pytest.approx(3.9)}
+    assert {size: list(found) for size, found in made_up.exponent_sweep.items()} == {
+        32: [1.0, 3.0, 3.2],
+        40: [1.0, 3.0, 4.0],
+    }
+    assert list(written(made_up, "sweep.json")["32"]) == ["1", "3", "3.2"]
+    assert made_up.pictures[-1][0] == "sweep.png"
+    assert made_up.pictures[-1][2:] == ({32: 1.0, 40: 3.0}, {32: 3.2, 40: 4.0})
+
+
+def test_a_resolution_is_written_as_soon_as_it_is_known(made_up, monkeypatch):
+    score = stages.in_aug_scores
+
+    def stopped(network, photos, size, *rest):
+        if size == 40:
+            raise KeyboardInterrupt
+        return score(network, photos, size, *rest)
+
+    monkeypatch.setattr(stages, "in_aug_scores", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        stages.choose_p_star(made_up, stages.open_source(made_up.settings))
+    assert made_up.p_star == {32: 2}
+
+
+def test_files_of_before_still_read(made_up):
+    old = {
+        "p_star": {"32": 4, "64": 7},
+        "scores": {"32": {"4": 4.5, "5": 4.4}, "64": {"7.0": 4.2}},
+        "method": "cross-validation on IN-aug",
+        "photos": 6,
+        "versions": 5,
+    }
+    (made_up.path / "p_star.json").write_text(json.dumps(old))
+    assert made_up.p_star_fine_tuned == {}
+    assert stages.choose_p_star(made_up, stages.open_source(made_up.settings)) == {32: 2, 40: 3, 64: 7}
+    assert written(made_up)["scores"]["64"] == {"7": 4.2}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"exponents": [3, 0.0]}, r"exponents .* received \[3, 0.0\]"),
+        ({"exponents": []}, r"exponents .* received \[\]"),
+        ({"exponents": [float("nan")]}, r"exponents .* received \[nan\]"),
+        ({"exponents": [float("inf")]}, r"exponents .* received \[inf\]"),
+        ({"per_class": 0}, "per_class must be at least 1, received 0"),
+        ({"epochs": 0}, "epochs must be at least 1, received 0"),
+    ],
+)
+def test_wrong_arguments_are_the_users_to_mend(made_up, arguments, message):
+    with pytest.raises(UserError, match=message):
+        stages.choose_p_star(made_up, stages.open_source(made_up.settings), **arguments)
+
+
+def test_the_program_chooses_learns_and_measures(run):
+    options = ["--method=both", "--exponents=[1,3.5]", "--resolutions=[32]", "--per_class=2", "--sweep=true"]
+    status, output, errors = finish(start("train/choose_p_star.py", f"--run={run.path}", *options))
+    assert status == 0, errors
+    assert "32 px: p* = " in output
+    assert "on 6 photos" in output
+    for name in ("p_star.json", "p_star.png", "sweep.json", "sweep.png"):
+        assert name in output
+        assert (run.path / name).stat().st_size > 0
+    sweep, learnt = run.exponent_sweep, run.p_star_fine_tuned
+    assert run.p_star[32] in (1.0, 3.5)
+    assert set(run.p_star_scores[32]) == {1.0, 3.5}
+    assert set(sweep[32]) == {1.0, 3.5, learnt[32]["p_star"]}
+    assert learnt[32]["initial"] == 3.0
+    assert f"{learnt[32]['p_star']:.4g}" in output
