@@ -1,5 +1,6 @@
-"""Evaluation of descriptors and logits: it works on arrays and knows no model and no data pipeline.
+"""Evaluation: the scores of descriptors and logits, and the benchmarks that say of which photos.
 
-`metrics` holds the scores, `search` the one nearest-neighbour search, `copies` the strong edits and the score of
-copy detection, `report` the pictures and the table a person looks at.
+`metrics` holds the scores, `search` the one nearest-neighbour search, `benchmarks` the sets with one contract (the one
+part that knows where photos come from), `copies` the strong edits, `paper` the paper's figures, `tables` and `report`
+what a person looks at. Nothing here knows a model.
 """

@@ -1,4 +1,4 @@
-"""Copy detection: strong edits of a photo, and the score of finding the photo they came from.
+"""Strong edits of a photo, for copy detection: `benchmarks.copies` scores how the photo they came from is found.
 
 Copydays' "strong" copies were made by hand; these eight edits are of the same kinds and can be made of any photo.
 """
@@ -8,9 +8,6 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageEnhance, ImageFilter, ImageFont
-
-from mg_keras.evaluation.metrics import mean_average_precision
-from mg_keras.evaluation.search import nearest
 
 _WORDS = ("SALE", "hello!", "BREAKING NEWS", "www.example.com", "look at this", "2019", "FOR YOU", "do not copy")
 
@@ -113,42 +110,3 @@ def strong_edit(image: np.ndarray, seed: int | Sequence[int]) -> tuple[str, np.n
     rng = np.random.default_rng(seed)
     name = list(STRONG_EDITS)[rng.integers(len(STRONG_EDITS))]
     return name, np.asarray(STRONG_EDITS[name](Image.fromarray(image), rng))
-
-
-def copy_detection_map(
-    original_embeddings: np.ndarray,
-    copy_embeddings: np.ndarray,
-    copy_of: Sequence[int],
-    distractor_embeddings: np.ndarray,
-) -> float:
-    """Compute the mAP of finding each original's edited copies among all copies and distractors (Copydays).
-
-    As in MultiGrain's Copydays benchmark, the originals are the queries and are not in the database.
-
-    Args:
-        original_embeddings: [Q, d], the queries.
-        copy_embeddings: [M, d], at least one copy of each original.
-        copy_of: [M], the row of `original_embeddings` each was made from.
-        distractor_embeddings: [K, d], photos that are a copy of none; K may be 0.
-
-    Returns:
-        mAP, 0 to 1.
-
-    Raises:
-        ValueError: shapes that don't fit, an original without a copy, or descriptors that are not finite.
-    """
-    copy_of = np.asarray(copy_of)
-    if copy_of.shape != (len(copy_embeddings),) or not np.issubdtype(copy_of.dtype, np.integer):
-        raise ValueError(
-            f"copy_of must hold one integer for each of the {len(copy_embeddings)} copies, got {copy_of.dtype} with "
-            f"the shape {copy_of.shape}"
-        )
-    originals = np.arange(len(original_embeddings))
-    if not np.array_equal(np.unique(copy_of), originals):
-        raise ValueError(
-            f"copy_of must name every original from 0 to {len(originals) - 1} and no other; "
-            f"it names {np.unique(copy_of).tolist()}"
-        )
-    database = np.concatenate([copy_embeddings, distractor_embeddings])
-    _, rankings = nearest(original_embeddings, database, len(database))
-    return mean_average_precision(rankings, [np.flatnonzero(copy_of == original) for original in originals])

@@ -1,5 +1,6 @@
 """Scores of classes, instances and copies, on arrays."""
 
+import math
 from collections.abc import Collection, Sequence
 
 import numpy as np
@@ -113,16 +114,71 @@ def mean_average_precision(
         )
     scores = []
     for query, (ranking, right, left_out) in enumerate(zip(rankings, positives, ignored, strict=True)):
-        ranking = _integers(ranking, f"the ranking of query {query}")  # noqa: PLW2901
         if len(right) == 0:
             raise ValueError(f"query {query} has no positives: leave it out of the queries")
-        if len(ranking) and (ranking.min() < 0 or len(np.unique(ranking)) < len(ranking)):
-            raise ValueError(f"the ranking of query {query} must hold row numbers from 0, each once")
-        if both := set(right) & set(left_out):
-            raise ValueError(f"query {query} has rows both positive and ignored: {sorted(both)}")
-        kept = ranking[~np.isin(ranking, list(left_out))]
-        scores.append(average_precision(np.flatnonzero(np.isin(kept, list(right))), len(set(right))))
+        try:
+            scores.append(average_precision(positive_ranks(ranking, right, left_out), len(set(right))))
+        except ValueError as error:
+            raise ValueError(f"query {query}: {error}") from None
     return float(np.mean(scores))
+
+
+def positive_ranks(ranking: Sequence[int], positives: Collection[int], ignored: Collection[int] = ()) -> np.ndarray:
+    """Find the ranks of one query's positives, those ignored taken out of the ranking first.
+
+    Args:
+        ranking: row numbers of the database, nearest first; it may be shorter than the database.
+        positives: the row numbers that are right.
+        ignored: the row numbers that count neither for nor against.
+
+    Returns:
+        int64, ranks from 0 of the positives that are in the ranking, rising.
+
+    Raises:
+        ValueError: a row number twice in the ranking or negative, or one that is both positive and ignored.
+
+    Example:
+        >>> positive_ranks([4, 0, 2, 1], positives=[0, 1, 3], ignored=[4])
+        array([0, 2])
+    """
+    ranking = _integers(ranking, "the ranking")
+    if len(ranking) and (ranking.min() < 0 or len(np.unique(ranking)) < len(ranking)):
+        raise ValueError("the ranking must hold row numbers from 0, each once")
+    if both := set(positives) & set(ignored):
+        raise ValueError(f"rows are both positive and ignored: {sorted(map(int, both))}")
+    kept = ranking[~np.isin(ranking, list(ignored))]
+    return np.flatnonzero(np.isin(kept, list(positives)))
+
+
+def precision_at(ranks: Sequence[int], num_positives: int, k: int) -> float:
+    """Compute the precision of the first `k` images (mP@k of Oxford and Paris revisited, where averaged over queries).
+
+    Where the last of the positives stands before rank k, the precision of the images up to it: a query with fewer
+    positives than k can reach 1.
+
+    Args:
+        ranks: ranks from 0 of the positives that were found, in any order.
+        num_positives: the positives there are; those not found stand behind all others.
+        k: at least 1.
+
+    Returns:
+        The precision, 0 to 1.
+
+    Raises:
+        ValueError: more ranks than positives, or a number out of range.
+
+    Example:
+        >>> precision_at([0, 3], num_positives=2, k=10), precision_at([0, 3], num_positives=3, k=10)
+        (0.5, 0.2)
+    """
+    ranks = _integers(ranks, "ranks")
+    if k < 1 or num_positives < max(1, len(ranks)):
+        raise ValueError(
+            f"k must be at least 1 and num_positives at least the {len(ranks)} found, got {k} and {num_positives}"
+        )
+    if len(ranks) == num_positives:
+        k = min(k, ranks.max() + 1)
+    return float(np.sum(ranks < k) / k)
 
 
 def group_score(embeddings: np.ndarray, groups: Sequence, k: int) -> float:
@@ -177,6 +233,41 @@ def micro_average_precision(scores: np.ndarray, is_positive: np.ndarray, num_pos
         >>> micro_average_precision([0.9, 0.8, 0.3], [True, False, True], num_positives=2)
         0.8333333333333333
     """
+    recall, precision = _recall_and_precision(scores, is_positive, num_positives)
+    return float(np.sum(precision * np.diff(recall, prepend=0.0)))
+
+
+def recall_at_precision(
+    scores: np.ndarray, is_positive: np.ndarray, num_positives: int, precision: float = 0.9
+) -> float:
+    """Compute the largest recall at a threshold whose precision is high enough (Image Similarity Challenge, R@P90).
+
+    Every score is a threshold, at which the answers with this score or a higher one are given; equal scores share it.
+
+    Args:
+        scores: [N], one for each answer (a query and a database image), higher is surer.
+        is_positive: booleans [N], whether the answer is right.
+        num_positives: the right answers there are.
+        precision: the least share of right ones among the answers given, above 0 to 1.
+
+    Returns:
+        The recall, 0 to 1; 0 if no threshold is precise enough.
+
+    Raises:
+        ValueError: as `micro_average_precision`, or a `precision` out of range.
+
+    Example:
+        >>> recall_at_precision([0.9, 0.8, 0.3], [True, False, True], num_positives=2)
+        0.5
+    """
+    if not 0 < precision <= 1:
+        raise ValueError(f"precision must be above 0 and at most 1, got {precision}")
+    recall, reached = _recall_and_precision(scores, is_positive, num_positives)
+    return float(np.max(recall[reached >= precision], initial=0.0))
+
+
+def _recall_and_precision(scores, is_positive, num_positives):
+    """Recall and precision at each different score, from the highest down."""
     scores, is_positive = np.asarray(scores), np.asarray(is_positive)
     if scores.ndim != 1 or scores.shape != is_positive.shape or is_positive.dtype != bool:
         raise ValueError(
@@ -190,13 +281,12 @@ def micro_average_precision(scores: np.ndarray, is_positive: np.ndarray, num_pos
             f"num_positives must be at least 1 and the {np.sum(is_positive)} right answers given, got {num_positives}"
         )
     if len(scores) == 0:
-        return 0.0
+        return np.zeros(0), np.zeros(0)
     order = np.argsort(-scores, kind="stable")
     scores, is_positive = scores[order], is_positive[order]
     last_of_score = np.append(np.flatnonzero(np.diff(scores)), len(scores) - 1)
     found = np.cumsum(is_positive)[last_of_score]
-    precision = found / (last_of_score + 1)
-    return float(np.sum(precision * np.diff(found, prepend=0)) / num_positives)
+    return found / num_positives, found / (last_of_score + 1)
 
 
 def chance_average_precision(num_positives: int, database_size: int) -> float:
@@ -235,6 +325,62 @@ def chance_group_score(group_size: int, num_images: int, k: int) -> float:
             f"group_size and k must be from 1 to the number of images, got {group_size}, {k} and {num_images}"
         )
     return 1 + (k - 1) * (group_size - 1) / max(num_images - 1, 1)
+
+
+def chance_precision_at(num_positives: int, database_size: int, k: int) -> float:
+    """Compute the expected `precision_at` of a ranking in random order.
+
+    With R positives among N, R/N of any first images are positive on average. Where the last positive is the m-th
+    image, m < k, which happens for C(m-1, R-1) of the C(N, R) orders, the precision is R/m in place of R/k.
+
+    Args:
+        num_positives: R, 1 to N.
+        database_size: N.
+        k: at least 1; beyond N it counts the images that are not there as wrong, as `precision_at` does.
+
+    Raises:
+        ValueError: a number out of range.
+    """
+    if not 1 <= num_positives <= database_size or k < 1:
+        raise ValueError(
+            f"num_positives must be from 1 to the database's {database_size} and k at least 1, got {num_positives} and "
+            f"{k}"
+        )
+    expected = num_positives / database_size * min(k, database_size) / k
+    for last in range(num_positives, min(k, database_size + 1)):
+        share = math.comb(last - 1, num_positives - 1) / math.comb(database_size, num_positives)
+        expected += share * (num_positives / last - num_positives / k)
+    return expected
+
+
+def chance_micro_average_precision(num_positives: Sequence[int], database_size: int, k: int) -> float:
+    """Compute the expected `micro_average_precision` of random answers, `k` different images for each query.
+
+    With F right ones among M answers in random order, of P there are to find,
+    `µAP = (F H_M + F (F-1) (M - H_M) / (M-1)) / (P M)`, H_M the M-th harmonic number; F is the sum over queries of
+    hypergeometric numbers.
+
+    Args:
+        num_positives: for each query, the positives in the database, from 0; one of them in all at least.
+        database_size: N, images of the database.
+        k: answers for each query, 1 to N.
+
+    Raises:
+        ValueError: a number out of range.
+    """
+    positives = _integers(num_positives, "num_positives")
+    if not 1 <= k <= database_size or positives.sum() < 1 or positives.min() < 0 or positives.max() > database_size:
+        raise ValueError(
+            f"k and the positives of a query must be at most the database's {database_size}, and k and all positives "
+            f"at least 1, got {k} and {positives.tolist()}"
+        )
+    answers, share = len(positives) * k, k / database_size
+    harmonic = np.sum(1.0 / np.arange(1, answers + 1))
+    expected = share * positives.sum()
+    of_one_query = np.sum(positives * (positives - 1.0)) * share * (k - 1) / max(database_size - 1, 1)
+    of_two_queries = (float(positives.sum()) ** 2 - np.sum(positives.astype(float) ** 2)) * share**2
+    pairs = (of_one_query + of_two_queries) * (answers - harmonic) / max(answers - 1, 1)
+    return float((expected * harmonic + pairs) / (positives.sum() * answers))
 
 
 def _integers(values: Sequence[int], name: str) -> np.ndarray:

@@ -34,6 +34,10 @@ from mg_keras.files import atomic_path
 
 # Okabe and Ito's colours, which stay apart for colour-blind readers.
 _BLUE, _GREEN, _RED, _ORANGE, _PURPLE = "#0072B2", "#009E73", "#D55E00", "#E69F00", "#AA5599"
+_LINE_COLOURS = (_BLUE, _RED, _GREEN, _PURPLE, _ORANGE, "black")
+# marks of chosen exponents, above all curves and axes
+_STAR = {"marker": "*", "linestyle": "none", "markersize": 17, "markeredgecolor": "black", "zorder": 4}
+_DIAMOND = {"marker": "D", "linestyle": "none", "markersize": 9, "markeredgecolor": "black", "zorder": 4}
 _PHOTO_SIDE = 240
 
 _FRAMES = {"same instance": _BLUE, "same class": _GREEN, "another class": _RED}
@@ -144,6 +148,7 @@ def exponent_picture(
     path: str | os.PathLike,
     table: Mapping[int, Mapping[float, float]],
     p_star: Mapping[int, float],
+    fine_tuned: Mapping[int, float] | None = None,
     score: str = "IN-aug score (of 5)",
 ) -> None:
     """Draw the score by pooling exponent for each resolution, the chosen p* marked (MultiGrain, Figure 4's shape).
@@ -152,6 +157,7 @@ def exponent_picture(
         path: the PNG to write, whole or not at all.
         table: resolution in pixels -> exponent -> score.
         p_star: resolution -> the chosen exponent, one of its exponents in `table`.
+        fine_tuned: resolution -> a learnt exponent, marked on the horizontal axis since its score is not known.
         score: what the vertical axis says.
 
     Raises:
@@ -165,21 +171,120 @@ def exponent_picture(
                 f"p_star must name one of the exponents {sorted(by_exponent)} for {resolution} px, "
                 f"got {p_star.get(resolution)}"
             )
+    fine_tuned = fine_tuned or {}
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
-    colours = [_BLUE, _RED, _GREEN, _PURPLE, _ORANGE, "black"]
-    for number, (resolution, by_exponent) in enumerate(sorted(table.items())):
-        colour, chosen = colours[number % len(colours)], p_star[resolution]
-        exponents = sorted(by_exponent)
-        label = f"{resolution} px, p* = {chosen:g}"
-        axes.plot(exponents, [by_exponent[p] for p in exponents], "o-", color=colour, markersize=4, label=label)
-        axes.plot(chosen, by_exponent[chosen], "*", color=colour, markersize=17, markeredgecolor="black")
-    every_exponent = sorted({p for by_exponent in table.values() for p in by_exponent})
-    axes.set(xlabel="pooling exponent p", ylabel=score, title="Score by pooling exponent (star: chosen p*)")
-    axes.set_xticks(every_exponent, [f"{p:g}" for p in every_exponent])
-    axes.legend(frameon=False)
+    for number, resolution in enumerate(sorted({*table, *fine_tuned})):
+        colour, names = _LINE_COLOURS[number % len(_LINE_COLOURS)], []
+        learnt, line = fine_tuned.get(resolution), None
+        if resolution in table:
+            by_exponent, chosen = table[resolution], p_star[resolution]
+            names.append(f"p* = {chosen:g}")
+            line = _exponent_line(axes, by_exponent, colour)
+            axes.plot(chosen, by_exponent[chosen], color=colour, **_STAR)
+        if learnt is not None:
+            names.append(f"fine-tuned p = {learnt:.2f}")
+            mark = axes.axvline(learnt, color=colour, linestyle=":", linewidth=1.2)
+            axes.plot(learnt, 0, color=colour, transform=axes.get_xaxis_transform(), clip_on=False, **_DIAMOND)
+            line = line or mark
+        line.set_label(f"{resolution} px, {', '.join(names)}")
+    marks = "star: chosen p*" + (", diamond: fine-tuned p" if fine_tuned else "")
+    axes.set(xlabel="pooling exponent p", ylabel=score, title=f"Score by pooling exponent ({marks})")
+    _exponent_ticks(axes, {p for by_exponent in table.values() for p in by_exponent})
+    axes.legend(facecolor="white", edgecolor="none", framealpha=1)
     _plain_frame(axes)
     _save(figure, path)
+
+
+def sweep_picture(
+    path: str | os.PathLike,
+    sweep: Mapping[int, Mapping[float, Mapping]],
+    p_star: Mapping[int, float],
+    fine_tuned: Mapping[int, float] | None = None,
+) -> None:
+    """Draw top-1 accuracy and IN-aug score by pooling exponent, side by side, a line a resolution.
+
+    Args:
+        path: the PNG to write, whole or not at all.
+        sweep: resolution in pixels -> exponent -> `{"top1": share, "instance": 1 to 5}`, as `exponent_sweep` of
+            `mg_keras.pooling_exponent` gives it.
+        p_star: resolution -> the exponent that cross-validation chose, a star where it is in `sweep`.
+        fine_tuned: resolution -> the exponent that was learnt, a diamond where it is in `sweep`.
+
+    Raises:
+        ValueError: `sweep` holds no resolution, or one without exponents.
+    """
+    if not sweep or not all(sweep.values()):
+        raise ValueError(f"sweep must hold at least one exponent for each of its resolutions, got {sweep!r}")
+    fine_tuned = fine_tuned or {}
+    figure = Figure(figsize=(11, 4.8), layout="constrained")
+    figure.get_layout_engine().set(wspace=0.06)
+    panels = [
+        ("top1", "Classes", "top-1 accuracy (%)", 100),
+        ("instance", "Instances", "IN-aug score (of 5)", 1),
+    ]
+    for axes, (key, title, unit, scale) in zip(figure.subplots(1, 2), panels, strict=True):
+        for number, (resolution, by_exponent) in enumerate(sorted(sweep.items())):
+            colour = _LINE_COLOURS[number % len(_LINE_COLOURS)]
+            values = {p: scores[key] * scale for p, scores in by_exponent.items()}
+            _exponent_line(axes, values, colour).set_label(f"{resolution} px")
+            for exponent, mark in ((p_star.get(resolution), _STAR), (fine_tuned.get(resolution), _DIAMOND)):
+                if exponent in values:
+                    axes.plot(exponent, values[exponent], color=colour, **mark)
+        axes.set(title=title, xlabel="pooling exponent p", ylabel=unit)
+        # learnt exponents are no round numbers, and would crowd the axis
+        _exponent_ticks(axes, {p for size, found in sweep.items() for p in found if p != fine_tuned.get(size)})
+        _plain_frame(axes)
+    handles = figure.axes[0].get_legend_handles_labels()[0]
+    marks = [(_STAR, "p* by cross-validation on IN-aug"), (_DIAMOND, "p fine-tuned")]
+    handles += [Line2D([], [], color="0.6", label=name, **mark) for mark, name in marks]
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
+    _save(figure, path)
+
+
+def sweep_table(
+    sweep: Mapping[int, Mapping[float, Mapping]],
+    p_star: Mapping[int, float],
+    fine_tuned: Mapping[int, float] | None = None,
+) -> Table:
+    """Lay out what `sweep_picture` draws, with top-5: a row for each resolution and exponent.
+
+    Args:
+        sweep: as for `sweep_picture`, with `"top5"` beside.
+        p_star: resolution -> the exponent that cross-validation chose.
+        fine_tuned: resolution -> the exponent that was learnt.
+
+    Returns:
+        A table for `rich.print`.
+    """
+    table = Table(title="Scores by resolution and pooling exponent")
+    table.add_column("resolution")
+    for name in ("p", "top-1 %", "top-5 %", "IN-aug /5"):
+        table.add_column(name, justify="right")
+    table.add_column("chosen by")
+    for resolution, by_exponent in sorted(sweep.items()):
+        choices = {"cross-validation": p_star.get(resolution), "fine-tuning": (fine_tuned or {}).get(resolution)}
+        for exponent, scores in sorted(by_exponent.items()):
+            table.add_row(
+                f"{resolution} px",
+                f"{exponent:.4g}",
+                *_cells(scores)[:3],
+                ", ".join(name for name, choice in choices.items() if choice == exponent),
+                end_section=exponent == max(by_exponent),
+            )
+    return table
+
+
+def _exponent_line(axes: Axes, by_exponent: Mapping[float, float], colour: str) -> Line2D:
+    """Scores by exponent as a line with points."""
+    exponents = sorted(by_exponent)
+    (line,) = axes.plot(exponents, [by_exponent[p] for p in exponents], "o-", color=colour, markersize=4)
+    return line
+
+
+def _exponent_ticks(axes: Axes, exponents: set[float]) -> None:
+    """The exponents that were tried, as the horizontal axis' ticks."""
+    axes.set_xticks(sorted(exponents), [f"{p:g}" for p in sorted(exponents)])
 
 
 def training_curves(csv_path: str | os.PathLike, png_path: str | os.PathLike) -> None:
@@ -252,6 +357,110 @@ def scores_table(scores: Mapping, title: str = "Scores by resolution") -> Table:
         )
     table.add_row("chance", "", *_cells(chance), style="dim")
     return table
+
+
+# what an ablation's table and picture call its scores, their factor and digits
+_ABLATION = {
+    "top1": ("top-1 %", 100, 1),
+    "instance": ("IN-aug /5", 1, 2),
+    "copies": ("copies mAP %", 100, 1),
+    "copies_unwhitened": ("unwhitened mAP %", 100, 1),
+}
+
+
+def ablation_table(summary: Mapping) -> Table:
+    """Lay out an ablation: for each resolution a row a preset, mean ± standard deviation over its seeds.
+
+    Args:
+        summary: what `mg_keras.training.ablation.collect` returns; `ablation.json` holds it.
+
+    Returns:
+        A table for `rich.print`.
+    """
+    headings, rows = _ablation_cells(summary)
+    table = Table(title="Mean ± standard deviation over seeds")
+    for number, heading in enumerate(headings):
+        table.add_column(heading, justify="left" if number < 2 else "right")
+    for number, row in enumerate(rows):
+        table.add_row(*row, end_section=number + 1 < len(rows) and rows[number + 1][0] != row[0])
+    return table
+
+
+def ablation_markdown(summary: Mapping) -> str:
+    """The table of `ablation_table` in Markdown, ending in a line break."""
+    headings, rows = _ablation_cells(summary)
+    ruler = ["---", "---", *["---:"] * (len(headings) - 2)]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in (headings, ruler, *rows))
+
+
+def ablation_picture(path: str | os.PathLike, summary: Mapping) -> None:
+    """Draw an ablation: a panel a score, a line a preset and resolution, a point a seed and a bar at the mean.
+
+    Args:
+        path: the PNG to write, whole or not at all.
+        summary: as `ablation_table` takes it, with at least one preset.
+
+    Raises:
+        ValueError: `summary` holds no preset.
+    """
+    presets = summary["presets"]
+    if not presets:
+        raise ValueError("summary must hold at least one preset, got none")
+    sizes = _ablation_sizes(summary)
+    colours = [_LINE_COLOURS[number % len(_LINE_COLOURS)] for number in range(len(sizes))]
+    offsets = np.linspace(-0.25, 0.25, len(sizes)) if len(sizes) > 1 else [0.0]
+    mean = {"marker": "|", "markersize": 13, "markeredgewidth": 2}
+    figure = Figure(figsize=(14, 1.6 + 0.25 * len(presets) * (1 + len(sizes))), layout="constrained")
+    panels = figure.subplots(1, len(_ABLATION), sharey=True)
+    for axes, (score, (title, scale, _)) in zip(panels, _ABLATION.items(), strict=True):
+        for place, preset in enumerate(presets.values()):
+            for size, colour, offset in zip(sizes, colours, offsets, strict=True):
+                found = preset["resolutions"].get(size, {}).get(score)
+                if found:
+                    height = place + offset
+                    values = np.multiply(found["values"], scale)
+                    axes.plot(values, [height] * len(values), "o", color=colour, markersize=5, alpha=0.6)
+                    axes.plot(found["mean"] * scale, height, color=colour, **mean)
+        axes.set(title=title, ylim=(len(presets) - 0.5, -0.5))
+        axes.grid(axis="x", color="0.88", linewidth=0.8)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[0].set_yticks(range(len(presets)), list(presets))
+    handles = [
+        Line2D([], [], color=colour, marker="o", linestyle="", label=f"{size} px")
+        for size, colour in zip(sizes, colours, strict=True)
+    ]
+    handles.append(Line2D([], [], color="0.3", linestyle="", label="mean", **mean))
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
+    _save(figure, path)
+
+
+def _ablation_sizes(summary: Mapping) -> list[str]:
+    """The resolutions that any preset was measured at, smallest first."""
+    return sorted({size for preset in summary["presets"].values() for size in preset["resolutions"]}, key=int)
+
+
+def _ablation_cells(summary: Mapping) -> tuple[list[str], list[list[str]]]:
+    """Headings and rows of an ablation's table."""
+    headings = ["resolution", "preset", "seeds", "p*", *(title for title, _, _ in _ABLATION.values())]
+    rows = []
+    for size in _ablation_sizes(summary):
+        for name, preset in summary["presets"].items():
+            found = preset["resolutions"].get(size)
+            if found is None:
+                continue
+            exponents = ", ".join(f"{p:g}" for p in sorted(set(found["p_star"])))
+            scores = [_mean_cell(found.get(score), scale, digits) for score, (_, scale, digits) in _ABLATION.items()]
+            rows.append([f"{size} px", name, str(len(found["p_star"])), exponents, *scores])
+    return headings, rows
+
+
+def _mean_cell(found: Mapping | None, scale: float, digits: int) -> str:
+    """`mean ± deviation`, the mean alone of a single seed."""
+    if found is None:
+        return "–"
+    mean, deviation = found["mean"] * scale, found["deviation"]
+    return f"{mean:.{digits}f}" + ("" if deviation is None else f" ± {deviation * scale:.{digits}f}")
 
 
 def _cells(row: Mapping) -> list[str]:

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mg_keras.evaluation.copies import STRONG_EDITS, copy_detection_map, strong_edit
-from mg_keras.evaluation.metrics import chance_average_precision
+from mg_keras.evaluation.copies import STRONG_EDITS, strong_edit
 
 
 @pytest.fixture
@@ -102,37 +101,3 @@ def test_strong_edit_draws_each_edit_as_often_and_repeats_by_seed(photo):
 def test_strong_edit_names_what_is_no_photo(bad):
     with pytest.raises(ValueError, match="must be uint8"):
         strong_edit(bad, 0)
-
-
-def test_copy_detection_is_perfect_when_copies_are_near_and_at_chance_when_shuffled():
-    rng = np.random.default_rng(0)
-    originals = rng.normal(size=(60, 32))
-    copy_of = np.concatenate([np.arange(60), rng.integers(0, 60, 30)])
-    copies = originals[copy_of] + rng.normal(0, 0.1, (90, 32))
-    distractors = rng.normal(size=(110, 32))
-    assert copy_detection_map(originals, copies, copy_of, distractors) == 1.0
-    assert copy_detection_map(originals, copies, copy_of, np.zeros((0, 32))) == 1.0
-    shuffled = [copy_detection_map(originals, copies, rng.permutation(copy_of), distractors) for _ in range(20)]
-    chance = np.mean([chance_average_precision(count, 200) for count in np.bincount(copy_of)])
-    assert np.mean(shuffled) == pytest.approx(chance, abs=4 * np.std(shuffled) / 20**0.5)
-
-
-def test_a_distractor_before_the_copy_costs_what_the_formula_says():
-    originals = [[1.0, 0.0], [0.0, 1.0]]
-    copies = [[1.0, 0.5], [0.0, 1.0]]
-    # The first original's copy comes second (AP = (0/1 + 1/2) / 2), the other's first.
-    assert copy_detection_map(originals, copies, [0, 1], [[1.0, 0.1]]) == pytest.approx((0.25 + 1.0) / 2)
-
-
-@pytest.mark.parametrize(
-    ("copy_of", "message"),
-    [
-        ([0, 1], "each of the 3 copies"),
-        ([0.0, 1.0, 1.0], "float64"),
-        ([0, 0, 0], r"names \[0\]"),
-        ([0, 1, 2], "no other"),
-    ],
-)
-def test_copy_detection_names_bad_arguments(copy_of, message):
-    with pytest.raises(ValueError, match=message):
-        copy_detection_map(np.eye(2), np.ones((3, 2)), copy_of, np.ones((1, 2)))

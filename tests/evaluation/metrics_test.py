@@ -8,9 +8,14 @@ from mg_keras.evaluation.metrics import (
     average_precision,
     chance_average_precision,
     chance_group_score,
+    chance_micro_average_precision,
+    chance_precision_at,
     group_score,
     mean_average_precision,
     micro_average_precision,
+    positive_ranks,
+    precision_at,
+    recall_at_precision,
     top_k_accuracy,
 )
 from tests.shared import shared_path
@@ -205,3 +210,120 @@ def test_chance_levels_name_bad_arguments():
         chance_average_precision(4, 3)
     with pytest.raises(ValueError, match="got 6, 1 and 5"):
         chance_group_score(6, 5, 1)
+
+
+def test_positive_ranks_against_lists():
+    rng = np.random.default_rng(5)
+    for _ in range(20):
+        ranking = rng.permutation(30)[: rng.integers(1, 31)]
+        positives, ignored = np.split(rng.permutation(30)[:12], 2)
+        kept = [row for row in ranking.tolist() if row not in ignored]
+        expected = [rank for rank, row in enumerate(kept) if row in positives]
+        np.testing.assert_array_equal(positive_ranks(ranking, positives, ignored), expected)
+    np.testing.assert_array_equal(positive_ranks([], [1], [2]), [])
+    with pytest.raises(ValueError, match=r"both positive and ignored: \[3\]"):
+        positive_ranks([1], np.array([2, 3]), np.array([3]))
+
+
+def slow_precision_at(order, k):
+    """Of booleans in the order of a ranking: the first k, or those up to the last right one if that comes before."""
+    last = max(rank for rank, right in enumerate(order) if right)
+    first = order[: min(k, last + 1)]
+    return sum(first) / min(k, last + 1)
+
+
+def test_precision_at_against_the_slow_form():
+    rng = np.random.default_rng(6)
+    for _ in range(50):
+        order = rng.permutation(np.arange(30) < rng.integers(1, 8)).tolist()
+        ranks = rng.permutation(np.flatnonzero(order))
+        assert precision_at(ranks, len(ranks), 10) == pytest.approx(slow_precision_at(order, 10))
+
+
+def test_a_positive_that_was_not_found_stands_behind_all_others():
+    assert precision_at([0, 1, 2], 3, 10) == 1.0
+    assert precision_at([0, 1, 2], 4, 10) == pytest.approx(0.3)
+    assert precision_at([], 2, 10) == 0.0
+    with pytest.raises(ValueError, match="the 2 found, got 10 and 1"):
+        precision_at([0, 1], 1, 10)
+    with pytest.raises(ValueError, match="got 0 and 2"):
+        precision_at([0, 1], 2, 0)
+
+
+@pytest.mark.parametrize(("num_positives", "database_size", "k"), [(1, 12, 10), (3, 12, 10), (9, 10, 10), (2, 6, 10)])
+def test_chance_precision_at_is_the_mean_of_random_rankings(num_positives, database_size, k):
+    rng = np.random.default_rng(7)
+    draws = [precision_at(rng.permutation(database_size)[:num_positives], num_positives, k) for _ in range(4000)]
+    # four standard errors
+    tolerance = 4 * np.std(draws) / 4000**0.5
+    assert tolerance < 0.02
+    assert chance_precision_at(num_positives, database_size, k) == pytest.approx(np.mean(draws), abs=tolerance)
+
+
+def slow_recall_at_precision(scores, is_positive, num_positives, precision):
+    best = 0.0
+    for threshold in scores:
+        given = [right for score, right in zip(scores, is_positive, strict=True) if score >= threshold]
+        if sum(given) >= precision * len(given):
+            best = max(best, sum(given) / num_positives)
+    return best
+
+
+def test_recall_at_precision_against_the_slow_form():
+    rng = np.random.default_rng(8)
+    reached = []
+    for _ in range(40):
+        # few different scores, so that many tie
+        is_positive = rng.random(60) < 0.7
+        scores = rng.integers(0, 25, 60) + 12 * is_positive
+        found = recall_at_precision(scores, is_positive, 70, 0.9)
+        assert found == pytest.approx(slow_recall_at_precision(scores.tolist(), is_positive.tolist(), 70, 0.9))
+        reached.append(found)
+    assert len(set(reached)) > 5
+
+
+def test_recall_at_precision_by_hand():
+    # nine of the first ten are right: exactly 90 %
+    is_positive = np.array([True] * 5 + [False] + [True] * 4 + [False] * 5)
+    scores = np.arange(15, 0, -1)
+    assert recall_at_precision(scores, is_positive, 10) == 0.9
+    assert recall_at_precision(scores, is_positive, 10, precision=1.0) == 0.5
+    # with one score for all there is one threshold, and 9 of 15 are not enough
+    assert recall_at_precision(np.ones(15), is_positive, 10) == 0.0
+    assert recall_at_precision([], np.zeros(0, bool), 3) == 0.0
+    # a larger recall counts even if the precision was too low before
+    assert recall_at_precision(np.arange(20, 0, -1), np.arange(20) > 0, 19) == 1.0
+    for precision in (0.0, 1.1):
+        with pytest.raises(ValueError, match=f"at most 1, got {precision}"):
+            recall_at_precision([1.0], np.array([True]), 1, precision)
+    with pytest.raises(ValueError, match="number 0 is"):
+        recall_at_precision([np.nan], np.array([True]), 1)
+
+
+@pytest.mark.parametrize(
+    ("positives", "database_size", "k"), [([1, 1, 1, 1], 20, 10), ([1, 0, 0, 3, 2], 12, 5), ([2], 6, 6), ([1], 1, 1)]
+)
+def test_chance_micro_average_precision_is_the_mean_of_random_answers(positives, database_size, k):
+    rng = np.random.default_rng(9)
+    draws = []
+    for _ in range(4000):
+        right = [rng.permutation(database_size)[:k] < count for count in positives]
+        draws.append(micro_average_precision(rng.random(k * len(positives)), np.concatenate(right), sum(positives)))
+    tolerance = max(4 * np.std(draws) / 4000**0.5, 1e-9)
+    assert tolerance < 0.03
+    assert chance_micro_average_precision(positives, database_size, k) == pytest.approx(np.mean(draws), abs=tolerance)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: chance_precision_at(5, 4, 10), "database's 4 and k at least 1, got 5 and 10"),
+        (lambda: chance_precision_at(1, 4, 0), "got 1 and 0"),
+        (lambda: chance_micro_average_precision([0, 0], 4, 2), r"got 2 and \[0, 0\]"),
+        (lambda: chance_micro_average_precision([5], 4, 2), r"got 2 and \[5\]"),
+        (lambda: chance_micro_average_precision([1], 4, 5), r"got 5 and \[1\]"),
+    ],
+)
+def test_more_chance_levels_name_bad_arguments(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()

@@ -179,3 +179,57 @@ def test_metrics_that_cannot_be_drawn_are_the_users_to_mend(tmp_path, content, m
         report.training_curves(path, tmp_path / "curves.png")
     assert str(path) in str(error.value)
     assert not (tmp_path / "curves.png").exists()
+
+
+def test_exponent_picture_marks_fine_tuned_exponents_on_the_axis(tmp_path, figures):
+    table = {64: {1: 3.5, 4: 4.1}}
+    report.exponent_picture(tmp_path / "a.png", table, {64: 4}, {64: 2.913, 96: 5.5})
+    (axes,) = figures[0].axes
+    diamonds = [(line.get_xdata()[0], line.get_color()) for line in axes.lines if line.get_marker() == "D"]
+    assert diamonds == [(2.913, "#0072B2"), (5.5, "#D55E00")]
+    texts = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert texts == ["64 px, p* = 4, fine-tuned p = 2.91", "96 px, fine-tuned p = 5.50"]
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == ["1", "4"]
+
+
+SWEEP = {
+    96: {p: {"top1": 0.6, "top5": 0.9, "instance": 4.0 + p / 100} for p in (1, 4)},
+    64: {p: {"top1": p / 10, "top5": 0.95, "instance": 4.5 - p / 10} for p in (4, 1, 2.913)},
+}
+
+
+def test_sweep_picture_draws_both_scores_with_the_choices(tmp_path, figures):
+    report.sweep_picture(tmp_path / "a.png", SWEEP, {64: 1, 96: 4}, {64: 2.913, 96: 7.5})
+    classes, instances = figures[0].axes
+    for axes, expected in ((classes, [[10, 29.13, 40], [60, 60]]), (instances, [[4.4, 4.2087, 4.1], [4.01, 4.04]])):
+        curves = [line for line in axes.lines if line.get_marker() == "o"]
+        assert [list(line.get_xdata()) for line in curves] == [[1, 2.913, 4], [1, 4]]
+        for line, values in zip(curves, expected, strict=True):
+            np.testing.assert_allclose(line.get_ydata(), values)
+        # what was not measured has no mark
+        marks = [
+            (line.get_marker(), line.get_xdata()[0], line.get_color()) for line in axes.lines if line not in curves
+        ]
+        assert marks == [("*", 1, "#0072B2"), ("D", 2.913, "#0072B2"), ("*", 4, "#D55E00")]
+        assert [tick.get_text() for tick in axes.get_xticklabels()] == ["1", "4"]
+    names = [text.get_text() for text in figures[0].legends[0].get_texts()]
+    assert names == ["64 px", "96 px", "p* by cross-validation on IN-aug", "p fine-tuned"]
+
+
+@pytest.mark.parametrize("sweep", [{}, {64: {}}])
+def test_sweep_picture_names_an_empty_sweep(tmp_path, sweep):
+    with pytest.raises(ValueError, match="at least one exponent"):
+        report.sweep_picture(tmp_path / "a.png", sweep, {})
+
+
+def test_sweep_table_says_the_same(capsys):
+    Console(width=100).print(report.sweep_table(SWEEP, {64: 1, 96: 4}, {64: 2.913}))
+    lines = [line.replace("│", " ").split() for line in capsys.readouterr().out.splitlines()]
+    rows = [line for line in lines if line[1:2] == ["px"]]
+    assert rows == [
+        ["64", "px", "1", "10.0", "95.0", "4.40", "cross-validation"],
+        ["64", "px", "2.913", "29.1", "95.0", "4.21", "fine-tuning"],
+        ["64", "px", "4", "40.0", "95.0", "4.10"],
+        ["96", "px", "1", "60.0", "90.0", "4.01"],
+        ["96", "px", "4", "60.0", "90.0", "4.04", "cross-validation"],
+    ]

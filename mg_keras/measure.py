@@ -1,0 +1,165 @@
+"""A network on benchmarks: each photo is described once a resolution, and every row of the tables scored from that."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from mg_keras.data import augmentations
+from mg_keras.embedding import RMAC, Embeddings, embed, embed_versions
+from mg_keras.evaluation.benchmarks import Answers
+from mg_keras.whitening import Whitening
+
+
+@dataclass(frozen=True)
+class Row:
+    """A way to make descriptors from a trunk's activations: one row of a table.
+
+    Attributes:
+        name: what `metrics.json` calls it.
+        pooling: p* of GeM, or `RMAC`.
+        whitening: `Whitening` of embeddings pooled so, or None.
+    """
+
+    name: str
+    pooling: float | str
+    whitening: Whitening | None = None
+
+    @property
+    def classifies(self):
+        """Whether the classifier reads embeddings pooled so: it was trained on GeM, and whitening changes no class."""
+        return self.pooling != RMAC and self.whitening is None
+
+
+def rows(p_star, whitening_of, comparison=False):
+    """The rows of one resolution: GeM at p*, and for comparison average pooling and R-MAC on the same trunk.
+
+    Args:
+        p_star: the exponent chosen for the resolution.
+        whitening_of: pooling -> `Whitening` or None; where there is one, the pooling has a whitened row too.
+        comparison: whether to add the rows for comparison.
+
+    Returns:
+        list of `Row`.
+    """
+    poolings = {"gem": float(p_star)}
+    if comparison:
+        poolings.update(average=1.0, rmac=RMAC)
+    found = []
+    for name, pooling in poolings.items():
+        found.append(Row(name, pooling))
+        if whitening := whitening_of(pooling):
+            found.append(Row(f"{name}_whitened", pooling, whitening))
+    return found
+
+
+class Describer:
+    """Describes the photos of benchmarks at one resolution, each split once however many benchmarks share it.
+
+    Args:
+        network: `MultiGrain`, or another with `describe` and `classify`.
+        resolution: s*, pixels; up to the training resolution the centre crop, beyond it whole photos (section 7).
+        train_resolution: pixels of the training crops.
+        table_rows: list of `Row`.
+        seed: of the augmentations, for benchmarks of augmented versions.
+    """
+
+    def __init__(self, network, resolution, train_resolution, table_rows, seed=0):
+        self.network, self.resolution, self.train_resolution = network, resolution, train_resolution
+        self.rows, self.seed = table_rows, seed
+        self.poolings = tuple(dict.fromkeys(row.pooling for row in table_rows))
+        self._known = {}
+
+    def describe(self, benchmark):
+        """`Embeddings` of a benchmark's photos, by `poolings`."""
+        label = f"{benchmark.name} at {self.resolution} px"
+        if benchmark.versions:
+            full = augmentations.get("full")
+            return embed_versions(
+                self.network,
+                benchmark.photos,
+                full,
+                self.resolution,
+                benchmark.versions,
+                self.poolings,
+                seed=self.seed,
+                label=label,
+            )
+        parts = benchmark.photos.parts or (benchmark.photos,)
+        starts = np.cumsum([0, *(len(part) for part in parts)])
+        found = [self._embedded(part, label) for part in parts]
+        return Embeddings(
+            np.concatenate([one.rows + start for one, start in zip(found, starts[:-1], strict=True)]),
+            np.concatenate([one.values for one in found], axis=1),
+            np.concatenate([one.unusable + start for one, start in zip(found, starts[:-1], strict=True)]),
+        )
+
+    def _embedded(self, split, label):
+        # by identity: the split stays alive in here, so that no other can take its place
+        if id(split) not in self._known:
+            found = embed(self.network, split, self.resolution, self.train_resolution, self.poolings, label)
+            self._known[id(split)] = split, found
+        return self._known[id(split)][1]
+
+    def measure(self, benchmark):
+        """Scores every row on one benchmark.
+
+        Returns:
+            (scores, found): {row name: {metric: value}}, without the rows that the classifier can't read where it's a
+            benchmark of classes, and the `Embeddings` of its photos.
+        """
+        found = self.describe(benchmark)
+        scores = {}
+        for row in self.rows:
+            if benchmark.needs_logits and not row.classifies:
+                continue
+            values = found.values[self.poolings.index(row.pooling)]
+            logits = self.network.classify(values) if benchmark.needs_logits else None
+            descriptors = row.whitening.transform(values) if row.whitening else values
+            scores[row.name] = benchmark.measure(Answers(found.rows, descriptors, logits))
+        return scores, found
+
+
+def measure_all(network, benchmarks, rows_at, train_resolution, known=None, seed=0, keep=None):
+    """Measures benchmarks at several resolutions.
+
+    Args:
+        network: as `Describer` takes it.
+        benchmarks: list of `Benchmark`.
+        rows_at: {resolution: list of `Row`}.
+        train_resolution: pixels of the training crops.
+        known: (benchmark, resolution) -> {row name: {metric: value}} measured before, or None; what is known is not
+            measured again.
+        seed: of the augmentations.
+        keep: (benchmark, resolution, `Embeddings`) -> None, called with what each measure is made from.
+
+    Returns:
+        What `metrics.json` calls `benchmarks`: by name the benchmark's `description`, `warnings`, number of `photos`,
+        names of the `unusable` ones, scores of `chance`, and `results`: {resolution: {row name: {"pooling": p* or
+        "rmac", metric: value}}}.
+    """
+    measured = {
+        benchmark.name: {
+            "description": benchmark.description,
+            "warnings": list(benchmark.warnings),
+            "photos": len(benchmark.photos),
+            "unusable": [],
+            "chance": dict(benchmark.chance),
+            "results": {},
+        }
+        for benchmark in benchmarks
+    }
+    for resolution, table_rows in rows_at.items():
+        describer = Describer(network, resolution, train_resolution, table_rows, seed)
+        poolings = {row.name: row.pooling for row in table_rows}
+        for benchmark in benchmarks:
+            entry = measured[benchmark.name]
+            scores = known(benchmark, resolution) if known else None
+            if scores is None:
+                scores, found = describer.measure(benchmark)
+                entry["unusable"] = [benchmark.photos.names[row] for row in found.unusable]
+                if keep:
+                    keep(benchmark, resolution, found)
+            entry["results"][resolution] = {
+                name: {"pooling": poolings[name], **values} for name, values in scores.items()
+            }
+    return measured

@@ -1,0 +1,68 @@
+import pytest
+from rich.console import Console
+
+from mg_keras.evaluation import paper
+from mg_keras.evaluation.tables import class_table, retrieval_table
+
+METRICS = {
+    "method": {
+        "name": "resnet18",
+        "classification_weight": 0.5,
+        "augmentation": "full",
+        "pooling_exponent": 3.0,
+    },
+    "benchmarks": {
+        "imagenet": {
+            "results": {
+                "224": {
+                    "gem": {"pooling": 3.0, "top1": 0.7012, "top5": 0.9123},
+                    "average": {"pooling": 1.0, "top1": 0.5, "top5": 0.75},
+                }
+            }
+        },
+        "holidays": {
+            "results": {
+                "224": {"gem": {"pooling": 3.0, "mAP": 0.8123}, "rmac_whitened": {"pooling": "rmac", "mAP": 0.5}},
+                "500": {"gem": {"pooling": 4.0, "mAP": 0.9}},
+            }
+        },
+        "ukb": {"results": {"224": {"gem": {"pooling": 3.0, "score": 3.456}}}},
+        "copies": {"results": {"224": {"gem": {"pooling": 3.0, "mAP": 0.25, "mAP blur": 0.125, "micro-AP": 0.0625}}}},
+    },
+}
+
+
+def printed(table):
+    console = Console(width=250, record=True)
+    console.print(table)
+    return console.export_text()
+
+
+def line_of(text, *words):
+    (line,) = [line for line in text.splitlines() if all(word in line for word in words)]
+    return " ".join(line.replace("│", " ").replace("┃", " ").split())
+
+
+def test_classes_stand_above_the_papers_table_2():
+    text = printed(class_table(METRICS))
+    assert line_of(text, "on imagenet, GeM") == "resnet18 on imagenet, GeM 0.5 full 3 224 3 70.1 / 91.2"
+    assert line_of(text, "average pooling") == "resnet18 on imagenet, average pooling 0.5 full 3 224 1 50.0 / 75.0"
+    assert line_of(text, "MultiGrain", "79.4") == "paper: MultiGrain 0.5 autoaugment 3 500 79.4 / 94.8"
+    assert line_of(text, "BA (batch 1024)") == "paper: BA (batch 1024) – – – 224 76.9 / –"
+    assert text.count("paper:") == len(paper.TABLE_2) == 20
+
+
+def test_retrieval_stands_above_the_papers_table_3():
+    text = printed(retrieval_table(METRICS))
+    # Holidays at two resolutions, UKB, copies with mAP and micro-AP, and the paper's Copydays, which was not measured
+    assert line_of(text, "resnet18, GeM") == "resnet18, GeM 0.5 81.2 90.0 3.46 25.0 6.2 –"
+    assert line_of(text, "resnet18, R-MAC") == "resnet18, R-MAC, whitened 0.5 50.0 – – – – –"
+    ours = "paper: MultiGrain 0.5 88.3 91.5 92.5 3.78 3.9 3.91 – – 74.1 80.7 78.6"
+    assert line_of(text, "MultiGrain", "88.3") == ours
+    assert line_of(text, "R-MAC (Tolias") == "paper: R-MAC (Tolias et al.) – 90.9 (s=724) 93.3 (s=1024) – – – –"
+    assert "mAP blur" not in text
+
+
+@pytest.mark.parametrize(("table", "kept"), [(class_table, "holidays"), (retrieval_table, "imagenet")])
+def test_a_table_without_anything_to_say_is_none(table, kept):
+    assert table({**METRICS, "benchmarks": {kept: METRICS["benchmarks"][kept]}}) is None
