@@ -1,0 +1,75 @@
+"""A run from its settings to its scores, as the programs that train do it."""
+
+import sys
+
+from mg_keras.errors import UserError
+from mg_keras.programs import import_tensorflow
+
+
+def train_and_measure(config, folder, strategy_name):
+    """Trains, chooses p*, fits the whitening and measures, saying on the way what it does.
+
+    A run that was stopped or killed goes on where it was.
+
+    Args:
+        config: `TrainConfig`.
+        folder: the run's folder; a new one is made.
+        strategy_name: `mirrored`, `multiworker` or `single`.
+
+    Returns:
+        The `Run`, with metrics.json and all else but the SavedModel in its folder; None on the workers that only help.
+
+    Raises:
+        UserError: what a user can mend.
+        SystemExit: a signal came while it trained, and it was saved; the exit status is the signal's.
+    """
+    import_tensorflow()
+    from mg_keras.training import stages
+    from mg_keras.training.loop import Stopped, Trainer, enable_determinism, make_strategy
+    from mg_keras.training.runs import Run
+
+    strategy = make_strategy(strategy_name)
+    enable_determinism(config)
+    run = Run.start(folder, config)
+    print(f"run {run.path}: {config.trunk} on {config.data}, strategy {strategy_name}", flush=True)
+    source = stages.open_source(config)
+    print(
+        f"{len(source.class_names)} classes, {len(source.train)} training and {len(source.val)} validation photos",
+        flush=True,
+    )
+    trainer = Trainer(run, source, strategy)
+    if trainer.is_chief:
+        run.save_class_names(source.class_names)
+    if trainer.restore():
+        print(f"going on from step {trainer.state.step}", flush=True)
+    try:
+        trainer.train()
+    except Stopped as stopped:
+        print(f"saved at step {trainer.state.step}; the same command goes on from there", file=sys.stderr)
+        sys.exit(128 + stopped.number)
+    if not trainer.is_chief:
+        return None
+    _measure(run, source)
+    return run
+
+
+def _measure(run, source):
+    """The stages after training."""
+    from rich.console import Console
+
+    from mg_keras.evaluation.report import scores_table
+    from mg_keras.training import evaluation, stages
+
+    p_star = stages.choose_p_star(run, source)
+    print("p* " + ", ".join(f"{size} px: {value}" for size, value in p_star.items()), flush=True)
+    try:
+        print(f"whitening fitted on {stages.fit_whitening(run, source, stages.COMPARISON)}", flush=True)
+    except UserError as error:
+        # hours of training must not end without scores and a model: the descriptor is taken as it is
+        print(f"not whitened: {error}", file=sys.stderr)
+    metrics = evaluation.evaluate(run, source)
+    Console().print(scores_table(metrics))
+    bad_images = run.path / "bad_images.txt"
+    if bad_images.exists():
+        count = len(bad_images.read_text(encoding="utf-8").splitlines())
+        print(f"{count} photos could not be used: see {bad_images}", flush=True)

@@ -1,0 +1,125 @@
+"""The ablation program as a user starts, breaks and resumes it, on tiny real runs."""
+
+import json
+import signal
+import time
+
+import numpy as np
+import pytest
+import yaml
+
+from mg_keras.training.config import TrainConfig
+from tests.train.tiny import SETTINGS, draw_folder, finish, start
+
+PRESETS = {
+    "mean": {"versions": 1, "classification_weight": 1.0, "pooling_exponent": 1.0},
+    "gem": {"versions": 3, "classification_weight": 0.5, "pooling_exponent": 3.0},
+    # a mistake that shows only once the run starts
+    "impossible": {"augmentation": "wild"},
+}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """Photos and presets."""
+    folder = tmp_path_factory.mktemp("ablation")
+    draw_folder(folder / "photos", per_class=8)
+    common = {name: yaml.safe_load(str(value)) for name, value in SETTINGS.items() if name != "epochs"}
+    common |= {"iterations": 3, "evaluation_resolutions": [32]}
+    for name, values in PRESETS.items():
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump({**common, **values}))
+    return folder
+
+
+def command(place, *names, seeds="[0,1]"):
+    presets = ",".join(str(place / f"{name}.yaml") for name in names)
+    return [f"--presets=[{presets}]", f"--seeds={seeds}", *settings(place), f"--out={place / 'out'}"]
+
+
+def settings(place):
+    return [f"--data=folder:{place / 'photos'}", "--epochs=1"]
+
+
+def test_an_ablation_that_is_killed_goes_on_and_ends_in_the_table(place):
+    out = place / "out"
+    names = ["impossible", "mean", "gem"]
+    process = start("train/ablation.py", *command(place, *names))
+    deadline = time.monotonic() + 400
+    try:
+        # one is done, the next begun
+        while not (out / "gem-seed0" / "config.yaml").exists():
+            assert process.poll() is None, process.communicate()[1]
+            assert time.monotonic() < deadline, "nothing happened"
+            time.sleep(0.02)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        # ends when the run at work has let go of the pipe too
+        process.communicate()
+    first = (out / "mean-seed0" / "metrics.json").stat().st_mtime_ns
+    assert json.loads((out / "ablation.json").read_text())["presets"]["mean"]["seeds"] == [0]
+    assert not (out / "gem-seed0" / "metrics.json").exists()
+
+    status, output, errors = finish(start("train/ablation.py", *command(place, *names)))
+    assert status == 1, errors
+    assert "run 2 of 6: mean-seed0 is finished" in output
+    assert (out / "mean-seed0" / "metrics.json").stat().st_mtime_ns == first
+    failed = [line for line in errors.splitlines() if line.startswith("failed: ")]
+    assert [line.split(":")[1] for line in failed] == [" impossible-seed0", " impossible-seed1"]
+    assert all("wild" in line for line in failed)
+    assert "run 6 of 6: gem-seed1, about 0:" in output
+    assert "Traceback" not in errors
+
+    # the table's numbers are those of the runs' files
+    summary = json.loads((out / "ablation.json").read_text())["presets"]
+    assert list(summary) == ["mean", "gem"]
+    markdown = (out / "ablation.md").read_text()
+    for name, found in summary.items():
+        metrics = [json.loads((out / f"{name}-seed{seed}" / "metrics.json").read_text()) for seed in (0, 1)]
+        assert set(found["resolutions"]) == {"32"}
+        for score, scale, digits in (("top1", 100, 1), ("instance", 1, 2), ("copies", 100, 1)):
+            values = [run["resolutions"]["32"][score] for run in metrics]
+            row = found["resolutions"]["32"][score]
+            assert row["mean"] == pytest.approx(np.mean(values))
+            assert row["deviation"] == pytest.approx(np.std(values, ddof=1))
+            cell = f"{np.mean(values) * scale:.{digits}f} ± {np.std(values, ddof=1) * scale:.{digits}f}"
+            assert cell in markdown
+            assert cell in output
+
+    # a run is what train/run.py would have made of the same settings
+    more = [f"--config={place / 'gem.yaml'}", *settings(place), "--seed=1", "--print_config"]
+    status, shown, errors = finish(start("train/run.py", *more))
+    assert status == 0, errors
+    shown = yaml.safe_load(shown)
+    assert yaml.safe_load((out / "gem-seed1" / "config.yaml").read_text()) == {
+        name: shown[name] for name in TrainConfig.__dataclass_fields__
+    }
+
+    # the table again, of one preset
+    table = ["--table_only=true", f"--out={out}", f"--presets={place / 'gem.yaml'}"]
+    status, again, errors = finish(start("train/ablation.py", *table))
+    assert status == 0, errors
+    assert "gem" in again
+    assert "mean " not in again
+    assert list(json.loads((out / "ablation.json").read_text())["presets"]) == ["gem"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--presets=[imaginary]"], "unknown preset 'imaginary'; known: caltech101, "),
+        (["--presets=nowhere.yaml"], "no such preset file: nowhere.yaml"),
+        ([], "--presets must name at least one"),
+        (["--presets=demo", "--seed=3"], "no --seed"),
+        (["--presets=[demo,demo]"], "twice: demo-seed0, demo-seed1"),
+        (["--presets=demo", "--epochs=0"], "epochs must be at least 1, received 0"),
+        (["--table_only=true"], "no finished run in"),
+    ],
+    ids=lambda value: str(value)[:30],
+)
+def test_wrong_arguments_get_one_line(tmp_path, arguments, message):
+    status, _, errors = finish(start("train/ablation.py", *arguments, f"--out={tmp_path / 'out'}"))
+    assert status == 2
+    assert errors.startswith("error: ")
+    assert len(errors.splitlines()) == 1
+    assert message in errors
+    assert not (tmp_path / "out").exists()
