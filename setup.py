@@ -4,6 +4,8 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
+SERVING = ["grpcio>=1.85", "tensorflow-serving-api>=2.21"]
+
 setup(
     name="mg-keras",
     version="0.1.0",
@@ -35,7 +37,7 @@ setup(
         "importlib_resources>=6.0",
     ],
     extras_require={
-        "serving": ["grpcio>=1.85", "tensorflow-serving-api>=2.21"],
-        "test": ["pytest>=9.0", "pytest-xdist>=3.8", "ruff>=0.17,<0.18"],
+        "serving": SERVING,
+        "test": [*SERVING, "kubernetes-validate>=1.37", "pytest>=9.0", "pytest-xdist>=3.8", "ruff>=0.17,<0.18"],
     },
 )

@@ -1,0 +1,167 @@
+"""One version of a model, loaded as TF Serving loads it: through a session, by the tensors' names."""
+
+import contextlib
+import logging
+import os
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+from google.protobuf.message import DecodeError
+from tensorflow.core.protobuf.meta_graph_pb2 import SignatureDef
+from tensorflow_serving.apis.prediction_log_pb2 import PredictionLog
+
+from serving.codes import ServingError, code_of_number
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """An input or output of a signature: its name in the graph, NumPy dtype (object for strings) and shape.
+
+    The shape's sizes are None where the graph leaves them open; it is None as a whole where the rank is open.
+    """
+
+    name: str
+    dtype: np.dtype
+    shape: tuple[int | None, ...] | None
+
+
+@dataclass(frozen=True)
+class Signature:
+    """The named inputs and outputs of one function of a SavedModel."""
+
+    inputs: Mapping[str, Tensor]
+    outputs: Mapping[str, Tensor]
+
+
+class Servable:
+    """A loaded version.
+
+    Args:
+        path: the version's folder, whose name is the version's number.
+
+    Attributes:
+        version: int.
+        signature_defs: {name: SignatureDef}, as the SavedModel has them.
+
+    Raises:
+        ServingError: what the folder holds cannot be loaded, or its warm-up requests fail.
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        self.version = int(Path(path).name)
+        self._lock = threading.Lock()
+        self._users = 0
+        self._retired = False
+        graph = tf.Graph()
+        self._session = tf.compat.v1.Session(graph=graph)
+        try:
+            with graph.as_default(), _quiet():
+                meta_graph = tf.compat.v1.saved_model.load(self._session, [tf.saved_model.SERVING], os.fspath(path))
+            self.signature_defs = dict(meta_graph.signature_def)
+            self._signatures = {name: _signature(proto) for name, proto in self.signature_defs.items()}
+            self._runs = {name: self._callable(signature) for name, signature in self._signatures.items()}
+            self._warm_up(Path(path))
+        except (tf.errors.OpError, OSError, ValueError, RuntimeError, DecodeError) as error:
+            self._session.close()
+            raise ServingError("UNKNOWN", f"{path} cannot be loaded: {error}") from error
+        except ServingError:
+            self._session.close()
+            raise
+
+    def signature(self, name: str) -> Signature:
+        """The signature of that name.
+
+        Raises:
+            ServingError: FAILED_PRECONDITION, there is none.
+        """
+        if name not in self._signatures:
+            known = ", ".join(sorted(key for key in self._signatures if not key.startswith("__")))
+            raise ServingError("FAILED_PRECONDITION", f'Serving signature key "{name}" not found; known: {known}')
+        return self._signatures[name]
+
+    def run(self, name: str, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The outputs of a signature for inputs of its names and dtypes.
+
+        Raises:
+            ServingError: what the graph refused, with its code and message.
+        """
+        signature = self._signatures[name]
+        try:
+            values = self._runs[name](*(inputs[key] for key in signature.inputs))
+        except tf.errors.OpError as error:
+            # the rest names nodes of the graph
+            message = error.message.removeprefix("Graph execution error:").split("\n\t [[")[0].strip()
+            raise ServingError(code_of_number(error.error_code), message) from error
+        return dict(zip(signature.outputs, values, strict=True))
+
+    def acquire(self) -> None:
+        """Count one more user, who must know that the version is not retired, or that another user has not left yet."""
+        with self._lock:
+            self._users += 1
+
+    def release(self) -> None:
+        """Count one user less; the last one of a retired version frees its memory."""
+        with self._lock:
+            self._users -= 1
+            last = self._retired and self._users == 0
+        if last:
+            self._session.close()
+
+    def retire(self) -> None:
+        """Free the memory once there are no users."""
+        with self._lock:
+            self._retired = True
+            unused = self._users == 0
+        if unused:
+            self._session.close()
+
+    def _callable(self, signature: Signature):
+        return self._session.make_callable(
+            [tensor.name for tensor in signature.outputs.values()],
+            [tensor.name for tensor in signature.inputs.values()],
+        )
+
+    def _warm_up(self, path: Path) -> None:
+        records = path / "assets.extra" / "tf_serving_warmup_requests"
+        if not records.is_file():
+            return
+        for record in tf.data.TFRecordDataset(os.fspath(records)).as_numpy_iterator():
+            request = PredictionLog.FromString(record).predict_log.request
+            name = request.model_spec.signature_name or "serving_default"
+            self.signature(name)
+            self.run(name, {key: tf.make_ndarray(value) for key, value in request.inputs.items()})
+
+
+def _signature(proto: SignatureDef) -> Signature:
+    inputs, outputs = (
+        {
+            name: Tensor(
+                name=info.name,
+                dtype=np.dtype(tf.as_dtype(info.dtype).as_numpy_dtype),
+                shape=None
+                if info.tensor_shape.unknown_rank
+                else tuple(None if dim.size < 0 else dim.size for dim in info.tensor_shape.dim),
+            )
+            for name, info in sorted(infos.items())
+            # an operation without value, such as the one that initialises
+            if info.dtype
+        }
+        for infos in (proto.inputs, proto.outputs)
+    )
+    return Signature(inputs, outputs)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep TensorFlow from saying that this loader is old: it is the one that TF Serving goes by."""
+    logger = tf.get_logger()
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,170 @@
+"""What the local server adds to TF Serving's refusals: nothing a request says makes it spend much memory or time."""
+
+import http.client
+import json
+import socket
+import threading
+
+import grpc
+import numpy as np
+import pytest
+import tensorflow as tf
+from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
+
+from serving.client import GrpcClient, RestClient
+from serving.codes import ServingError
+from serving.service import Limits
+from tests.serving import stand_in
+from tests.serving.conftest import MAX_REQUEST_BYTES, local_server
+from tests.serving.errors_test import assert_it_goes_on, send
+
+PREDICT = "/v1/models/multigrain:predict"
+
+
+@pytest.fixture(scope="module")
+def local(model):
+    with local_server(model) as running:
+        yield running
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "message"),
+    [
+        (b" " * (MAX_REQUEST_BYTES + 1), 413, "more than the 2097152 allowed"),
+        # so much more that the refusal is sent before the body has arrived
+        (b" " * (20 * MAX_REQUEST_BYTES), 413, "more than the 2097152 allowed"),
+        (b'{"inputs": ' + b"[" * 150_000, 400, "nested too deeply"),
+        (b'{"inputs": ' + b"[" * 900 + b"]" * 900 + b"}", 400, "."),
+        (b'{"inputs": [' + b"1," * 300_000 + b"1]}", 400, "more than 200000 elements"),
+    ],
+    ids=["large", "very large", "deep", "rather deep", "many elements"],
+)
+def test_rest_bodies(local, body, status, message):
+    got, error = send(local, "POST", PREDICT, body)
+    assert got == status
+    assert error
+    assert message in error or message == "."
+    assert_it_goes_on(local)
+
+
+def test_a_body_of_unknown_length(local):
+    status, error = send(local, "POST", PREDICT, iter([b"{}"]), {"Transfer-Encoding": "chunked"})
+    assert status == 411
+    assert "Content-Length" in error
+    assert_it_goes_on(local)
+
+
+def test_a_client_that_waits_to_be_asked_for_its_body(local):
+    host, port = local.rest.removeprefix("http://").split(":")
+    body = json.dumps({"signature_name": "classify_embedding", "inputs": [[1, 2, 3, 4]]}).encode()
+    with socket.create_connection((host, int(port)), timeout=30) as connection:
+        head = f"POST {PREDICT} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\nExpect: 100-continue\r\n\r\n"
+        connection.sendall(head.encode())
+        assert connection.recv(1000).startswith(b"HTTP/1.1 100 ")
+        connection.sendall(body)
+        assert connection.recv(1000).startswith(b"HTTP/1.1 200 ")
+
+
+def test_a_client_that_leaves_in_the_middle(local):
+    host, port = local.rest.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=30) as connection:
+        connection.sendall(f"POST {PREDICT} HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n{{".encode())
+    assert_it_goes_on(local)
+
+
+def test_a_large_grpc_message(local):
+    with GrpcClient(local.grpc, retries=0) as client, pytest.raises(ServingError) as refused:
+        client.describe([b" " * MAX_REQUEST_BYTES])
+    assert refused.value.code == "RESOURCE_EXHAUSTED"
+    assert_it_goes_on(local)
+
+
+def test_a_small_message_that_unpacks_to_a_large_tensor(local):
+    request = predict_pb2.PredictRequest()
+    request.model_spec.name = "multigrain"
+    tensor = request.inputs["images"]
+    tensor.dtype = tf.float32.as_datatype_enum
+    tensor.float_val.append(1.0)
+    for size in (1, 10**6, 10**6, 3):
+        tensor.tensor_shape.dim.add(size=size)
+    request.inputs["p_star"].CopyFrom(tf.make_tensor_proto(np.float32([3])))
+    with grpc.insecure_channel(local.grpc) as channel, pytest.raises(grpc.RpcError) as refused:
+        prediction_service_pb2_grpc.PredictionServiceStub(channel).Predict(request, timeout=60)
+    assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert "too large" in refused.value.details()
+
+
+@pytest.mark.parametrize("kind", ["rest", "grpc"])
+def test_more_photos_than_a_batch_takes(local, kind):
+    files = [stand_in.png(stand_in.photo(0))] * 17
+    make = {"rest": RestClient, "grpc": GrpcClient}[kind]
+    with (
+        make(getattr(local, kind), batch_size=17) as client,
+        pytest.raises(ServingError, match="17 is larger") as refused,
+    ):
+        client.describe(files)
+    assert refused.value.code == "INVALID_ARGUMENT"
+    with make(getattr(local, kind)) as client:
+        assert len(client.describe(files).classes) == 17
+
+
+@pytest.mark.parametrize("kind", ["rest", "grpc"])
+def test_more_requests_than_there_may_be_at_once(model, kind):
+    make = {"rest": RestClient, "grpc": GrpcClient}[kind]
+    file = stand_in.png(stand_in.photo(0))
+    # the batch waits for company, and its requests keep both places
+    with local_server(model, limits=Limits(max_in_flight=2), batch_timeout=1.0) as running:
+        codes = []
+
+        def ask():
+            with make(getattr(running, kind), retries=0) as client:
+                try:
+                    client.describe([file])
+                    codes.append("OK")
+                except ServingError as error:
+                    codes.append(error.code)
+
+        threads = [threading.Thread(target=ask) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert codes.count("OK") >= 2
+        assert set(codes) == {"OK", "RESOURCE_EXHAUSTED"}
+        # a status is no request for the model
+        assert RestClient(running.rest).status() == {1: "AVAILABLE"}
+
+
+@pytest.mark.parametrize("kind", ["rest", "grpc"])
+def test_a_request_that_takes_too_long(model, kind):
+    make = {"rest": RestClient, "grpc": GrpcClient}[kind]
+    with (
+        local_server(model, limits=Limits(timeout=0.2), batch_timeout=30.0) as running,
+        make(getattr(running, kind), timeout=20) as client,
+        pytest.raises(ServingError, match=r"within 0\.2 seconds") as refused,
+    ):
+        client.describe([stand_in.png(stand_in.photo(0))])
+    assert refused.value.code == "DEADLINE_EXCEEDED"
+
+
+def test_more_connections_than_there_may_be(model):
+    with local_server(model, limits=Limits(max_in_flight=1)) as running:
+        held = [http.client.HTTPConnection(running.rest.removeprefix("http://"), timeout=30) for _ in range(2)]
+        for connection in held:
+            connection.request("GET", "/v1/models/multigrain")
+            assert connection.getresponse().status == 200
+        with RestClient(running.rest, retries=0) as client:
+            with pytest.raises(ServingError) as refused:
+                client.status()
+            assert refused.value.code == "UNAVAILABLE"
+        held.pop().close()
+        # its thread notices at its own pace
+        with RestClient(running.rest, retries=20) as client:
+            assert client.status() == {1: "AVAILABLE"}
+        held.pop().close()
+
+
+@pytest.mark.parametrize("name", ["max_request_bytes", "max_in_flight", "max_json_elements", "timeout"])
+def test_limits_that_allow_nothing(name):
+    with pytest.raises(ValueError, match=f"{name} must be greater than 0, received 0"):
+        Limits(**{name: 0})
