@@ -22,6 +22,15 @@ from mg_keras.errors import UserError
 MAX_BYTES = 64 << 20
 _NUMPY_KINDS = "biufcSU"
 _DEEPEST, _MARK = 1000, -1
+# what an empty container takes in memory, by the step that makes it, and what all may take: a step is a byte or two
+_CONTAINERS = {
+    "EMPTY_SET": 216,
+    "FROZENSET": 216,
+    **dict.fromkeys(("EMPTY_DICT", "DICT", "EMPTY_LIST", "LIST"), 64),
+    **dict.fromkeys(("TUPLE", "TUPLE1", "TUPLE2", "TUPLE3"), 64),
+    **dict.fromkeys(("REDUCE", "NEWOBJ", "NEWOBJ_EX", "OBJ", "INST"), 64),
+}
+_CONTAINERS_FREE, _CONTAINERS_BY_BYTE = 1 << 20, 24
 
 
 def load(
@@ -98,11 +107,15 @@ class _Refused(pickle.UnpicklingError):
 def _check(data):
     """The length of the pickle at the start of `data`, none of whose steps can exhaust the process that runs it."""
     # for each object on the unpickler's stack and in its memo, how deep the tuples in it are nested
-    stack, memo, end = [], {}, 0
+    stack, memo, end, containers = [], {}, 0, 0
+    most = _CONTAINERS_FREE + _CONTAINERS_BY_BYTE * len(data)
     for step, argument, position in pickletools.genops(data):
         end = position + 1
         if step.name in ("EXT1", "EXT2", "EXT4", "NEXT_BUFFER", "READONLY_BUFFER"):
             raise _Refused(f"uses {step.name}, which no file of data needs")
+        containers += _CONTAINERS.get(step.name, 0)
+        if containers > most:
+            raise _Refused(f"makes containers of more than {most >> 20} MB, of {len(data):,} bytes")
         taken, count = [], len(step.stack_before)
         if pickletools.markobject in step.stack_before:
             count = step.stack_before.index(pickletools.markobject)

@@ -224,6 +224,18 @@ def test_nested_tuples_do_not_overflow_the_c_stack():
             read(steps + b"K\x01s.")
 
 
+@pytest.mark.parametrize("step", [b"\x8f0", b"]0", b"}0"])
+def test_many_empty_containers_do_not_fill_the_memory(step):
+    with pytest.raises(UserError, match="makes containers of more than"):
+        # each leaves the stack again, but what it took is counted: the stack is not what is being tested
+        read(b"\x80\x04" + step * 200_000 + b"N.")
+
+
+def test_many_containers_with_something_in_them_are_read():
+    boxes = [[number % 200, 7] for number in range(100_000)]
+    assert read(pickle.dumps(boxes)) == boxes
+
+
 def test_the_length_is_bounded():
     data = pickle.dumps("x" * 1000)
     assert read(data, max_bytes=len(data)) == "x" * 1000

@@ -122,8 +122,14 @@ class Run:
         return self.path if self.checkpoint == "last" else self.path / self.checkpoint
 
     def use_resolutions(self, resolutions):
-        """Measures at these pixels instead of those of the settings; None keeps them."""
+        """Measures at these pixels instead of those of the settings; None keeps them.
+
+        Raises:
+            UserError: one of them is below 1.
+        """
         if resolutions:
+            if min(resolutions) < 1:
+                raise UserError(f"resolutions must be at least 1 pixel, received {min(resolutions)}")
             self.settings.evaluation_resolutions = resolutions
 
     def load_model(self, which):

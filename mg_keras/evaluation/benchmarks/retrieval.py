@@ -85,15 +85,13 @@ def holidays(folder: str | Path, rotations: str | Path | None = None) -> Benchma
         warnings += notes
         split = dataclasses.replace(split, adjust=_turning(turns))
     search = Search(queries, np.arange(len(split)), positives, ignored=queries[:, None])
-    return Benchmark(
-        "holidays",
-        f"INRIA Holidays: {words}",
-        split,
-        mean_average_precision_of(search),
-        {"mAP": search.chance()},
-        warnings=warnings,
-        search=search,
-    )
+    return _searched("holidays", f"INRIA Holidays: {words}", split, search, warnings)
+
+
+def _searched(name, description, photos, search, warnings):
+    """A benchmark whose one measure is the mean average precision of its search."""
+    measure, chance = mean_average_precision_of(search), {"mAP": search.chance()}
+    return Benchmark(name, description, photos, measure, chance, warnings=warnings, search=search)
 
 
 def _read_rotations(path, numbers):
@@ -179,15 +177,7 @@ def copydays(folder: str | Path, distractors: str | Path | None = None) -> Bench
         warnings += (f"{astray:,} strong copies have no original in the folder and are distractors",)
     database = np.arange(len(originals), len(photos))
     search = Search(np.array(queries), database, positives, ignored=[np.zeros(0, np.int64)] * len(queries))
-    return Benchmark(
-        "copydays",
-        f"Copydays strong: {words}",
-        photos,
-        mean_average_precision_of(search),
-        {"mAP": search.chance()},
-        warnings=warnings,
-        search=search,
-    )
+    return _searched("copydays", f"Copydays strong: {words}", photos, search, warnings)
 
 
 def revisited(folder: str | Path) -> Benchmark:
