@@ -116,8 +116,8 @@ class Trainer:
         self.replicas = strategy.num_replicas_in_sync
         self.part_size = config.part_size(self.replicas)
         self.augment = augmentations.get(config.augmentation)
-        several_workers = isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
-        worker = strategy.cluster_resolver.task_id if several_workers else 0
+        self.several_workers = isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
+        worker = strategy.cluster_resolver.task_id if self.several_workers else 0
         self.is_chief = worker == 0
         # each worker keeps its own list: two writers must not share a file
         name = "bad_images.txt" if self.is_chief else f"bad_images.worker{worker}.txt"
@@ -215,7 +215,9 @@ class Trainer:
                 self.bad_images.check()
                 raise UserError(f"training stopped at step {state.step}: {str(error).splitlines()[0]}") from error
             state.step += 1
-            progress.advance(1, note)
+            # to read a metric is an exchange between workers, in which all must take part at the same step: not when
+            # the clock of one of them says so
+            progress.advance(1, None if self.several_workers else note)
             if state.step % _CHECK_EVERY == 0:
                 self.bad_images.check()
                 self._check_finite()
