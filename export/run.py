@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from typing import Literal
 
 from jsonargparse import ArgumentParser
 
@@ -17,12 +18,22 @@ def main():
     parser.add_argument("--run", type=str, required=True, help="the run's folder, such as runs/demo")
     parser.add_argument("--out", type=str, required=True, help="the model's folder; versions are numbered inside")
     parser.add_argument("--version", type=int, help="the number to write; default: the next free one")
+    parser.add_argument(
+        "--precision",
+        type=Literal["float32", "bfloat16"],
+        default="float32",
+        help="what the trunk computes in; bfloat16 needs a processor with avx512_bf16 or AMX to be fast",
+    )
+    parser.add_argument(
+        "--check_photos", type=int, default=16, help="validation photos to compare with the Keras model (16)"
+    )
     options = parser.parse_args()
     import_tensorflow()
     from export.saved_model import export_run, usage
     from mg_keras.training.runs import load_run
 
-    print(usage(export_run(load_run(options.run), options.out, options.version)))
+    run = load_run(options.run)
+    print(usage(export_run(run, options.out, options.version, options.precision, options.check_photos)))
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
 """The SavedModel: one graph from pixels to descriptor and class, for TF Serving and any TensorFlow runtime."""
 
 import contextlib
+import errno
 import json
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,23 @@ import numpy as np
 import tensorflow as tf
 from keras import ops
 
+from export import warm_up
+from export.check import check, float32_trunk, generated_photos
+from export.encoded import LIMITS, embed_encoded
+from export.optimize import optimized_trunk
 from mg_keras import MultiGrain, Whitening, layers
 from mg_keras import whitening as formulas
+from mg_keras.data.images import try_decode
 from mg_keras.errors import UserError
 from mg_keras.files import atomic_path, atomic_write_json
+from mg_keras.training.stages import open_source
 
 _OUTPUTS = ("logits", "class", "probability")
+_DEFAULT_RESOLUTION = 224
+_MAX_EXPONENT = 1000.0
+# how far unit-norm embeddings in float32 may lie apart by rounding alone, with room to spare
+_ROUNDING = 1e-6
+CHECK_PHOTOS = 16
 
 
 def export_saved_model(
@@ -26,6 +38,8 @@ def export_saved_model(
     folder: str | os.PathLike,
     version: int | None = None,
     metadata: Mapping[str, Any] | None = None,
+    precision: str = "float32",
+    photos: Sequence[np.ndarray] | None = None,
 ) -> Path:
     """Write a model and its whitening as the SavedModel `<folder>/<version>/`, whole or not at all.
 
@@ -36,17 +50,26 @@ def export_saved_model(
         p_star: float32 [B], the pooling exponent of each image, > 0.
         -> embedding: float32 [B, D], unit norm, whitened.
         -> logits: float32 [B, C]; class: int64 [B]; probability: float32 [B], of that class.
+    `encoded`:
+        image_bytes: string [B], photos as JPEG, PNG, GIF or BMP files, of any sizes.
+        resolution: int32 [B], pixels of the largest side; 0 takes the photo as it is.
+        p_star: float32 [B]; where it is 0 or less, that of the p* table for the nearest resolution.
+        -> as above. See `export.encoded` for limits and refusals.
     `classify_embedding`:
-        embedding: float32 [B, D], as `serving_default` gives it (its norm is of no account).
+        embedding: float32 [B, D], as the others give it (its norm is of no account).
         -> logits, class, probability, as above.
 
-    `embedding` is Phi([e; 1] / ||[e; 1]||) divided by its norm, D = d + 1, and the logits are read from Phi by the
-    classifier that the whitening is folded into (MultiGrain, section 3.4). `classify_embedding` undoes the whitening:
-    thanks to the appended 1, a stored unit-norm descriptor gives the exact logits back, without the image.
+    `embedding` is Phi([e; 1] / ||[e; 1]||) divided by its norm (MultiGrain, section 3.4), D = d + 1 or the dimensions
+    that the whitening keeps. `classify_embedding` undoes the whitening: thanks to the appended 1, a stored unit-norm
+    descriptor gives the logits back without the image, exactly unless the whitening drops dimensions.
+
+    The trunk is rewritten for speed (`export.optimize`). What is written is loaded and checked against the Keras model,
+    computed in float32 whatever its dtype policy, before it takes its name (`export.check`).
 
     `assets/multigrain.json` in the SavedModel says what it is: `trunk`, `embedding_size` (D), `num_classes`,
-    `pooling_exponent` (of training), `whitened`, `normalization` (input range, mean and standard deviation), and
-    `metadata`.
+    `pooling_exponent` (of training), `whitened`, `normalization` (input range, mean and standard deviation),
+    `precision`, `limits` (of `encoded`), `check` (figures by shape and signature), and `metadata`.
+    `assets.extra/tf_serving_warmup_requests` warms it up in TF Serving.
 
     Args:
         model: a `MultiGrain`.
@@ -54,15 +77,22 @@ def export_saved_model(
         folder: the model's folder, which TF Serving watches; made when needed.
         version: a positive number; None takes the one after the highest there is, or 1.
         metadata: what else `multigrain.json` shall hold, as JSON: `class_names` (one a class), `p_star` (resolution ->
-            exponent), `trunk`, `training` (the configuration).
+            exponent), `trunk`, `training` (the configuration; its `resolution` is that of check and warm-up, 224 px
+            where it names none).
+        precision: what the trunk computes in: "float32" or "bfloat16", which is about twice as fast where the
+            processor has avx512_bf16 or AMX, and slower where it has not. Inputs, pooling, whitening, classifier and
+            outputs are float32 either way.
+        photos: to check on, RGB uint8 [H, W, 3] each; None: generated ones.
 
     Returns:
         The path of `<folder>/<version>`.
 
     Raises:
         ValueError: a whitening without bias channel or of another size, another number of `class_names` than classes,
-            or `metadata` under a name that is filled in here.
-        UserError: the version exists already or is below 1, or `folder` is a file.
+            a `p_star` table that is none, no photos, an unknown precision, or `metadata` under a name that is filled in
+            here.
+        UserError: the version exists already or is below 1, `folder` is a file, the check fails, or the network gives
+            photos the same embedding, of which whitening would leave rounding errors.
 
     Example:
         >>> path = export_saved_model(model, whitening, "models/multigrain", metadata={"class_names": names})
@@ -79,25 +109,62 @@ def export_saved_model(
         )
     else:
         fitted = whitening
-    description = _description(model, whitening is not None, dict(metadata or {}))
+    if photos is not None and not len(photos):
+        raise ValueError("photos must hold at least one photo to check on, got none")
+    metadata = dict(metadata or {})
+    description = _description(model, fitted, whitening is not None, precision, metadata)
+    training = metadata.get("training")
+    resolution = training.get("resolution", _DEFAULT_RESOLUTION) if training else _DEFAULT_RESOLUTION
+    exponents = _exponents(description)
     target = _next_version(Path(folder), version)
-    served = _Served(model, fitted)
-    with atomic_path(target) as partial:
+    served = _Served(model, fitted, precision, exponents or {resolution: description["pooling_exponent"]})
+    exponent = exponents.get(resolution, description["pooling_exponent"])
+    description["check"] = {"photos": "generated" if photos is None else "given", "figures": []}
+    with _published(target) as partial:
         with _no_log():
-            tf.saved_model.save(served, partial, signatures=served.signatures())
+            tf.saved_model.save(served, str(partial), signatures=served.signatures())
+        checked = generated_photos(CHECK_PHOTOS) if photos is None else photos
+        expected = _keras_answers(model, fitted)
+        description["check"]["figures"] = check(partial, expected, checked, resolution, exponent, precision)
         atomic_write_json(partial / "assets" / "multigrain.json", description)
+        requests = warm_up.model_requests(sorted({resolution, *exponents}), description["embedding_size"])
+        warm_up.write_requests(partial / warm_up.PLACE, requests)
     return target
 
 
-def export_run(run, folder: str | os.PathLike, version: int | None = None) -> Path:
-    """Export a trained run (`mg_keras.training.runs.Run`) with its whitening, classes, p* table and settings."""
+def export_run(
+    run, folder: str | os.PathLike, version: int | None = None, precision: str = "float32", photos: int = CHECK_PHOTOS
+) -> Path:
+    """Export a trained run (`mg_keras.training.runs.Run`) with its whitening, classes, p* table and settings.
+
+    It is checked on `photos` of the run's validation photos, or on generated ones where those are not to be had.
+    """
+    if photos < 1:
+        raise UserError(f"at least one photo is needed to check the model on, received {photos}")
     metadata = {
         "trunk": run.settings.trunk,
         "class_names": run.class_names,
         "p_star": run.p_star,
         "training": run.config,
     }
-    return export_saved_model(run.model, run.whitening, folder, version, metadata)
+    chosen = _validation_photos(run, photos) or None
+    return export_saved_model(run.model, run.whitening, folder, version, metadata, precision, chosen)
+
+
+def _validation_photos(run, count: int) -> list[np.ndarray]:
+    """Up to `count` usable validation photos of a run, the same ones each time; none if its data are gone."""
+    try:
+        split = open_source(run.settings).val
+    except UserError:
+        return []
+    found = []
+    for row in np.random.default_rng(0).permutation(len(split)):
+        ok, photo = try_decode(split.read, tf.constant(row, tf.int64))
+        if ok:
+            found.append(photo.numpy())
+        if len(found) == count:
+            break
+    return found
 
 
 def usage(path: str | os.PathLike) -> str:
@@ -131,60 +198,112 @@ def _shown(spec: tf.TensorSpec) -> str:
 class _Served(tf.Module):
     """The variables of the graph and the functions that become signatures.
 
-    It holds the model's variables, not the model: a Keras object in a SavedModel would bring along its layers' own
-    functions and metadata, which nobody who loads it could use.
+    It holds values of the model, not the model: a Keras object in a SavedModel would bring along its layers' own
+    functions and metadata, which nobody who loads it could use. The trunk's weights are constants of one function that
+    the signatures share; what follows is small, gains nothing from that, and stays variables.
     """
 
-    def __init__(self, model: MultiGrain, whitening: Whitening):
+    def __init__(self, model: MultiGrain, whitening: Whitening, precision: str, table: Mapping[int, float]):
         super().__init__()
         layer = layers.Whitening.from_whitening(whitening)
-        kernel, bias = (np.asarray(ops.convert_to_numpy(weight)) for weight in model.classifier.weights)
-        folded_kernel, folded_bias = whitening.fold(kernel, bias)
         self.mean = layer.mean.value
         self.projection = layer.projection.value
         self.inverse = layer.inverse.value
-        self.folded_kernel = tf.Variable(folded_kernel, dtype=tf.float32, trainable=False, name="folded_kernel")
-        self.folded_bias = tf.Variable(folded_bias, dtype=tf.float32, trainable=False, name="folded_bias")
-        self.classifier = tf.Variable(np.vstack([kernel, bias]), dtype=tf.float32, trainable=False, name="classifier")
-        self.trunk_variables = [variable.value for variable in model.trunk.variables]
-        self._embed = _embedder(model)
+        self.discarded_variance = layer.discarded_variance.value
+        classifier = np.vstack([np.asarray(ops.convert_to_numpy(weight)) for weight in model.classifier.weights])
+        self.classifier = tf.Variable(classifier, dtype=tf.float32, trainable=False, name="classifier")
+        self._embed = _embedder(model, optimized_trunk(model.trunk, precision))
+        self._table = dict(table)
 
     def signatures(self) -> dict[str, Any]:
         """Name -> concrete function."""
         images = tf.TensorSpec([None, None, None, 3], tf.float32, "images")
         p_star = tf.TensorSpec([None], tf.float32, "p_star")
-        embedding = tf.TensorSpec([None, self.mean.shape[0]], tf.float32, "embedding")
+        image_bytes = tf.TensorSpec([None], tf.string, "image_bytes")
+        resolution = tf.TensorSpec([None], tf.int32, "resolution")
+        embedding = tf.TensorSpec([None, self.projection.shape[1]], tf.float32, "embedding")
         return {
             "serving_default": tf.function(self.describe).get_concrete_function(images, p_star),
+            "encoded": tf.function(self.describe_encoded).get_concrete_function(image_bytes, resolution, p_star),
             "classify_embedding": tf.function(self.classify).get_concrete_function(embedding),
         }
 
     def describe(self, images: tf.Tensor, p_star: tf.Tensor) -> dict[str, tf.Tensor]:
         """Pixels and exponents to descriptor and class."""
-        tf.debugging.assert_positive(p_star, "p_star must be greater than 0")
-        embeddings = self._embed(images, p_star)
-        whitened = formulas.whitened(ops, embeddings, self.mean, self.projection, bias_channel=True)
-        norms = tf.sqrt(tf.reduce_sum(embeddings**2, axis=-1, keepdims=True) + 1.0)
-        logits = norms * (tf.matmul(whitened, self.folded_kernel) + self.folded_bias)
-        return {"embedding": formulas.unit_rows(ops, whitened), **_answers(logits)}
+        count = tf.shape(images)[0]
+        with _after(tf.debugging.assert_equal(tf.size(p_star), count, "p_star must hold one value for each image")):
+            images = tf.identity(images)
+        return self._described(self._embed(images, _checked_exponents(p_star)))
+
+    def describe_encoded(
+        self, image_bytes: tf.Tensor, resolution: tf.Tensor, p_star: tf.Tensor
+    ) -> dict[str, tf.Tensor]:
+        """Files, resolutions and exponents to descriptor and class."""
+
+        def embed(images, exponents):
+            return self._embed(images, _checked_exponents(exponents))
+
+        size = self.mean.shape[0] - 1
+        return self._described(embed_encoded(embed, size, image_bytes, resolution, p_star, self._table))
 
     def classify(self, embedding: tf.Tensor) -> dict[str, tf.Tensor]:
         """A stored descriptor to its class."""
-        unit = formulas.unwhitened(ops, embedding, self.mean, self.inverse)
+        unit = formulas.unwhitened(ops, embedding, self.mean, self.inverse, self.discarded_variance)
         return _answers(tf.matmul(unit, self.classifier) / unit[:, -1:])
 
+    def _described(self, embeddings: tf.Tensor) -> dict[str, tf.Tensor]:
+        whitened = formulas.whitened(ops, embeddings, self.mean, self.projection, bias_channel=True)
+        # the classifier with the whitening folded in gives these logits from `whitened`, but for what rounding and
+        # dropped dimensions lose on the way
+        logits = tf.matmul(embeddings, self.classifier[:-1]) + self.classifier[-1]
+        return {"embedding": formulas.unit_rows(ops, whitened), **_answers(logits)}
 
-def _embedder(model: MultiGrain) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
-    """Pixels and exponents to pooled embeddings, by the model's parts.
+
+def _checked_exponents(p_star: tf.Tensor) -> tf.Tensor:
+    in_range = (p_star > 0) & (p_star <= _MAX_EXPONENT)  # a NaN is not
+    message = f"p_star must be greater than 0 and at most {_MAX_EXPONENT:g}"
+    with _after(tf.debugging.Assert(tf.reduce_all(in_range), [message, p_star])):
+        return tf.identity(p_star)
+
+
+def _after(operation) -> Any:
+    """A context whose tensors wait for an assertion; there is none to wait for where it was settled while tracing."""
+    return tf.control_dependencies([] if operation is None else [operation])
+
+
+def _embedder(model: MultiGrain, trunk: Callable) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
+    """Pixels and exponents to pooled embeddings, by the model's parts and `trunk`.
 
     Calling the model itself would first round pixels and exponents to half precision under a mixed dtype policy.
     """
 
     def embed(images, p_star):
-        features = model.trunk(model.normalize(images), training=False)
-        return model.pool(features, p_star=p_star)
+        return model.pool(trunk(model.normalize(images)), p_star=p_star)
 
     return embed
+
+
+def _keras_answers(model: MultiGrain, whitening: Whitening) -> Callable[[np.ndarray, np.ndarray], tuple]:
+    """Images and exponents to descriptors and logits, as Keras and NumPy compute them in float32.
+
+    Raises UserError (when called) where the network tells no photo from the whitening's mean.
+    """
+    trunk = float32_trunk(model.trunk)
+    spec = tf.TensorSpec([None, None, None, 3], tf.float32), tf.TensorSpec([None], tf.float32)
+    embed = tf.function(_embedder(model, lambda images: trunk(images, training=False)), input_signature=spec)
+
+    def answers(images, p_star):
+        embeddings = embed(images, p_star).numpy()
+        unit = formulas.unit_embeddings(np, embeddings.astype(np.float64), bias_channel=True)
+        if (distance := np.linalg.norm(unit - whitening.mean_, axis=1).min()) < _ROUNDING:
+            raise UserError(
+                f"the network tells photos apart no more than rounding does ({distance:.1g} from the mean), as when it "
+                "was not trained, so whitened descriptors would be noise. Nothing was written: train further, or "
+                "export without whitening"
+            )
+        return whitening.transform(embeddings), model.classify(embeddings)
+
+    return answers
 
 
 def _answers(logits: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -192,21 +311,45 @@ def _answers(logits: tf.Tensor) -> dict[str, tf.Tensor]:
     return dict(zip(_OUTPUTS, (logits, tf.argmax(logits, axis=-1), probabilities), strict=True))
 
 
-def _description(model: MultiGrain, whitened: bool, metadata: dict[str, Any]) -> dict[str, Any]:
-    """What `multigrain.json` says."""
+def _description(
+    model: MultiGrain, whitening: Whitening, whitened: bool, precision: str, metadata: dict[str, Any]
+) -> dict[str, Any]:
+    """What `multigrain.json` says, but for the check's figures."""
     names = metadata.get("class_names")
     if names is not None and len(names) != model.num_classes:
         raise ValueError(f"class_names must hold {model.num_classes} names, got {len(names)}")
     filled_in = {
-        "embedding_size": model.embedding_dimension + 1,
+        "embedding_size": whitening.projection_.shape[1],
         "num_classes": model.num_classes,
         "pooling_exponent": float(ops.convert_to_numpy(model.pool.pooling_exponent)),
         "whitened": whitened,
         "normalization": {"input": "RGB, 0 to 255", "mean": model.pixel_mean, "std": model.pixel_std},
+        "precision": precision,
+        "limits": LIMITS,
     }
-    if both := filled_in.keys() & metadata.keys():
+    if both := (filled_in.keys() | {"check"}) & metadata.keys():
         raise ValueError(f"metadata must not hold {sorted(both)}: the export fills them in")
     return {"trunk": model.trunk.name, **filled_in, **metadata}
+
+
+def _exponents(description: Mapping[str, Any]) -> dict[int, float]:
+    """The p* table, resolution -> exponent; empty where none was chosen."""
+    table = {int(size): float(value) for size, value in (description.get("p_star") or {}).items()}
+    if any(size < 1 or not 0 < value <= _MAX_EXPONENT for size, value in table.items()):
+        raise ValueError(f"p_star must map resolutions in pixels to exponents > 0, got {table}")
+    return table
+
+
+@contextlib.contextmanager
+def _published(target: Path) -> Iterator[Path]:
+    """`atomic_path(target)`, for a folder that another export may have written meanwhile."""
+    try:
+        with atomic_path(target) as partial:
+            yield partial
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        raise UserError(f"{target} was written by another export meanwhile: export again") from error
 
 
 def _next_version(folder: Path, version: int | None) -> Path:

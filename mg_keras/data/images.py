@@ -139,7 +139,7 @@ def _reason(error):
 
 def _decode_as_stored(contents):
     """uint8 [H, W, 3] RGB, as the file has it, before any EXIF orientation."""
-    height, width = _declared_size(contents)
+    height, width = declared_size(contents)
     limit = tf.debugging.assert_less_equal(
         tf.cast(height, tf.int64) * tf.cast(width, tf.int64),
         tf.constant(MAX_PIXELS, tf.int64),
@@ -175,7 +175,7 @@ def _starts_with(header, *values):
     return tf.reduce_all(header[: len(values)] == list(values))
 
 
-def _declared_size(contents):
+def declared_size(contents):
     """(height, width) as the file's header declares them; (0, 0) for what is no photo."""
 
     def jpeg():

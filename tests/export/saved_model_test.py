@@ -1,83 +1,35 @@
 import json
-import os
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
 
+from export import check, saved_model
 from export.saved_model import export_run, export_saved_model, usage
 from mg_keras import MultiGrain, Whitening
+from mg_keras.data.sources import photos as photos_below
+from mg_keras.embedding import embed
 from mg_keras.errors import UserError
-from mg_keras.models import trunks
+from tests.export.small import (
+    EXPONENTS,
+    METADATA,
+    answers_without_keras,
+    eight_files,
+    photos,
+    random_images,
+    small_model,
+)
 
-SIZES = {"square": (96, 96), "tall": (224, 160), "wide": (333, 500)}
-EXPONENTS = [1.0, 3.0, 4.5]
-
-# Run by a Python that finds TensorFlow but neither Keras, keras-hub nor this package, in an empty folder.
-CLIENT = """
-import sys
-for blocked in ("keras", "keras_hub", "mg_keras", "export"):
-    sys.modules[blocked] = None
-import numpy as np
-import tensorflow as tf
-folder, inputs, outputs = sys.argv[1:]
-served = tf.saved_model.load(folder)
-answers = {}
-for name, images in np.load(inputs).items():
-    p_star = tf.constant([1.0, 3.0, 4.5])
-    answer = served.signatures["serving_default"](images=tf.constant(images), p_star=p_star)
-    again = served.signatures["classify_embedding"](embedding=answer["embedding"])
-    answers |= {f"{name}/{key}": value for key, value in answer.items()}
-    answers |= {f"{name}/again/{key}": value for key, value in again.items()}
-loaded = [name for name in ("keras", "keras_hub", "mg_keras") if sys.modules[name] is not None]
-assert not loaded, loaded
-np.savez(outputs, **answers)
-"""
+SIZES = {"square": (96, 96), "tall": (224, 160), "wide": (131, 300)}
+RESOLUTION = 80
 
 
-def small_model(dtype=None):
-    """A trunk of two small blocks whose statistics and classifier are made up, so that images differ in class."""
-    rng = np.random.default_rng(0)
-    tiny = {"stackwise_num_filters": [64, 16], "stackwise_num_blocks": [1, 1], "stackwise_num_strides": [1, 2]}
-    keras.utils.set_random_seed(0)
-    model = MultiGrain(trunks.build("resnet18", dtype=dtype, **tiny), num_classes=7, dtype=dtype)
-    for variable in model.trunk.variables:
-        if "moving_mean" in variable.path:
-            variable.assign(rng.normal(0, 0.1, variable.shape))
-    images = random_images((64, 64), seed=9, count=120)
-    embeddings = model(images, p_star=np.float32(EXPONENTS * 40))["embedding"].numpy()
-    kernel = rng.normal(size=(16, 7)) / np.std(embeddings, axis=0)[:, None]
-    model.classifier.set_weights([kernel, -np.mean(embeddings, axis=0) @ kernel + rng.normal(0, 0.5, 7)])
-    return model
-
-
-def random_images(size, seed, count=3):
-    """Noise of patches of several widths in pixels, each image with its own contrasts and colour."""
-    rng = np.random.default_rng(seed)
-    images = np.zeros((count, *size, 3), np.float32)
-    for width in (32, 12, 4):
-        noise = rng.normal(0, 60, (count, size[0] // width, size[1] // width, 3)).astype(np.float32)
-        images += tf.image.resize(noise, size, "bicubic").numpy() * rng.uniform(0, 2, (count, 1, 1, 1))
-    return np.clip(images + rng.uniform(60, 200, (count, 1, 1, 3)), 0, 255).astype(np.float32)
-
-
-def embed(model, batches):
-    return np.concatenate([model(images)["embedding"].numpy() for images in batches])
-
-
-@pytest.fixture(scope="module")
-def model():
-    return small_model()
-
-
-@pytest.fixture(scope="module")
-def whitening(model):
-    return Whitening.fit(embed(model, [random_images((64, 64), seed, count=40) for seed in range(4)]))
+def exported_to(folder, model, whitening=None, **changes):
+    """An export that takes little time: checked on one photo at a small resolution."""
+    options = {"metadata": {"training": {"resolution": 32}}, "photos": photos(1), **changes}
+    return export_saved_model(model, whitening, folder, **options)
 
 
 @pytest.fixture(scope="module")
@@ -85,27 +37,35 @@ def images():
     return {name: random_images(size, seed) for seed, (name, size) in enumerate(SIZES.items(), start=20)}
 
 
-def answers_without_keras(folder, images, tmp_path):
-    np.savez(tmp_path / "inputs.npz", **images)
-    command = [sys.executable, "-I", "-c", CLIENT, str(folder), "inputs.npz", "outputs.npz"]
-    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    with np.load(tmp_path / "outputs.npz") as outputs:
-        return dict(outputs)
-
-
 def relative_difference(values, expected):
     return np.max(np.linalg.norm(values - expected, axis=-1) / np.linalg.norm(expected, axis=-1))
 
 
+@pytest.fixture(scope="module")
+def without_keras(exported, model, images, tmp_path_factory):
+    """Answers of a process that has TensorFlow alone: (for pixels, a list for each model; for files)."""
+    folder = tmp_path_factory.mktemp("without_keras")
+    pixels = [{"images": batch, "p_star": np.float32(EXPONENTS)} for batch in images.values()]
+    files = {
+        "image_bytes": list(eight_files().values()),
+        "resolution": np.full(8, RESOLUTION, np.int32),
+        "p_star": np.full(8, 3.0, np.float32),
+    }
+    plain = exported_to(folder / "model", model)
+    calls = [(path, "serving_default", inputs) for path in (exported, plain) for inputs in pixels]
+    *answers, for_files = answers_without_keras([*calls, (exported, "encoded", files)], folder)
+    return (answers[: len(pixels)], answers[len(pixels) :]), for_files
+
+
 @pytest.mark.parametrize("whitened", [True, False])
-def test_a_process_with_tensorflow_alone_gets_the_keras_models_answers(whitened, model, whitening, images, tmp_path):
-    path = export_saved_model(model, whitening if whitened else None, tmp_path / "model")
-    answers = answers_without_keras(path, images, tmp_path)
+def test_a_process_with_tensorflow_alone_gets_the_keras_models_answers(
+    whitened, model, whitening, images, without_keras
+):
+    found = without_keras[0][0 if whitened else 1]
+    p_star = np.float32(EXPONENTS)
     classes = []
-    for name, batch in images.items():
-        expected = model(batch, p_star=np.float32(EXPONENTS))
+    for batch, (answer, again) in zip(images.values(), found, strict=True):
+        expected = model(batch, p_star=p_star)
         embeddings, logits = (expected[key].numpy() for key in ("embedding", "logits"))
         if whitened:
             descriptors = whitening.transform(embeddings)
@@ -114,23 +74,35 @@ def test_a_process_with_tensorflow_alone_gets_the_keras_models_answers(whitened,
             descriptors /= np.linalg.norm(descriptors, axis=1, keepdims=True)
         probabilities = np.exp(logits - logits.max(axis=1, keepdims=True))
         probabilities /= probabilities.sum(axis=1, keepdims=True)
-        assert answers[f"{name}/logits"].dtype == answers[f"{name}/probability"].dtype == np.float32
-        assert answers[f"{name}/class"].dtype == np.int64
-        np.testing.assert_allclose(np.linalg.norm(answers[f"{name}/embedding"], axis=1), 1, atol=1e-5)
-        np.testing.assert_allclose(answers[f"{name}/embedding"], descriptors, atol=1e-4)
-        assert relative_difference(answers[f"{name}/logits"], logits) < 1e-4
-        assert relative_difference(answers[f"{name}/again/logits"], logits) < 1e-3
-        for given in (name, f"{name}/again"):
-            np.testing.assert_array_equal(answers[f"{given}/class"], logits.argmax(axis=1))
-            np.testing.assert_allclose(answers[f"{given}/probability"], probabilities.max(axis=1), atol=2e-3)
+        assert answer["logits"].dtype == answer["probability"].dtype == np.float32
+        assert answer["class"].dtype == np.int64
+        np.testing.assert_allclose(np.linalg.norm(answer["embedding"], axis=1), 1, atol=1e-5)
+        np.testing.assert_allclose(answer["embedding"], descriptors, atol=1e-4)
+        assert relative_difference(answer["logits"], logits) < 1e-4
+        assert relative_difference(again["logits"], logits) < 1e-3
+        for given in (answer, again):
+            np.testing.assert_array_equal(given["class"], logits.argmax(axis=1))
+            np.testing.assert_allclose(given["probability"], probabilities.max(axis=1), atol=2e-3)
         classes += list(logits.argmax(axis=1))
     # A model that says the same class for every image would prove little.
     assert len(set(classes)) >= 3
 
 
+def test_eight_kinds_of_photos_are_what_embedding_makes_of_them(without_keras, model, whitening, tmp_path):
+    for name, contents in eight_files().items():
+        (tmp_path / name).write_bytes(contents)
+    # largest side, as beyond the training resolution
+    expected = embed(model, photos_below(tmp_path), RESOLUTION, RESOLUTION // 2, [3.0])
+    assert len(expected.rows) == 8
+    found, _ = without_keras[1]
+    np.testing.assert_allclose(found["embedding"], whitening.transform(expected.values[0]), atol=1e-4)
+    np.testing.assert_array_equal(found["class"], expected.logits(model).argmax(axis=1))
+    np.testing.assert_allclose(found["logits"], expected.logits(model), rtol=1e-4, atol=1e-3)
+
+
 def test_a_half_precision_trunk_is_exported_with_float32_around_it(tmp_path):
     model = small_model("mixed_bfloat16")
-    served = tf.saved_model.load(export_saved_model(model, None, tmp_path)).signatures["serving_default"]
+    served = tf.saved_model.load(exported_to(tmp_path, model)).signatures["serving_default"]
     images, p_star = random_images((64, 64), 1), np.float32([1, 3, 4.5])
     embedding = served(images=tf.constant(images), p_star=tf.constant(p_star))["embedding"].numpy()
     assert embedding.dtype == np.float32
@@ -139,55 +111,116 @@ def test_a_half_precision_trunk_is_exported_with_float32_around_it(tmp_path):
     assert relative_difference(embedding[:, :-1] / embedding[:, -1:], pooled) < 2e-2
 
 
-def test_the_graph_has_only_tensorflows_own_operations_and_no_python(model, whitening, tmp_path):
-    path = export_saved_model(model, whitening, tmp_path)
-    proto = SavedModel.FromString((path / "saved_model.pb").read_bytes())
-    functions = [node for function in proto.meta_graphs[0].graph_def.library.function for node in function.node_def]
-    operations = {node.op for node in [*functions, *proto.meta_graphs[0].graph_def.node]}
-    assert {"Conv2D", "MatMul"} <= operations
-    assert not {operation for operation in operations if "PyFunc" in operation or ">" in operation}
-    assert set(proto.meta_graphs[0].signature_def) == {
-        "serving_default", "classify_embedding", "__saved_model_init_op",
-    }  # fmt: skip
-    assert not any(path.rglob("keras_metadata*"))
+def test_exponents_out_of_range_are_refused(exported):
+    loaded = tf.saved_model.load(exported)
+    served, images = loaded.signatures["serving_default"], tf.zeros([2, 64, 64, 3])
+    for exponent in (0.0, -1.0, np.nan, np.inf):
+        with pytest.raises(tf.errors.InvalidArgumentError, match="p_star must be greater than 0 and at most 1000"):
+            served(images=images, p_star=tf.constant([3.0, exponent]))
+    with pytest.raises(tf.errors.InvalidArgumentError, match="one value for each image"):
+        served(images=images, p_star=tf.constant([3.0]))
 
 
-def test_an_exponent_of_zero_is_refused(model, tmp_path):
-    served = tf.saved_model.load(export_saved_model(model, None, tmp_path)).signatures["serving_default"]
-    with pytest.raises(tf.errors.InvalidArgumentError, match="p_star must be greater than 0"):
-        served(images=tf.zeros([2, 64, 64, 3]), p_star=tf.constant([3.0, 0.0]))
+def test_a_whitening_that_keeps_few_dimensions(model, whitening, tmp_path):
+    size, kept = len(whitening.mean_), 9
+    mean, projection = whitening.mean_, whitening.projection_[:, :kept]
+    few = Whitening(mean, projection, discarded_variance=0.3 * (1 - mean @ mean))
+    path = exported_to(tmp_path, model, few)
+    assert json.loads((path / "assets" / "multigrain.json").read_text())["embedding_size"] == kept < size
+    loaded = tf.saved_model.load(path)
+    images = random_images((64, 64), 3)
+    answer = loaded.signatures["serving_default"](images=tf.constant(images), p_star=tf.constant([3.0] * 3))
+    expected = model(images, p_star=3.0)
+    np.testing.assert_allclose(answer["embedding"], few.transform(expected["embedding"].numpy()), atol=1e-4)
+    # from the photo, the logits are exact however few dimensions are kept
+    np.testing.assert_allclose(answer["logits"], expected["logits"], rtol=1e-4, atol=1e-3)
+    stored = loaded.signatures["classify_embedding"](embedding=answer["embedding"])["logits"].numpy()
+    unit = few.undo(answer["embedding"].numpy())
+    kernel, bias = (np.asarray(weight) for weight in model.classifier.weights)
+    np.testing.assert_allclose(stored, unit @ np.vstack([kernel, bias]) / unit[:, -1:], rtol=1e-3, atol=1e-3)
 
 
 def test_versions_count_up_and_are_never_overwritten(model, tmp_path, capfd):
     folder = tmp_path / "models" / "multigrain"
-    assert export_saved_model(model, None, folder) == folder / "1"
-    assert export_saved_model(model, None, folder, version=7) == folder / "7"
-    (folder / "notes").mkdir()
-    assert export_saved_model(model, None, folder) == folder / "8"
-    before = (folder / "7" / "saved_model.pb").stat().st_mtime_ns
-    with pytest.raises(UserError, match="at least 1, got 0"):
-        export_saved_model(model, None, folder, version=0)
-    with pytest.raises(UserError, match="7 exists already"):
-        export_saved_model(model, None, folder, version=7)
-    assert (folder / "7" / "saved_model.pb").stat().st_mtime_ns == before
-    assert sorted(path.name for path in folder.iterdir()) == ["1", "7", "8", "notes"]
+    assert exported_to(folder, model, version=5) == folder / "5"
+    for name in ("7", "notes"):
+        (folder / name).mkdir()
+        (folder / name / "file").write_text("theirs")
+    for version, message in ((0, "at least 1, got 0"), (5, "5 exists already"), (7, "7 exists already")):
+        with pytest.raises(UserError, match=message):
+            exported_to(folder, model, version=version)
+    assert exported_to(folder, model) == folder / "8"
+    assert (folder / "7" / "file").read_text() == "theirs"
+    assert sorted(path.name for path in folder.iterdir()) == ["5", "7", "8", "notes"]
     assert capfd.readouterr() == ("", "")
 
 
-def test_the_description_says_what_the_model_is(model, whitening, tmp_path):
-    metadata = {"class_names": list("abcdefg"), "p_star": {96: 4.0}, "trunk": "resnet18", "training": {"seed": 0}}
-    path = export_saved_model(model, whitening, tmp_path, metadata=metadata)
-    assert json.loads((path / "assets" / "multigrain.json").read_text()) == {
-        "trunk": "resnet18",
+def test_the_description_says_what_the_model_is(exported):
+    found = json.loads((exported / "assets" / "multigrain.json").read_text())
+    figures = found["check"].pop("figures")
+    limits = found.pop("limits")
+    assert found == {
+        "trunk": "tiny",
         "embedding_size": 17,
         "num_classes": 7,
         "pooling_exponent": 3.0,
         "whitened": True,
         "normalization": {"input": "RGB, 0 to 255", "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]},
-        "class_names": list("abcdefg"),
-        "p_star": {"96": 4.0},
-        "training": {"seed": 0},
+        "precision": "float32",
+        "class_names": METADATA["class_names"],
+        "p_star": {"64": 2.5, "128": 5.0},
+        "training": {"resolution": 48},
+        "check": {"photos": "given"},
     }
+    assert limits["bytes"] == 32 << 20
+    assert limits["network_pixels"] == 2048**2
+    shapes = [(48, 48), (48, 64), (72, 48)]
+    assert [(entry["height"], entry["width"]) for entry in figures] == [shape for shape in shapes for _ in range(2)]
+    assert {entry["signature"] for entry in figures} == {"serving_default", "encoded"}
+    assert all(entry["min_cosine"] >= 0.99999 and entry["class_agreement"] == 1 for entry in figures)
+
+
+def test_bfloat16_keeps_its_interface_in_float32(model, whitening, images, tmp_path):
+    path = exported_to(tmp_path, model, whitening, precision="bfloat16")
+    assert json.loads((path / "assets" / "multigrain.json").read_text())["precision"] == "bfloat16"
+    served = tf.saved_model.load(path)
+    answer = served.signatures["serving_default"](images=images["square"], p_star=tf.constant(EXPONENTS))
+    assert {value.dtype for value in answer.values()} == {tf.float32, tf.int64}
+    expected = whitening.transform(model(images["square"], p_star=np.float32(EXPONENTS))["embedding"].numpy())
+    cosines = np.sum(answer["embedding"].numpy() * expected, axis=1)
+    assert 0.999 < cosines.min() < 1 - 1e-7, "rounded, but little"
+
+
+def test_a_failed_check_publishes_nothing(model, tmp_path, monkeypatch):
+    monkeypatch.setitem(check.MIN_COSINE, "bfloat16", 1.1)
+    with pytest.raises(UserError, match=r"nothing was written.*cosine is .*, at least 1.1 is asked.*--precision"):
+        exported_to(tmp_path / "model", model, precision="bfloat16")
+    assert list((tmp_path / "model").iterdir()) == []
+
+
+def test_a_network_that_tells_no_photos_apart_is_named_as_the_cause(tmp_path):
+    """A MobileNet that is not trained: features far below GeM's epsilon, and a whitening fitted on rounding errors."""
+    with_zeros = keras.Sequential([keras.Input((None, None, 3)), keras.layers.Conv2D(4, 3, kernel_initializer="zeros")])
+    model = MultiGrain(with_zeros, num_classes=3)
+    mean = np.append(model(random_images((32, 32), 0))["embedding"][0], 1.0)
+    noise = Whitening(mean / np.linalg.norm(mean) * (1 - 1e-9), 1e12 * np.eye(5))
+    with pytest.raises(UserError, match=r"no more than rounding does \(1e-09 .*Nothing was written"):
+        exported_to(tmp_path, model, noise)
+    assert list(tmp_path.iterdir()) == []
+    # without whitening, descriptors that are all alike are no noise
+    assert exported_to(tmp_path, model) == tmp_path / "1"
+
+
+def test_another_export_of_the_same_version_meanwhile(model, tmp_path, monkeypatch):
+    def overtaken(*arguments):
+        (tmp_path / "1").mkdir()
+        (tmp_path / "1" / "saved_model.pb").write_bytes(b"theirs")
+
+    monkeypatch.setattr(saved_model.warm_up, "write_requests", overtaken)
+    with pytest.raises(UserError, match="was written by another export meanwhile"):
+        exported_to(tmp_path, model)
+    assert [path.name for path in tmp_path.iterdir()] == ["1"]
+    assert (tmp_path / "1" / "saved_model.pb").read_bytes() == b"theirs"
 
 
 @pytest.mark.parametrize(
@@ -197,6 +230,10 @@ def test_the_description_says_what_the_model_is(model, whitening, tmp_path):
         ({"whitening": Whitening(np.zeros(9), np.eye(9))}, "17 values for this model, got .* 9 values"),
         ({"metadata": {"class_names": ["cup"]}}, "7 names, got 1"),
         ({"metadata": {"num_classes": 3}}, r"must not hold \['num_classes'\]"),
+        ({"metadata": {"check": {}}}, r"must not hold \['check'\]"),
+        ({"metadata": {"p_star": {96: 0.0}}}, "exponents > 0, got {96: 0.0}"),
+        ({"photos": []}, "at least one photo to check on, got none"),
+        ({"precision": "int8"}, "got 'int8'"),
     ],
 )
 def test_bad_arguments_are_named_and_leave_nothing(change, message, model, tmp_path):
@@ -213,11 +250,22 @@ def test_a_file_in_the_place_of_the_folder_is_the_users_to_mend(model, tmp_path)
 
 def test_a_failure_while_writing_leaves_nothing(model, tmp_path):
     with pytest.raises(TypeError, match="cannot be written as JSON"):
-        export_saved_model(model, None, tmp_path, metadata={"training": object()})
+        exported_to(tmp_path, model, metadata={"training": {"resolution": 32, "data": object()}})
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_run_is_exported_and_the_printed_lines_load_it(model, whitening, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("data", ["there", "gone"])
+def test_a_run_is_exported_and_the_printed_lines_load_it(data, model, whitening, tmp_path, monkeypatch, capsys):
+    def open_source(settings):
+        if data == "gone":
+            raise UserError("no such folder")
+        return SimpleNamespace(val=photos_below(tmp_path / "photos"))
+
+    (tmp_path / "photos").mkdir()
+    keras.utils.save_img(tmp_path / "photos" / "1.jpg", random_images((70, 90), 0)[0])
+    (tmp_path / "photos" / "2.jpg").write_text("no photo")
+    monkeypatch.setattr(saved_model, "open_source", open_source)
+    monkeypatch.setattr(saved_model, "CHECK_PHOTOS", 3)
     run = SimpleNamespace(
         model=model,
         whitening=whitening,
@@ -227,12 +275,17 @@ def test_a_run_is_exported_and_the_printed_lines_load_it(model, whitening, tmp_p
         config={"trunk": "resnet18", "resolution": 64},
     )
     text = usage(export_run(run, tmp_path / "model"))
+    about = json.loads((tmp_path / "model" / "1" / "assets" / "multigrain.json").read_text())
+    checked = {"there": ("given", 1), "gone": ("generated", 3)}
+    assert (about["check"]["photos"], about["check"]["figures"][0]["photos"]) == checked[data]
     assert str(tmp_path / "model" / "1") in text
     assert "serving_default(images: float32 [?, ?, ?, 3], p_star: float32 [?])" in text
+    assert "encoded(image_bytes: string [?], p_star: float32 [?], resolution: int32 [?]) -> embedding, " in text
     assert "classify_embedding(embedding: float32 [?, 17]) -> " in text
     assert "tf.constant([2.5])" in text
-    lines = [line.strip() for line in text.splitlines()][-4:]
-    keras.utils.save_img(tmp_path / "photo.jpg", random_images((70, 90), 0)[0])
-    monkeypatch.chdir(tmp_path)
-    exec("\n".join(lines), {})
-    assert "'embedding': <tf.Tensor: shape=(1, 17)" in capsys.readouterr().out
+    if data == "there":
+        lines = [line.strip() for line in text.splitlines()][-4:]
+        (tmp_path / "photos" / "1.jpg").rename(tmp_path / "photo.jpg")
+        monkeypatch.chdir(tmp_path)
+        exec("\n".join(lines), {})
+        assert "'embedding': <tf.Tensor: shape=(1, 17)" in capsys.readouterr().out

@@ -75,25 +75,26 @@ def model(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(
-    scope="session",
-    params=[
-        "local",
-        pytest.param(
-            "tensorflow_model_server",
-            marks=pytest.mark.skipif(not TF_SERVING, reason="no tensorflow_model_server on the PATH"),
-        ),
-    ],
-)
+SERVERS = {"local": local_server, "tensorflow_model_server": tensorflow_model_server}
+KINDS = [
+    "local",
+    pytest.param(
+        "tensorflow_model_server",
+        marks=pytest.mark.skipif(not TF_SERVING, reason="no tensorflow_model_server on the PATH"),
+    ),
+]
+
+
+@pytest.fixture(scope="session", params=KINDS)
 def server(request, model):
     """The addresses (`rest`, `grpc`) of a server of the stand-in, which answers to "multigrain"."""
-    start = local_server if request.param == "local" else tensorflow_model_server
-    with start(model) as running:
+    with SERVERS[request.param](model) as running:
         yield running
 
 
 @pytest.fixture(params=[RestClient, GrpcClient], ids=["rest", "grpc"])
 def client(request, server):
+    """Of the server that the test's own module has, or else of the stand-in's."""
     chosen = server.rest if request.param is RestClient else server.grpc
     with request.param(chosen, seed=0) as opened:
         yield opened

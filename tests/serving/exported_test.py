@@ -1,36 +1,36 @@
-"""A MultiGrain as export/ writes it, served: the same answers by REST and gRPC as from the SavedModel itself."""
-
-import io
+"""A MultiGrain as export/ writes it: the same answers by REST, gRPC, the C++ loader and `tf.saved_model.load`."""
 
 import numpy as np
 import pytest
 import tensorflow as tf
 from PIL import Image
 
-from export.saved_model import export_saved_model
-from serving.client import GrpcClient, RestClient
 from serving.codes import ServingError
 from tests.export import small
-from tests.serving.conftest import local_server
+from tests.serving.conftest import KINDS, SERVERS
 
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("exported") / "multigrain"
-    return export_saved_model(small.small_model(), None, folder, metadata=small.METADATA, photos=small.photos())
+    model = small.small_model()
+    return small.export(model, small.fitted_whitening(model), tmp_path_factory.mktemp("exported") / "multigrain")
 
 
-@pytest.fixture(scope="module")
-def server(exported):
-    with local_server(exported.parent) as running:
+@pytest.fixture(scope="module", params=KINDS)
+def server(request, exported):
+    with SERVERS[request.param](exported.parent) as running:
         yield running
 
 
-@pytest.fixture(params=[RestClient, GrpcClient], ids=["rest", "grpc"])
-def client(request, server):
-    chosen = server.rest if request.param is RestClient else server.grpc
-    with request.param(chosen, retries=0) as opened:
-        yield opened
+@pytest.fixture(scope="module")
+def loaded(exported):
+    return tf.saved_model.load(exported)
+
+
+@pytest.fixture(scope="module")
+def session(exported):
+    with small.session_of(exported) as call:
+        yield call
 
 
 def same(prediction, answer):
@@ -41,32 +41,32 @@ def same(prediction, answer):
 
 
 def jpeg(pixels):
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "JPEG")
-    return file.getvalue()
+    return small.encoded_as(Image.fromarray(pixels), "JPEG")
 
 
-def test_files(client, exported):
+def test_files(client, loaded, session):
     photos = [small.photos(1, size, seed=5)[0] for size in ((64, 96), (96, 64), (80, 80))]
     files = [jpeg(photo) for photo in photos]
-    answer = tf.saved_model.load(exported).signatures["encoded"](
-        image_bytes=tf.constant(files), resolution=tf.constant([64] * 3), p_star=tf.zeros(3)
-    )
+    inputs = {"image_bytes": files, "resolution": np.int32([64] * 3), "p_star": np.zeros(3, np.float32)}
+    answer = loaded.signatures["encoded"](**{name: tf.constant(value) for name, value in inputs.items()})
     prediction = client.describe(files, resolution=64)
     same(prediction, answer)
+    same(prediction, session("encoded", **inputs))
     np.testing.assert_allclose(np.linalg.norm(prediction.embedding, axis=1), 1, atol=1e-5)
 
 
-def test_arrays_and_the_classes_of_what_was_stored(client, exported):
+def test_arrays_and_the_classes_of_what_was_stored(client, loaded, session):
     photos = small.photos(3)
-    answer = tf.saved_model.load(exported).signatures["serving_default"](
-        images=tf.constant(np.float32(photos)), p_star=tf.constant(small.EXPONENTS)
-    )
+    inputs = {"images": np.float32(photos), "p_star": np.float32(small.EXPONENTS)}
+    answer = loaded.signatures["serving_default"](**{name: tf.constant(value) for name, value in inputs.items()})
     prediction = client.describe(photos, p_star=small.EXPONENTS)
     same(prediction, answer)
+    same(prediction, session("serving_default", **inputs))
     stored = client.classify(prediction.embedding)
     np.testing.assert_array_equal(stored.classes, prediction.classes)
     np.testing.assert_allclose(stored.probability, prediction.probability, atol=1e-3)
+    found = session("classify_embedding", embedding=prediction.embedding)
+    np.testing.assert_allclose(stored.logits, found["logits"], rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("file", [b"", b"hello", b"\xff\xd8\xff\xe0" + bytes(100)], ids=["empty", "text", "no JPEG"])

@@ -1,0 +1,143 @@
+from collections import Counter
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras import layers
+from tensorflow.python.grappler import tf_optimizer
+
+from export.optimize import optimized_trunk
+from mg_keras.models import trunks
+from tests.export.small import SERVABLE, cosines, made_up_statistics, operations
+from tests.models.trunks_test import TINY
+
+
+def images(height=61, width=80):
+    return np.random.default_rng(0).normal(size=(2, height, width, 3)).astype(np.float32)
+
+
+def built(name, dtype=None):
+    keras.utils.set_random_seed(0)
+    return made_up_statistics(trunks.build(name, dtype=dtype, **TINY[name]))
+
+
+def operations_of(function):
+    return operations(function.get_concrete_function().graph.as_graph_def())
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_every_family_of_trunks_keeps_its_answers_in_operations_of_tf_serving(name):
+    trunk = built(name)
+    expected = trunk(images(), training=False).numpy()
+    plain, half = optimized_trunk(trunk), optimized_trunk(trunk, "bfloat16")
+    found = plain(tf.constant(images())).numpy()
+    assert found.shape == expected.shape
+    np.testing.assert_allclose(found, expected, atol=2e-5 * np.abs(expected).max())
+    found = half(tf.constant(images()))
+    assert found.dtype == tf.float32
+    assert cosines(found.numpy(), expected).min() > 0.9998
+    # rounded somewhere, or it was not computed in bfloat16
+    assert np.abs(found.numpy() - expected).max() > 1e-3 * np.abs(expected).max()
+    for function in (plain, half):
+        left = operations_of(function)
+        assert set(left) <= SERVABLE
+        # Keras compiles grouped convolutions with XLA
+        assert not [operation for operation in left if "Call" in operation]
+
+
+def grappler_rewrote(function):
+    """What TensorFlow makes of a function's graph before it runs it: operations, fused ones with what they hold."""
+    concrete = function.get_concrete_function()
+    definition = concrete.graph.as_graph_def()
+    for node in definition.node:
+        node.device = "/device:CPU:0"
+    graph = tf.compat.v1.train.export_meta_graph(graph_def=definition, graph=concrete.graph)
+    graph.collection_def["train_op"].node_list.value.append(concrete.outputs[0].op.name)
+    rewritten = tf_optimizer.OptimizeGraph(tf.compat.v1.ConfigProto(), graph).node
+    return [(node.op, *(fused.decode() for fused in node.attr["fused_ops"].list.s)) for node in rewritten]
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_what_is_left_of_a_resnet_tensorflow_runs_as_convolutions_alone(precision):
+    function = optimized_trunk(built("resnet18"), precision)
+    found = operations_of(function)
+    assert not {"Mul", "Rsqrt", "Sub", "ReadVariableOp", "PartitionedCall"} & set(found)
+    assert found.count("Conv2D") == found.count("BiasAdd") == 6
+    assert found.count("Pad") == 1, "that of the max pooling; the others are the convolutions' own"
+    fused = Counter(names[1:] for names in grappler_rewrote(function) if names[0] == "_FusedConv2D")
+    # the residuals' other sides: the shortcuts
+    assert fused == {("BiasAdd", "Relu"): 3, ("BiasAdd", "Add", "Relu"): 2, ("BiasAdd",): 1}
+
+
+def test_a_trunk_of_mixed_precision_is_exported_in_either():
+    trunk, reference = built("resnet18", "mixed_bfloat16"), built("resnet18")
+    reference.set_weights(trunk.get_weights())
+    expected = reference(images(), training=False).numpy()
+    found = optimized_trunk(trunk, "float32")(tf.constant(images())).numpy()
+    np.testing.assert_allclose(found, expected, atol=2e-5 * np.abs(expected).max())
+    assert cosines(optimized_trunk(trunk, "bfloat16")(tf.constant(images())).numpy(), expected).min() > 0.9998
+
+
+def channel_constants(features):
+    """Every operation that folding knows, with the constant on either side."""
+    channels = np.linspace(0.5, 1.5, features.shape[-1]).astype(np.float32)
+    features = features * 2.0
+    features = keras.ops.reshape(channels, (1, 1, 1, -1)) - features
+    features = features / channels - channels
+    return 0.25 + features
+
+
+def odd_trunk():
+    """Convolutions with everything around them that folding must take, or leave."""
+    inputs = keras.Input((None, None, 3))
+    features = layers.ZeroPadding2D(((1, 2), (0, 3)))(inputs)
+    features = layers.Conv2D(6, 3, strides=2)(features)
+    features = channel_constants(features)
+    features = layers.BatchNormalization()(features)
+    # seen twice: its factor can't be folded into one of the two
+    seen_twice = layers.Conv2D(6, 1)(features)
+    twice = layers.BatchNormalization()(seen_twice) + seen_twice
+    features = layers.DepthwiseConv2D(3, depth_multiplier=2, padding="same")(layers.ZeroPadding2D(1)(twice))
+    features = layers.BatchNormalization()(features)
+    features = layers.Conv2D(8, 3, groups=4, use_bias=False)(features)
+    features = layers.BatchNormalization(scale=False)(layers.ReLU()(features))
+    # broadcast: no residual
+    features = features + keras.ops.mean(features, axis=(1, 2), keepdims=True)
+    # a factor of the image's, not a constant
+    features = features * keras.ops.mean(features, axis=(1, 2, 3), keepdims=True)
+    # divided by the features, which is no factor
+    features = 1.0 / (2.0 + keras.ops.abs(features))
+    return keras.Model(inputs, features)
+
+
+def test_factors_and_padding_of_every_kind():
+    keras.utils.set_random_seed(1)
+    trunk = made_up_statistics(odd_trunk())
+    found = optimized_trunk(trunk)
+    for shape in ((61, 80), (32, 47)):
+        expected = trunk(images(*shape), training=False).numpy()
+        np.testing.assert_allclose(found(tf.constant(images(*shape))).numpy(), expected, rtol=1e-4, atol=1e-5)
+    left = operations_of(found)
+    assert left.count("Rsqrt") == 0
+    assert left.count("AddN") == 1
+    assert left.count("Pad") == 1, "that of the depthwise convolution"
+
+
+def test_weights_are_as_they_were_when_it_was_made():
+    trunk = built("resnet18")
+    found = optimized_trunk(trunk)
+    before = found(tf.constant(images())).numpy()
+    trunk.set_weights([weight * 0 for weight in trunk.get_weights()])
+    np.testing.assert_array_equal(found(tf.constant(images())).numpy(), before)
+
+
+def test_functions_run_as_before():
+    assert not tf.config.functions_run_eagerly()
+    optimized_trunk(built("vgg16"))
+    assert not tf.config.functions_run_eagerly()
+
+
+def test_precision_is_checked():
+    with pytest.raises(ValueError, match="float32, bfloat16, got 'int8'"):
+        optimized_trunk(built("vgg16"), "int8")
