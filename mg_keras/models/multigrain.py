@@ -10,9 +10,7 @@ from mg_keras import layers
 from mg_keras.embedding import RMAC
 from mg_keras.layers import DistanceWeightedSampling, GeM, MarginLoss
 from mg_keras.models import trunks
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
+from mg_keras.models.trunks import IMAGENET_MEAN, IMAGENET_STD
 
 
 @keras.saving.register_keras_serializable("mg_keras")
@@ -31,9 +29,12 @@ class MultiGrain(keras.Model):
         initial_beta: float, where the learnt threshold beta of the margin loss starts.
         margin_normalization: `"pairs"` (the paper's) or `"active"` (the reference's); see `MarginLoss`.
         versions: int m >= 1, how many versions of an image a training batch holds at most (repeated augmentations).
-        pixel_mean, pixel_std: 3 floats each, of RGB in 0-1.
+        pixel_mean, pixel_std: 3 floats each, of RGB in 0-1; None: those of the named trunk
+            (`mg_keras.models.trunks.normalization`), ImageNet's for any other.
         seed: int or None (which counts as 0), of the negative sampling in training. What a step draws depends on the
             seed, the number of the step and the replica alone, so a resumed run repeats it.
+        weights: None for fresh weights; `"imagenet"`, or what else `mg_keras.pretrained.initialize` takes, such as a
+            run's folder or a weights file. The classifier is taken over where it has `num_classes` classes.
 
     Call arguments:
         images: RGB in 0-255, float or uint8, [B, H, W, 3], any H and W. Normalisation is the model's own.
@@ -46,7 +47,7 @@ class MultiGrain(keras.Model):
 
     Raises:
         ValueError: an argument is out of range, or the trunk has no single spatial output.
-        UserError: the trunk's name is unknown.
+        UserError: the trunk's name is unknown, or `weights` can't be had or are another network's.
 
     Example:
 
@@ -64,9 +65,10 @@ class MultiGrain(keras.Model):
         initial_beta=1.2,
         margin_normalization="pairs",
         versions=3,
-        pixel_mean=IMAGENET_MEAN,
-        pixel_std=IMAGENET_STD,
+        pixel_mean=None,
+        pixel_std=None,
         seed=None,
+        weights=None,
         **kwargs,
     ):
         # under a mixed policy Keras would round pixels and p* to half precision on their way in
@@ -75,6 +77,11 @@ class MultiGrain(keras.Model):
             raise ValueError(f"num_classes must be at least 1, received {num_classes}")
         if versions < 1:
             raise ValueError(f"versions must be at least 1, received {versions}")
+        if weights is not None and not isinstance(trunk, str):
+            raise ValueError(f"weights are for a trunk by name, received {weights!r} with the trunk {trunk!r}")
+        mean, std = trunks.normalization(trunk) if isinstance(trunk, str) else (IMAGENET_MEAN, IMAGENET_STD)
+        pixel_mean = mean if pixel_mean is None else pixel_mean
+        pixel_std = std if pixel_std is None else pixel_std
         for name, values in (("pixel_mean", pixel_mean), ("pixel_std", pixel_std)):
             if len(values) != 3:
                 raise ValueError(f"{name} must hold one value for each of R, G and B, received {values}")
@@ -102,6 +109,11 @@ class MultiGrain(keras.Model):
         self.pool.build(shape)
         self.margin_loss.build((None, self.embedding_dimension))
         self.built = True
+        if weights is not None:
+            # it builds on this module
+            from mg_keras import pretrained
+
+            pretrained.initialize(self, weights, trunk)
 
     def normalize(self, images):
         """RGB in 0-255, float or uint8, [B, H, W, 3] -> the float32 values that the trunk takes, the same shape.
@@ -169,6 +181,7 @@ class MultiGrain(keras.Model):
         weight_decay=0.0,
         accumulation_steps=1,
         jit_compile=False,
+        trunk_rate=1.0,
     ):
         """Sets how the model is trained. The losses and the metrics are the model's own.
 
@@ -184,6 +197,8 @@ class MultiGrain(keras.Model):
                 the updates are those without it; XLA's random generator is another, so negatives and dropout masks
                 drawn from the same seed differ. Tried on one CPU, and under `MirroredStrategy` on two logical ones:
                 there the updates are right too, but the first steps can stall for tens of seconds on busy cores.
+            trunk_rate: float > 0, times the trunk's gradients, their decay included: with SGD that is its learning rate
+                beside the classifier's. For trunks that were trained before.
 
         Raises:
             ValueError: a value is out of range, or the model computes in float16, which needs a scaled loss (train in
@@ -200,6 +215,8 @@ class MultiGrain(keras.Model):
             raise ValueError(f"accumulation_steps must be at least 1, received {accumulation_steps}")
         if weight_decay < 0:
             raise ValueError(f"weight_decay must be at least 0, received {weight_decay}")
+        if trunk_rate <= 0:
+            raise ValueError(f"trunk_rate must be greater than 0, received {trunk_rate}")
         if "float16" in (self.compute_dtype, self.trunk.compute_dtype):
             raise ValueError("training in float16 needs a scaled loss and is not offered: take mixed_bfloat16")
         super().compile(optimizer=optimizer, jit_compile=False)
@@ -207,6 +224,7 @@ class MultiGrain(keras.Model):
         self.classification_weight = classification_weight
         self.weight_decay = weight_decay
         self.accumulation_steps = accumulation_steps
+        self.trunk_rate = trunk_rate
         self._with_xla = jit_compile
         # XLA takes the part that is mere computation: updates and reductions across replicas stay outside
         self._gradients = tf.function(self._part_gradients, jit_compile=True) if jit_compile else self._part_gradients
@@ -229,6 +247,7 @@ class MultiGrain(keras.Model):
                 "weight_decay": self.weight_decay,
                 "accumulation_steps": self.accumulation_steps,
                 "jit_compile": self._with_xla,
+                "trunk_rate": self.trunk_rate,
             }
         )
 
@@ -300,6 +319,12 @@ class MultiGrain(keras.Model):
             decay = self.weight_decay / replicas
             updates = [
                 (gradient + decay * tf.cast(variable.value, gradient.dtype), variable) for gradient, variable in updates
+            ]
+        if self.trunk_rate != 1.0:
+            trunk = {id(variable) for variable in self.trunk.trainable_variables}
+            updates = [
+                (gradient * self.trunk_rate if id(variable) in trunk else gradient, variable)
+                for gradient, variable in updates
             ]
         self.optimizer.apply_gradients(updates)
         if beta_gradient is not None:

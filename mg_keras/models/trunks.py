@@ -41,6 +41,22 @@ def _efficientnet(width, depth):
     }
 
 
+def _efficientnet_lite0():
+    # TensorFlow's padding throughout, as its weights were trained with: keras-hub's "v1" blocks have that at stride 1
+    # only, and its other blocks can't do the first stage, which expands nothing
+    backbone, arguments = _efficientnet(1.0, 1.0)
+    return backbone, {
+        **arguments,
+        "stackwise_squeeze_and_excite_ratios": [0.0] * 7,
+        "stackwise_block_types": ["v1"] + ["unfused"] * 6,
+        "activation": "relu6",
+        "include_stem_padding": False,
+        "stem_conv_padding": "same",
+        "batch_norm_momentum": 0.99,
+        "batch_norm_epsilon": 1e-3,
+    }
+
+
 def _mobilenet_v3_small():
     blocks = [2, 3, 2, 3]
     return keras_hub.models.MobileNetBackbone, {
@@ -82,6 +98,7 @@ TRUNKS = {
     "efficientnet_b0": _efficientnet(1.0, 1.0),
     "efficientnet_b1": _efficientnet(1.0, 1.1),
     "efficientnet_b2": _efficientnet(1.1, 1.2),
+    "efficientnet_lite0": _efficientnet_lite0(),
     "mobilenet_v3_small": _mobilenet_v3_small(),
     "densenet121": _densenet([6, 12, 24, 16]),
     "densenet169": _densenet([6, 12, 32, 32]),
@@ -89,6 +106,48 @@ TRUNKS = {
     "vgg16": _vgg([2, 2, 3, 3, 3]),
     "vgg19": _vgg([2, 2, 4, 4, 4]),
 }
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+# of trunks whose pretrained weights expect another than ImageNet's mean and standard deviation
+_NORMALIZATIONS = {"efficientnet_lite0": ((127 / 255,) * 3, (128 / 255,) * 3)}
+
+
+def normalization(name):
+    """(mean, standard deviation) of RGB in 0-1, 3 floats each, that the trunk `name` takes images with."""
+    return _NORMALIZATIONS.get(name, (IMAGENET_MEAN, IMAGENET_STD))
+
+
+def freeze_stages(trunk, count):
+    """Keeps the first stages of a trunk as they are in training: weights and batch normalisation's statistics.
+
+    Stage k ends with the last layer whose feature map has 1 / 2^k of the image's side, so stages have the numbers of
+    keras-hub's pyramid levels. In a ResNet the stem and the first stage of blocks are stages 1 and 2 together.
+
+    Args:
+        trunk: a keras-hub backbone with a feature pyramid.
+        count: int, how many stages; 0 freezes nothing.
+
+    Raises:
+        UserError: the trunk has no stage of that number, or none would be left to train.
+
+    Example:
+
+    >>> trunk = build("resnet18")
+    >>> freeze_stages(trunk, 2)
+    >>> trunk.get_layer("conv1_conv").trainable, trunk.get_layer("stack1_block0_1_conv").trainable
+    (False, True)
+    """
+    if not count:
+        return
+    levels = {int(level[1:]): output for level, output in getattr(trunk, "pyramid_outputs", {}).items()}
+    known = sorted(levels)[:-1]
+    if count not in known:
+        numbers = ", ".join(map(str, [0, *known]))
+        raise UserError(f"frozen_stages must be one of {numbers} for this trunk, received {count}")
+    for layer in keras.Model(trunk.inputs, levels[count]).layers:
+        layer.trainable = False
 
 
 def build(name, **overrides):

@@ -26,6 +26,11 @@ class TrainConfig:
         augmentation: `full`, `standard`, `autoaugment` or `none`.
         versions: m, versions of an image in a batch (repeated augmentations); 1 is ordinary sampling.
         trunk: a name of `mg_keras.models.trunks.TRUNKS`.
+        init: what the weights start from: `imagenet`, the folder of a run, or a file (.pth, .safetensors, .weights.h5,
+            .keras); null: fresh ones. The classifier is taken over where the classes are the same.
+        frozen_stages: stages of the trunk, from the image on, that are not trained; stage k ends where the feature map
+            has 1 / 2^k of the image's side.
+        trunk_rate: times the learning rate, for the trunk; below 1 for one that was trained before.
         pooling_exponent: p of GeM in training.
         classification_weight: lambda; 1 is cross-entropy alone.
         margin: alpha of the margin loss.
@@ -68,6 +73,9 @@ class TrainConfig:
     augmentation: str = "full"
     versions: int = 3
     trunk: str = "resnet50"
+    init: str | None = None
+    frozen_stages: int = 0
+    trunk_rate: float = 1.0
     pooling_exponent: float = 3.0
     classification_weight: float = 0.5
     margin: float = 0.2
@@ -103,7 +111,7 @@ class TrainConfig:
         for name in ("resolution", "versions", "batch_size", "accumulation_steps", "epochs", "iterations", "val_every"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} must be at least 1, received {getattr(self, name)}")
-        for name in ("learning_rate", "pooling_exponent"):
+        for name in ("learning_rate", "pooling_exponent", "trunk_rate"):
             if getattr(self, name) <= 0:
                 raise UserError(f"{name} must be greater than 0, received {getattr(self, name)}")
         if not 0 <= self.classification_weight <= 1:

@@ -12,6 +12,7 @@ import time
 import keras
 import tensorflow as tf
 
+from mg_keras import pretrained
 from mg_keras.data import augmentations
 from mg_keras.data.images import BadImages
 from mg_keras.data.repeated import repeated_batches
@@ -21,6 +22,7 @@ from mg_keras.evaluation import report
 from mg_keras.evaluation.metrics import top_k_accuracy
 from mg_keras.files import atomic_write_text
 from mg_keras.models import MultiGrain
+from mg_keras.models.trunks import freeze_stages
 from mg_keras.progress import Progress
 from mg_keras.training.checkpoints import assign, snapshot
 
@@ -124,6 +126,7 @@ class Trainer:
         self.bad_images = BadImages(run.path / name, config.on_bad_image)
         with strategy.scope():
             self.model = build_model(config, len(source.class_names))
+            freeze_stages(self.model.trunk, config.frozen_stages)
             self.model.compile(
                 keras.optimizers.SGD(rate_schedule(config, config.learning_rate), momentum=config.momentum),
                 keras.optimizers.SGD(rate_schedule(config, config.beta_learning_rate), momentum=config.momentum),
@@ -131,6 +134,7 @@ class Trainer:
                 weight_decay=config.weight_decay,
                 accumulation_steps=config.accumulation_steps,
                 jit_compile=config.jit_compile,
+                trunk_rate=config.trunk_rate,
             )
         # measured on a copy: variables under a strategy are read best outside of it
         self.copy = build_model(config, len(source.class_names))
@@ -154,6 +158,16 @@ class Trainer:
         assign(self._groups, arrays, path)
         self.state = State(**meta)
         return True
+
+    def initialize(self):
+        """Puts the weights that the configuration starts from in place; returns a line on what was taken.
+
+        Raises:
+            UserError: they can't be had, or are another network's.
+        """
+        note = pretrained.initialize(self.copy, self.config.init, self.config.trunk, self.source.class_names)
+        assign({"model": self.model.state_variables}, snapshot({"model": self.copy.state_variables}), self.config.init)
+        return note
 
     def save(self):
         """Writes a checkpoint of this moment.

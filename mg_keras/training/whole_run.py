@@ -42,6 +42,8 @@ def train_and_measure(config, folder, strategy_name):
         run.save_class_names(source.class_names)
     if trainer.restore():
         print(f"going on from step {trainer.state.step}", flush=True)
+    elif config.init:
+        print(trainer.initialize(), flush=True)
     try:
         trainer.train()
     except Stopped as stopped:

@@ -129,6 +129,7 @@ def test_a_name_is_a_trunk():
         ({"pixel_mean": (0.5,)}, r"pixel_mean.*\(0.5,\)"),
         ({"pixel_std": (1.0, 0.0, 1.0)}, "pixel_std.*0.0"),
         ({"trunk": 18}, "trunk.*18"),
+        ({"weights": "imagenet"}, "weights are for a trunk by name"),
         ({"trunk": keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Flatten()])}, r"trunk.*\(None, 192\)"),
         ({"trunk": "resnet19"}, "'resnet19'"),
     ],
@@ -145,6 +146,7 @@ def test_bad_arguments(arguments, message):
         ({"classification_weight": 1.5}, "classification_weight.*1.5"),
         ({"accumulation_steps": 0}, "accumulation_steps.*0"),
         ({"weight_decay": -1e-4}, "weight_decay.*-0.0001"),
+        ({"trunk_rate": 0.0}, "trunk_rate.*0.0"),
     ],
 )
 def test_bad_compile_arguments(arguments, message):
@@ -237,6 +239,7 @@ def test_saved_in_training_it_goes_on(tmp_path):
         classification_weight=0.7,
         weight_decay=0.01,
         accumulation_steps=2,
+        trunk_rate=0.3,
     )
     data = tensors(batch())
     model.train_step(data)
@@ -265,8 +268,8 @@ def slow_margin_terms(embeddings, triplets, beta, margin):
     return total, count, active
 
 
-@pytest.mark.parametrize("normalization", ["pairs", "active"])
-def test_steps_are_those_of_a_slow_oracle(normalization):
+@pytest.mark.parametrize(("normalization", "trunk_rate"), [("pairs", 1.0), ("active", 0.25)])
+def test_steps_are_those_of_a_slow_oracle(normalization, trunk_rate):
     weight, margin, rate, beta_rate, momentum, decay = 0.3, 0.1, 0.02, 0.05, 0.9, 0.05
     model = build(margin=margin, margin_normalization=normalization, initial_beta=0.3)
     model.compile(
@@ -274,7 +277,9 @@ def test_steps_are_those_of_a_slow_oracle(normalization):
         keras.optimizers.SGD(beta_rate, momentum=momentum),
         classification_weight=weight,
         weight_decay=decay,
+        trunk_rate=trunk_rate,
     )
+    rates = [rate * trunk_rate] * len(model.trunk.trainable_variables) + [rate] * 2
     velocities, beta_velocity = [0.0] * len(model.network_variables), 0.0
     actives = []
     for step in range(3):
@@ -300,7 +305,7 @@ def test_steps_are_those_of_a_slow_oracle(normalization):
         *gradients, beta_gradient = tape.gradient(loss, [*variables, beta])
         expected = []
         for i, (gradient, variable) in enumerate(zip(gradients, variables, strict=True)):
-            velocities[i] = momentum * velocities[i] - rate * (gradient.numpy() + decay * variable.numpy())
+            velocities[i] = momentum * velocities[i] - rates[i] * (gradient.numpy() + decay * variable.numpy())
             expected.append(variable.numpy() + velocities[i])
         beta_velocity = momentum * beta_velocity - beta_rate * float(beta_gradient)
         expected_beta = beta_before + beta_velocity

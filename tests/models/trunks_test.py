@@ -5,6 +5,17 @@ import pytest
 from mg_keras.errors import UserError
 from mg_keras.models import trunks
 
+EFFICIENTNET = {
+    "stackwise_width_coefficients": [0.25] * 2,
+    "stackwise_depth_coefficients": [1.0] * 2,
+    "stackwise_kernel_sizes": [3, 5],
+    "stackwise_num_repeats": [1, 1],
+    "stackwise_input_filters": [32, 16],
+    "stackwise_output_filters": [16, 24],
+    "stackwise_expansion_ratios": [1, 6],
+    "stackwise_squeeze_and_excite_ratios": [0.25] * 2,
+    "stackwise_strides": [1, 2],
+}
 # one of each family, cut down to a few channels; MobileNetV3-Small is small as it is
 TINY = {
     "resnet18": {
@@ -17,17 +28,11 @@ TINY = {
         "stackwise_num_blocks": [1, 1],
         "stackwise_num_strides": [1, 2],
     },
-    "efficientnet_b0": {
-        "stackwise_width_coefficients": [0.25] * 2,
-        "stackwise_depth_coefficients": [1.0] * 2,
-        "stackwise_kernel_sizes": [3, 5],
-        "stackwise_num_repeats": [1, 1],
-        "stackwise_input_filters": [32, 16],
-        "stackwise_output_filters": [16, 24],
-        "stackwise_expansion_ratios": [1, 6],
-        "stackwise_squeeze_and_excite_ratios": [0.25] * 2,
-        "stackwise_strides": [1, 2],
-        "stackwise_block_types": ["v1"] * 2,
+    "efficientnet_b0": {**EFFICIENTNET, "stackwise_block_types": ["v1"] * 2},
+    "efficientnet_lite0": {
+        **EFFICIENTNET,
+        "stackwise_squeeze_and_excite_ratios": [0.0] * 2,
+        "stackwise_block_types": ["v1", "unfused"],
     },
     "mobilenet_v3_small": {},
     "densenet121": {"stackwise_num_repeats": [1, 1, 1], "growth_rate": 8},
@@ -44,6 +49,8 @@ PARAMETERS = {
     "efficientnet_b0": 5_288_548 - 1281 * 1000,
     "efficientnet_b1": 7_794_184 - 1281 * 1000,
     "efficientnet_b2": 9_109_994 - 1409 * 1000,
+    # without squeeze-and-excitation it has fewer than B0; timm counts the same
+    "efficientnet_lite0": 4_652_008 - 1281 * 1000,
     "mobilenet_v3_small": 2_542_856 - 577 * 1024 - 1025 * 1000,
     "densenet121": 7_978_856 - 1025 * 1000,
     "densenet169": 14_149_480 - 1665 * 1000,
@@ -116,3 +123,44 @@ def test_the_seed_decides_the_start():
     first = weights(1)
     np.testing.assert_array_equal(first, weights(1))
     assert not np.array_equal(first, weights(2))
+
+
+def test_frozen_stages_keep_weights_and_statistics():
+    trunk = trunks.build("resnet18", **{**TINY["resnet18"], "stackwise_num_blocks": [1, 1]})
+    trunks.freeze_stages(trunk, 2)
+    trained = {variable.path.split("/")[0] for variable in trunk.trainable_variables}
+    assert trained == {f"stack1_block0_{layer}" for layer in ("0_conv", "0_bn", "1_conv", "1_bn", "2_conv", "2_bn")}
+    before = {variable.path: variable.numpy() for variable in trunk.weights}
+    trunk(np.random.default_rng(0).standard_normal((4, 32, 32, 3)).astype("float32"), training=True)
+    moved = {path for path, value in before.items() if not np.array_equal(value, _weight(trunk, path))}
+    # in training, the batch norms of stages that are trained follow the images, the frozen ones don't
+    assert {path.split("/")[0] for path in moved} == {f"stack1_block0_{number}_bn" for number in range(3)}
+
+
+def _weight(trunk, path):
+    return next(variable.numpy() for variable in trunk.weights if variable.path == path)
+
+
+def test_the_stages_of_efficientnet_lite0():
+    with keras.StatelessScope():
+        trunk = trunks.build("efficientnet_lite0")
+        trunks.freeze_stages(trunk, 4)
+    layers = {variable.path.split("/")[0].split("_")[0] for variable in trunk.trainable_variables}
+    assert layers == {"block6a", "block6b", "block6c", "block6d", "block7a", "top"}
+
+
+def test_no_such_stage():
+    trunk = trunks.build("resnet18", **TINY["resnet18"])
+    trunks.freeze_stages(trunk, 0)
+    assert all(layer.trainable for layer in trunk.layers)
+    for count in (-1, 1, 3):
+        with pytest.raises(UserError, match=rf"frozen_stages must be one of 0, 2 for this trunk, received {count}"):
+            trunks.freeze_stages(trunk, count)
+    with pytest.raises(UserError, match="frozen_stages must be one of 0 for"):
+        trunks.freeze_stages(keras.Sequential([keras.layers.Conv2D(2, 3)]), 1)
+
+
+def test_normalization():
+    assert trunks.normalization("resnet50") == (trunks.IMAGENET_MEAN, trunks.IMAGENET_STD)
+    mean, std = (255 * np.array(values) for values in trunks.normalization("efficientnet_lite0"))
+    np.testing.assert_allclose([mean, std], [[127] * 3, [128] * 3])

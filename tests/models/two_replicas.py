@@ -37,6 +37,7 @@ def build(strategy, **training):
             keras.optimizers.SGD(0.05, momentum=0.9),
             keras.optimizers.SGD(0.1, momentum=0.9),
             weight_decay=0.01,
+            trunk_rate=0.5,
             **training,
         )
     return model

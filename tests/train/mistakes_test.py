@@ -1,27 +1,17 @@
 """What users get wrong: one clear line and exit status 2."""
 
 import re
-import runpy
-import sys
 
 import pytest
 import yaml
 
 from mg_keras.training.config import TrainConfig
-from tests.train.tiny import ROOT, arguments, draw_folder, finish, start
+from tests.train.tiny import ROOT, arguments, draw_folder, finish, run_in_process, start
 
 
 @pytest.fixture
 def folder(tmp_path):
     return draw_folder(tmp_path / "photos", per_class=4)
-
-
-def run_in_process(program, command, monkeypatch, capsys):
-    """The program's exit status and the last line it wrote to standard error; quicker than a process of its own."""
-    monkeypatch.setattr(sys, "argv", [program, *map(str, command)])
-    with pytest.raises(SystemExit) as stopped:
-        runpy.run_path(str(ROOT / program), run_name="__main__")
-    return stopped.value.code, capsys.readouterr().err.strip().splitlines()[-1]
 
 
 @pytest.mark.parametrize(
@@ -39,7 +29,7 @@ def run_in_process(program, command, monkeypatch, capsys):
         ({"learning_rate": -1}, "learning_rate must be greater than 0, received -1"),
         ({"learning_rate": 1e30}, "the loss is nan at step .* lower learning_rate"),
         ({"versions": 1}, "versions 1 gives no positive pairs"),
-        ({"preset": "imaginary"}, "unknown preset 'imaginary'; known: caltech101, demo"),
+        ({"preset": "imaginary"}, "unknown preset 'imaginary'; known: caltech101, .*demo"),
         ({"learning_rat": 1}, "learning_rat"),
     ],
     ids=lambda value: str(value)[:40],

@@ -18,8 +18,7 @@ from mg_keras.training.config import TrainConfig
 from mg_keras.training.loop import build_model
 from mg_keras.training.runs import Run, load_run
 from mg_keras.whitening import Whitening
-from tests.train.mistakes_test import run_in_process
-from tests.train.tiny import CLASSES, SETTINGS, draw_folder, finish, start
+from tests.train.tiny import CLASSES, SETTINGS, draw_folder, finish, run_in_process, start
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,107 @@
+"""Where the weights of a network start from: ImageNet, a run, a file."""
+
+from pathlib import Path
+
+from mg_keras.errors import UserError
+from mg_keras.pretrained import keras_weights, lite0
+from mg_keras.pretrained.multigrain import from_torch_checkpoint
+from mg_keras.pretrained.names import Head
+
+IMAGENET = "imagenet"
+
+
+def initialize(model, weights, trunk_name, class_names=None):
+    """Puts weights that were trained before into a model: the trunk's, and the classifier's where the classes agree.
+
+    The classes agree where they have the same names in the same order, or, if either side knows no names, where there
+    are as many. The margin loss's beta is taken from no one.
+
+    Args:
+        model: a `MultiGrain`.
+        weights: one of
+
+            * `"imagenet"`: for `efficientnet_lite0` the package of the extra `offline`, its classifier included; for
+              others the keras-hub preset, which is downloaded on first use, and the trunk alone;
+            * a run's folder: its last checkpoint;
+            * a PyTorch file `.pth`, as `from_torch_checkpoint` takes it, or of EfficientNet-Lite0;
+            * `.safetensors`, with the names of torchvision's ResNets (which timm's have too);
+            * `.weights.h5` or `.keras`, of a `MultiGrain` or of the trunk alone;
+            * the folder of a keras-hub preset.
+        trunk_name: the name of the model's trunk in `mg_keras.models.trunks.TRUNKS`.
+        class_names: list of str, the model's classes in the order of its logits; None: not known.
+
+    Returns:
+        A line on what was taken.
+
+    Raises:
+        UserError: the weights can't be had or read, or are another network's.
+
+    Example:
+        >>> model = MultiGrain("efficientnet_lite0", 101)
+        >>> print(initialize(model, "imagenet", "efficientnet_lite0"))
+        weights of imagenet: the trunk; new classifier, as its 1000 classes are not the 101 here
+    """
+    head = _fill(model.trunk, weights, trunk_name)
+    if head is None:
+        return f"weights of {weights}: the trunk; new classifier, as there is none to take over"
+    if head.bias.shape != (model.num_classes,):
+        return (
+            f"weights of {weights}: the trunk; new classifier, as its {len(head.bias)} classes are not the "
+            f"{model.num_classes} here"
+        )
+    if None not in (head.class_names, class_names) and list(head.class_names) != list(class_names):
+        return f"weights of {weights}: the trunk; new classifier, as its {len(head.bias)} classes have other names"
+    model.classifier.kernel.assign(head.kernel)
+    model.classifier.bias.assign(head.bias)
+    return f"weights of {weights}: the whole model, the classifier of its {len(head.bias)} classes included"
+
+
+def _fill(trunk, weights, trunk_name):
+    """Puts the trunk's weights in place; returns the `Head` beside them, or None."""
+    if weights == IMAGENET:
+        if trunk_name == lite0.TRUNK:
+            return lite0.fill(trunk, lite0.package_file())
+        return keras_weights.fill_from_preset(trunk, trunk_name)
+    path = Path(weights).expanduser()
+    if not path.exists():
+        raise UserError(f"no weights at {path}: give imagenet, the folder of a run, or a file of weights")
+    if path.is_dir():
+        return _fill_from_folder(trunk, path, trunk_name)
+    if path.suffix in (".pth", ".pt", ".safetensors"):
+        return lite0.fill(trunk, path) if trunk_name == lite0.TRUNK else _fill_from_torch(trunk, path, trunk_name)
+    if path.suffix in (".h5", ".keras"):
+        return keras_weights.fill_from_file(trunk, path, trunk_name)
+    raise UserError(f"weights are read from .pth, .safetensors, .weights.h5 and .keras files, received {path}")
+
+
+def _fill_from_torch(trunk, path, trunk_name):
+    pretrained = from_torch_checkpoint(path)
+    if pretrained.checkpoint.trunk != trunk_name:
+        raise UserError(f"{path} holds a {pretrained.checkpoint.trunk}, where the trunk is {trunk_name}")
+    return _fill_from_model(trunk, pretrained.model, pretrained.class_names)
+
+
+def _fill_from_folder(trunk, path, trunk_name):
+    # it builds on this package
+    from mg_keras.training.runs import Run
+
+    if (path / "config.yaml").is_file():
+        run = Run.open(path)
+        if run.settings.trunk != trunk_name:
+            raise UserError(f"{path} is a run with the trunk {run.settings.trunk}, where the trunk is {trunk_name}")
+        return _fill_from_model(trunk, run.model, run.class_names)
+    if (path / "config.json").is_file():
+        return keras_weights.fill_from_preset(trunk, trunk_name, path)
+    if (path / "saved_model.pb").is_file() or any(path.glob("*/saved_model.pb")):
+        raise UserError(
+            f"{path} is a SavedModel, whose weights are folded for use and can't be trained: give the folder of the "
+            "run that it was exported from"
+        )
+    raise UserError(f"{path} is neither the folder of a run nor that of a keras-hub preset")
+
+
+def _fill_from_model(trunk, model, class_names):
+    for variable, value in zip(trunk.weights, model.trunk.weights, strict=True):
+        variable.assign(value)
+    kernel, bias = (weight.numpy() for weight in model.classifier.weights)
+    return Head(kernel, bias, class_names)

@@ -1,0 +1,55 @@
+"""What readers of weights share: names and shapes that must agree, and the classifier that comes with a trunk."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from mg_keras.errors import UserError
+from mg_keras.pretrained.torch_file import shown
+
+_MOST_NAMED = 20
+
+
+class Head(NamedTuple):
+    """A classifier that was trained with a trunk.
+
+    Attributes:
+        kernel: float32 [d, C].
+        bias: float32 [C].
+        class_names: list of C str in the order of the logits, or None where they are not known.
+    """
+
+    kernel: np.ndarray
+    bias: np.ndarray
+    class_names: list | None
+
+
+def check(path, network, wanted, found):
+    """Refuses a file that does not hold exactly the arrays of a network.
+
+    Args:
+        path: the file, for the message.
+        network: what the arrays should be of, such as `"resnet50"`.
+        wanted: dict of name -> shape.
+        found: dict of name -> shape.
+
+    Raises:
+        UserError: which lists what is missing, misshaped and unknown.
+    """
+    problems = {
+        "missing": [name for name in wanted if name not in found],
+        "misshaped": [
+            f"{shown(name)} is {list(found[name])}, expected {list(shape)}"
+            for name, shape in wanted.items()
+            if name in found and tuple(found[name]) != tuple(shape)
+        ],
+        "unknown": [shown(str(name)) for name in found if name not in wanted],
+    }
+    listed = [f"{kind}: {_some(names)}" for kind, names in problems.items() if names]
+    if listed:
+        raise UserError(f"{path} does not hold the weights of a {network}; {'; '.join(listed)}")
+
+
+def _some(names):
+    rest = len(names) - _MOST_NAMED
+    return ", ".join(names[:_MOST_NAMED]) + (f" and {rest} more" if rest > 0 else "")

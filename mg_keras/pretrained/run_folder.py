@@ -1,0 +1,84 @@
+"""A network that was trained elsewhere as a run, for all that comes after training."""
+
+from mg_keras.errors import UserError
+from mg_keras.pretrained.layouts import MULTIGRAIN
+from mg_keras.training.checkpoints import snapshot
+from mg_keras.training.config import TrainConfig
+from mg_keras.training.runs import Run
+from mg_keras.training.stages import open_source
+
+# nothing was learnt here: no step, and no epoch to show
+_META = {"step": 0, "seconds": 0.0, "history": [], "best": None}
+
+
+def save_run(pretrained, folder, data):
+    """Makes a run's folder of a network, which train/evaluate.py, choose_p_star.py, whiten.py and export/run.py take.
+
+    The settings are the paper's (section 4.1): the training resolution 224, measured at 224, 500 and 800. What the
+    checkpoint does not tell, such as lambda, has the paper's value; another layout's network, which no margin loss
+    trained, has lambda 1. A whitening is kept as that of the training resolution and the training exponent, which is
+    p* there until another is chosen.
+
+    Args:
+        pretrained: `Pretrained`.
+        folder: of the new run.
+        data: photos to choose p*, to whiten and to measure with, as `TrainConfig.data`. Their classes are taken to be
+            the network's, in the same order; where they are not, only what needs no classes can be measured.
+
+    Returns:
+        (run, note): `Run`, and a str on classes that are not the data's, or None.
+
+    Raises:
+        UserError: the folder holds something, the data cannot be opened, or they have classes that the network has not.
+    """
+    checkpoint, model = pretrained.checkpoint, pretrained.model
+    baseline = {"classification_weight": 1.0, "versions": 1, "augmentation": "standard"}
+    config = TrainConfig(
+        data=data,
+        trunk=checkpoint.trunk,
+        pooling_exponent=checkpoint.pooling_exponent,
+        evaluation_resolutions=[500, 800],
+        **(baseline if checkpoint.layout is not MULTIGRAIN else {}),
+    )
+    found = open_source(config).class_names
+    names, note = _class_names(pretrained.class_names, found, model.num_classes, data)
+    run = Run.start(folder, config)
+    if run.checkpoints.paths():
+        raise UserError(f"{folder} holds the checkpoints of a run: give another folder")
+    run.save_class_names(names)
+    if pretrained.whitening:
+        _save_whitening(run, pretrained.whitening)
+    # last: a run with a checkpoint is whole
+    run.checkpoints.save(0, snapshot({"model": model.state_variables}), _META)
+    return run, note
+
+
+def _save_whitening(run, whitening):
+    size, exponent = run.settings.resolution, run.settings.pooling_exponent
+    kept, embedding_size = whitening.projection_.shape[::-1]
+    entry = {
+        "p_star": exponent,
+        "dimensions": kept,
+        "embedding_dimensions": embedding_size,
+        "variance_kept": whitening.variance_kept_,
+        "fitted_on": "photos of whoever made the checkpoint",
+    }
+    whitening.save(run.whitening_path(size))
+    run.save_whitening_report({size: entry})
+    # it is of no other exponent's embeddings, so none is to be chosen here unless it is asked for
+    run.save_p_star({size: exponent}, {}, {})
+
+
+def _class_names(given, found, count, data):
+    """(the names of the run's classes, a note or None)."""
+    if len(found) > count:
+        raise UserError(f"{data} has {len(found)} classes, of which the network, with {count}, can't tell all")
+    if len(found) == count:
+        return given or found, None
+    given = given or [f"class {number}" for number in range(count)]
+    if given[: len(found)] == found:
+        return given, None
+    return given, (
+        f"the {len(found)} classes of {data} are not the network's {count}, so class accuracy on them means nothing: "
+        "measure with --benchmarks in_aug,copies"
+    )
