@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from mg_keras.errors import UserError
+from mg_keras.pretrained.names import refuse, some
 from mg_keras.pretrained.safetensors_file import open_tensors
 from mg_keras.pretrained.torch_file import Tensor, TorchFile, shown
 
@@ -28,7 +29,6 @@ RESNETS = {
 # below which keys training programs put the network's tensors: the authors', torchvision's and PyTorch's examples
 _WRAPPERS = ("model_state", "model", "state_dict")
 _COUNTER = "num_batches_tracked"
-_MOST_NAMED = 20
 
 
 class Layer(NamedTuple):
@@ -158,9 +158,7 @@ class TorchCheckpoint:
             UserError: which names the tensors.
         """
         problems = {"missing": self.missing, "misshaped": self.misshaped, "unknown": self.unknown if strict else []}
-        found = [f"{kind}: {_some(names)}" for kind, names in problems.items() if names]
-        if found:
-            raise UserError(f"{self.path} is no {self.layout.name} checkpoint of a {self.trunk}; {'; '.join(found)}")
+        refuse(f"{self.path} is no {self.layout.name} checkpoint of a {self.trunk}", problems)
 
     def describe(self):
         """What the file is, what is taken of it and what is not: lines to print."""
@@ -182,9 +180,9 @@ class TorchCheckpoint:
         }
         for name in ("missing", "misshaped", "unknown"):
             if getattr(self, name):
-                rows[name] = _some(getattr(self, name), None)
+                rows[name] = some(getattr(self, name), None)
         if self.beside:
-            rows["beside"] = f"{_some(self.beside, None)}: not taken"
+            rows["beside"] = f"{some(self.beside, None)}: not taken"
         width = max(map(len, rows))
         return "\n".join(f"{name:<{width}}  {text}" for name, text in rows.items())
 
@@ -246,7 +244,7 @@ def _network(file):
         named = {_name(key): value for key, value in dict.items(state)}
         if any(isinstance(value, Tensor) for value in named.values()):
             return wrapper, named, [] if wrapper is None else [_name(key) for key in top if key != wrapper]
-    raise UserError(f"{file.path} holds no tensors by name: its keys are {_some(map(_name, top)) or 'none'}")
+    raise UserError(f"{file.path} holds no tensors by name: its keys are {some(map(_name, top)) or 'none'}")
 
 
 def _name(key):
@@ -261,7 +259,7 @@ def _layout(file, state):
             return layout
     raise UserError(
         f"{file.path} is of no layout that is known here, MultiGrain's (features.conv1.weight) or torchvision's "
-        f"ResNets' (conv1.weight): its {len(state)} names are {_some(state)}"
+        f"ResNets' (conv1.weight): its {len(state)} names are {some(state)}"
     )
 
 
@@ -322,9 +320,3 @@ def _problem(value, name, shape, is_counter):
     if not is_counter and "float" not in value.dtype:
         return f"{name} is of {value.dtype}, expected floating point"
     return None
-
-
-def _some(names, most=_MOST_NAMED):
-    """Names for a message: the first of them and how many more there are; all for None."""
-    names = [shown(name) for name in names]
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if most and len(names) > most else "")

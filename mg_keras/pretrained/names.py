@@ -39,17 +39,24 @@ def check(path, network, wanted, found):
     problems = {
         "missing": [name for name in wanted if name not in found],
         "misshaped": [
-            f"{shown(name)} is {list(found[name])}, expected {list(shape)}"
+            f"{name} is {list(found[name])}, expected {list(shape)}"
             for name, shape in wanted.items()
             if name in found and tuple(found[name]) != tuple(shape)
         ],
-        "unknown": [shown(str(name)) for name in found if name not in wanted],
+        "unknown": [str(name) for name in found if name not in wanted],
     }
-    listed = [f"{kind}: {_some(names)}" for kind, names in problems.items() if names]
+    refuse(f"{path} does not hold the weights of a {network}", problems)
+
+
+def refuse(what, problems):
+    """Raises UserError(`what`) with the lists of names in `problems` (kind -> names), unless all are empty."""
+    listed = [f"{kind}: {some(names)}" for kind, names in problems.items() if names]
     if listed:
-        raise UserError(f"{path} does not hold the weights of a {network}; {'; '.join(listed)}")
+        raise UserError(f"{what}; {'; '.join(listed)}")
 
 
-def _some(names):
-    rest = len(names) - _MOST_NAMED
-    return ", ".join(names[:_MOST_NAMED]) + (f" and {rest} more" if rest > 0 else "")
+def some(names, most=_MOST_NAMED):
+    """Names for a message: the first of them and how many more there are; all for None."""
+    # a name and two shapes
+    names = [shown(name, 200) for name in names]
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if most and len(names) > most else "")

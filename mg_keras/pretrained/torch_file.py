@@ -413,7 +413,7 @@ def _is_count(value):
     return type(value) is int and 0 <= value <= sys.maxsize
 
 
-def shown(text):
-    """A text of a file's, fit for a line of a message or a terminal."""
+def shown(text, most=80):
+    """A text of a file's, fit for a line of a message or a terminal, of at most so many characters."""
     text = text if text.isprintable() else ascii(text)
-    return text if len(text) <= 80 else f"{text[:77]}..."
+    return text if len(text) <= most else f"{text[: most - 3]}..."
