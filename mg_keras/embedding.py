@@ -195,12 +195,20 @@ def _batches_by_shape(photos):
     """Photos of many shapes wait for others of theirs, until a batch is full or there are too many that wait."""
     waiting, pixels, unusable = {}, 0, []
 
-    def batch(shape):
+    def batch(shape, size):
         nonlocal pixels, unusable
-        rows, images = zip(*waiting.pop(shape), strict=True)
-        pixels -= len(rows) * shape[0] * shape[1]
+        taken, left = waiting[shape][:size], waiting[shape][size:]
+        if left:
+            waiting[shape] = left
+        else:
+            del waiting[shape]
+        pixels -= size * shape[0] * shape[1]
         met, unusable = unusable, []
+        rows, images = zip(*taken, strict=True)
         return np.array(rows, np.int64), np.array(met, np.int64), tf.stack(images)
+
+    def largest(shape):
+        return _power_of_two(len(waiting[shape]))
 
     for row, ok, image in photos:
         if not ok:
@@ -209,15 +217,23 @@ def _batches_by_shape(photos):
         height, width = shape = tuple(image.shape[:2])
         waiting.setdefault(shape, []).append((int(row), image))
         pixels += height * width
-        if len(waiting[shape]) == _photos_a_batch(height, width):
-            yield batch(shape)
+        full = _photos_a_batch(height, width)
+        if len(waiting[shape]) == full:
+            yield batch(shape, full)
         elif pixels > _PIXELS_WAITING:
             # those that make the largest batch; of equals, those that have waited longest
-            yield batch(max(waiting, key=lambda shape: len(waiting[shape]) * shape[0] * shape[1]))
-    for shape in list(waiting):
-        yield batch(shape)
+            shape = max(waiting, key=lambda shape: largest(shape) * shape[0] * shape[1])
+            yield batch(shape, largest(shape))
+    while waiting:
+        shape = next(iter(waiting))
+        yield batch(shape, largest(shape))
     if unusable:
         yield np.empty(0, np.int64), np.array(unusable, np.int64), tf.zeros((0, 1, 1, 3))
+
+
+def _power_of_two(count):
+    """The largest that is not above `count`: TensorFlow keeps what it has prepared for every shape of a batch."""
+    return 1 << (count.bit_length() - 1)
 
 
 def _run(network, batches, total, poolings, label):
