@@ -59,7 +59,9 @@ def milliseconds(seconds):
 
 def per_second(count, seconds):
     """`"median (fastest)"` rate of something that gives `count` items a call, as a table's cell."""
-    return f"{count / statistics.median(seconds):.0f} ({count / min(seconds):.0f})"
+    median, fastest = (count / value for value in (statistics.median(seconds), min(seconds)))
+    digits = 0 if median >= 100 else 2
+    return f"{median:.{digits}f} ({fastest:.{digits}f})"
 
 
 def machine():

@@ -22,7 +22,8 @@ def test_repeats_must_be_positive():
 
 def test_cells_give_median_and_fastest():
     assert timing.milliseconds([0.004, 0.001, 0.002]) == "2.0 (1.0)"
-    assert timing.per_second(6, [4, 1, 2]) == "3 (6)"
+    assert timing.per_second(6, [4, 1, 2]) == "3.00 (6.00)"
+    assert timing.per_second(600, [4, 1, 2]) == "300 (600)"
 
 
 def test_ratio_is_of_medians():
