@@ -1,6 +1,8 @@
 """The versions of a model in a folder, loaded and dropped while requests go on."""
 
 import contextlib
+import ctypes
+import gc
 import os
 import sys
 import threading
@@ -59,6 +61,7 @@ class Versions:
         self._statuses: dict[int, VersionStatus] = {}
         self._failed: dict[int, list] = {}
         self._stopping = threading.Event()
+        self._dropped = False
         if not self._folder.is_dir():
             raise UserError(f"no such folder: {folder} (export/run.py --out {folder} makes it)")
         self.refresh()
@@ -163,6 +166,7 @@ class Versions:
             # inside the lock: whoever found it in there has counted itself
             servable.retire()
         self._note(VersionStatus(version, "END"))
+        self._dropped = True
 
     def _note(self, status: VersionStatus) -> None:
         with self._lock:
@@ -170,7 +174,20 @@ class Versions:
 
     def _watch(self) -> None:
         while not self._stopping.wait(self._poll_seconds):
+            # a poll later, those who still used it have ended
+            if self._dropped:
+                self._dropped = False
+                _give_back_memory()
             self.refresh()
+
+
+def _give_back_memory() -> None:
+    """Gives what a dropped version held back to the system: its graph is garbage in circles, its weights scattered."""
+    gc.collect()
+    # of glibc, which else keeps what was freed between what was not
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim:
+        trim(0)
 
 
 def _fingerprint(path: Path) -> list:
