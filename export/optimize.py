@@ -133,23 +133,21 @@ class _Graph:
         for name, node in self.nodes.items():
             if depending.intersection(map(_node_of, node.input)):
                 depending.add(name)
-        wanted = sorted(
-            {
-                source
-                for name in depending
-                for source in self.nodes[name].input
-                if _node_of(source) not in depending and self.nodes[_node_of(source)].op != "Const"
-            }
-        )
+        needed = {
+            source
+            for name in depending
+            for source in self.nodes[name].input
+            if _node_of(source) not in depending and self.nodes[_node_of(source)].op != "Const"
+        }
+        # a constant has one output: operations of which others are needed, such as a split, stay
+        several = {_node_of(source) for source in needed if ":" in source and not source.endswith(":0")}
+        wanted = sorted(source for source in needed if _node_of(source) not in several)
         with tf.Graph().as_default() as graph:
             tf.graph_util.import_graph_def(self.definition(), name="")
             with tf.compat.v1.Session(graph=graph) as session:
                 values = session.run([name if ":" in name else f"{name}:0" for name in wanted])
         for source, value in zip(wanted, values, strict=True):
-            name = _node_of(source)
-            if ":" in source and not source.endswith(":0"):
-                raise NotImplementedError(f"{source}: a constant that is not its operation's first output")
-            self._set_constant(name, value)
+            self._set_constant(_node_of(source), value)
 
     def fold_channel_factors(self) -> None:
         """Fold batch normalisation, factors and offsets that follow a convolution into its kernel and bias."""

@@ -22,6 +22,7 @@ from mg_keras import whitening as formulas
 from mg_keras.data.images import try_decode
 from mg_keras.errors import UserError
 from mg_keras.files import atomic_path, atomic_write_json
+from mg_keras.programs import tensorflow_says
 from mg_keras.training.stages import open_source
 
 _OUTPUTS = ("logits", "class", "probability")
@@ -121,7 +122,8 @@ def export_saved_model(
     exponent = exponents.get(resolution, description["pooling_exponent"])
     description["check"] = {"photos": "generated" if photos is None else "given", "figures": []}
     with _published(target) as partial:
-        with _no_log():
+        # where it wrote assets is a hidden folder, which is renamed a moment later
+        with tensorflow_says(logging.WARNING):
             tf.saved_model.save(served, str(partial), signatures=served.signatures())
         checked = generated_photos(CHECK_PHOTOS) if photos is None else photos
         expected = _keras_answers(model, fitted)
@@ -364,15 +366,3 @@ def _next_version(folder: Path, version: int | None) -> Path:
     if (folder / str(version)).exists():
         raise UserError(f"{folder / str(version)} exists already: give another version, or none for the next free one")
     return folder / str(version)
-
-
-@contextlib.contextmanager
-def _no_log() -> Iterator[None]:
-    """Keep TensorFlow from telling where it wrote assets: a hidden folder that is renamed a moment later."""
-    logger = tf.get_logger()
-    level = logger.level
-    logger.setLevel(logging.WARNING)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)

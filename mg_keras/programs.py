@@ -1,5 +1,7 @@
 """What every program shares: arguments from YAML presets and flags, and one clear line for what a user can mend."""
 
+import contextlib
+import logging
 import os
 import sys
 from pathlib import Path
@@ -31,6 +33,18 @@ def import_tensorflow():
     finally:
         os.dup2(kept, 2)
         os.close(kept)
+
+
+@contextlib.contextmanager
+def tensorflow_says(level):
+    """TensorFlow's Python log keeps to notes of `level` (of `logging`) and above while the block runs."""
+    logger = logging.getLogger("tensorflow")
+    before = logger.level
+    logger.setLevel(level)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def with_preset(arguments, folder):

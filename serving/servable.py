@@ -1,10 +1,9 @@
 """One version of a model, loaded as TF Serving loads it: through a session, by the tensors' names."""
 
-import contextlib
 import logging
 import os
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from google.protobuf.message import DecodeError
 from tensorflow.core.protobuf.meta_graph_pb2 import SignatureDef
 from tensorflow_serving.apis.prediction_log_pb2 import PredictionLog
 
+from mg_keras.programs import tensorflow_says
 from serving.codes import ServingError, code_of_number
 
 
@@ -59,7 +59,8 @@ class Servable:
         graph = tf.Graph()
         self._session = tf.compat.v1.Session(graph=graph)
         try:
-            with graph.as_default(), _quiet():
+            # it says that this loader is old; TF Serving goes by it
+            with graph.as_default(), tensorflow_says(logging.ERROR):
                 meta_graph = tf.compat.v1.saved_model.load(self._session, [tf.saved_model.SERVING], os.fspath(path))
             self.signature_defs = dict(meta_graph.signature_def)
             self._signatures = {name: _signature(proto) for name, proto in self.signature_defs.items()}
@@ -153,15 +154,3 @@ def _signature(proto: SignatureDef) -> Signature:
         for infos in (proto.inputs, proto.outputs)
     )
     return Signature(inputs, outputs)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep TensorFlow from saying that this loader is old: it is the one that TF Serving goes by."""
-    logger = tf.get_logger()
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)

@@ -141,3 +141,18 @@ def test_functions_run_as_before():
 def test_precision_is_checked():
     with pytest.raises(ValueError, match="float32, bfloat16, got 'int8'"):
         optimized_trunk(built("vgg16"), "int8")
+
+
+class SplitConstant(layers.Layer):
+    """Adds both halves of a constant: the second is an output of an operation that has two."""
+
+    def call(self, inputs):
+        first, second = tf.split(tf.exp(tf.range(10.0)) / 5000, 2)
+        return inputs + first - 2 * second
+
+
+def test_a_constant_with_several_outputs():
+    trunk = keras.Sequential([keras.Input((None, None, 3)), layers.Conv2D(5, 3), SplitConstant()])
+    expected = trunk(images()).numpy()
+    found = optimized_trunk(trunk)(tf.constant(images())).numpy()
+    np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
