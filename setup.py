@@ -32,6 +32,7 @@ setup(
         "rich>=15.0",
         "jsonargparse[signatures]>=4.53",
         "pyyaml>=6.0",
+        "safetensors>=0.8",
         # TensorFlow writes summaries through it, and no longer brings it
         "tensorboard>=2.21",
         "tensorflow-datasets>=4.9.10",

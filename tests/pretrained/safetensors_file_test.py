@@ -61,20 +61,21 @@ def one(**changes):
     [
         (b"", b"", 1 << 62, "no safetensors file, or cut short"),
         (b"{}", b"", 3, "no safetensors file, or cut short"),
-        (b"{", b"", None, "its header is no JSON"),
-        (b"\xff\xff", b"", None, "its header is no JSON"),
-        (b"[" * 200_000, b"", None, "its header is no JSON"),
-        (b"[]", b"", None, "its header is no object"),
-        (one(), b"1234567", None, "cut short or damaged: a is declared as 2 values of float32 in bytes 0 to 8 of 7"),
+        (b"{", b"", None, "no safetensors file"),
+        (b"\xff\xff", b"", None, "no safetensors file"),
+        (b"[" * 200_000, b"", None, "no safetensors file"),
+        (b"[]", b"", None, "no safetensors file"),
+        (one(), b"1234567", None, "cut short or damaged"),
         (one(shape=[3]), b"12345678", None, "cut short or damaged"),
         (one(shape=[1 << 40]), b"12345678", None, "cut short or damaged"),
-        (one(shape=[-2]), b"12345678", None, "a is declared without a known dtype"),
-        (one(shape=[2.0]), b"12345678", None, "a is declared without a known dtype"),
-        (one(shape=None), b"12345678", None, "a is declared without a known dtype"),
-        (one(dtype="F4"), b"12345678", None, "a is declared without a known dtype"),
-        (one(dtype=["F32"]), b"12345678", None, "a is declared without a known dtype"),
-        (one(data_offsets=[0]), b"12345678", None, "a is declared without a known dtype"),
-        (b'{"a": 5}', b"", None, "a is declared without a known dtype"),
+        (one(shape=[-2]), b"12345678", None, "no safetensors file"),
+        (one(shape=[2.0]), b"12345678", None, "no safetensors file"),
+        (one(shape=None), b"12345678", None, "no safetensors file"),
+        (one(dtype="F4"), b"12345678", None, "no safetensors file"),
+        (one(dtype=["F32"]), b"12345678", None, "no safetensors file"),
+        (one(dtype="U32"), b"12345678", None, "a is of the type U32; F64, F32"),
+        (one(data_offsets=[0]), b"12345678", None, "no safetensors file"),
+        (b'{"a": 5}', b"", None, "no safetensors file"),
     ],
 )
 def test_broken_files(tmp_path, header, data, length, message):
@@ -84,7 +85,7 @@ def test_broken_files(tmp_path, header, data, length, message):
 
 
 def test_no_file(tmp_path):
-    with pytest.raises(UserError, match="cannot be read: No such file"):
+    with pytest.raises(UserError, match=r"cannot be read: .*No such file"):
         SafetensorsFile(tmp_path / "a.safetensors")
     (tmp_path / "b.safetensors").write_bytes(b"")
     with pytest.raises(UserError, match="no safetensors file"):
