@@ -1,13 +1,17 @@
 """Whole runs, as users start, break and resume them."""
 
+import contextlib
 import io
 import json
+import os
+import pty
 import resource
 import signal
 import socket
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 
 import numpy as np
@@ -195,6 +199,7 @@ def test_a_full_disk_is_one_line_and_a_run_that_resumes(folder, tmp_path):
 
 
 def test_two_workers_train_together(folder, tmp_path):
+    """One writes into a terminal, the other into a log: they show their progress at other times."""
     ports = []
     for _ in range(2):
         with socket.socket() as probe:
@@ -202,6 +207,7 @@ def test_two_workers_train_together(folder, tmp_path):
             ports.append(probe.getsockname()[1])
     cluster = {"worker": [f"127.0.0.1:{port}" for port in ports]}
     command = arguments(folder, tmp_path / "run", batch_size=16, epochs=1, strategy="multiworker")
+    reader, terminal = pty.openpty()
     workers = [
         start(
             "train/run.py",
@@ -212,13 +218,28 @@ def test_two_workers_train_together(folder, tmp_path):
                 "TF_NUM_INTRAOP_THREADS": "1",
                 "TF_NUM_INTEROP_THREADS": "1",
             },
+            **more,
         )
-        for index in range(2)
+        for index, more in enumerate([{}, {"stderr": terminal}])
     ]
+    os.close(terminal)
+    shown = []
+    thread = threading.Thread(target=read_terminal, args=(reader, shown))
+    thread.start()
     ends = [finish(worker) for worker in workers]
-    assert [status for status, _, _ in ends] == [0, 0], "\n".join(errors for _, _, errors in ends)
+    thread.join()
+    assert [status for status, _, _ in ends] == [0, 0], f"{ends[0][2]}\n{b''.join(shown).decode(errors='replace')}"
+    assert b"3/6 steps" in b"".join(shown)
     assert (tmp_path / "run" / "saved_model" / "1").is_dir()
     assert len((tmp_path / "run" / "metrics.csv").read_text().splitlines()) == 2
+
+
+def read_terminal(reader, shown):
+    """Takes what is written into a terminal, until its last writer has ended: that is an error of the reader's."""
+    with contextlib.suppress(OSError):
+        while chunk := os.read(reader, 4096):
+            shown.append(chunk)
+    os.close(reader)
 
 
 def test_classes_are_those_of_the_folder(undisturbed):

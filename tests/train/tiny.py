@@ -52,14 +52,9 @@ def arguments(folder, run, **changes):
 def start(program, *arguments, **options):
     """Starts a program as a user does; its output is collected."""
     environment = {**os.environ, **options.pop("env", {})}
-    return subprocess.Popen(
-        [sys.executable, str(ROOT / program), *map(str, arguments)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment,
-        **options,
-    )
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    command = [sys.executable, str(ROOT / program), *map(str, arguments)]
+    return subprocess.Popen(command, text=True, env=environment, **{**pipes, **options})
 
 
 def run_in_process(program, command, monkeypatch, capsys):
