@@ -21,13 +21,14 @@ from mg_keras import MultiGrain, Whitening, layers
 from mg_keras import whitening as formulas
 from mg_keras.data.images import try_decode
 from mg_keras.errors import UserError
-from mg_keras.files import atomic_path, atomic_write_json
+from mg_keras.files import atomic_path, atomic_write_json, remove_leftovers
 from mg_keras.programs import tensorflow_says
 from mg_keras.training.stages import open_source
 
 _OUTPUTS = ("logits", "class", "probability")
 _DEFAULT_RESOLUTION = 224
 _MAX_EXPONENT = 1000.0
+_DAY = 24 * 60 * 60.0
 # how far unit-norm embeddings in float32 may lie apart by rounding alone, with room to spare
 _ROUNDING = 1e-6
 CHECK_PHOTOS = 16
@@ -86,7 +87,7 @@ def export_saved_model(
         photos: to check on, RGB uint8 [H, W, 3] each; None: generated ones.
 
     Returns:
-        The path of `<folder>/<version>`.
+        The path of `<folder>/<version>`. What an export killed over a day ago left half-written in `folder` is removed.
 
     Raises:
         ValueError: a whitening without bias channel or of another size, another number of `class_names` than classes,
@@ -118,6 +119,8 @@ def export_saved_model(
     resolution = training.get("resolution", _DEFAULT_RESOLUTION) if training else _DEFAULT_RESOLUTION
     exponents = _exponents(description)
     target = _next_version(Path(folder), version)
+    # of exports that were killed: one that is under way takes minutes
+    remove_leftovers(folder, "[0-9]*", _DAY)
     served = _Served(model, fitted, precision, exponents or {resolution: description["pooling_exponent"]})
     exponent = exponents.get(resolution, description["pooling_exponent"])
     description["check"] = {"photos": "generated" if photos is None else "given", "figures": []}

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +19,8 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
 
     What was written is flushed to the disk and then renamed, so that whoever looks at `path`, even after a power
     cut, finds the old content or the new one. If the block raises, what it wrote is removed and `path` is as it
-    was. A process killed in the block leaves a hidden `.<name>.<random>` sibling, never a broken `path`.
+    was. A process killed in the block leaves a hidden `.<name>.<random>` sibling, never a broken `path`;
+    `remove_leftovers` takes it away.
 
     Args:
         path: where the file or folder shall be. Missing parent folders are made. A file there is replaced; a folder
@@ -50,6 +52,27 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
             partial.unlink(missing_ok=True)
         raise
     _flush(path.parent)
+
+
+def remove_leftovers(folder: str | os.PathLike, name: str, seconds: float = 0.0) -> None:
+    """Remove what writers that were killed in the block of `atomic_path` left behind.
+
+    Args:
+        folder: where they wrote; it need not exist.
+        name: the glob of what they wanted to write, such as "step-*.npz".
+        seconds: for which nothing was written to a leftover; 0 only where nobody else writes such a thing now.
+    """
+    stem, suffix = Path(name).stem, Path(name).suffix
+    for leftover in Path(folder).glob(f".{stem}.{'[0-9a-f]' * 32}{suffix}"):
+        # one that is taken away or finished meanwhile is none, and one that may not be removed harms nobody
+        with contextlib.suppress(OSError):
+            written = max(path.stat().st_mtime for path in [leftover, *leftover.rglob("*")])
+            if time.time() - written < seconds:
+                continue
+            if leftover.is_dir():
+                shutil.rmtree(leftover)
+            else:
+                leftover.unlink()
 
 
 def atomic_write_text(path: str | os.PathLike, text: str) -> None:

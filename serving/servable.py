@@ -57,7 +57,10 @@ class Servable:
         self._users = 0
         self._retired = False
         graph = tf.Graph()
-        self._session = tf.compat.v1.Session(graph=graph)
+        config = tf.compat.v1.ConfigProto()
+        # else it keeps a copy of every signature's graph, with the trunk's weights in it, for who asks to see them
+        config.experimental.disable_output_partition_graphs = True
+        self._session = tf.compat.v1.Session(graph=graph, config=config)
         try:
             # it says that this loader is old; TF Serving goes by it
             with graph.as_default(), tensorflow_says(logging.ERROR):

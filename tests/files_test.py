@@ -1,10 +1,13 @@
+import contextlib
 import json
+import os
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from mg_keras.files import atomic_path, atomic_write_json, atomic_write_text
+from mg_keras.files import atomic_path, atomic_write_json, atomic_write_text, remove_leftovers
 
 
 def names(folder):
@@ -78,6 +81,34 @@ def test_two_writers_of_one_file_do_not_share_their_partial(tmp_path):
         second.write_text("second")
     assert target.read_text() == "first"
     assert names(tmp_path) == ["a.txt"]
+
+
+def test_what_killed_writers_left_is_removed(tmp_path):
+    def leave(target, seconds_ago):
+        with contextlib.suppress(FileNotFoundError), atomic_path(target) as partial:
+            inner = partial.with_name("moved")
+            partial.mkdir() if not target.suffix else partial.write_text("half")
+            if partial.is_dir():
+                (partial / "model.pb").write_text("half")
+            # as if the process ended here
+            partial.rename(inner)
+        inner.rename(partial)
+        for path in (partial, *partial.rglob("*")):
+            os.utime(path, (time.time() - seconds_ago,) * 2)
+        return partial.name
+
+    (tmp_path / ".4.hidden").mkdir()
+    (tmp_path / "5").mkdir()
+    leave(tmp_path / "1", 7200)
+    recent, other = leave(tmp_path / "2", 1800), leave(tmp_path / "model", 7200)
+    # one file written to a moment ago tells of a writer that lives
+    busy = leave(tmp_path / "3", 7200)
+    os.utime(tmp_path / busy / "model.pb")
+    leave(tmp_path / "step-7.npz", 0)
+    remove_leftovers(tmp_path, "[0-9]*", 3600)
+    remove_leftovers(tmp_path, "step-*.npz")
+    remove_leftovers(tmp_path / "nowhere", "*")
+    assert names(tmp_path) == sorted([".4.hidden", "5", recent, other, busy])
 
 
 def test_text_is_utf8_whatever_the_locale(tmp_path):

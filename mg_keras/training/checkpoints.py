@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from mg_keras.errors import UserError
-from mg_keras.files import atomic_path
+from mg_keras.files import atomic_path, remove_leftovers
 
 _META = "meta.json"
 
@@ -73,7 +73,7 @@ class Checkpoints:
         return sorted(self.folder.glob("step-*.npz"))
 
     def save(self, step, arrays, meta):
-        """Writes the checkpoint of `step`, then removes those that need not stay.
+        """Writes the checkpoint of `step`, then removes those that need not stay and what a killed run left.
 
         Raises:
             OSError: it could not be written; what was there before is untouched.
@@ -85,6 +85,7 @@ class Checkpoints:
         for path in self.paths()[: -self.keep]:
             if path.stem != f"step-{best:09d}" if best is not None else True:
                 path.unlink()
+        remove_leftovers(self.folder, "step-*.npz")
 
     def load(self, which="last"):
         """The `"last"` or `"best"` checkpoint as (path, arrays, meta), or None where there is none.

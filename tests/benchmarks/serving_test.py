@@ -1,9 +1,11 @@
 """The soak at a small size, in which no request may be lost, and the table; how fast is no matter here."""
 
+import re
 import runpy
 import sys
 
 import pytest
+import tensorflow as tf
 
 from tests.benchmarks.programs_test import ROOT
 from tests.serving import stand_in
@@ -31,7 +33,7 @@ def run(monkeypatch, capsys):
 def test_soak(model, run):
     printed = run("--model", model, "--resolution", 32, "--soak", 400)
     assert "360 answered right, 40 malformed refused (11 kinds), 0 faults" in printed
-    assert "server's memory after each third, MB: " in printed
+    assert re.search(r"memory, MB: \d+ before the first swap of versions; after each swap (\d+, ){3}\d+\n", printed)
 
 
 def test_table(model, run):
@@ -42,6 +44,18 @@ def test_table(model, run):
         p50, p95, p99, rate = map(float, cells)
         assert 0 < p50 <= p95 <= p99
         assert rate > 0
+
+
+def test_a_model_that_takes_no_files_gets_one_line(tmp_path, run, capsys):
+    module = tf.Module()
+    module.double = tf.function(lambda x: {"y": 2 * x}, input_signature=[tf.TensorSpec([None], tf.float32, "x")])
+    tf.saved_model.save(module, str(tmp_path / "1"), module.double)
+    with pytest.raises(SystemExit) as stopped:
+        run("--model", tmp_path, "--soak", 10)
+    assert stopped.value.code == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith(f"error: {tmp_path / '1'} does not answer (export/run.py writes a model that does): ")
+    assert 'key "encoded" not found' in error
 
 
 def test_a_folder_without_a_model_gets_one_line(tmp_path, run, capsys):

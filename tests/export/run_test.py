@@ -1,4 +1,5 @@
 import json
+import os
 import random
 import runpy
 import signal
@@ -80,13 +81,18 @@ def test_killed_at_any_moment_it_leaves_whole_versions(tmp_path):
 
 def test_the_program_writes_the_next_version(run, tmp_path, monkeypatch, capsys):
     out = tmp_path / "model"
-    # what an export that was killed may have left
-    for name in ("6", ".7.0123456789abcdef"):
+    # what exports that were killed just now and two days ago may have left
+    recent, old = (f".{version}.{digit * 32}" for version, digit in ((7, "a"), (6, "b")))
+    for name in ("6", recent, old):
         (out / name).mkdir(parents=True)
+    two_days_ago = time.time() - 2 * 24 * 60 * 60
+    os.utime(out / old, (two_days_ago, two_days_ago))
     arguments = ["--run", run, "--out", out, "--check_photos", 2, "--precision", "bfloat16"]
     monkeypatch.setattr(sys, "argv", ["export/run.py", *map(str, arguments)])
     runpy.run_path(PROGRAM, run_name="__main__")
     assert versions(out) == [6, 7]
+    assert (out / recent).exists()
+    assert not (out / old).exists()
     assert f"{out / '7'} (not whitened)" in capsys.readouterr().out
     about = check_whole(out / "7")
     assert (about["precision"], about["trunk"], about["class_names"]) == ("bfloat16", "resnet18", list(CLASSES))
