@@ -215,9 +215,13 @@ class _Served(tf.Module):
         self.projection = layer.projection.value
         self.inverse = layer.inverse.value
         self.discarded_variance = layer.discarded_variance.value
-        classifier = np.vstack([np.asarray(ops.convert_to_numpy(weight)) for weight in model.classifier.weights])
-        self.classifier = tf.Variable(classifier, dtype=tf.float32, trainable=False, name="classifier")
-        self._embed = _embedder(model, optimized_trunk(model.trunk, precision))
+        kernel, bias = (tf.cast(ops.convert_to_numpy(weight), tf.float32) for weight in model.classifier.weights)
+        self.kernel = tf.Variable(kernel, trainable=False, name="kernel")
+        self.bias = tf.Variable(bias, trainable=False, name="bias")
+        # normalising is `(images - mean) / std`; the trunk divides
+        mean, std = 255 * np.float64(model.pixel_mean), 255 * np.float64(model.pixel_std)
+        trunk = optimized_trunk(model.trunk, precision, 1 / std)
+        self._embed = _embedder(model, lambda images: trunk(images - mean.astype(np.float32)))
         self._table = dict(table)
 
     def signatures(self) -> dict[str, Any]:
@@ -254,13 +258,13 @@ class _Served(tf.Module):
     def classify(self, embedding: tf.Tensor) -> dict[str, tf.Tensor]:
         """A stored descriptor to its class."""
         unit = formulas.unwhitened(ops, embedding, self.mean, self.inverse, self.discarded_variance)
-        return _answers(tf.matmul(unit, self.classifier) / unit[:, -1:])
+        return _answers(tf.matmul(unit[:, :-1], self.kernel) / unit[:, -1:] + self.bias)
 
     def _described(self, embeddings: tf.Tensor) -> dict[str, tf.Tensor]:
         whitened = formulas.whitened(ops, embeddings, self.mean, self.projection, bias_channel=True)
         # the classifier with the whitening folded in gives these logits from `whitened`, but for what rounding and
         # dropped dimensions lose on the way
-        logits = tf.matmul(embeddings, self.classifier[:-1]) + self.classifier[-1]
+        logits = tf.matmul(embeddings, self.kernel) + self.bias
         return {"embedding": formulas.unit_rows(ops, whitened), **_answers(logits)}
 
 
@@ -276,14 +280,14 @@ def _after(operation) -> Any:
     return tf.control_dependencies([] if operation is None else [operation])
 
 
-def _embedder(model: MultiGrain, trunk: Callable) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
-    """Pixels and exponents to pooled embeddings, by the model's parts and `trunk`.
+def _embedder(model: MultiGrain, features: Callable) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
+    """Pixels and exponents to pooled embeddings, by `features`, pixels to feature map, and the model's pooling.
 
     Calling the model itself would first round pixels and exponents to half precision under a mixed dtype policy.
     """
 
     def embed(images, p_star):
-        return model.pool(trunk(model.normalize(images)), p_star=p_star)
+        return model.pool(features(images), p_star=p_star)
 
     return embed
 
@@ -295,7 +299,8 @@ def _keras_answers(model: MultiGrain, whitening: Whitening) -> Callable[[np.ndar
     """
     trunk = float32_trunk(model.trunk)
     spec = tf.TensorSpec([None, None, None, 3], tf.float32), tf.TensorSpec([None], tf.float32)
-    embed = tf.function(_embedder(model, lambda images: trunk(images, training=False)), input_signature=spec)
+    embed = _embedder(model, lambda images: trunk(model.normalize(images), training=False))
+    embed = tf.function(embed, input_signature=spec)
 
     def answers(images, p_star):
         embeddings = embed(images, p_star).numpy()
