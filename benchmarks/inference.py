@@ -10,8 +10,9 @@ ResNet-50 with GeM at 224, 500 and 800 px, one photo and eight at a time:
   (`pip install openvino onnxruntime tf2onnx`, or this project's extra `benchmark`);
 * `PyTorch`: its own ResNet-50 with GeM (`pip install torch`).
 
-What is not installed is said to be missing. Contestants take turns; the tables give medians, and how much of the
-machine's peak each reaches: that of a product of float32 matrices, or bfloat16 ones for the bfloat16 contestants.
+What is not installed is said to be missing. Contestants take turns of half a second, call after call; the tables give
+medians, and how much of the machine's peak each reaches: that of a product of float32 matrices, or of bfloat16 ones for
+the bfloat16 contestants.
 """
 
 import argparse
@@ -25,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
-from benchmarks.timing import interleaved_times, machine, print_table, ratio, timed
+from benchmarks.timing import interleaved_times, machine, print_table, ratio, timed_at_work
 from mg_keras.errors import UserError
 from mg_keras.programs import import_tensorflow, run_program
 
@@ -226,7 +227,8 @@ def has_bfloat16():
 def compare(calls, resolution, batch_size, operations, repeats):
     """Times the calls and two matrix products in turns, prints a table and returns the times."""
     products = {f"peak {dtype}": peak_contestant(dtype) for dtype in ("float32", "bfloat16")}
-    times = interleaved_times({name: timed(call) for name, call in {**calls, **products}.items()}, repeats, warm_up=2)
+    runs = {name: timed_at_work(call) for name, call in {**calls, **products}.items()}
+    times = interleaved_times(runs, repeats, warm_up=1)
     peaks = {name: 2 * MATRIX_SIDE**3 / min(times[name]) for name in products}
     rows = []
     for name in calls:
@@ -253,7 +255,7 @@ def main():
     parser.add_argument("--trunk", default="resnet50", help="name of a trunk (resnet50)")
     parser.add_argument("--resolutions", type=int, nargs="+", default=[224, 500, 800], help="pixels (224 500 800)")
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 8], help="photos in a call (1 8)")
-    parser.add_argument("--repeats", type=int, default=10, help="timed calls of each contestant (10)")
+    parser.add_argument("--repeats", type=int, default=10, help="turns of each contestant (10)")
     options = parser.parse_args()
     for name, values in (
         ("resolutions", options.resolutions),

@@ -47,6 +47,25 @@ def timed(run):
     return contestant
 
 
+def timed_at_work(run, seconds=0.5):
+    """A contestant that is one of many calls of `run()`, for work of milliseconds: the mean of `seconds` of them.
+
+    What comes after a pause, with cold caches and threads that sleep, is not counted.
+    """
+
+    def contestant():
+        until = time.perf_counter() + seconds / 4
+        while time.perf_counter() < until:
+            run()
+        calls, start = 0, time.perf_counter()
+        while not calls or time.perf_counter() < start + seconds:
+            run()
+            calls += 1
+        return (time.perf_counter() - start) / calls
+
+    return contestant
+
+
 def ratio(times, of, to):
     """The median time of contestant `of` divided by that of contestant `to`."""
     return statistics.median(times[of]) / statistics.median(times[to])

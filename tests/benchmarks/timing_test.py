@@ -15,6 +15,21 @@ def test_contestants_take_turns_forwards_and_backwards(monkeypatch):
     assert times == {"a": [4, 9], "b": [5, 8], "c": [6, 7]}, "the seconds reported, without the warm-up's"
 
 
+def test_work_of_milliseconds_is_timed_once_it_runs(monkeypatch):
+    clock = [0.0]
+    # the first calls after a pause take longer
+    durations = iter([10.0, 5.0, *[2.0] * 20])
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: clock[0])
+    contestant = timing.timed_at_work(lambda: clock.__setitem__(0, clock[0] + next(durations)), seconds=12)
+    monkeypatch.setattr(timing, "_PAUSE", 0)
+    # 3 s unless a call takes longer, then 12 s
+    assert contestant() == pytest.approx((5 + 2 + 2 + 2 + 2) / 5)
+    assert contestant() == 2
+    assert next(durations) == 2, "it stopped"
+    long = timing.timed_at_work(lambda: clock.__setitem__(0, clock[0] + 100), seconds=12)
+    assert long() == 100
+
+
 def test_repeats_must_be_positive():
     with pytest.raises(ValueError, match="received 0"):
         timing.interleaved_times({}, repeats=0)
