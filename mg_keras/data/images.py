@@ -23,6 +23,9 @@ _apart = tf.function(experimental_attributes={"_noinline": True}, reduce_retraci
 # where EXIF may stand: segments hold at most 64 KiB, and few programs write anything before it but a thumbnail's
 _HEADER_BYTES = 1 << 17
 
+# a place behind the end of any file that is looked at byte by byte
+_BEHIND = 1 << 30
+
 _MEANINGS = {
     "Input is empty": "the file is empty",
     "Unknown image file format": "not a JPEG, PNG, WebP, BMP or GIF file",
@@ -146,6 +149,7 @@ def _decode_as_stored(contents):
         f"larger than {MAX_PIXELS:,} pixels",
     )
     with tf.control_dependencies([] if limit is None else [limit]):
+        contents = tf.cond(_is_gif(contents), lambda: _first_frame(contents), lambda: tf.identity(contents))
         image = tf.io.decode_image(contents, channels=3, expand_animations=False)
     image = tf.ensure_shape(image, [None, None, 3])
     check = tf.debugging.assert_greater_equal(
@@ -182,7 +186,12 @@ def declared_size(contents):
         shape = tf.io.extract_jpeg_shape(contents)
         return shape[0], shape[1]
 
-    return tf.cond(_is_jpeg(contents), jpeg, lambda: _declared_size_of_others(contents))
+    def no_jpeg():
+        return tf.cond(
+            _is_gif(contents), lambda: _declared_size_of_gif(contents), lambda: _declared_size_of_others(contents)
+        )
+
+    return tf.cond(_is_jpeg(contents), jpeg, no_jpeg)
 
 
 @_apart
@@ -193,7 +202,6 @@ def _declared_size_of_others(contents):
     kind = header[15]
     cases = [
         (_starts_with(header, 0x89, 0x50, 0x4E, 0x47), _big(header, 20, 4), _big(header, 16, 4)),
-        (_starts_with(header, *b"GIF8"), _little(header, 8, 2), _little(header, 6, 2)),
         (_starts_with(header, *b"BM"), tf.abs(_little(header, 22, 4)), tf.abs(_little(header, 18, 4))),
         (is_webp & (kind == ord("L")), bits // 16384 + 1, bits % 16384 + 1),
         (is_webp & (kind == ord("X")), _little(header, 27, 3) + 1, _little(header, 24, 3) + 1),
@@ -207,6 +215,61 @@ def _declared_size_of_others(contents):
 
 def _is_jpeg(contents):
     return tf.equal(tf.strings.substr(contents, 0, 3), b"\xff\xd8\xff")
+
+
+def _is_gif(contents):
+    return tf.equal(tf.strings.substr(contents, 0, 4), b"GIF8")
+
+
+@_apart
+def _declared_size_of_gif(contents):
+    """What holds the screen and the first frame, which may be the larger one: the decoder takes the larger one too."""
+    byte = _bytes_of_gif(contents)
+    frame = _first_descriptor(byte)
+
+    def number(position):
+        return byte(position) + 256 * byte(position + 1)
+
+    return tf.maximum(number(8), number(frame + 7)), tf.maximum(number(6), number(frame + 5))
+
+
+@_apart
+def _first_frame(contents):
+    """The file without what follows its first frame: TensorFlow would decode all frames, of any number and size."""
+    byte = _bytes_of_gif(contents)
+    frame = _first_descriptor(byte)
+    pixels = frame + 10 + _table_bytes(byte(frame + 9)) + 1
+    end = tf.while_loop(lambda p: byte(p) > 0, lambda p: (p + 1 + byte(p),), (pixels,), parallel_iterations=1)[0] + 1
+    # a file that ends within the frame stays broken
+    return tf.strings.join([tf.strings.substr(contents, 0, end), tf.where(byte(frame) == 0x2C, b";", b"")])
+
+
+def _first_descriptor(byte):
+    """Where a GIF's first frame begins; behind the end of the file if it has none."""
+
+    def is_passed_over(position, within):
+        return within | (byte(position) == 0x21)
+
+    def next_block(position, within):
+        # an extension is a label and blocks of up to 255 bytes, the last of which is empty
+        length = byte(position)
+        return tf.where(within, position + 1 + length, position + 2), ~within | (length > 0)
+
+    start = 13 + _table_bytes(byte(10)), tf.constant(False)
+    position, _ = tf.while_loop(is_passed_over, next_block, start, parallel_iterations=1)
+    return tf.where(byte(position) == 0x2C, position, _BEHIND)
+
+
+def _table_bytes(flags):
+    """Bytes of a GIF's table of colours."""
+    return tf.where(flags >= 128, tf.gather([3 * 2 ** (bits + 1) for bits in range(8)], flags % 8), 0)
+
+
+def _bytes_of_gif(contents):
+    """A function: place -> the byte there, 0 behind the end."""
+    data = tf.concat([tf.io.decode_raw(contents, tf.uint8), tf.constant([0], tf.uint8)], 0)
+    last = tf.size(data) - 1
+    return lambda position: tf.cast(data[tf.minimum(position, last)], tf.int32)
 
 
 def _exif_orientation(header):

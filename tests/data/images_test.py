@@ -1,4 +1,5 @@
 import io
+import struct
 
 import numpy as np
 import pytest
@@ -54,6 +55,43 @@ def test_first_frame_of_a_gif():
     frames[0].save(buffer, "GIF", save_all=True, append_images=frames[1:])
     image = images.decode(tf.constant(buffer.getvalue())).numpy()
     np.testing.assert_array_equal(image[8, 8], [255, 0, 0])
+
+
+def gif_of(*frames, screen):
+    """A GIF whose frames have sizes of their own, each of one colour, with a comment before them."""
+    blocks = []
+    for number, (height, width) in enumerate(frames):
+        contents = encoded(Image.new("P", (width, height), number), "GIF")
+        # a byte of flags tells how long the table of colours is that follows the screen's size
+        begin = contents.index(b"\x2c", 13 + 3 * 2 ** ((contents[10] & 7) + 1))
+        blocks.append(contents[begin:-1])
+    colours = bytes(number * 80 % 256 for number in range(3 * 256))
+    start = b"GIF89a" + struct.pack("<HH", *reversed(screen)) + b"\xf7\0\0" + colours
+    comment = b"\x21\xfe" + (b"\xff" + b"\x2c" * 255) * 2 + b"\x03\x2c\x2c\x2c\0"
+    return start + comment + b"".join(blocks) + b";"
+
+
+def test_what_follows_a_gifs_first_frame_is_not_looked_at():
+    contents = gif_of((20, 30), (12_000, 12_000), (9, 9), screen=(20, 30))
+    # a frame that ends within its pixels: only who decodes it will tell
+    for later in (b"", b"\x2c", contents[1400:1450]):
+        np.testing.assert_array_equal(images.decode(tf.constant(contents + later)), np.full((20, 30, 3), [0, 80, 160]))
+
+
+@pytest.mark.parametrize(
+    ("contents", "reason"),
+    [
+        (gif_of((11_400, 11_400), screen=(64, 64)), "larger than 128,000,000 pixels"),
+        (gif_of((64, 64), screen=(11_400, 11_400)), "larger than 128,000,000 pixels"),
+        (gif_of((20, 7), screen=(20, 7)), "smaller than 8 pixels"),
+        (gif_of(screen=(64, 64)), ""),
+        (gif_of((64, 64), screen=(64, 64))[:1400], ""),
+        (b"GIF89a", ""),
+    ],
+    ids=["frame", "screen", "small", "no frame", "cut off", "no screen"],
+)
+def test_a_gif_that_is_refused(contents, reason):
+    assert reason in images.problem(lambda: tf.constant(contents))
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

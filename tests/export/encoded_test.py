@@ -4,6 +4,7 @@ import tensorflow as tf
 from PIL import Image
 
 from export import encoded
+from tests.data.images_test import gif_of
 from tests.export.small import P_STAR, encoded_as, picture
 
 
@@ -100,6 +101,7 @@ GOOD = encoded_as(picture(48, 48))
         (encoded_as(picture(48, 48), "JPEG")[:400], 0, "photo 1: JPEG data is broken or cut off"),
         (encoded_as(picture(48, 48), "BMP")[:400], 0, "photo 1: image data is broken or cut off"),
         (png_header(20_000, 20_000), 64, "photo 1: larger than 128,000,000 pixels"),
+        (gif_of((11_400, 11_400), screen=(64, 64)), 64, "photo 1: larger than 128,000,000 pixels"),
         (png_header(70_000, 100), 64, "photo 1: 70000 pixels on a side, more than 65,535"),
         (png_header(3000, 3000), 0, "photo 1: 9000000 pixels once resized, more than 4,194,304"),
         (GOOD, 4096, "photo 1: 16777216 pixels once resized, more than 4,194,304"),
