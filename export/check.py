@@ -53,12 +53,13 @@ def check(
         (resolution, resolution * 4 // 3),
         (resolution * 3 // 2, resolution),
     ):
-        # whole grey levels, as a file holds them
-        images = np.stack([np.rint(resolutions.resize(tf.constant(photo), height, width)) for photo in photos])
         found = {"serving_default": [], "encoded": []}
         wanted = []
-        for start in range(0, len(images), _PHOTOS_A_CALL):
-            batch = np.clip(images[start : start + _PHOTOS_A_CALL], 0, 255).astype(np.float32)
+        for start in range(0, len(photos), _PHOTOS_A_CALL):
+            part = photos[start : start + _PHOTOS_A_CALL]
+            # whole grey levels, as a file holds them
+            images = np.stack([np.rint(resolutions.resize(tf.constant(photo), height, width)) for photo in part])
+            batch = np.clip(images, 0, 255).astype(np.float32)
             p_star = np.full(len(batch), exponent, np.float32)
             wanted.append(expected(batch, p_star))
             files = [tf.io.encode_png(image.astype(np.uint8)) for image in batch]
@@ -80,7 +81,7 @@ def check(
                 "signature": name,
                 "height": height,
                 "width": width,
-                "photos": len(images),
+                "photos": len(photos),
                 "min_cosine": float(cosines.min()),
                 "mean_cosine": float(cosines.mean()),
                 "class_agreement": float(np.mean(classes == logits.argmax(axis=1))),

@@ -5,6 +5,7 @@ import errno
 import json
 import logging
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from export.optimize import optimized_trunk
 from mg_keras import MultiGrain, Whitening, layers
 from mg_keras import whitening as formulas
 from mg_keras.data.images import try_decode
+from mg_keras.data.resolutions import largest_side
 from mg_keras.errors import UserError
 from mg_keras.files import atomic_path, atomic_write_json, remove_leftovers
 from mg_keras.programs import tensorflow_says
@@ -93,8 +95,9 @@ def export_saved_model(
         ValueError: a whitening without bias channel or of another size, another number of `class_names` than classes,
             a `p_star` table that is none, no photos, an unknown precision, or `metadata` under a name that is filled in
             here.
-        UserError: the version exists already or is below 1, `folder` is a file, the check fails, or the network gives
-            photos the same embedding, of which whitening would leave rounding errors.
+        UserError: the version exists already or is below 1, `folder` is a file or cannot be written to, the disk is
+            full, the check fails, or the network gives photos the same embedding, of which whitening would leave
+            rounding errors.
 
     Example:
         >>> path = export_saved_model(model, whitening, "models/multigrain", metadata={"class_names": names})
@@ -121,13 +124,11 @@ def export_saved_model(
     target = _next_version(Path(folder), version)
     # of exports that were killed: one that is under way takes minutes
     remove_leftovers(folder, "[0-9]*", _DAY)
-    served = _Served(model, fitted, precision, exponents or {resolution: description["pooling_exponent"]})
     exponent = exponents.get(resolution, description["pooling_exponent"])
     description["check"] = {"photos": "generated" if photos is None else "given", "figures": []}
     with _published(target) as partial:
-        # where it wrote assets is a hidden folder, which is renamed a moment later
-        with tensorflow_says(logging.WARNING):
-            tf.saved_model.save(served, str(partial), signatures=served.signatures())
+        served = _Served(model, fitted, precision, exponents or {resolution: description["pooling_exponent"]})
+        _save(served, partial)
         checked = generated_photos(CHECK_PHOTOS) if photos is None else photos
         expected = _keras_answers(model, fitted)
         description["check"]["figures"] = check(partial, expected, checked, resolution, exponent, precision)
@@ -142,7 +143,8 @@ def export_run(
 ) -> Path:
     """Export a trained run (`mg_keras.training.runs.Run`) with its whitening, classes, p* table and settings.
 
-    It is checked on `photos` of the run's validation photos, or on generated ones where those are not to be had.
+    It is checked on `photos` of the run's validation photos, or on generated ones where those are not to be had;
+    standard error says so if they are others, or fewer, than was asked for.
     """
     if photos < 1:
         raise UserError(f"at least one photo is needed to check the model on, received {photos}")
@@ -152,30 +154,45 @@ def export_run(
         "p_star": run.p_star,
         "training": run.config,
     }
-    chosen = _validation_photos(run, photos) or None
-    return export_saved_model(run.model, run.whitening, folder, version, metadata, precision, chosen)
+    chosen, trouble = _validation_photos(run, photos)
+    if trouble:
+        used = f"{len(chosen)} of {photos} validation photos" if chosen else f"{CHECK_PHOTOS} generated photos"
+        print(f"the export is checked on {used}: {trouble}", file=sys.stderr)
+    return export_saved_model(run.model, run.whitening, folder, version, metadata, precision, chosen or None)
 
 
-def _validation_photos(run, count: int) -> list[np.ndarray]:
-    """Up to `count` usable validation photos of a run, the same ones each time; none if its data are gone."""
+def _validation_photos(run, count: int) -> tuple[list[np.ndarray], str]:
+    """(up to `count` usable validation photos of a run, the same ones each time; why there are no more, or "").
+
+    They are shrunk to twice the training resolution, so that any number of them fits into memory.
+    """
     try:
         split = open_source(run.settings).val
-    except UserError:
-        return []
-    found = []
+    except UserError as error:
+        return [], str(error)
+    found, side = [], 2 * run.settings.resolution
     for row in np.random.default_rng(0).permutation(len(split)):
         ok, photo = try_decode(split.read, tf.constant(row, tf.int64))
+        if ok and max(photo.shape) > side:
+            photo = tf.cast(tf.clip_by_value(tf.round(largest_side(photo, side)), 0, 255), tf.uint8)
         if ok:
             found.append(photo.numpy())
         if len(found) == count:
-            break
-    return found
+            return found, ""
+    return found, "there are no more that can be used"
 
 
 def usage(path: str | os.PathLike) -> str:
-    """What the SavedModel at `path` offers, and the lines that load it."""
+    """What the SavedModel at `path` offers, how near it is to the Keras model, and the lines that load it."""
     about = json.loads((Path(path) / "assets" / "multigrain.json").read_text(encoding="utf-8"))
-    lines = [f"{path}{'' if about['whitened'] else ' (not whitened)'}"]
+    figures = about["check"]["figures"]
+    kind = {"given": "", "generated": "generated "}[about["check"]["photos"]]
+    lines = [
+        f"{path}{'' if about['whitened'] else ' (not whitened)'}",
+        f"  like the Keras model on {figures[0]['photos']} {kind}photos: least cosine of a descriptor "
+        f"{min(entry['min_cosine'] for entry in figures):.7f}, class agreement "
+        f"{min(entry['class_agreement'] for entry in figures):.1%}",
+    ]
     for name, signature in tf.saved_model.load(path).signatures.items():
         # a loaded signature has its names in no order
         inputs = ", ".join(_shown(spec) for _, spec in sorted(signature.structured_input_signature[1].items()))
@@ -350,16 +367,28 @@ def _exponents(description: Mapping[str, Any]) -> dict[int, float]:
     return table
 
 
+def _save(served: _Served, partial: Path) -> None:
+    try:
+        # where it wrote assets is a hidden folder, which is renamed a moment later
+        with tensorflow_says(logging.WARNING):
+            tf.saved_model.save(served, str(partial), signatures=served.signatures())
+    except tf.errors.OpError as error:
+        # what Python calls by that name, such as a full disk
+        raise OSError(error.message) from error
+
+
 @contextlib.contextmanager
 def _published(target: Path) -> Iterator[Path]:
-    """`atomic_path(target)`, for a folder that another export may have written meanwhile."""
+    """`atomic_path(target)`: an empty folder, and one line for what is wrong with the place or the disk."""
     try:
         with atomic_path(target) as partial:
+            # at once, so that nobody waits for a folder that cannot be written to
+            partial.mkdir()
             yield partial
     except OSError as error:
-        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-            raise
-        raise UserError(f"{target} was written by another export meanwhile: export again") from error
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            raise UserError(f"{target} was written by another export meanwhile: export again") from error
+        raise UserError(f"{target} could not be written: {error.strerror or error}") from error
 
 
 def _next_version(folder: Path, version: int | None) -> Path:

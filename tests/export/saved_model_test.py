@@ -1,4 +1,5 @@
 import json
+import re
 from types import SimpleNamespace
 
 import keras
@@ -254,6 +255,30 @@ def test_a_failure_while_writing_leaves_nothing(model, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_photos_to_check_on_are_shrunk(tmp_path, monkeypatch, capsys):
+    for number, size in enumerate([(300, 400), (50, 60)]):
+        keras.utils.save_img(tmp_path / f"{number}.png", random_images(size, number)[0])
+    monkeypatch.setattr(saved_model, "open_source", lambda settings: SimpleNamespace(val=photos_below(tmp_path)))
+    found, trouble = saved_model._validation_photos(SimpleNamespace(settings=SimpleNamespace(resolution=64)), 2)
+    assert sorted(photo.shape for photo in found) == [(50, 60, 3), (96, 128, 3)]
+    assert {photo.dtype for photo in found} == {np.dtype(np.uint8)}
+    assert not trouble
+
+
+def test_a_place_that_cannot_be_written_gets_one_line(model, tmp_path, monkeypatch):
+    (tmp_path / "notes.txt").write_text("a file")
+    with pytest.raises(UserError, match="1 could not be written: Not a directory"):
+        exported_to(tmp_path / "notes.txt" / "model", model)
+
+    def full(*arguments, **options):
+        raise tf.errors.ResourceExhaustedError(None, None, "No space left on device")
+
+    monkeypatch.setattr(tf.saved_model, "save", full)
+    with pytest.raises(UserError, match="1 could not be written: No space left on device"):
+        exported_to(tmp_path / "model", model)
+    assert list((tmp_path / "model").iterdir()) == []
+
+
 @pytest.mark.parametrize("data", ["there", "gone"])
 def test_a_run_is_exported_and_the_printed_lines_load_it(data, model, whitening, tmp_path, monkeypatch, capsys):
     def open_source(settings):
@@ -271,14 +296,22 @@ def test_a_run_is_exported_and_the_printed_lines_load_it(data, model, whitening,
         whitening=whitening,
         class_names=list("abcdefg"),
         p_star={64: 2.5},
-        settings=SimpleNamespace(trunk="resnet18"),
+        settings=SimpleNamespace(trunk="resnet18", resolution=64),
         config={"trunk": "resnet18", "resolution": 64},
     )
     text = usage(export_run(run, tmp_path / "model"))
+    said = {
+        "there": "is checked on 1 of 16 validation photos: there are no more that can be used",
+        "gone": "is checked on 3 generated photos: no such folder",
+    }
+    assert said[data] in capsys.readouterr().err
     about = json.loads((tmp_path / "model" / "1" / "assets" / "multigrain.json").read_text())
     checked = {"there": ("given", 1), "gone": ("generated", 3)}
     assert (about["check"]["photos"], about["check"]["figures"][0]["photos"]) == checked[data]
     assert str(tmp_path / "model" / "1") in text
+    kind = {"there": "1 photos", "gone": "3 generated photos"}[data]
+    figures = r"least cosine of a descriptor (0\.9|1\.0)\d{6}, class agreement 100\.0%"
+    assert re.search(f"like the Keras model on {kind}: {figures}", text)
     assert "serving_default(images: float32 [?, ?, ?, 3], p_star: float32 [?])" in text
     assert "encoded(image_bytes: string [?], p_star: float32 [?], resolution: int32 [?]) -> embedding, " in text
     assert "classify_embedding(embedding: float32 [?, 17]) -> " in text
