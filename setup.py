@@ -15,6 +15,7 @@ setup(
     long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     python_requires=">=3.10,<3.14",
+    # not serving, export and train: they are run from the checkout, and names so common would hide those of others
     packages=find_packages(include=["mg_keras", "mg_keras.*"]),
     install_requires=[
         # not tensorflow-cpu beside it: keras-hub brings tensorflow-text, which brings the full wheel

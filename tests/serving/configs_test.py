@@ -1,9 +1,13 @@
 """TF Serving's settings, each checked against what it configures."""
 
 import inspect
+import io
+import os
 import re
 import shutil
 import subprocess
+import tarfile
+import time
 import urllib.request
 from pathlib import Path
 
@@ -68,18 +72,56 @@ def documents(path):
     return list(yaml.safe_load_all((SERVING / path).read_text(encoding="utf-8")))
 
 
+def named(found):
+    return {(each["kind"], each["metadata"]["name"]): each for each in found}
+
+
 def manifests():
     kustomization = documents("kustomization.yaml")[0]
-    return {
-        (found["kind"], found["metadata"]["name"]): found
-        for name in kustomization["resources"]
-        for found in documents(name)
-    }
+    return named(each for name in kustomization["resources"] for each in documents(name))
+
+
+def server_pod():
+    return manifests()["Deployment", "multigrain"]["spec"]["template"]["spec"]
+
+
+def publishing_pod():
+    return named(documents("kubernetes/publish.yaml"))["Pod", "multigrain-publish"]["spec"]
 
 
 def container():
-    (only,) = manifests()["Deployment", "multigrain"]["spec"]["template"]["spec"]["containers"]
+    (only,) = server_pod()["containers"]
     return only
+
+
+def flags(arguments):
+    return dict(flag.removeprefix("--").split("=", 1) for flag in arguments)
+
+
+def compose_service(**variables):
+    """The service as docker compose would see it with these variables set."""
+
+    def value(found):
+        return variables.get(found["name"], found["default"])
+
+    text = (SERVING / "compose.yaml").read_text(encoding="utf-8")
+    text = re.sub(r"\$\{(?P<name>\w+):-(?P<default>[^}]*)\}", value, text)
+    (service,) = yaml.safe_load(text)["services"].values()
+    return service
+
+
+def server_arguments(cpus):
+    """The pod's arguments as the kubelet would fill them in, were that many processors requested."""
+    (variable,) = container()["env"]
+    assert variable == {"name": "CPUS", "valueFrom": {"resourceFieldRef": {"resource": "requests.cpu"}}}
+    return [argument.replace("$(CPUS)", cpus) for argument in container()["args"]]
+
+
+def gigabytes(amount):
+    number, unit = re.fullmatch(r"(\d+)(Gi|g)", amount).groups()
+    # Docker's g and Kubernetes' Gi are the same
+    assert unit in ("Gi", "g")
+    return int(number) * 2**30 / 1e9
 
 
 def test_models():
@@ -117,7 +159,7 @@ def test_monitoring():
 
 COMPOSE_KEYS = {
     "image": str, "entrypoint": list, "command": list, "ports": list, "volumes": list, "user": str, "read_only": bool,
-    "tmpfs": list, "cap_drop": list, "security_opt": list, "cpus": int, "mem_limit": str, "pids_limit": int,
+    "tmpfs": list, "cap_drop": list, "security_opt": list, "cpus": str, "mem_limit": str, "pids_limit": int,
     "restart": str, "init": bool, "healthcheck": dict,
 }  # fmt: skip
 
@@ -128,7 +170,7 @@ def test_compose():
     (service,) = compose["services"].values()
     assert {key: type(value) for key, value in service.items()} == COMPOSE_KEYS
     assert re.fullmatch(rf"\$\{{TF_SERVING_IMAGE:-{IMAGE}\}}", service["image"])
-    assert service["command"] == container()["args"]
+    assert service["init"]
     assert all(re.fullmatch(r"127\.0\.0\.1:(\d+):\1", port) for port in service["ports"])
     assert all(re.fullmatch(r"(\.|\$\{MODELS:-\.\./models\}):/(config|models):ro", each) for each in service["volumes"])
     assert re.fullmatch(r"[1-9]\d*:[1-9]\d*", service["user"])
@@ -153,17 +195,74 @@ def test_the_health_check_of_compose(server):
 
 
 def test_every_file_named_by_a_flag_is_there():
-    flags = dict(flag.removeprefix("--").split("=") for flag in container()["args"])
-    files = {value.removeprefix("/config/") for value in flags.values() if value.startswith("/config/")}
+    values = flags(container()["args"]).values()
+    files = {value.removeprefix("/config/") for value in values if value.startswith("/config/")}
     (generator,) = documents("kustomization.yaml")[0]["configMapGenerator"]
     assert files == set(generator["files"]) == {path.name for path in SERVING.glob("*.config")}
-    volumes = manifests()["Deployment", "multigrain"]["spec"]["template"]["spec"]["volumes"]
-    assert {"name": "config", "configMap": {"name": generator["name"]}} in volumes
+    assert {"name": "config", "configMap": {"name": generator["name"]}} in server_pod()["volumes"]
+
+
+@pytest.mark.parametrize("cpus", ["2", "7"])
+def test_the_server_is_started_alike_and_its_threads_follow_its_processors(cpus):
+    service = compose_service(CPUS=cpus)
+    assert service["cpus"] == int(cpus)
+    assert service["command"] == server_arguments(cpus)
+    values = flags(service["command"])
+    assert values["tensorflow_intra_op_parallelism"] == values["tensorflow_inter_op_parallelism"] == cpus
+    # enough requests at once to fill the batches that run
+    batching = parsed("batching.config", message_class("BatchingParameters")())
+    together = batching.max_batch_size.value * batching.num_batch_threads.value
+    assert int(values["rest_api_num_threads"]) >= together
+    assert int(values["grpc_max_threads"]) >= together
+
+
+def test_compose_starts_where_there_are_two_cores():
+    service = compose_service()
+    assert service["cpus"] == 2
+    assert service["command"] == server_arguments(container()["resources"]["requests"]["cpu"])
+
+
+def test_memory_holds_two_versions_of_a_resnet_50():
+    # docs/serving.md, Memory: ten times the weights for a version, and TensorFlow
+    needed = 2 * 10 * 0.1 + 0.6
+    resources = container()["resources"]
+    assert gigabytes(resources["requests"]["memory"]) > needed
+    assert gigabytes(resources["limits"]["memory"]) > needed + 1
+    assert gigabytes(compose_service()["mem_limit"]) == gigabytes(resources["limits"]["memory"])
+
+
+def test_clients_hear_of_pods_that_come_and_go():
+    arguments = flags(container()["args"])["grpc_channel_arguments"]
+    # as tensorflow_model_server reads it
+    ages = {key: int(value) / 1000 for key, value in (each.split("=") for each in arguments.split(","))}
+    assert set(ages) == {"grpc.max_connection_age_ms", "grpc.max_connection_age_grace_ms"}
+    age, grace = ages["grpc.max_connection_age_ms"], ages["grpc.max_connection_age_grace_ms"]
+    assert grace * 1000 >= int(flags(container()["args"])["rest_api_timeout_in_ms"])
+    # a pod that goes answers until the connections of clients with an old answer from DNS have ended
+    command, seconds = container()["lifecycle"]["preStop"]["exec"]["command"]
+    assert command == "sleep"
+    assert float(seconds) > 30 + 1.1 * age
+    assert server_pod()["terminationGracePeriodSeconds"] > float(seconds)
+
+
+def test_sigterm_reaches_the_server():
+    # which has no handler, and so must not be the first process
+    assert server_pod()["shareProcessNamespace"]
+    assert compose_service()["init"]
+
+
+def test_no_replicas_beside_an_autoscaler():
+    found = manifests()
+    scaled = [each["spec"]["scaleTargetRef"] for (kind, _), each in found.items() if kind == "HorizontalPodAutoscaler"]
+    assert scaled
+    for target in scaled:
+        assert "replicas" not in found[target["kind"], target["name"]]["spec"]
 
 
 @pytest.mark.parametrize("path", sorted(path.name for path in (SERVING / "kubernetes").glob("*.yaml")))
 def test_manifests_fit_kubernetes_schemas(path):
-    assert f"kubernetes/{path}" in documents("kustomization.yaml")[0]["resources"]
+    # a version is published by hand
+    assert (f"kubernetes/{path}" in documents("kustomization.yaml")[0]["resources"]) == (path != "publish.yaml")
     for manifest in documents(f"kubernetes/{path}"):
         kubernetes_validate.validate(manifest, kubernetes_validate.latest_version(), strict=True)
 
@@ -193,20 +292,138 @@ def test_kubernetes_parts_fit_together():
     assert ("PersistentVolumeClaim", "multigrain-models") in found
 
 
-def test_the_pod_is_bounded_and_may_do_little():
-    pod = manifests()["Deployment", "multigrain"]["spec"]["template"]["spec"]
-    assert re.fullmatch(IMAGE, container()["image"])
+@pytest.mark.parametrize(
+    ("pod", "mounts"),
+    [
+        (server_pod, {"/models": True, "/config": True, "/tmp": False}),
+        (publishing_pod, {"/models": False, "/publish": True}),
+    ],
+)
+def test_a_pod_is_bounded_and_may_do_little(pod, mounts):
+    pod = pod()
+    # what the namespace's level, restricted, asks for
     assert pod["securityContext"]["runAsNonRoot"]
     assert pod["securityContext"]["runAsUser"] > 0
+    assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert not {"hostNetwork", "hostPID", "hostIPC", "initContainers"} & set(pod)
+    kinds = {kind for volume in pod["volumes"] for kind in volume if kind != "name"}
+    assert kinds <= {"configMap", "emptyDir", "persistentVolumeClaim"}
+    (only,) = pod["containers"]
+    assert re.fullmatch(IMAGE, only["image"])
+    assert only["image"] == container()["image"]
+    assert not only["securityContext"]["allowPrivilegeEscalation"]
+    assert only["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+    # and more
     assert not pod["automountServiceAccountToken"]
-    context = container()["securityContext"]
-    assert context["readOnlyRootFilesystem"]
-    assert not context["allowPrivilegeEscalation"]
-    assert context["capabilities"] == {"drop": ["ALL"]}
-    assert set(container()["resources"]["requests"]) == {"cpu", "memory"}
-    assert "memory" in container()["resources"]["limits"]
-    mounts = {mount["mountPath"]: mount.get("readOnly", False) for mount in container()["volumeMounts"]}
-    assert mounts == {"/models": True, "/config": True, "/tmp": False}
+    assert only["securityContext"]["readOnlyRootFilesystem"]
+    assert set(only["resources"]["requests"]) == {"cpu", "memory"}
+    assert "memory" in only["resources"]["limits"]
+    assert {mount["mountPath"]: mount.get("readOnly", False) for mount in only["volumeMounts"]} == mounts
+
+
+def test_the_publishing_pod_fits_the_servers():
+    found, publishing = manifests(), named(documents("kubernetes/publish.yaml"))
+    namespace = documents("kustomization.yaml")[0]["namespace"]
+    assert {each["metadata"]["namespace"] for each in publishing.values()} == {namespace}
+    assert ("Namespace", namespace) in found
+    # it gets no requests
+    labels = publishing["Pod", "multigrain-publish"]["metadata"]["labels"]
+    assert not found["Service", "multigrain"]["spec"]["selector"].items() <= labels.items()
+    volumes = {volume["name"]: volume for volume in publishing_pod()["volumes"]}
+    assert volumes["models"]["persistentVolumeClaim"] == {"claimName": "multigrain-models"}
+    assert found["PersistentVolumeClaim", "multigrain-models"]["spec"]["accessModes"] == ["ReadWriteMany"]
+    assert ("ConfigMap", volumes["publish"]["configMap"]["name"]) in publishing
+    # it writes where the servers look
+    (model,) = parsed("models.config", ModelServerConfig()).model_config_list.config
+    assert f"${{MODELS:-{model.base_path}}}" in publishing["ConfigMap", "multigrain-publish"]["data"]["publish.sh"]
+
+
+def packed(version="2", **files):
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w:gz") as archive:
+        for name, content in files.items():
+            member = tarfile.TarInfo(f"{version}/{name.replace('_pb', '.pb')}")
+            member.size, member.mode = len(content), 0o600
+            archive.addfile(member, io.BytesIO(content))
+    return stream.getvalue()
+
+
+@pytest.fixture
+def publish(tmp_path):
+    """Starts the script that the publishing pod has, on a folder of its own."""
+    script = named(documents("kubernetes/publish.yaml"))["ConfigMap", "multigrain-publish"]["data"]["publish.sh"]
+    started = []
+
+    def start(*arguments):
+        process = subprocess.Popen(
+            ["bash", "-c", script, "publish.sh", *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env={**os.environ, "MODELS": str(tmp_path / "models")},
+        )
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+needs_bash = pytest.mark.skipif(not (shutil.which("bash") and shutil.which("tar")), reason="no bash, or no tar")
+# random, so that half the stream is about half the file
+MODEL = os.urandom(2**20)
+
+
+@needs_bash
+def test_a_version_is_published_whole(publish, tmp_path):
+    models = tmp_path / "models"
+    (models / ".2.incoming").mkdir(parents=True)
+    (models / ".2.incoming" / "left by one that was killed").touch()
+    stream = packed(saved_model_pb=MODEL, fingerprint_pb=b"f")
+    process = publish("2")
+    process.stdin.write(stream[: len(stream) // 2])
+    process.stdin.flush()
+    until = time.monotonic() + 30
+    while not (models / ".2.incoming" / "2" / "saved_model.pb").exists() and time.monotonic() < until:
+        time.sleep(0.02)
+    # half of it came: to be seen under a name that is no version
+    assert [path.name for path in models.iterdir()] == [".2.incoming"]
+    output, error = process.communicate(stream[len(stream) // 2 :], timeout=30)
+    assert (process.returncode, output, error) == (0, b"version 2 is published\n", b"")
+    assert [path.name for path in models.iterdir()] == ["2"]
+    assert {path.name: path.read_bytes() for path in (models / "2").iterdir()} == {
+        "saved_model.pb": MODEL,
+        "fingerprint.pb": b"f",
+    }
+    # the servers may run as someone else
+    assert (models / "2" / "saved_model.pb").stat().st_mode & 0o777 == 0o644
+
+
+@needs_bash
+@pytest.mark.parametrize(
+    ("version", "stream", "said"),
+    [
+        ("2", packed(saved_model_pb=MODEL)[:500_000], "not the whole of a tar -cz"),
+        ("2", b"", "not the whole of a tar -cz"),
+        ("2", packed(fingerprint_pb=b"f"), "2/saved_model.pb is not in what came"),
+        ("2", packed("3", saved_model_pb=MODEL), "2/saved_model.pb is not in what came"),
+        ("1", packed("1", saved_model_pb=MODEL), "version 1 is there already"),
+        ("../2", packed(saved_model_pb=MODEL), "a version is a whole number, received '../2'"),
+    ],
+    ids=["cut off", "nothing", "no model", "another version", "there already", "no number"],
+)
+def test_what_is_not_a_whole_version_is_not_published(publish, tmp_path, version, stream, said):
+    models = tmp_path / "models"
+    (models / "1").mkdir(parents=True)
+    (models / "1" / "saved_model.pb").write_bytes(b"first")
+    process = publish(version)
+    _, error = process.communicate(stream, timeout=30)
+    assert process.returncode != 0
+    assert said in error.decode()
+    assert [path.name for path in models.iterdir()] == ["1"]
+    assert (models / "1" / "saved_model.pb").read_bytes() == b"first"
 
 
 def test_the_probes_are_answered(server):
