@@ -1,8 +1,8 @@
 """Dynamic batching: requests that fit together wait a few milliseconds for each other and run as one."""
 
+import itertools
 import threading
 import time
-from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -25,30 +25,39 @@ class _Task:
 class _Group:
     """Tasks that run as one."""
 
+    key: tuple
     run: Callable[[Arrays], Arrays]
     deadline: float
     tasks: list[_Task] = field(default_factory=list)
     rows: int = 0
+    closed: bool = False
 
 
 class Batcher:
     """Joins tasks of one function whose inputs have the same dtypes and, but for the first dimension, the same shapes.
 
-    A joint batch runs when it holds `max_batch_size` rows or its first task has waited `timeout` seconds. If it fails,
-    each of its tasks runs alone, so that the one at fault fails and the others don't.
+    A joint batch runs when it holds `max_batch_size` rows or its first task has waited `timeout` seconds. Of several
+    such batches, the one whose first task came first runs first, so none waits for ever. If a batch fails, each of its
+    tasks runs alone, so that the one at fault fails and the others don't.
 
     Args:
         max_batch_size: int >= 1, rows in a batch. A task has no more than that.
         timeout: float >= 0, seconds; 0 joins nothing but what waits for a free thread.
         threads: int >= 1, batches that run at the same time.
+
+    Raises:
+        ValueError: a timeout that cannot be waited for.
     """
 
     def __init__(self, max_batch_size: int = 16, timeout: float = 0.002, threads: int = 2):
+        if not 0 <= timeout <= threading.TIMEOUT_MAX:
+            raise ValueError(f"timeout must be between 0 and {threading.TIMEOUT_MAX} seconds, received {timeout}")
         self.max_batch_size = max_batch_size
         self._timeout = timeout
-        # the open ones in the order of their deadlines, since all wait equally long
-        self._open: OrderedDict[tuple, _Group] = OrderedDict()
-        self._full: deque[_Group] = deque()
+        # in the order of their first tasks, and so of their deadlines, since all wait equally long
+        self._waiting: list[_Group] = []
+        # those of them that take further tasks
+        self._open: dict[tuple, _Group] = {}
         self._changed = threading.Condition()
         self._stopping = False
         self._threads = [threading.Thread(target=self._work, name=f"batch_{i}", daemon=True) for i in range(threads)]
@@ -81,14 +90,15 @@ class Batcher:
                 raise ServingError("UNAVAILABLE", "the server is stopping")
             group = self._open.get(key)
             if group is not None and group.rows + rows > self.max_batch_size:
-                self._full.append(self._open.pop(key))
+                self._close(key)
                 group = None
             if group is None:
-                group = self._open[key] = _Group(run, time.monotonic() + self._timeout)
+                group = self._open[key] = _Group(key, run, time.monotonic() + self._timeout)
+                self._waiting.append(group)
             group.tasks.append(task)
             group.rows += rows
             if group.rows == self.max_batch_size:
-                self._full.append(self._open.pop(key))
+                self._close(key)
             # all: the one woken could be the one that waits for another group's deadline
             self._changed.notify_all()
         return task.future
@@ -101,6 +111,9 @@ class Batcher:
         for thread in self._threads:
             thread.join()
 
+    def _close(self, key: tuple) -> None:
+        self._open.pop(key).closed = True
+
     def _work(self) -> None:
         while (group := self._next()) is not None:
             # a task whose caller has given up is cancelled
@@ -110,32 +123,24 @@ class Batcher:
     def _next(self) -> _Group | None:
         with self._changed:
             while True:
-                if self._full:
-                    return self._full.popleft()
-                first = next(iter(self._open.values()), None)
-                if first is None and self._stopping:
+                now = time.monotonic()
+                for place, group in enumerate(self._waiting):
+                    if group.closed or group.deadline <= now or self._stopping:
+                        if not group.closed:
+                            self._close(group.key)
+                        return self._waiting.pop(place)
+                if self._stopping:
                     return None
-                wait = None if first is None else first.deadline - time.monotonic()
-                if wait is not None and (wait <= 0 or self._stopping):
-                    return self._open.popitem(last=False)[1]
-                self._changed.wait(wait)
+                self._changed.wait(self._waiting[0].deadline - now if self._waiting else None)
 
 
 def _run(run: Callable[[Arrays], Arrays], tasks: list[_Task]) -> None:
     """Answer the tasks together, or one by one if that fails."""
     if not tasks:
         return
-    if len(tasks) == 1:
-        inputs = tasks[0].inputs
-    else:
-        names = tasks[0].inputs
-        inputs = {name: np.concatenate([task.inputs[name] for task in tasks]) for name in names}
-    rows = sum(task.rows for task in tasks)
+    # all but the answering itself: what escaped from here would end the thread and leave the tasks without an answer
     try:
-        outputs = run(inputs)
-        for name, array in outputs.items():
-            if array.ndim == 0 or len(array) != rows:
-                raise ServingError("FAILED_PRECONDITION", f"output {name} has shape {array.shape} for {rows} rows")
+        answers = _answers(run, tasks)
     except Exception as error:
         if len(tasks) == 1:
             tasks[0].future.set_exception(error)
@@ -143,7 +148,23 @@ def _run(run: Callable[[Arrays], Arrays], tasks: list[_Task]) -> None:
         for task in tasks:
             _run(run, [task])
         return
-    start = 0
-    for task in tasks:
-        task.future.set_result({name: array[start : start + task.rows] for name, array in outputs.items()})
-        start += task.rows
+    for task, answer in zip(tasks, answers, strict=True):
+        task.future.set_result(answer)
+
+
+def _answers(run: Callable[[Arrays], Arrays], tasks: list[_Task]) -> list[Arrays]:
+    """What one run gives for each of the tasks."""
+    if len(tasks) == 1:
+        inputs = tasks[0].inputs
+    else:
+        inputs = {name: np.concatenate([task.inputs[name] for task in tasks]) for name in tasks[0].inputs}
+    rows = sum(task.rows for task in tasks)
+    outputs = run(inputs)
+    for name, array in outputs.items():
+        if array.ndim == 0 or len(array) != rows:
+            raise ServingError("FAILED_PRECONDITION", f"output {name} has shape {array.shape} for {rows} rows")
+    ends = itertools.accumulate(task.rows for task in tasks)
+    return [
+        {name: array[end - task.rows : end] for name, array in outputs.items()}
+        for task, end in zip(tasks, ends, strict=True)
+    ]

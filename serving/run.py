@@ -4,6 +4,7 @@ Write and test an application against it, then put TF Serving in its place (docs
 It listens on this machine only, without encryption or authentication.
 """
 
+import math
 import signal
 import sys
 import threading
@@ -16,6 +17,22 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from mg_keras.errors import UserError
 from mg_keras.programs import import_tensorflow, run_program
+
+_DAY = 24 * 60 * 60
+# flag: least and most
+_RANGES = {
+    "grpc_port": (0, 65535),
+    "rest_port": (0, 65535),
+    "num_versions": (0, math.inf),
+    "poll_seconds": (0.001, _DAY),
+    "max_batch_size": (1, math.inf),
+    "batch_timeout_ms": (0, 60_000),
+    "batch_threads": (1, 256),
+    # gRPC counts bytes in 32 bits, one of them for the sign
+    "max_request_mb": (0.001, 2047),
+    "max_in_flight": (1, 10_000),
+    "timeout": (0.001, _DAY),
+}
 
 
 def main():
@@ -37,18 +54,19 @@ def main():
     add("--max_in_flight", type=int, default=64, help="requests at the same time")
     add("--timeout", type=float, default=30.0, help="seconds that a request may take")
     options = parser.parse_args()
-    for name, least in {"num_versions": 0, "max_batch_size": 1, "batch_timeout_ms": 0, "batch_threads": 1}.items():
-        if options[name] < least:
+    # before the model is loaded, which takes long
+    for name, (least, most) in _RANGES.items():
+        # nan is in no range
+        if not options[name] >= least:
             raise UserError(f"--{name} must be at least {least}, received {options[name]}")
-    for name in ("poll_seconds", "max_request_mb", "max_in_flight", "timeout"):
-        if options[name] <= 0:
-            raise UserError(f"--{name} must be greater than 0, received {options[name]}")
+        if options[name] > most:
+            raise UserError(f"--{name} must be at most {most}, received {options[name]}")
     import_tensorflow()
     try:
         from serving.server import LocalServer
         from serving.service import Limits
     except ModuleNotFoundError as error:
-        raise UserError(f"{error}: pip install 'mg-keras[serving]' brings what serving needs") from error
+        raise UserError(f'{error}: pip install -e ".[serving]" in the checkout brings what serving needs') from error
 
     stopped = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):

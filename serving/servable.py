@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
-from google.protobuf.message import DecodeError
 from tensorflow.core.protobuf.meta_graph_pb2 import SignatureDef
 from tensorflow_serving.apis.prediction_log_pb2 import PredictionLog
 
@@ -56,25 +55,12 @@ class Servable:
         self._lock = threading.Lock()
         self._users = 0
         self._retired = False
-        graph = tf.Graph()
-        config = tf.compat.v1.ConfigProto()
-        # else it keeps a copy of every signature's graph, with the trunk's weights in it, for who asks to see them
-        config.experimental.disable_output_partition_graphs = True
-        self._session = tf.compat.v1.Session(graph=graph, config=config)
         try:
-            # it says that this loader is old; TF Serving goes by it
-            with graph.as_default(), tensorflow_says(logging.ERROR):
-                meta_graph = tf.compat.v1.saved_model.load(self._session, [tf.saved_model.SERVING], os.fspath(path))
-            self.signature_defs = dict(meta_graph.signature_def)
-            self._signatures = {name: _signature(proto) for name, proto in self.signature_defs.items()}
-            self._runs = {name: self._callable(signature) for name, signature in self._signatures.items()}
-            self._warm_up(Path(path))
-        except (tf.errors.OpError, OSError, ValueError, RuntimeError, DecodeError) as error:
-            self._session.close()
-            raise ServingError("UNKNOWN", f"{path} cannot be loaded: {error}") from error
-        except ServingError:
-            self._session.close()
-            raise
+            self._open(Path(path))
+        # what a damaged version makes TensorFlow raise is one of many types, and none of them may end the server
+        except Exception as error:
+            code = error.code if isinstance(error, ServingError) else "UNKNOWN"
+            raise ServingError(code, f"{path} cannot be loaded: {_reason(error)}") from error
 
     def signature(self, name: str) -> Signature:
         """The signature of that name.
@@ -97,9 +83,7 @@ class Servable:
         try:
             values = self._runs[name](*(inputs[key] for key in signature.inputs))
         except tf.errors.OpError as error:
-            # the rest names nodes of the graph
-            message = error.message.removeprefix("Graph execution error:").split("\n\t [[")[0].strip()
-            raise ServingError(code_of_number(error.error_code), message) from error
+            raise ServingError(code_of_number(error.error_code), _message(error)) from error
         return dict(zip(signature.outputs, values, strict=True))
 
     def acquire(self) -> None:
@@ -123,11 +107,31 @@ class Servable:
         if unused:
             self._session.close()
 
+    def _open(self, path: Path) -> None:
+        graph = tf.Graph()
+        config = tf.compat.v1.ConfigProto()
+        # else it keeps a copy of every signature's graph, with the trunk's weights in it, for who asks to see them
+        config.experimental.disable_output_partition_graphs = True
+        self._session = tf.compat.v1.Session(graph=graph, config=config)
+        try:
+            # it says that this loader is old; TF Serving goes by it
+            with graph.as_default(), tensorflow_says(logging.ERROR):
+                meta_graph = tf.compat.v1.saved_model.load(self._session, [tf.saved_model.SERVING], os.fspath(path))
+            self.signature_defs = dict(meta_graph.signature_def)
+            self._signatures = {name: _signature(proto) for name, proto in self.signature_defs.items()}
+            self._runs = {name: self._callable(signature) for name, signature in self._signatures.items()}
+            self._warm_up(path)
+        except BaseException:
+            self._session.close()
+            raise
+
     def _callable(self, signature: Signature):
-        return self._session.make_callable(
-            [tensor.name for tensor in signature.outputs.values()],
-            [tensor.name for tensor in signature.inputs.values()],
+        # looked up here, since the session would do so at the first request only
+        outputs, inputs = (
+            [self._session.graph.get_tensor_by_name(tensor.name) for tensor in tensors.values()]
+            for tensors in (signature.outputs, signature.inputs)
         )
+        return self._session.make_callable(outputs, inputs)
 
     def _warm_up(self, path: Path) -> None:
         records = path / "assets.extra" / "tf_serving_warmup_requests"
@@ -136,8 +140,15 @@ class Servable:
         for record in tf.data.TFRecordDataset(os.fspath(records)).as_numpy_iterator():
             request = PredictionLog.FromString(record).predict_log.request
             name = request.model_spec.signature_name or "serving_default"
-            self.signature(name)
-            self.run(name, {key: tf.make_ndarray(value) for key, value in request.inputs.items()})
+            missing = set(self.signature(name).inputs) - set(request.inputs)
+            if missing:
+                raise ServingError(
+                    "INVALID_ARGUMENT", f"a warm-up request for {name} lacks {', '.join(sorted(missing))}"
+                )
+            try:
+                self.run(name, {key: tf.make_ndarray(value) for key, value in request.inputs.items()})
+            except ServingError as error:
+                raise ServingError(error.code, f"a warm-up request for {name} fails: {error.args[0]}") from error
 
 
 def _signature(proto: SignatureDef) -> Signature:
@@ -157,3 +168,18 @@ def _signature(proto: SignatureDef) -> Signature:
         for infos in (proto.inputs, proto.outputs)
     )
     return Signature(inputs, outputs)
+
+
+def _message(error: tf.errors.OpError) -> str:
+    """What an operation says of its failure, without the names of the graph's nodes."""
+    return error.message.removeprefix("Graph execution error:").split("\n\t [[")[0].strip()
+
+
+def _reason(error: Exception) -> str:
+    """Why a version cannot be loaded, in one line."""
+    if isinstance(error, ServingError):
+        text = error.args[0]
+    else:
+        text = _message(error) if isinstance(error, tf.errors.OpError) else str(error).strip()
+        text = f"{type(error).__name__}: {text}"
+    return text.splitlines()[0]

@@ -6,6 +6,7 @@ import gc
 import os
 import sys
 import threading
+import traceback
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,12 +63,17 @@ class Versions:
         self._failed: dict[int, list] = {}
         self._stopping = threading.Event()
         self._dropped = False
+        self._trouble = None
         if not self._folder.is_dir():
             raise UserError(f"no such folder: {folder} (export/run.py --out {folder} makes it)")
-        self.refresh()
+        try:
+            left_out = self._look()
+        except OSError as error:
+            raise UserError(f"{folder} cannot be read: {error}") from error
         if not self._loaded:
             reasons = "; ".join(status.message for status in self.statuses()) or "none is there"
             raise UserError(f"{folder} holds no version that can be served, numbered folders such as 1: {reasons}")
+        _say(*left_out)
         self._thread = threading.Thread(target=self._watch, name="versions", daemon=True)
         self._thread.start()
 
@@ -101,23 +107,22 @@ class Versions:
         return found
 
     def refresh(self) -> None:
-        """Look into the folder once: load what is new, then drop what is no longer wanted."""
+        """Look into the folder once: load what is new, then drop what is no longer wanted.
+
+        What goes wrong is said on standard error, once for as long as it stays the same.
+        """
         try:
-            present = {
-                int(path.name): path for path in self._folder.iterdir() if path.name.isdecimal() and path.is_dir()
-            }
+            _say(*self._look())
+            trouble = None
         except OSError as error:
             # a network drive that is gone for a moment is no reason to drop what works
-            print(f"{self._folder} cannot be read: {error}", file=sys.stderr)
-            return
-        wanted = sorted(present, reverse=True)[: self._count or None]
-        for version in reversed(wanted):
-            if version not in self._loaded:
-                self._load(version, present[version])
-        # the last version that works stays until another one takes over, or its own folder is taken away
-        if not wanted or any(version in self._loaded for version in wanted):
-            for version in [version for version in self._loaded if version not in wanted]:
-                self._drop(version)
+            trouble = f"{self._folder} cannot be read: {error}"
+        # whatever it is, the versions that work are served, and the next look may find others
+        except Exception:
+            trouble = f"looking for versions in {self._folder} failed:\n{traceback.format_exc()}"
+        if trouble and trouble != self._trouble:
+            _say(trouble)
+        self._trouble = trouble
 
     def stop(self) -> None:
         """Stop looking, and drop every version."""
@@ -125,6 +130,24 @@ class Versions:
         self._thread.join()
         for version in list(self._loaded):
             self._drop(version)
+
+    def _look(self) -> list[str]:
+        """Load and drop; what to say of versions that are left out."""
+        # a poll later, those who still used it have ended
+        if self._dropped:
+            self._dropped = False
+            _give_back_memory()
+        present = {int(path.name): path for path in self._folder.iterdir() if path.name.isdecimal() and path.is_dir()}
+        wanted = sorted(present, reverse=True)[: self._count or None]
+        left_out = []
+        for version in reversed(wanted):
+            if version not in self._loaded:
+                left_out += self._load(version, present[version])
+        # the last version that works stays until another one takes over, or its own folder is taken away
+        if not wanted or any(version in self._loaded for version in wanted):
+            for version in [version for version in self._loaded if version not in wanted]:
+                self._drop(version)
+        return left_out
 
     def _acquired(self, name: str, version: int | None, label: str | None) -> Servable:
         version = self._labelled(label, version)
@@ -144,21 +167,21 @@ class Versions:
             raise ServingError("INVALID_ARGUMENT", f"Unrecognized servable version label: {label}")
         return self._labels[label]
 
-    def _load(self, version: int, path: Path) -> None:
+    def _load(self, version: int, path: Path) -> list[str]:
         files = _fingerprint(path)
         if self._failed.get(version) == files:
-            return
+            return []
         self._note(VersionStatus(version, "LOADING"))
         try:
             servable = Servable(path)
         except ServingError as error:
             self._failed[version] = files
             self._note(VersionStatus(version, "END", error.code, error.args[0]))
-            print(f"version {version} is left out: {error.args[0]}", file=sys.stderr)
-            return
+            return [f"version {version} is left out: {error.args[0]}"]
         with self._lock:
             self._loaded[version] = servable
         self._note(VersionStatus(version, "AVAILABLE"))
+        return []
 
     def _drop(self, version: int) -> None:
         with self._lock:
@@ -174,10 +197,6 @@ class Versions:
 
     def _watch(self) -> None:
         while not self._stopping.wait(self._poll_seconds):
-            # a poll later, those who still used it have ended
-            if self._dropped:
-                self._dropped = False
-                _give_back_memory()
             self.refresh()
 
 
@@ -192,5 +211,19 @@ def _give_back_memory() -> None:
 
 def _fingerprint(path: Path) -> list:
     """Tells whether the files below `path` are still the same."""
-    files = (file for file in path.rglob("*") if file.is_file())
-    return sorted((str(file), stat.st_size, stat.st_mtime_ns) for file in files for stat in [file.stat()])
+    found = []
+    for folder, _, names in os.walk(path):
+        for name in names:
+            file = os.path.join(folder, name)
+            # one that is gone by now, as rsync's temporary files go
+            with contextlib.suppress(OSError):
+                stat = os.stat(file)
+                found.append((file, stat.st_size, stat.st_mtime_ns))
+    return sorted(found)
+
+
+def _say(*lines: str) -> None:
+    # perhaps nobody reads standard error any more
+    with contextlib.suppress(OSError, ValueError):
+        for line in lines:
+            print(line, file=sys.stderr, flush=True)

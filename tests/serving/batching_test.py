@@ -103,6 +103,75 @@ def test_who_has_given_up_is_left_out(batcher):
     assert [list(batch) for batch in run.batches] == [[2]]
 
 
+class Queue:
+    """A batcher whose only thread is held up while tasks are submitted; remembers the order in which they ran."""
+
+    def __init__(self, batches):
+        self.ran, self.futures, self._batches, self._go_on = [], [], batches, threading.Event()
+        started = threading.Event()
+
+        def hold(inputs):
+            started.set()
+            assert self._go_on.wait(30)
+            return inputs
+
+        # as many rows as a batch takes, so that it does not wait for company
+        self.futures.append(batches.submit(("hold",), hold, rows(*[0] * batches.max_batch_size)))
+        assert started.wait(30)
+
+    def submit(self, name, *values):
+        def run(inputs):
+            self.ran.append((name, len(inputs["x"])))
+            return {"y": inputs["x"] * 2}
+
+        self.futures.append(self._batches.submit((name,), run, rows(*values)))
+
+    def finish(self):
+        self._go_on.set()
+        for future in self.futures:
+            future.result(30)
+
+
+def test_a_lone_task_does_not_wait_for_the_full_batches_of_others(batcher):
+    queue = Queue(batcher(2, timeout=0, threads=1))
+    queue.submit("full", 1, 2)
+    queue.submit("lone", 3)
+    queue.submit("full", 4, 5)
+    # one that fills up late keeps its place
+    queue.submit("late", 6)
+    queue.submit("full", 7, 8)
+    queue.submit("late", 9)
+    queue.finish()
+    assert queue.ran == [("full", 2), ("lone", 1), ("full", 2), ("late", 2), ("full", 2)]
+
+
+def test_a_full_batch_does_not_wait_for_the_time_of_another(batcher):
+    run, batches = Doubler(), batcher(2, timeout=3600, threads=1)
+    waiting = batches.submit(("waiting",), run, rows(1))
+    np.testing.assert_array_equal(batches.submit(("full",), run, rows(2, 3)).result(30)["y"], [4, 6])
+    assert not waiting.done()
+
+
+def test_tasks_that_cannot_be_joined_are_run_alone(batcher, monkeypatch):
+    def fail(arrays):
+        raise MemoryError
+
+    run, batches = Doubler(), batcher(2, timeout=3600, threads=1)
+    with monkeypatch.context() as patched:
+        patched.setattr(np, "concatenate", fail)
+        futures = [batches.submit(("f",), run, rows(value)) for value in (1, 2)]
+        for value, future in zip((1, 2), futures, strict=True):
+            np.testing.assert_array_equal(future.result(30)["y"], [2 * value])
+    # the thread goes on
+    np.testing.assert_array_equal(batches.submit(("f",), run, rows(3, 4)).result(30)["y"], [6, 8])
+
+
+@pytest.mark.parametrize("timeout", [-1, float("inf"), float("nan")])
+def test_a_timeout_that_cannot_be_waited_for(timeout):
+    with pytest.raises(ValueError, match=f"timeout must be between 0 and .* received {timeout}"):
+        Batcher(timeout=timeout)
+
+
 def test_stopping_finishes_what_waits():
     run, batches = Doubler(), Batcher(4, timeout=3600)
     waiting = batches.submit(("f",), run, rows(1))

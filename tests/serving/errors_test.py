@@ -47,7 +47,7 @@ BAD_BODIES = {
     "resolution as a fraction": encoded(b64(FILE), 1.5),
     "resolution too large for its type": encoded(b64(FILE), 2**40),
     "p_star as null": encoded(b64(FILE), 0, None),
-    "extra input": encoded(b64(FILE), more=[1]),
+    "extra input": {"instances": [{"images": PIXELS, "p_star": 3, "more": 1}]},
     "missing input": {"signature_name": "encoded", "inputs": {"image_bytes": [b64(FILE)]}},
     "different batch sizes": default([PIXELS], [3, 3]),
     "p_star not positive": default([PIXELS], [-1]),
@@ -88,7 +88,7 @@ def send(server, method, path, body=None, headers=None):
 def assert_it_goes_on(server):
     for client in (RestClient(server.rest, retries=0), GrpcClient(server.grpc, retries=0)):
         with client:
-            got = client.describe([FILE], p_star=2.0)
+            got = client.describe([FILE], 0, p_star=2.0)
             np.testing.assert_allclose(got.embedding, stand_in.expected([PHOTO], [2.0])["embedding"], atol=1e-5)
 
 
@@ -216,6 +216,21 @@ def test_bad_grpc_requests(server, name):
     assert_it_goes_on(server)
 
 
+@pytest.mark.parametrize(
+    ("signature", "inputs"),
+    [
+        ("serving_default", {"images": np.ones((1, 4, 4, 3), np.float32), "p_star": np.float32([3, 3])}),
+        ("encoded", {"image_bytes": [FILE], "resolution": np.int32([0]), "p_star": np.float32([0, 0])}),
+        ("encoded", {"image_bytes": [FILE], "resolution": np.int32([0, 0]), "p_star": np.float32([0])}),
+    ],
+)
+def test_the_model_itself_refuses_different_batch_sizes(model, signature, inputs):
+    # TF Serving leaves it to the model
+    run = tf.saved_model.load(model / "1").signatures[signature]
+    with pytest.raises(tf.errors.InvalidArgumentError, match="one value for each"):
+        run(**{name: tf.constant(value) for name, value in inputs.items()})
+
+
 @pytest.mark.parametrize("fields", [[], ["signature_def", "more"], ["graph"]])
 def test_metadata_that_is_not_there(server, fields):
     request = get_model_metadata_pb2.GetModelMetadataRequest(metadata_field=fields)
@@ -227,7 +242,7 @@ def test_metadata_that_is_not_there(server, fields):
 
 def test_the_client_says_what_the_server_said(client):
     with pytest.raises(ServingError, match="image") as refused:
-        client.describe([FILE, b"hello"])
+        client.describe([FILE, b"hello"], 0)
     assert refused.value.code == "INVALID_ARGUMENT"
     with pytest.raises(ServingError) as refused:
         client.predict("nothing", {"embedding": np.ones((1, 4))})

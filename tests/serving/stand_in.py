@@ -1,11 +1,15 @@
 """A SavedModel with the signatures of an exported model whose answers NumPy gives in a few lines."""
 
 import io
+import os
+import shutil
 
 import numpy as np
 import tensorflow as tf
 from PIL import Image
+from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
 
+from export import warm_up
 from mg_keras.files import atomic_path
 
 SIZE, CLASSES = 4, 5
@@ -71,6 +75,7 @@ class _StandIn(tf.Module):
         ]
     )
     def describe(self, images, p_star):
+        tf.debugging.assert_equal(tf.size(p_star), tf.shape(images)[0], "p_star must hold one value for each image")
         tf.debugging.assert_positive(p_star, "p_star must be greater than 0")
         p_star = p_star[:, None]
         means = tf.reduce_mean(((images + 1) / 256) ** p_star[:, None, None], axis=(1, 2)) ** (1 / p_star)
@@ -85,6 +90,10 @@ class _StandIn(tf.Module):
         ]
     )
     def encoded(self, image_bytes, resolution, p_star):
+        lengths = tf.stack([tf.size(resolution), tf.size(p_star)])
+        message = "resolution and p_star must hold one value for each photo"
+        tf.debugging.assert_equal(lengths, tf.size(image_bytes), message)
+
         def one(each):
             image_bytes, resolution, p_star = each
             image = tf.cast(tf.io.decode_image(image_bytes, 3, expand_animations=False), tf.float32)
@@ -116,3 +125,46 @@ def save(folder, version=1, shift=0.0):
             },
         )
     return folder / str(version)
+
+
+# what `spoil` does to a version -> what the reason why it cannot be loaded speaks of
+SPOILT = {
+    "half a file": "saved_model.pb",
+    "no weights": "variables",
+    "half of the weights": "Read less bytes than requested",
+    "an output that is not in the graph": "nothing:0",
+    "an unknown dtype": "999",
+    "a warm-up request without p_star": "p_star",
+    "a warm-up request that fails": "p_star must be greater than 0",
+    "a warm-up file that is none": "corrupted record",
+}
+
+
+def spoil(version, how):
+    """Damage the files of a version, in one of the ways of `SPOILT`."""
+    file = version / "saved_model.pb"
+    saved = SavedModel.FromString(file.read_bytes())
+    output = saved.meta_graphs[0].signature_def["serving_default"].outputs["class"]
+    images = tf.make_tensor_proto(1.0, shape=[1, 4, 4, 3])
+    if how == "half a file":
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    elif how == "no weights":
+        shutil.rmtree(version / "variables")
+    elif how == "half of the weights":
+        (weights,) = (version / "variables").glob("*.data-*")
+        os.truncate(weights, weights.stat().st_size // 2)
+    elif how == "an output that is not in the graph":
+        output.name = "nothing:0"
+        file.write_bytes(saved.SerializeToString())
+    elif how == "an unknown dtype":
+        output.dtype = 999
+        file.write_bytes(saved.SerializeToString())
+    elif how == "a warm-up request without p_star":
+        request = warm_up.prediction_log("serving_default", {"images": images})
+        warm_up.write_requests(version / warm_up.PLACE, [request])
+    elif how == "a warm-up request that fails":
+        request = warm_up.prediction_log("serving_default", {"images": images, "p_star": tf.make_tensor_proto([0.0])})
+        warm_up.write_requests(version / warm_up.PLACE, [request])
+    else:
+        (version / warm_up.PLACE).parent.mkdir()
+        (version / warm_up.PLACE).write_bytes(b"no record, and too long for a record's head")

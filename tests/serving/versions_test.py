@@ -1,8 +1,11 @@
 """Versions that come and go while the local server runs."""
 
+import os
 import shutil
+import sys
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +13,7 @@ import pytest
 from mg_keras.errors import UserError
 from serving.client import GrpcClient, RestClient
 from serving.codes import ServingError
-from serving.versions import Versions
+from serving.versions import Versions, VersionStatus
 from tests.serving import stand_in
 from tests.serving.conftest import local_server
 
@@ -40,7 +43,7 @@ def add(newer, folder, version):
 
 def answering(client):
     """Which version a client was answered by."""
-    return {0: 1, 2: 2}[round(float(client.describe([FILE]).logits[0, 0] - LOGIT))]
+    return {0: 1, 2: 2}[round(float(client.describe([FILE], 0).logits[0, 0] - LOGIT))]
 
 
 def wait_for(client, expected):
@@ -98,7 +101,7 @@ def test_several_versions_their_labels_and_one_that_is_taken_away(folder, newer)
         wait_for(client, {1: "AVAILABLE", 2: "END"})
         assert answering(client) == 1
         with pytest.raises(ServingError, match="Servable not found") as refused:
-            RestClient(server.rest, label="canary").describe([FILE])
+            RestClient(server.rest, label="canary").describe([FILE], 0)
         assert refused.value.code == "NOT_FOUND"
 
 
@@ -113,6 +116,111 @@ def test_a_broken_version_leaves_the_old_one_and_is_tried_again_when_it_changes(
         wait_for(client, {1: "END", 2: "AVAILABLE"})
         assert answering(client) == 2
     assert "version 2 is left out: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("spoilt", stand_in.SPOILT)
+def test_a_version_that_cannot_be_loaded_is_left_out_whatever_the_reason(folder, newer, spoilt, capsys):
+    versions = Versions(folder, "multigrain", poll_seconds=3600)
+    add(newer, folder, 2)
+    stand_in.spoil(folder / "2", spoilt)
+    for _ in range(2):
+        versions.refresh()
+    left_out, served = versions.statuses()
+    assert (left_out.version, left_out.state) == (2, "END")
+    assert left_out.code != "OK"
+    assert stand_in.SPOILT[spoilt] in left_out.message
+    assert (served.version, served.state) == (1, "AVAILABLE")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == f"version 2 is left out: {left_out.message}"
+    add(newer, folder, 3)
+    versions.refresh()
+    assert versions.statuses(version=3)[0].state == "AVAILABLE"
+    versions.stop()
+
+
+def test_a_broken_version_from_the_start(folder, newer, capsys):
+    add(newer, folder, 2)
+    stand_in.spoil(folder / "2", "half a file")
+    versions = Versions(folder, "multigrain", count=2, poll_seconds=3600)
+    assert {status.version: status.state for status in versions.statuses()} == {1: "AVAILABLE", 2: "END"}
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("version 2 is left out: ")
+    versions.stop()
+
+
+def test_files_that_go_while_they_are_looked_at(folder, monkeypatch):
+    versions = Versions(folder, "multigrain", poll_seconds=3600)
+    (folder / "2").mkdir()
+    (folder / "2" / ".saved_model.pb.Xa81b2").write_bytes(b"what rsync has copied so far")
+    stat, looks = os.stat, []
+
+    def gone_at_the_second_look(path, *arguments, **keywords):
+        if str(path).endswith(".Xa81b2"):
+            looks.append(path)
+            if len(looks) % 2 == 0:
+                raise FileNotFoundError(path)
+        return stat(path, *arguments, **keywords)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "stat", gone_at_the_second_look)
+        for _ in range(3):
+            versions.refresh()
+    assert len(looks) >= 2
+    assert versions.statuses(version=2)[0].state == "END"
+    versions.stop()
+
+
+def test_the_watcher_goes_on_whatever_happens(folder, newer, monkeypatch, capsys):
+    versions = Versions(folder, "multigrain", poll_seconds=0.01)
+    iterdir, polls, enough = Path.iterdir, [], threading.Event()
+
+    def fail(path):
+        # other servers have watchers too
+        if path != folder:
+            return iterdir(path)
+        polls.append(path)
+        if len(polls) == 3:
+            enough.set()
+        raise RuntimeError("nobody thought of it")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "iterdir", fail)
+        assert enough.wait(30)
+    add(newer, folder, 2)
+    until = time.monotonic() + 30
+    while versions.statuses()[0] != VersionStatus(2, "AVAILABLE") and time.monotonic() < until:
+        time.sleep(0.01)
+    versions.stop()
+    assert versions.statuses()[0].version == 2
+    said = capsys.readouterr().err
+    assert said.count("RuntimeError: nobody thought of it") == 1
+    assert "Traceback" in said
+
+
+def test_a_folder_that_is_gone_for_a_while_is_told_once_each_time(folder, capsys):
+    versions = Versions(folder, "multigrain", poll_seconds=3600)
+    for times in (1, 2):
+        folder.rename(folder.with_name("away"))
+        for _ in range(3):
+            versions.refresh()
+        folder.with_name("away").rename(folder)
+        versions.refresh()
+        assert versions.statuses() == [VersionStatus(1, "AVAILABLE")]
+        assert capsys.readouterr().err.count("cannot be read") == 1, times
+    versions.stop()
+
+
+def test_nobody_who_reads_what_is_said(folder, newer, monkeypatch):
+    def fail(text):
+        raise BrokenPipeError
+
+    versions = Versions(folder, "multigrain", poll_seconds=3600)
+    add(newer, folder, 2)
+    stand_in.spoil(folder / "2", "half a file")
+    monkeypatch.setattr(sys.stderr, "write", fail)
+    versions.refresh()
+    assert versions.statuses(version=2)[0].state == "END"
+    versions.stop()
 
 
 def test_a_version_is_freed_when_its_last_user_is_done(folder, newer):
