@@ -152,6 +152,7 @@ def _header_reasons(contents, size, resolution):
     largest, smallest = tf.maximum(height, width), tf.minimum(height, width)
     scale = tf.where(resolution > 0, tf.cast(resolution, tf.float64) / tf.cast(largest, tf.float64), 1.0)
     pixels = tf.cast(scale**2 * tf.cast(height * width, tf.float64), tf.int64)
+    too_many = f"pixels for the network, more than {MAX_NETWORK_PIXELS:,}: ask for a lower resolution"
     return [
         (length == 0, "the file is empty"),
         (length > MAX_BYTES, _said(length, f"bytes, more than {MAX_BYTES:,}")),
@@ -161,7 +162,7 @@ def _header_reasons(contents, size, resolution):
         (smallest < images.MIN_SIDE, f"smaller than {images.MIN_SIDE} pixels on a side"),
         (resolution < 0, _said(resolution, "is no resolution: give pixels, or 0 for the photo as it is")),
         (resolution > MAX_RESOLUTION, _said(resolution, f"is too high a resolution: at most {MAX_RESOLUTION:,}")),
-        (pixels > MAX_NETWORK_PIXELS, _said(pixels, f"pixels once resized, more than {MAX_NETWORK_PIXELS:,}")),
+        (pixels > MAX_NETWORK_PIXELS, _said(pixels, too_many)),
     ]
 
 

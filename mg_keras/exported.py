@@ -66,7 +66,8 @@ class Exported:
         # what a damaged file makes TensorFlow raise is one of many types
         except (OSError, ValueError, TypeError, AttributeError, KeyError, RuntimeError, tf.errors.OpError) as error:
             raise UserError(
-                f"{path} can't be loaded as a SavedModel of export/run.py: {str(error).strip().splitlines()[0]}"
+                f"{path} can't be loaded as a SavedModel of export/run.py: "
+                f"{(str(error).strip() or type(error).__name__).splitlines()[0]}"
             ) from error
 
     def describe(self, images, poolings):

@@ -1,5 +1,7 @@
 """The status codes of gRPC, and the HTTP statuses that TF Serving's REST interface gives them."""
 
+from collections.abc import Mapping
+
 # name -> (number in gRPC and TensorFlow, HTTP status)
 CODES = {
     "OK": (0, 200),
@@ -33,6 +35,8 @@ _FROM_HTTP = {
     413: "INVALID_ARGUMENT",
     429: "RESOURCE_EXHAUSTED",
     501: "UNIMPLEMENTED",
+    # a proxy whose server is away
+    502: "UNAVAILABLE",
     503: "UNAVAILABLE",
     504: "DEADLINE_EXCEEDED",
 }
@@ -43,13 +47,17 @@ class ServingError(Exception):
 
     Attributes:
         code: str, the name of a gRPC status code, such as "INVALID_ARGUMENT".
-        http_status: int, what the REST interface says (or said).
+        http_status: int, what the REST interface says (or said); 413 is a request that is too large.
+        photos: {position: reason} of the photos at fault, as the caller of `Client.describe` counts them; else empty.
     """
 
-    def __init__(self, code: str, message: str, http_status: int | None = None):
+    def __init__(
+        self, code: str, message: str, http_status: int | None = None, photos: Mapping[int, str] | None = None
+    ):
         super().__init__(message)
         self.code = code
         self.http_status = CODES[code][1] if http_status is None else http_status
+        self.photos = dict(photos or {})
 
     def __str__(self):
         return f"{self.code}: {self.args[0]}"

@@ -16,7 +16,11 @@ from tensorflow_serving.apis import (
     prediction_service_pb2_grpc,
 )
 
+from export.encoded import embed_encoded
+from serving.client import GrpcClient, RestClient
+from serving.codes import ServingError
 from tests.serving import stand_in
+from tests.serving.conftest import KINDS, SERVERS
 
 EXPONENTS = [1.0, 3.0, 4.5, 2.0]
 SIZES = [(12, 16), (9, 30), (31, 8), (12, 16)]
@@ -30,6 +34,39 @@ def photos():
 @pytest.fixture(scope="module")
 def loaded(model):
     return tf.saved_model.load(model / "1").signatures
+
+
+class _Colours(tf.Module):
+    """What `encoded` is in an export, with a network that gives a photo's mean colour."""
+
+    @tf.function(
+        input_signature=[
+            tf.TensorSpec([None], tf.string, "image_bytes"),
+            tf.TensorSpec([None], tf.int32, "resolution"),
+            tf.TensorSpec([None], tf.float32, "p_star"),
+        ]
+    )
+    def encoded(self, image_bytes, resolution, p_star):
+        def embed(images, exponents):
+            return tf.reduce_mean(images, [1, 2])
+
+        embedding = embed_encoded(embed, 3, image_bytes, resolution, p_star, {224: 3.0})
+        return {
+            "embedding": embedding,
+            "logits": embedding[:, :2],
+            "class": tf.argmax(embedding, axis=1),
+            "probability": embedding[:, 0],
+        }
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def colours(request, tmp_path_factory):
+    """A server of `_Colours`."""
+    folder = tmp_path_factory.mktemp("colours") / "multigrain"
+    module = _Colours()
+    tf.saved_model.save(module, str(folder / "1"), signatures={"encoded": module.encoded})
+    with SERVERS[request.param](folder) as running:
+        yield running
 
 
 def rest(server, method, path, body=None):
@@ -51,7 +88,7 @@ def same(prediction, expected):
 
 def test_files_of_mixed_sizes(client, photos, loaded):
     files = [stand_in.png(photo) for photo in photos]
-    prediction = client.describe(files, p_star=EXPONENTS)
+    prediction = client.describe(files, 0, p_star=EXPONENTS)
     same(prediction, stand_in.expected(photos, EXPONENTS))
     direct = loaded["encoded"](
         image_bytes=tf.constant(files), resolution=tf.zeros(4, tf.int32), p_star=tf.constant(EXPONENTS)
@@ -66,7 +103,7 @@ def test_the_resolution_reaches_the_graph(client, photos, loaded):
     prediction = client.describe(files, resolution=7)
     direct = loaded["encoded"](image_bytes=tf.constant(files), resolution=tf.constant([7]), p_star=tf.constant([0.0]))
     same(prediction, {name: value.numpy() for name, value in direct.items()})
-    assert np.abs(prediction.embedding - client.describe(files).embedding).max() > 1e-3
+    assert np.abs(prediction.embedding - client.describe(files, 0).embedding).max() > 1e-3
 
 
 def test_arrays(client, photos, loaded):
@@ -179,3 +216,52 @@ def test_grpc_answers_with_the_version_and_the_outputs_asked_for(server, photos)
     assert [(entry.version, entry.state, entry.status.error_code) for entry in status.model_version_status] == [
         (1, 30, 0)
     ]
+
+
+BROKEN = {
+    0: b"",
+    3: b"hello",
+    4: stand_in.png(stand_in.photo(1))[:99],
+    13: b"\xff\xd8\xff\xe0" + bytes(60),
+    19: b"GIF89a",
+}
+
+
+@pytest.mark.parametrize("kind", ["rest", "grpc"])
+def test_photos_that_cannot_be_used_are_told_or_skipped(colours, kind):
+    photos = [stand_in.photo(seed, 12 + seed % 3, 16) for seed in range(20)]
+    files = [stand_in.png(photo) for photo in photos]
+    means = np.float32([photo.mean((0, 1)) for photo in photos])
+    with {"rest": RestClient, "grpc": GrpcClient}[kind](getattr(colours, kind), seed=0) as client:
+        one_broken = [*files[:13], BROKEN[13], *files[14:]]
+        with pytest.raises(ServingError) as refused:
+            client.describe(one_broken, 0)
+        assert str(refused.value) == "INVALID_ARGUMENT: photo 13: JPEG data is broken or cut off"
+        assert refused.value.photos == {13: "JPEG data is broken or cut off"}
+        for number, file in BROKEN.items():
+            files[number] = file
+            means[number] = np.nan
+        prediction = client.describe(files, 0, on_error="skip")
+        np.testing.assert_allclose(prediction.embedding, means, rtol=1e-5)
+        np.testing.assert_array_equal(prediction.classes == -1, np.isnan(means[:, 0]))
+        assert list(prediction.errors) == list(BROKEN)
+        assert prediction.errors[0] == "the file is empty"
+        assert "not a JPEG" in prediction.errors[3]
+        # none is left, and the shapes are the same
+        prediction = client.describe(list(BROKEN.values()), 0, on_error="skip")
+        assert prediction.embedding.shape == (5, 3)
+        assert prediction.logits.shape == (5, 2)
+        assert prediction.classes.tolist() == [-1] * 5
+        assert np.isnan(prediction.probability).all()
+        # a photo that is larger than the network takes, as it is
+        large = np.zeros((2100, 2100, 3), np.uint8)
+        prediction = client.describe([stand_in.png(large), files[1]], [0, 0], on_error="skip")
+        assert list(prediction.errors) == [0]
+        assert client.describe([stand_in.png(large)], 64).classes.shape == (1,)
+    # no photo's fault
+    with (
+        {"rest": RestClient, "grpc": GrpcClient}[kind](getattr(colours, kind), label="imaginary") as client,
+        pytest.raises(ServingError, match="imaginary") as refused,
+    ):
+        client.describe(files, 0, on_error="skip")
+    assert refused.value.photos == {}

@@ -1,6 +1,11 @@
 """What the clients do by themselves: retries, deadlines, batches, and refusing what no server needs to see."""
 
+import base64
+import contextlib
 import json
+import shutil
+import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -12,12 +17,14 @@ from pathlib import Path
 import grpc
 import numpy as np
 import pytest
-from tensorflow_serving.apis import prediction_service_pb2_grpc
+from tensorflow_serving.apis import model_service_pb2_grpc, prediction_service_pb2_grpc
+from tensorflow_serving.apis.get_model_status_pb2 import GetModelStatusResponse
 
 import serving.client
 from serving.client import Client, GrpcClient, RestClient
 from serving.codes import ServingError
 from tests.serving import stand_in
+from tests.serving.conftest import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 ANSWER = {"logits": [[1.0, 2.0]], "class": [1], "probability": [0.7]}
@@ -95,7 +102,7 @@ EMBEDDING = np.ones((1, 3), np.float32)
 
 def test_rest_retries_what_may_pass(scripted_rest, waits):
     address, script, requests = scripted_rest
-    script += [503, 429, "hang up", 503]
+    script += [503, 429, 502, 503]
     assert RestClient(address, retries=4, seed=0).classify(EMBEDDING).classes == [1]
     assert len(requests) == 5
     assert len(waits) == 4
@@ -147,11 +154,17 @@ class Refused(Client):
     def close(self):
         pass
 
-    def _predict(self, signature, inputs, timeout):
+    def _predict(self, signature, inputs, until):
         raise ServingError("UNAVAILABLE", "not now")
 
-    def _status(self, timeout):
+    def _status(self, until):
         raise ServingError("RESOURCE_EXHAUSTED", "not now")
+
+    def _output_sizes(self, signature, until):
+        raise ServingError("NOT_FOUND", "not there")
+
+    def _sent_bytes(self, photo):
+        return len(photo)
 
 
 def test_waits_grow_to_five_seconds(waits):
@@ -170,7 +183,7 @@ def test_a_seed_repeats_the_waits(make, waits):
     address = {RestClient: "http://127.0.0.1:9", GrpcClient: "127.0.0.1:9"}[make]
     seen = []
     for seed in (5, 5, 6):
-        with make(address, seed=seed) as client, pytest.raises(ServingError) as refused:
+        with make(address, retries=4, seed=seed) as client, pytest.raises(ServingError) as refused:
             client.classify(EMBEDDING)
         # nobody listens there
         assert refused.value.code == "UNAVAILABLE"
@@ -227,15 +240,15 @@ def test_photos_are_sent_in_batches_and_come_back_in_order(client):
     exponents = 1 + np.arange(20) / 10
     expected = stand_in.expected(photos, exponents)
     asked = []
-    predict = client.predict
-    client.predict = lambda signature, inputs: (
-        asked.append((signature, len(inputs["p_star"]))) or predict(signature, inputs)
+    predict = client._predict
+    client._predict = lambda signature, inputs, until: (
+        asked.append((signature, len(inputs["p_star"]))) or predict(signature, inputs, until)
     )
     by_array = client.describe(photos, p_star=exponents)
     # 7, 7 and 6 photos of three shapes
     assert asked == [("serving_default", size) for size in (7, 7, 6)]
     asked.clear()
-    by_file = client.describe([stand_in.png(photo) for photo in photos], p_star=exponents)
+    by_file = client.describe([stand_in.png(photo) for photo in photos], 0, p_star=exponents)
     assert asked == [("encoded", size) for size in (8, 8, 4)]
     for prediction in (by_array, by_file):
         np.testing.assert_allclose(prediction.embedding, expected["embedding"], atol=1e-5)
@@ -247,7 +260,7 @@ def test_one_client_serves_many_threads(client):
     expected = stand_in.expected(photos, [2.0] * 6)["embedding"]
 
     def ask(number):
-        return client.describe([stand_in.png(photos[number % 6])], p_star=2.0).embedding[0]
+        return client.describe([stand_in.png(photos[number % 6])], 0, p_star=2.0).embedding[0]
 
     with ThreadPoolExecutor(8) as threads:
         for number, got in enumerate(threads.map(ask, range(60))):
@@ -263,6 +276,12 @@ def test_one_client_serves_many_threads(client):
         ([np.zeros((2, 2))], {"p_star": 3}, r"received shape \(2, 2\)"),
         ([np.zeros((2, 2, 3))], {}, "p_star > 0"),
         ([np.zeros((2, 2, 3))], {"p_star": 3, "resolution": 224}, "no resolution, received 3 and 224"),
+        ([b""], {}, "files need a resolution"),
+        ([b""], {"resolution": 0, "on_error": "ignore"}, "received 'ignore'"),
+        (b"one", {"resolution": 0}, "give a list of photos.* single bytes"),
+        (bytearray(b"one"), {"resolution": 0}, "give a list of photos.* single bytearray"),
+        (Path("photo.jpg"), {"resolution": 0}, "give a list of photos.* single"),
+        (np.zeros((4, 5, 3)), {"p_star": 3}, "give a list of photos.* single ndarray"),
         ([b"", b""], {"p_star": [1, 2, 3]}, r"2 photos or one a photo, received shape \(3,\)"),
     ],
 )
@@ -286,6 +305,8 @@ def test_descriptors_that_no_server_needs_to_see(embeddings):
         (RestClient, "http://x", {"timeout": 0}, "timeout must be greater than 0, received 0"),
         (RestClient, "http://x", {"retries": -1}, "retries must be at least 0, received -1"),
         (RestClient, "http://x", {"batch_size": 0}, "batch_size must be at least 1, received 0"),
+        (RestClient, "http://x", {"batch_bytes": 0}, "batch_bytes must be at least 1, received 0"),
+        (RestClient, "http://x", {"context": ssl.create_default_context()}, "a context is for https"),
     ],
 )
 def test_wrong_arguments(make, address, keywords, message):
@@ -301,7 +322,7 @@ from pathlib import Path
 import numpy as np
 from serving.client import RestClient
 with RestClient(sys.argv[1]) as client:
-    np.save(sys.argv[3], client.describe([Path(sys.argv[2]).read_bytes()], p_star=2).embedding)
+    np.save(sys.argv[3], client.describe([Path(sys.argv[2]).read_bytes()], 0, p_star=2).embedding)
 """
 
 
@@ -313,3 +334,420 @@ def test_rest_needs_numpy_alone(server, tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     got = np.load(tmp_path / "answer.npy")
     np.testing.assert_allclose(got, stand_in.expected([photo], [2.0])["embedding"], atol=1e-5)
+
+
+class Graph(Client):
+    """A client of a graph that answers each photo with its number, and names the broken ones as `encoded` does.
+
+    Args:
+        sizes: photos of each request, as they came.
+        neighbours: {number of the request: photos of other clients that the server put before it}.
+        max_photos: more are too large a request.
+    """
+
+    def __init__(self, neighbours=None, max_photos=99, **keywords):
+        super().__init__("nowhere", **keywords)
+        self.requests, self._neighbours, self._max_photos = [], neighbours or {}, max_photos
+
+    def close(self):
+        pass
+
+    def _predict(self, signature, inputs, until):
+        files = list(inputs["image_bytes"])
+        self.requests.append(files)
+        if len(files) > self._max_photos:
+            raise ServingError("RESOURCE_EXHAUSTED", "Received message larger than max (9 vs. 8)", 413)
+        batch = self._neighbours.get(len(self.requests) - 1, []) + files
+        broken = [f"photo {number}: {file.decode()}" for number, file in enumerate(batch) if file.startswith(b"bad")]
+        if broken:
+            raise ServingError("INVALID_ARGUMENT", f"assertion failed: [{'; '.join(broken)}]\n\t [[{{{{node x}}}}]]")
+        values = np.float32([[int(file)] for file in files])
+        return {
+            "embedding": np.tile(values, 3), "logits": values, "class": np.int64(values[:, 0]),
+            "probability": values[:, 0],
+        }  # fmt: skip
+
+    def _status(self, until):
+        return {}
+
+    def _output_sizes(self, signature, until):
+        return {"embedding": [3], "logits": [1], "class": [], "probability": []}
+
+    def _sent_bytes(self, photo):
+        return len(photo)
+
+
+def numbered(count, broken=()):
+    return [b"bad, %d; [no photo" % number if number in broken else b"%d" % number for number in range(count)]
+
+
+def assert_only_these_are_missing(prediction, count, broken):
+    expected = np.float32([np.nan if number in broken else number for number in range(count)])
+    np.testing.assert_array_equal(prediction.embedding, np.tile(expected[:, None], 3))
+    np.testing.assert_array_equal(prediction.logits, expected[:, None])
+    np.testing.assert_array_equal(prediction.probability, expected)
+    np.testing.assert_array_equal(prediction.classes, np.where(np.isnan(expected), -1, np.arange(count)))
+    assert prediction.classes.dtype == np.int64
+    assert list(prediction.errors) == sorted(broken)
+    for number, reason in prediction.errors.items():
+        assert reason == f"bad, {number}; [no photo"
+
+
+def test_a_broken_photo_is_told_by_its_position():
+    with pytest.raises(ServingError) as refused:
+        Graph().describe(numbered(20, {13, 15}), 0)
+    assert str(refused.value) == "INVALID_ARGUMENT: photo 13: bad, 13; [no photo; photo 15: bad, 15; [no photo"
+    assert refused.value.photos == {13: "bad, 13; [no photo", 15: "bad, 15; [no photo"}
+    assert refused.value.code == "INVALID_ARGUMENT"
+
+
+@pytest.mark.parametrize("broken", [{13}, {0, 7, 8, 19}, {3, 4, 5}, set(range(8, 16)), set(range(20)), set()])
+def test_broken_photos_are_skipped(broken):
+    client = Graph()
+    prediction = client.describe(numbered(20, broken), 0, on_error="skip")
+    assert_only_these_are_missing(prediction, 20, broken)
+    # each batch, what is left of it, and each broken photo by itself
+    assert len(client.requests) <= 3 + 3 + len(broken)
+
+
+def test_photos_of_other_clients_in_a_joint_batch():
+    # before the first request stand 2 photos of another client, one broken: photo 1 is not ours, though it could be
+    joined = {0: [b"1", b"bad"], 1: [b"1"] * 10 + [b"bad"], 2: [b"1"] * 4 + [b"bad"]}
+    for broken in (set(), {2}):
+        client = Graph(neighbours=joined)
+        assert_only_these_are_missing(client.describe(numbered(4, broken), 0, on_error="skip"), 4, broken)
+    # numbers that can't be right
+    client = Graph(neighbours={0: [b"1"] * 30 + [b"bad"]})
+    assert_only_these_are_missing(client.describe(numbered(4), 0), 4, set())
+    assert [len(request) for request in client.requests] == [4, 1, 1, 1, 1]
+    with pytest.raises(ServingError, match="photo 2: bad, 2") as refused:
+        Graph(neighbours={0: [b"1"] * 30 + [b"bad"]}).describe(numbered(4, {2}), 0)
+    assert list(refused.value.photos) == [2]
+
+
+def test_a_photo_beside_a_broken_one_of_another_client_again_and_again(waits):
+    client = Graph(neighbours={number: [b"1", b"bad"] for number in range(100)}, retries=5)
+    with pytest.raises(ServingError, match="photo 1: bad"):
+        client.describe([b"7"], 0, on_error="skip")
+    assert len(client.requests) == 6
+
+
+def test_a_request_that_is_too_large_is_divided():
+    client = Graph(max_photos=3)
+    assert_only_these_are_missing(client.describe(numbered(8), 0), 8, set())
+    assert [len(request) for request in client.requests] == [8, 4, 2, 2, 4, 2, 2]
+    prediction = Graph(max_photos=0).describe([b"1", b"2"], 0, on_error="skip")
+    assert set(prediction.errors) == {0, 1}
+    with pytest.raises(ServingError, match="photo 0: Received message larger than max") as refused:
+        Graph(max_photos=0).describe([b"1", b"2"], 0)
+    assert refused.value.code == "RESOURCE_EXHAUSTED"
+
+
+def test_what_is_no_photos_fault_is_not_skipped(scripted_rest):
+    address, script, requests = scripted_rest
+    script.append(400)
+    with pytest.raises(ServingError, match="not now") as refused:
+        RestClient(address).describe([b"1", b"2"], 0, on_error="skip")
+    assert refused.value.photos == {}
+    assert len(requests) == 1
+
+
+@pytest.mark.parametrize(
+    ("make", "address"), [(RestClient, "http://127.0.0.1:9"), (GrpcClient, "127.0.0.1:9")], ids=["rest", "grpc"]
+)
+def test_requests_are_bounded_by_bytes(make, address):
+    with make(address, batch_bytes=1000) as client:
+        sizes = []
+
+        def answer(signature, inputs, until):
+            values = inputs.get("images", inputs.get("image_bytes"))
+            sizes.append([len(value) for value in values])
+            count = len(sizes[-1])
+            return {"embedding": np.ones((count, 3)), "logits": np.ones((count, 2)), "class": np.ones(count, np.int64),
+                    "probability": np.ones(count)}  # fmt: skip
+
+        client._predict = answer
+        client.describe([bytes(size) for size in (100, 300, 300, 300, 2000, 10, 10)], 0)
+        # REST sends four bytes for three
+        in_rest, in_grpc = [[100, 300, 300], [300], [2000], [10, 10]], [[100, 300, 300, 300], [2000], [10, 10]]
+        assert sizes == (in_rest if make is RestClient else in_grpc)
+        sizes.clear()
+        # 48 values each: 192 bytes by gRPC, 288 as digits
+        client.describe([np.zeros((4, 4, 3), np.uint8)] * 8, p_star=3)
+        assert [len(size) for size in sizes] == ([3, 3, 2] if make is RestClient else [5, 3])
+
+
+def test_the_estimate_of_bytes_is_enough():
+    random = np.random.default_rng(0)
+    client = RestClient("http://127.0.0.1:9")
+    for array in (
+        random.integers(100, 256, (9, 9, 3), np.uint8),
+        random.uniform(100, 255, (9, 9, 3)).astype(np.float32),
+    ):
+        assert len(json.dumps(array.tolist())) < client._sent_bytes(array) + 100
+    assert len(base64.b64encode(bytes(3000))) <= client._sent_bytes(bytes(3000))
+
+
+def test_a_message_that_is_too_large_is_not_sent_again(waits):
+    requests = []
+
+    class Count(grpc.ServerInterceptor):
+        def intercept_service(self, continuation, details):
+            requests.append(details.method)
+            return continuation(details)
+
+    server = grpc.server(
+        ThreadPoolExecutor(1), options=[("grpc.max_receive_message_length", 1000)], interceptors=[Count()]
+    )
+    prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(
+        prediction_service_pb2_grpc.PredictionServiceServicer(), server
+    )
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    with GrpcClient(f"127.0.0.1:{port}") as client, pytest.raises(ServingError, match="larger than max") as refused:
+        client.describe([bytes(2000)], 0)
+    assert refused.value.code == "RESOURCE_EXHAUSTED"
+    assert refused.value.http_status == 413
+    assert len(requests) == 1
+    assert not waits
+    server.stop(None).wait()
+
+
+def raw_server(serve):
+    """The port of a server that has `serve(connection)` answer each connection, in a thread of its own."""
+    listening = socket.create_server(("127.0.0.1", 0))
+
+    def accept():
+        with contextlib.suppress(OSError):
+            while True:
+                threading.Thread(target=serve, args=(listening.accept()[0],), daemon=True).start()
+
+    threading.Thread(target=accept, daemon=True).start()
+    return listening
+
+
+def head_of(connection):
+    text = b""
+    while b"\r\n\r\n" not in text:
+        more = connection.recv(4096)
+        if not more:
+            return None
+        text += more
+    return text
+
+
+DRIBBLED = {
+    "status line": b"HTTP/1.1 ",
+    "headers": b"HTTP/1.1 200 OK\r\nX: ",
+    "body": b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n",
+    "body of unknown length": b"HTTP/1.1 200 OK\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("part", DRIBBLED)
+def test_the_deadline_holds_for_an_answer_that_comes_byte_by_byte(part):
+    def serve(connection):
+        head_of(connection)
+        with contextlib.suppress(OSError):
+            connection.sendall(DRIBBLED[part])
+            for _ in range(100):
+                connection.sendall(b"1")
+                time.sleep(0.1)
+        connection.close()
+
+    with raw_server(serve) as listening:
+        start = time.monotonic()
+        with pytest.raises(ServingError, match=r"no answer within 0\.5 seconds") as refused:
+            RestClient(f"http://127.0.0.1:{listening.getsockname()[1]}", timeout=0.5).status()
+        assert time.monotonic() - start < 5
+    assert refused.value.code == "DEADLINE_EXCEEDED"
+
+
+def test_a_body_that_is_refused_before_its_end():
+    heads = []
+
+    def serve(connection):
+        heads.append(head_of(connection))
+        connection.sendall(b"HTTP/1.1 413 Too Large\r\nContent-Length: 5\r\nConnection: close\r\n\r\nlarge")
+        time.sleep(0.2)
+        connection.close()
+
+    with raw_server(serve) as listening, pytest.raises(ServingError, match="HTTP 413: large") as refused:
+        RestClient(f"http://127.0.0.1:{listening.getsockname()[1]}").describe([bytes(2**24)], 0)
+    assert refused.value.code == "INVALID_ARGUMENT"
+    assert len(heads) == 1
+
+
+def test_a_connection_that_was_closed_while_it_waited():
+    heads = []
+
+    def serve(connection):
+        heads.append(head_of(connection))
+        body = b'{"model_version_status": [{"version": "1", "state": "AVAILABLE"}]}'
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
+        connection.close()
+
+    with raw_server(serve) as listening:
+        client = RestClient(f"http://127.0.0.1:{listening.getsockname()[1]}", retries=0)
+        for _ in range(3):
+            assert client.status() == {1: "AVAILABLE"}
+            time.sleep(0.05)
+        assert len(heads) == 3
+
+
+def status_service(port):
+    """A gRPC server on `port` that says that version 1 is there."""
+
+    class Model(model_service_pb2_grpc.ModelServiceServicer):
+        def GetModelStatus(self, request, context):
+            return GetModelStatusResponse(model_version_status=[{"version": 1, "state": 30}])
+
+    server = grpc.server(ThreadPoolExecutor(2))
+    model_service_pb2_grpc.add_ModelServiceServicer_to_server(Model(), server)
+    assert server.add_insecure_port(f"127.0.0.1:{port}") == port
+    server.start()
+    return server
+
+
+class StatusHandler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self):
+        body = json.dumps({"model_version_status": [{"version": "1", "state": "AVAILABLE"}]}).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *arguments):
+        pass
+
+
+@pytest.mark.parametrize("kind", ["rest", "grpc"])
+def test_a_server_that_is_away_for_some_seconds(kind, monkeypatch):
+    monkeypatch.setattr(serving.client, "_LONGEST_DELAY", 0.5)
+    port = free_port()
+    address = {"rest": f"http://127.0.0.1:{port}", "grpc": f"127.0.0.1:{port}"}[kind]
+    running = []
+
+    def come():
+        if kind == "grpc":
+            running.append(status_service(port))
+        else:
+            running.append(ThreadingHTTPServer(("127.0.0.1", port), StatusHandler))
+            threading.Thread(target=running[0].serve_forever, args=(0.02,), daemon=True).start()
+
+    timer = threading.Timer(6, come)
+    timer.start()
+    start = time.monotonic()
+    try:
+        with {"rest": RestClient, "grpc": GrpcClient}[kind](address, seed=0) as client:
+            assert client.status() == {1: "AVAILABLE"}
+        # by itself, gRPC would try again after nine seconds, and at its worst after two minutes
+        assert time.monotonic() - start < 8
+    finally:
+        timer.join()
+        if kind == "grpc":
+            running[0].stop(None).wait()
+        else:
+            running[0].shutdown()
+            running[0].server_close()
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory):
+    """(key, certificate) files for 127.0.0.1, signed by itself."""
+    if not shutil.which("openssl"):
+        pytest.skip("no openssl program to make a certificate with")
+    folder = tmp_path_factory.mktemp("certificate")
+    key, certificate = folder / "key.pem", folder / "certificate.pem"
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-keyout", key, "-out", certificate,
+         "-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    return key, certificate
+
+
+@pytest.fixture
+def encrypted_rest(certificate):
+    """(address, the Authorization headers that came)."""
+    tokens = []
+
+    class Handler(StatusHandler):
+        def do_GET(self):
+            tokens.append(self.headers["Authorization"])
+            super().do_GET()
+
+    key, file = certificate
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    server.handle_error = lambda request, address: None
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(file, key)
+    server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+    thread.start()
+    yield f"https://127.0.0.1:{server.server_port}", tokens
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_encrypted_rest(certificate, encrypted_rest):
+    address, tokens = encrypted_rest
+    context = ssl.create_default_context(cafile=certificate[1])
+    with RestClient(address, context=context, headers={"Authorization": "Bearer 7"}) as client:
+        assert client.status() == client.status() == {1: "AVAILABLE"}
+    assert tokens == ["Bearer 7"] * 2
+    # unknown to the system: waiting would not help
+    with pytest.raises(ServingError, match="certificate verify failed") as refused:
+        RestClient(address, timeout=15).status()
+    assert refused.value.code == "UNAUTHENTICATED"
+    assert len(tokens) == 2
+
+
+def test_the_deadline_holds_for_a_handshake(certificate):
+    def serve(connection):
+        with contextlib.suppress(OSError):
+            connection.sendall(b"\x16\x03\x03\x40\x00")
+            for _ in range(100):
+                connection.sendall(b"\x02")
+                time.sleep(0.1)
+
+    with raw_server(serve) as listening:
+        start = time.monotonic()
+        with pytest.raises(ServingError) as refused:
+            RestClient(f"https://127.0.0.1:{listening.getsockname()[1]}", timeout=0.5).status()
+        assert time.monotonic() - start < 5
+    assert refused.value.code == "DEADLINE_EXCEEDED"
+
+
+def test_encrypted_grpc(certificate):
+    seen = []
+
+    class Model(model_service_pb2_grpc.ModelServiceServicer):
+        def GetModelStatus(self, request, context):
+            seen.append(dict(context.invocation_metadata()).get("authorization"))
+            return GetModelStatusResponse(model_version_status=[{"version": 1, "state": 30}])
+
+    key, file = (path.read_bytes() for path in certificate)
+    server = grpc.server(ThreadPoolExecutor(2))
+    model_service_pb2_grpc.add_ModelServiceServicer_to_server(Model(), server)
+    port = server.add_secure_port("127.0.0.1:0", grpc.ssl_server_credentials([(key, file)]))
+    server.start()
+    credentials = grpc.ssl_channel_credentials(file)
+    with GrpcClient(f"127.0.0.1:{port}", credentials=credentials, metadata=[("authorization", "Bearer 7")]) as client:
+        assert client.status() == {1: "AVAILABLE"}
+    assert seen == ["Bearer 7"]
+    # unknown to the system: waiting would not help
+    with (
+        GrpcClient(f"127.0.0.1:{port}", credentials=grpc.ssl_channel_credentials(), timeout=15) as client,
+        pytest.raises(ServingError, match="CERTIFICATE_VERIFY_FAILED") as refused,
+    ):
+        client.status()
+    assert refused.value.code == "UNAUTHENTICATED"
+    with GrpcClient(f"127.0.0.1:{port}", retries=0) as client, pytest.raises(ServingError):
+        client.status()
+    assert len(seen) == 1
+    server.stop(None).wait()
