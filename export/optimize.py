@@ -6,7 +6,7 @@ per-channel factor and offset after a convolution, is folded into its kernel and
 operation. Zero padding becomes the convolution's own. On request all of it is computed in bfloat16.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 import tensorflow as tf
@@ -22,37 +22,30 @@ _INPUT = "images"
 _PROBE = (2, 352, 224, 3)
 
 
-def optimized_trunk(
-    trunk, precision: str = "float32", factor: Sequence[float] = (1.0, 1.0, 1.0)
-) -> Callable[[tf.Tensor], tf.Tensor]:
+def optimized_trunk(trunk, precision: str = "float32") -> Callable[[tf.Tensor], tf.Tensor]:
     """A trunk as a function of constants, ready to be called in the graph that is exported.
 
     Args:
         trunk: a Keras model from the normalised image [B, H, W, 3] to a feature map [B, h, w, d].
         precision: what the trunk computes in, whatever its dtype policy: "float32" or "bfloat16".
-        factor: one number a channel. The function takes an image that is still to be multiplied by them to be
-            normalised, which the first convolution does at no cost.
 
     Returns:
-        A `tf.function`, float32 [B, H, W, 3] of any B, H and W -> float32 [B, h, w, d].
+        A `tf.function`, float32 [B, H, W, 3], normalised, of any B, H and W -> float32 [B, h, w, d].
 
     Raises:
-        ValueError: another `precision`, or other than three factors.
+        ValueError: another `precision`.
 
     Example:
         >>> features = optimized_trunk(model.trunk, "bfloat16")(model.normalize(images))
     """
     if precision not in PRECISIONS:
         raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
-    if np.shape(factor) != (3,):
-        raise ValueError(f"factor must be one number for each of 3 channels, got shape {np.shape(factor)}")
     graph = _Graph(*_traced(trunk))
     # a trunk trained in mixed precision holds float32 weights and casts: without the casts it is the float32 trunk
     graph.compute_in(tf.float32)
     graph.fold_constants()
     graph.fold_channel_factors()
     graph.fold_padding()
-    graph.fold_input_factor(np.float64(factor))
     graph.name_residuals()
     graph.compute_in(tf.as_dtype(precision))
     definition, channels = graph.definition(), trunk.output_shape[-1]
@@ -200,26 +193,6 @@ class _Graph:
             convolution.input[0] = padding.input[0]
             convolution.attr["padding"].s = b"EXPLICIT"
             convolution.attr["explicit_paddings"].list.i[:] = widths.reshape(-1).tolist()
-
-    def fold_input_factor(self, factor: np.ndarray) -> None:
-        """Multiply the image by one factor a channel, in the kernels of its readers if all are convolutions."""
-        if (factor == 1).all():
-            return
-        readers = self._users()[_INPUT]
-        kernels = [self._constant(node.input[1]) if node.op == "Conv2D" else None for node in readers]
-        if any(kernel is None or kernel.shape[2] != len(factor) for kernel in kernels):
-            product = tf.compat.v1.NodeDef(name="image_factor", op="Mul", input=[_INPUT, "image_factor/factor"])
-            product.attr["T"].type = tf.float32.as_datatype_enum
-            for node in readers:
-                node.input[:] = [product.name if source == _INPUT else source for source in node.input]
-            constant = _constant("image_factor/factor", factor.astype(np.float32))
-            self._insert_before(readers[0].name, {constant.name: constant, product.name: product})
-            return
-        for node, kernel in zip(readers, kernels, strict=True):
-            name = f"{node.name}/scaled_kernel"
-            scaled = (kernel.astype(np.float64) * factor[:, np.newaxis]).astype(kernel.dtype)
-            node.input[1] = name
-            self._insert_before(node.name, {name: _constant(name, scaled)})
 
     def name_residuals(self) -> None:
         """Turn additions of two feature maps of one shape into AddN, which takes no others.

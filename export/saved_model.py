@@ -235,10 +235,8 @@ class _Served(tf.Module):
         kernel, bias = (tf.cast(ops.convert_to_numpy(weight), tf.float32) for weight in model.classifier.weights)
         self.kernel = tf.Variable(kernel, trainable=False, name="kernel")
         self.bias = tf.Variable(bias, trainable=False, name="bias")
-        # normalising is `(images - mean) / std`; the trunk divides
-        mean, std = 255 * np.float64(model.pixel_mean), 255 * np.float64(model.pixel_std)
-        trunk = optimized_trunk(model.trunk, precision, 1 / std)
-        self._embed = _embedder(model, lambda images: trunk(images - mean.astype(np.float32)))
+        trunk = optimized_trunk(model.trunk, precision)
+        self._embed = _embedder(model, lambda images: trunk(_normalized(images, *model.pixel_scaling)))
         self._table = dict(table)
 
     def signatures(self) -> dict[str, Any]:
@@ -307,6 +305,14 @@ def _embedder(model: MultiGrain, features: Callable) -> Callable[[tf.Tensor, tf.
         return model.pool(features(images), p_star=p_star)
 
     return embed
+
+
+def _normalized(images: tf.Tensor, scale: np.ndarray, offset: np.ndarray) -> tf.Tensor:
+    """`MultiGrain.normalize`, row by row: TensorFlow takes three times as long where the last dimension is just 3."""
+    shape = tf.shape(images)
+    width = shape[2]
+    rows = tf.reshape(images, tf.stack([shape[0] * shape[1], 3 * width]))
+    return tf.reshape(rows * tf.tile(scale, [width]) + tf.tile(offset, [width]), shape)
 
 
 def _keras_answers(model: MultiGrain, whitening: Whitening) -> Callable[[np.ndarray, np.ndarray], tuple]:

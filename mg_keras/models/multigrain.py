@@ -115,6 +115,12 @@ class MultiGrain(keras.Model):
 
             pretrained.initialize(self, weights, trunk)
 
+    @property
+    def pixel_scaling(self):
+        """(scale, offset), NumPy float32 [3] each: normalised is `images * scale + offset`, of RGB in 0-255."""
+        mean, std = np.float32(self.pixel_mean), np.float32(self.pixel_std)
+        return 1 / (255 * std), -mean / std
+
     def normalize(self, images):
         """RGB in 0-255, float or uint8, [B, H, W, 3] -> the float32 values that the trunk takes, the same shape.
 
@@ -124,8 +130,7 @@ class MultiGrain(keras.Model):
         if images.shape[-1] != 3:
             # broadcasting would take a grey channel for three
             raise ValueError(f"images must be RGB, [B, H, W, 3], received shape {tuple(images.shape)}")
-        scale = 1.0 / (255.0 * keras.ops.array(self.pixel_std, "float32"))
-        offset = -keras.ops.array(self.pixel_mean, "float32") / keras.ops.array(self.pixel_std, "float32")
+        scale, offset = self.pixel_scaling
         return keras.ops.cast(images, "float32") * scale + offset
 
     def call(self, images, p_star=None, training=False):

@@ -70,25 +70,6 @@ def test_what_is_left_of_a_resnet_tensorflow_runs_as_convolutions_alone(precisio
     assert fused == {("BiasAdd", "Relu"): 3, ("BiasAdd", "Add", "Relu"): 2, ("BiasAdd",): 1}
 
 
-@pytest.mark.parametrize(("name", "multiplications"), [("resnet18", 0), ("read twice", 1)])
-def test_the_first_convolution_multiplies_the_image(name, multiplications):
-    if name == "read twice":
-        image = keras.Input((None, None, 3))
-        # one of the readers is no convolution: the product is a node of its own
-        features = layers.Concatenate()([layers.Conv2D(4, 3, padding="same")(image), layers.Activation("relu")(image)])
-        trunk = keras.Model(image, features)
-    else:
-        trunk = built(name)
-    factor = np.float32([0.5, 3, -2])
-    expected = trunk(images() * factor, training=False).numpy()
-    function = optimized_trunk(trunk, factor=factor)
-    found = function(tf.constant(images())).numpy()
-    np.testing.assert_allclose(found, expected, atol=2e-5 * np.abs(expected).max())
-    assert operations_of(function).count("Mul") == multiplications
-    with pytest.raises(ValueError, match=r"3 channels, got shape \(2,\)"):
-        optimized_trunk(trunk, factor=(1, 2))
-
-
 def test_a_trunk_of_mixed_precision_is_exported_in_either():
     trunk, reference = built("resnet18", "mixed_bfloat16"), built("resnet18")
     reference.set_weights(trunk.get_weights())
