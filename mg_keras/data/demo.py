@@ -21,7 +21,7 @@ from PIL import Image, ImageDraw, ImageFilter
 from mg_keras.errors import UserError
 
 # A change to any drawing must raise this number: folders written before it are then refused, not taken for the new set.
-_VERSION = 3
+VERSION = 3
 _MIN_RESOLUTION, _MAX_RESOLUTION = 32, 512
 # The first numbers of the instances in val/ and in unlabelled/. They are fixed, so that a larger training set is a
 # superset of a smaller one, beside the same validation and unlabelled photos.
@@ -586,7 +586,7 @@ def write_demo(folder, resolution=128, seed=0, instances_per_class=25, views_per
     _check(views_per_instance, "views_per_instance", 1, 100)
     _check(num_unlabelled, "num_unlabelled", 0, 100_000)
     parameters = {
-        "version": _VERSION,
+        "version": VERSION,
         "resolution": int(resolution),
         "seed": int(seed),
         "instances_per_class": int(instances_per_class),

@@ -263,7 +263,9 @@ def _divide(name, items, options):
 def _demo(argument, options, resolution, data_dir):
     del argument
     root = Path(data_dir).expanduser() if data_dir else Path.home() / ".cache" / "mg_keras"
-    folder = demo.write_demo(root / f"demo-{resolution}-{options.seed}", resolution=resolution, seed=options.seed)
+    # the set of an earlier release may lie beside it
+    name = f"demo-{demo.VERSION}-{resolution}-{options.seed}"
+    folder = demo.write_demo(root / name, resolution=resolution, seed=options.seed)
     return _folder(folder, options, resolution, data_dir, demo.instance_of, f"demo at {resolution} px")
 
 

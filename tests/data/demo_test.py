@@ -57,9 +57,9 @@ def test_every_argument_changes_the_picture(change):
 
 def test_the_drawing_is_the_one_of_this_version():
     # Fails where another machine or library draws another set, and where the drawing was changed: then raise
-    # demo._VERSION along with these values. One grey level is what rounding may change.
+    # demo.VERSION along with these values. One grey level is what rounding may change.
     means = [area_mean(draw_view(class_index, 0, 0, 64), 2).mean(-1).ravel() for class_index in (0, 9, 19)]
-    assert demo._VERSION == 3
+    assert demo.VERSION == 3
     np.testing.assert_allclose(means, PINNED, atol=1.0)
 
 
