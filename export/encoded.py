@@ -117,7 +117,9 @@ def _photo(contents, resolution):
     kinds = [(b"\xff\xd8\xff", "JPEG"), (b"\x89PNG", "PNG"), (b"", "image")]
     starts = [(tf.strings.substr(contents, 0, len(magic)) == magic, name) for magic, name in kinds]
     broken = tf.strings.join([_first_reason(starts), " data is broken or cut off"])
+    contents, frame = images.first_frame(contents)
     within, size = _declared_size(contents)
+    size = tf.maximum(size, tf.cast(frame, tf.int64))
     reason = _first_reason([*_header_reasons(contents, size, resolution), (~within, broken)])
     # what the header rules out is not decoded
     ok, image = images.try_decode(lambda contents: contents, tf.where(reason == "", contents, ""))

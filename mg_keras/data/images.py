@@ -46,7 +46,22 @@ def decode(contents):
     Raises:
         tf.errors.InvalidArgumentError: the photo is not usable; the message says why.
     """
-    return _upright(_decode_as_stored(contents), contents)
+    contents, frame = first_frame(contents)
+    return _upright(_decode_as_stored(contents, frame), contents)
+
+
+def first_frame(contents):
+    """A GIF without what follows its first frame: TensorFlow decodes all, of any number and size. For strangers' files.
+
+    Args:
+        contents: scalar string tensor, the bytes of a file.
+
+    Returns:
+        (contents, size): the bytes, those of other files as they are, and int32 [height, width] of the frame, which may
+        be larger than `declared_size`; the decoder takes the larger one. (0, 0) where there is none.
+    """
+    is_gif = tf.strings.substr(contents, 0, 4) == b"GIF8"
+    return tf.cond(is_gif, lambda: _first_frame(contents), lambda: (tf.identity(contents), tf.zeros([2], tf.int32)))
 
 
 def try_decode(read, key):
@@ -140,16 +155,17 @@ def _reason(error):
     return text
 
 
-def _decode_as_stored(contents):
-    """uint8 [H, W, 3] RGB, as the file has it, before any EXIF orientation."""
+def _decode_as_stored(contents, frame=None):
+    """uint8 [H, W, 3] RGB, as the file has it, before any EXIF orientation; at least `frame`, [height, width]."""
     height, width = declared_size(contents)
+    if frame is not None:
+        height, width = tf.maximum(height, frame[0]), tf.maximum(width, frame[1])
     limit = tf.debugging.assert_less_equal(
         tf.cast(height, tf.int64) * tf.cast(width, tf.int64),
         tf.constant(MAX_PIXELS, tf.int64),
         f"larger than {MAX_PIXELS:,} pixels",
     )
     with tf.control_dependencies([] if limit is None else [limit]):
-        contents = tf.cond(_is_gif(contents), lambda: _first_frame(contents), lambda: tf.identity(contents))
         image = tf.io.decode_image(contents, channels=3, expand_animations=False)
     image = tf.ensure_shape(image, [None, None, 3])
     check = tf.debugging.assert_greater_equal(
@@ -186,12 +202,7 @@ def declared_size(contents):
         shape = tf.io.extract_jpeg_shape(contents)
         return shape[0], shape[1]
 
-    def no_jpeg():
-        return tf.cond(
-            _is_gif(contents), lambda: _declared_size_of_gif(contents), lambda: _declared_size_of_others(contents)
-        )
-
-    return tf.cond(_is_jpeg(contents), jpeg, no_jpeg)
+    return tf.cond(_is_jpeg(contents), jpeg, lambda: _declared_size_of_others(contents))
 
 
 @_apart
@@ -202,6 +213,7 @@ def _declared_size_of_others(contents):
     kind = header[15]
     cases = [
         (_starts_with(header, 0x89, 0x50, 0x4E, 0x47), _big(header, 20, 4), _big(header, 16, 4)),
+        (_starts_with(header, *b"GIF8"), _little(header, 8, 2), _little(header, 6, 2)),
         (_starts_with(header, *b"BM"), tf.abs(_little(header, 22, 4)), tf.abs(_little(header, 18, 4))),
         (is_webp & (kind == ord("L")), bits // 16384 + 1, bits % 16384 + 1),
         (is_webp & (kind == ord("X")), _little(header, 27, 3) + 1, _little(header, 24, 3) + 1),
@@ -217,31 +229,16 @@ def _is_jpeg(contents):
     return tf.equal(tf.strings.substr(contents, 0, 3), b"\xff\xd8\xff")
 
 
-def _is_gif(contents):
-    return tf.equal(tf.strings.substr(contents, 0, 4), b"GIF8")
-
-
-@_apart
-def _declared_size_of_gif(contents):
-    """What holds the screen and the first frame, which may be the larger one: the decoder takes the larger one too."""
-    byte = _bytes_of_gif(contents)
-    frame = _first_descriptor(byte)
-
-    def number(position):
-        return byte(position) + 256 * byte(position + 1)
-
-    return tf.maximum(number(8), number(frame + 7)), tf.maximum(number(6), number(frame + 5))
-
-
 @_apart
 def _first_frame(contents):
-    """The file without what follows its first frame: TensorFlow would decode all frames, of any number and size."""
     byte = _bytes_of_gif(contents)
     frame = _first_descriptor(byte)
+    height, width = (byte(frame + place) + 256 * byte(frame + place + 1) for place in (7, 5))
     pixels = frame + 10 + _table_bytes(byte(frame + 9)) + 1
     end = tf.while_loop(lambda p: byte(p) > 0, lambda p: (p + 1 + byte(p),), (pixels,), parallel_iterations=1)[0] + 1
     # a file that ends within the frame stays broken
-    return tf.strings.join([tf.strings.substr(contents, 0, end), tf.where(byte(frame) == 0x2C, b";", b"")])
+    cut = tf.strings.join([tf.strings.substr(contents, 0, end), tf.where(byte(frame) == 0x2C, b";", b"")])
+    return cut, tf.stack([height, width])
 
 
 def _first_descriptor(byte):
