@@ -3,9 +3,14 @@
 A checkpoint is an `.npz` with every variable of the model, both optimisers and the epoch's running means, and a JSON
 text with the counters and the epochs so far. Nothing in it is pickled. The data position is the step: the stream of
 photos is a function of it (`mg_keras.data.repeated`).
+
+A variable lies under `group/place/path`, as in `model/0003/conv1_bn/moving_mean`, and its path is what it is known by
+when it comes back. Older checkpoints say `group/place/name`, often the last part of the path alone. Where such names
+recur in a group, variables are known by their place, and the name there must be the right one.
 """
 
 import json
+import re
 import zipfile
 from pathlib import Path
 
@@ -15,6 +20,8 @@ from mg_keras.errors import UserError
 from mg_keras.files import atomic_path, remove_leftovers
 
 _META = "meta.json"
+# a part of a path: a word, and perhaps the number that Keras gave it
+_NUMBERED = re.compile(r"(.*?)(?:_(\d+))?", re.DOTALL)
 
 
 def snapshot(groups):
@@ -24,10 +31,10 @@ def snapshot(groups):
         groups: dict name -> list of Keras variables.
 
     Returns:
-        dict of NumPy arrays, named by group, place and the variable's own name.
+        dict of NumPy arrays, named by group, place and the variable's path.
     """
     return {
-        f"{group}/{place:04d}/{variable.name}": np.asarray(variable.numpy())
+        f"{group}/{place:04d}/{variable.path}": np.asarray(variable.numpy())
         for group, variables in groups.items()
         for place, variable in enumerate(variables)
     }
@@ -36,24 +43,65 @@ def snapshot(groups):
 def assign(groups, arrays, path):
     """Puts arrays of `snapshot` back into variables; groups that are not asked for are left out.
 
+    Each goes to the variable of its path, whatever its place: another version of keras-hub may list its layers in
+    another order.
+
     Raises:
-        UserError: they are of another model; the message names the first variable that does not fit.
+        UserError: they are of another model; the message names the first variable that does not fit, and none has
+            changed.
     """
-    names = {}
-    for name in arrays:
-        group, place = name.split("/")[:2]
-        names[group, int(place)] = name
-    for group, variables in groups.items():
-        found = sum(1 for key in names if key[0] == group)
-        if found != len(variables):
-            raise UserError(f"{path}: holds {found} variables of the {group}, expected {len(variables)}")
-        for place, variable in enumerate(variables):
-            array = arrays[names[group, place]]
-            if tuple(array.shape) != tuple(variable.shape):
-                raise UserError(
-                    f"{path}: {names[group, place]} has shape {tuple(array.shape)}, expected {tuple(variable.shape)}"
-                )
-            variable.assign(array)
+    found = {}
+    for key, array in arrays.items():
+        group, place, name = key.split("/", 2)
+        found.setdefault(group, []).append((int(place), name, array))
+    pairs = [pair for group, variables in groups.items() for pair in _matched(group, variables, found, path)]
+    for variable, array in pairs:
+        variable.assign(array)
+
+
+def _matched(group, variables, found, path):
+    """(variable, its array) for each variable of a group."""
+    stored = sorted(found.get(group, []), key=lambda entry: entry[0])
+    if len(stored) != len(variables):
+        raise UserError(f"{path}: holds {len(stored)} variables of the {group}, expected {len(variables)}")
+    names = [name for _, name, _ in stored]
+    # no name has a slash in it, and every path has
+    wanted = [variable.path if any("/" in name for name in names) else variable.name for variable in variables]
+    known, expected = _without_session(names), _without_session(wanted)
+    if len(set(known)) == len(set(expected)) == len(known):
+        place_of = {name: place for place, name in enumerate(known)}
+        places = [place_of.get(name) for name in expected]
+    else:
+        places = [place if known[place] == name else None for place, name in enumerate(expected)]
+    pairs = []
+    for place, (variable, name, there) in enumerate(zip(variables, wanted, places, strict=True)):
+        if there is None:
+            raise UserError(
+                f"{path}: holds another network, or was written with another version of keras-hub: of the {group} it "
+                f"lacks {name} and has {names[place]} in its place"
+            )
+        array = stored[there][2]
+        if tuple(array.shape) != tuple(variable.shape):
+            raise UserError(f"{path}: {group} {name} has shape {tuple(array.shape)}, expected {tuple(variable.shape)}")
+        pairs.append((variable, array))
+    return pairs
+
+
+def _without_session(paths):
+    """Paths as they are whatever was built before in the process: to be compared, not to be read.
+
+    Keras counts what has no name of its own through a whole session: `sgd`, `sgd_1`; `seed_generator_7`. The order in
+    which a network makes such layers stays, so each number is replaced by its rank among those of its kind.
+    """
+    split = [[_NUMBERED.fullmatch(part).groups(default="0") for part in path.split("/")] for path in paths]
+    counted = {}
+    for parts in split:
+        for level, (word, number) in enumerate(parts):
+            counted.setdefault((level, word), set()).add(int(number))
+    ranks = {kind: {number: rank for rank, number in enumerate(sorted(counted[kind]))} for kind in counted}
+    return [
+        tuple((word, ranks[level, word][int(number)]) for level, (word, number) in enumerate(parts)) for parts in split
+    ]
 
 
 class Checkpoints:
