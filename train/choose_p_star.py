@@ -39,6 +39,7 @@ def main():
     from rich.console import Console
 
     from mg_keras.evaluation.report import sweep_table
+    from mg_keras.evaluation.scores import METRICS
     from mg_keras.pooling_exponent import EXPONENTS, best_exponent
     from mg_keras.training import stages
     from mg_keras.training.runs import load_run
@@ -61,7 +62,9 @@ def main():
     for size, exponent in sorted(chosen.items()):
         line = f"{size} px: p* = {exponent:.4g}"
         if size in best:
-            line += f"; cross-validation {best[size]:g} (IN-aug {scores[size][best[size]]:.2f} of 5)"
+            line += (
+                f"; cross-validation {best[size]:g} (IN-aug {METRICS['instance'].text(scores[size][best[size]])} of 5)"
+            )
         if size in fine_tuned:
             line += "; fine-tuning {p_star:.4g} (from {initial:g}, on {photos} photos)".format(**fine_tuned[size])
         print(line)

@@ -32,6 +32,7 @@ def main():
 
     options = stage_arguments("train/whiten.py", __doc__, more)
     import_tensorflow()
+    from mg_keras.evaluation.scores import METRICS
     from mg_keras.training import stages
     from mg_keras.training.runs import load_run
 
@@ -49,11 +50,12 @@ def main():
     print(f"whitening fitted on {stages.fit_whitening(run, source, poolings, measure_classes=True)}")
     for size in run.settings.resolutions:
         entry = run.whitening_report[size]
+        variance, agreement = (f"{METRICS[name].text(entry[name])}%" for name in ("variance_kept", "class_agreement"))
+        top1, full = (f"{METRICS['top1'].text(entry[f'top1_{name}'])}%" for name in ("descriptor", "embedding"))
         print(
             f"{size} px, p* {entry['p_star']:g}: {entry['dimensions']} of {entry['embedding_dimensions']} dimensions, "
-            f"{entry['variance_kept']:.2%} of the variance; descriptor and embedding give the same class for "
-            f"{entry['class_agreement']:.2%} of {entry['validation_photos']} validation photos "
-            f"(top-1 {entry['top1_descriptor']:.2%}, from the embedding {entry['top1_embedding']:.2%})"
+            f"{variance} of the variance; descriptor and embedding give the same class for {agreement} of "
+            f"{entry['validation_photos']} validation photos (top-1 {top1}, from the embedding {full})"
         )
     paths = [*(run.whitening_path(size) for size in run.settings.resolutions), run.results / "whitening.json"]
     print(f"written: {', '.join(map(str, paths))}")

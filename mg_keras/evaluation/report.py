@@ -16,7 +16,6 @@ photos; `instance` is the IN-aug score, the mean number of an image's own five a
 """
 
 import csv
-import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -30,6 +29,7 @@ from PIL import Image, ImageOps
 from rich.table import Table
 
 from mg_keras.errors import UserError
+from mg_keras.evaluation.scores import METRICS, MISSING, Metric
 from mg_keras.files import atomic_path
 
 # Okabe and Ito's colours, which stay apart for colour-blind readers.
@@ -121,22 +121,23 @@ def scores_picture(path: str | os.PathLike, scores: Mapping) -> None:
     """
     rows, chance = _by_resolution(scores), scores.get("chance", {})
     panels = [
-        ("top1", "Classes", "top-1 accuracy (%)", 100.0, 100, _GREEN),
-        ("instance", "Instances", "own versions among the 5 nearest", 1.0, 5, _BLUE),
-        ("copies", "Copies", "mAP of copy detection (%)", 100.0, 100, _PURPLE),
+        ("top1", "Classes", "top-1 accuracy (%)", 100, _GREEN),
+        ("instance", "Instances", "own versions among the 5 nearest", 5, _BLUE),
+        ("copies", "Copies", "mAP of copy detection (%)", 100, _PURPLE),
     ]
     figure = Figure(figsize=(12, 4), layout="constrained")
     figure.get_layout_engine().set(wspace=0.06)
     names = [_resolution_and_exponent(resolution, row) for resolution, row in rows.items()]
-    for axes, (key, title, unit, scale, best, colour) in zip(figure.subplots(1, 3), panels, strict=True):
-        values = [_number(row.get(key)) * scale for row in rows.values()]
-        bars = axes.bar(names, np.nan_to_num(values), color=colour, width=0.6)
-        digits = 1 if scale > 1 else 2
-        labels = [f"{value:.{digits}f}" if math.isfinite(value) else "not\nmeasured" for value in values]
+    for axes, (key, title, unit, best, colour) in zip(figure.subplots(1, 3), panels, strict=True):
+        metric, values = METRICS[key], [row.get(key) for row in rows.values()]
+        heights = [0.0 if value is None else value * metric.factor for value in values]
+        bars = axes.bar(names, heights, color=colour, width=0.6)
+        labels = ["not\nmeasured" if value is None else metric.text(value) for value in values]
         axes.bar_label(bars, labels, padding=3, fontsize=10)
-        level = _number(chance.get(key)) * scale
-        if math.isfinite(level):
-            axes.axhline(level, color="black", linestyle="--", linewidth=1.2, label=f"chance {level:.{digits}f}")
+        level = chance.get(key)
+        if level is not None:
+            label = f"chance {metric.text(level)}"
+            axes.axhline(level * metric.factor, color="black", linestyle="--", linewidth=1.2, label=label)
             axes.legend(loc="upper left", bbox_to_anchor=(0, -0.16), frameon=False, fontsize=9, borderaxespad=0)
         axes.set(title=title, ylabel=unit, xlim=(-0.7, len(names) - 0.3), ylim=(0, best * 1.1))
         axes.set_yticks(np.linspace(0, best, 6))
@@ -220,13 +221,13 @@ def sweep_picture(
     figure = Figure(figsize=(11, 4.8), layout="constrained")
     figure.get_layout_engine().set(wspace=0.06)
     panels = [
-        ("top1", "Classes", "top-1 accuracy (%)", 100),
-        ("instance", "Instances", "IN-aug score (of 5)", 1),
+        ("top1", "Classes", "top-1 accuracy (%)"),
+        ("instance", "Instances", "IN-aug score (of 5)"),
     ]
-    for axes, (key, title, unit, scale) in zip(figure.subplots(1, 2), panels, strict=True):
+    for axes, (key, title, unit) in zip(figure.subplots(1, 2), panels, strict=True):
         for number, (resolution, by_exponent) in enumerate(sorted(sweep.items())):
             colour = _LINE_COLOURS[number % len(_LINE_COLOURS)]
-            values = {p: scores[key] * scale for p, scores in by_exponent.items()}
+            values = {p: scores[key] * METRICS[key].factor for p, scores in by_exponent.items()}
             _exponent_line(axes, values, colour).set_label(f"{resolution} px")
             for exponent, mark in ((p_star.get(resolution), _STAR), (fine_tuned.get(resolution), _DIAMOND)):
                 if exponent in values:
@@ -259,7 +260,8 @@ def sweep_table(
     """
     table = Table(title="Scores by resolution and pooling exponent")
     table.add_column("resolution")
-    for name in ("p", "top-1 %", "top-5 %", "IN-aug /5"):
+    scored = ("top1", "top5", "instance")
+    for name in ("p", *(METRICS[score].heading for score in scored)):
         table.add_column(name, justify="right")
     table.add_column("chosen by")
     for resolution, by_exponent in sorted(sweep.items()):
@@ -268,7 +270,7 @@ def sweep_table(
             table.add_row(
                 f"{resolution} px",
                 f"{exponent:.4g}",
-                *_cells(scores)[:3],
+                *_cells(scores, scored),
                 ", ".join(name for name, choice in choices.items() if choice == exponent),
                 end_section=exponent == max(by_exponent),
             )
@@ -317,7 +319,7 @@ def training_curves(csv_path: str | os.PathLike, png_path: str | os.PathLike) ->
     for axes, name, label, colour, style in curves:
         measured = np.isfinite(columns.get(name, []))
         if measured.any():
-            values = columns[name][measured] * (100 if axes is accuracies else 1)
+            values = columns[name][measured] * (METRICS[name].factor if name in METRICS else 1)
             axes.plot(columns["step"][measured], values, style, marker=".", color=colour, label=label)
     losses.set(title="Losses", ylabel="loss")
     accuracies.set(title="Accuracy (training: on augmented crops)", ylabel="%", ylim=(0, 102))
@@ -347,25 +349,19 @@ def scores_table(scores: Mapping, title: str = "Scores by resolution") -> Table:
     rows, chance = _by_resolution(scores), scores.get("chance", {})
     table = Table(title=title)
     table.add_column("resolution")
-    for name in ("p*", "top-1 %", "top-5 %", "instance /5", "copies mAP %"):
+    scored = ("top1", "top5", "instance", "copies")
+    for name in ("p*", *(METRICS[score].heading for score in scored)):
         table.add_column(name, justify="right")
     for number, (resolution, row) in enumerate(rows.items(), start=1):
-        p_star = _number(row.get("p_star"))
-        cells = _cells(row)
-        table.add_row(
-            f"{resolution} px", f"{p_star:g}" if math.isfinite(p_star) else "–", *cells, end_section=number == len(rows)
-        )
-    table.add_row("chance", "", *_cells(chance), style="dim")
+        p_star = row.get("p_star")
+        cells = [MISSING if p_star is None else f"{p_star:g}", *_cells(row, scored)]
+        table.add_row(f"{resolution} px", *cells, end_section=number == len(rows))
+    table.add_row("chance", "", *_cells(chance, scored), style="dim")
     return table
 
 
-# what an ablation's table and picture call its scores, their factor and digits
-_ABLATION = {
-    "top1": ("top-1 %", 100, 1),
-    "instance": ("IN-aug /5", 1, 2),
-    "copies": ("copies mAP %", 100, 1),
-    "copies_unwhitened": ("unwhitened mAP %", 100, 1),
-}
+# the scores of an ablation's table and picture
+_ABLATION = ("top1", "instance", "copies", "copies_unwhitened")
 
 
 def ablation_table(summary: Mapping) -> Table:
@@ -412,16 +408,17 @@ def ablation_picture(path: str | os.PathLike, summary: Mapping) -> None:
     mean = {"marker": "|", "markersize": 13, "markeredgewidth": 2}
     figure = Figure(figsize=(14, 1.6 + 0.25 * len(presets) * (1 + len(sizes))), layout="constrained")
     panels = figure.subplots(1, len(_ABLATION), sharey=True)
-    for axes, (score, (title, scale, _)) in zip(panels, _ABLATION.items(), strict=True):
+    for axes, score in zip(panels, _ABLATION, strict=True):
+        metric = METRICS[score]
         for place, preset in enumerate(presets.values()):
             for size, colour, offset in zip(sizes, colours, offsets, strict=True):
                 found = preset["resolutions"].get(size, {}).get(score)
                 if found:
                     height = place + offset
-                    values = np.multiply(found["values"], scale)
+                    values = np.multiply(found["values"], metric.factor)
                     axes.plot(values, [height] * len(values), "o", color=colour, markersize=5, alpha=0.6)
-                    axes.plot(found["mean"] * scale, height, color=colour, **mean)
-        axes.set(title=title, ylim=(len(presets) - 0.5, -0.5))
+                    axes.plot(found["mean"] * metric.factor, height, color=colour, **mean)
+        axes.set(title=metric.heading, ylim=(len(presets) - 0.5, -0.5))
         axes.grid(axis="x", color="0.88", linewidth=0.8)
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
@@ -442,7 +439,7 @@ def _ablation_sizes(summary: Mapping) -> list[str]:
 
 def _ablation_cells(summary: Mapping) -> tuple[list[str], list[list[str]]]:
     """Headings and rows of an ablation's table."""
-    headings = ["resolution", "preset", "seeds", "p*", *(title for title, _, _ in _ABLATION.values())]
+    headings = ["resolution", "preset", "seeds", "p*", *(METRICS[score].heading for score in _ABLATION)]
     rows = []
     for size in _ablation_sizes(summary):
         for name, preset in summary["presets"].items():
@@ -450,24 +447,22 @@ def _ablation_cells(summary: Mapping) -> tuple[list[str], list[list[str]]]:
             if found is None:
                 continue
             exponents = ", ".join(f"{p:g}" for p in sorted(set(found["p_star"])))
-            scores = [_mean_cell(found.get(score), scale, digits) for score, (_, scale, digits) in _ABLATION.items()]
+            scores = [_mean_cell(found.get(score), METRICS[score]) for score in _ABLATION]
             rows.append([f"{size} px", name, str(len(found["p_star"])), exponents, *scores])
     return headings, rows
 
 
-def _mean_cell(found: Mapping | None, scale: float, digits: int) -> str:
+def _mean_cell(found: Mapping | None, metric: Metric) -> str:
     """`mean ± deviation`, the mean alone of a single seed."""
     if found is None:
-        return "–"
-    mean, deviation = found["mean"] * scale, found["deviation"]
-    return f"{mean:.{digits}f}" + ("" if deviation is None else f" ± {deviation * scale:.{digits}f}")
+        return MISSING
+    deviation = found["deviation"]
+    return metric.text(found["mean"]) + ("" if deviation is None else f" ± {metric.text(deviation)}")
 
 
-def _cells(row: Mapping) -> list[str]:
-    """The four scores as the table prints them."""
-    scales = {"top1": (100, 1), "top5": (100, 1), "instance": (1, 2), "copies": (100, 1)}
-    values = {key: (_number(row.get(key)) * scale, digits) for key, (scale, digits) in scales.items()}
-    return [f"{value:.{digits}f}" if math.isfinite(value) else "–" for value, digits in values.values()]
+def _cells(row: Mapping, scored: Sequence[str]) -> list[str]:
+    """Scores as a table prints them."""
+    return [METRICS[score].text(row.get(score)) for score in scored]
 
 
 def _by_resolution(scores: Mapping) -> dict[int, Mapping]:
@@ -479,13 +474,8 @@ def _by_resolution(scores: Mapping) -> dict[int, Mapping]:
 
 
 def _resolution_and_exponent(resolution: int, row: Mapping) -> str:
-    p_star = _number(row.get("p_star"))
-    return f"{resolution} px\np* = {p_star:g}" if math.isfinite(p_star) else f"{resolution} px"
-
-
-def _number(value: float | None) -> float:
-    """A missing score as NaN."""
-    return math.nan if value is None else float(value)
+    p_star = row.get("p_star")
+    return f"{resolution} px" if p_star is None else f"{resolution} px\np* = {p_star:g}"
 
 
 def _read_columns(path: Path) -> dict[str, np.ndarray]:

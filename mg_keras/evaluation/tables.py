@@ -7,6 +7,7 @@ Both take what `metrics.json` holds (`mg_keras.training.evaluation.evaluate` wri
 from rich.table import Table
 
 from mg_keras.evaluation.paper import TABLE_2, TABLE_3
+from mg_keras.evaluation.scores import METRICS, MISSING, metric
 
 ROW_NAMES = {
     "gem": "GeM",
@@ -14,7 +15,6 @@ ROW_NAMES = {
     "rmac": "R-MAC",
     "exported": "as exported",
 }
-_MISSING = "–"
 
 
 def class_table(metrics):
@@ -38,25 +38,24 @@ def class_table(metrics):
                 table.add_row(
                     f"{about['name']} on {name}, {row_title(row)}",
                     _number(about.get("classification_weight")),
-                    about.get("augmentation") or _MISSING,
+                    about.get("augmentation") or MISSING,
                     _number(about.get("pooling_exponent")),
                     str(size),
                     _number(scores.get("pooling")),
-                    f"{scores['top1']:.1%} / {scores['top5']:.1%}".replace("%", ""),
+                    " / ".join(METRICS[name].text(scores[name]) for name in ("top1", "top5")),
                 )
     if not table.row_count:
         return None
     table.add_section()
     for row in TABLE_2:
-        top5 = _MISSING if row.top5 is None else f"{row.top5:.1f}"
         table.add_row(
             f"paper: {row.method}",
             _number(row.classification_weight),
-            row.augmentation or _MISSING,
+            row.augmentation or MISSING,
             _number(row.exponent),
             str(row.resolution),
             "",
-            f"{row.top1:.1f} / {top5}",
+            " / ".join(METRICS[name].text_in_unit(getattr(row, name)) for name in ("top1", "top5")),
             style="dim",
         )
     return table
@@ -75,12 +74,10 @@ def retrieval_table(metrics):
     for name, benchmark in metrics["benchmarks"].items():
         for results in benchmark["results"].values():
             for row, scores in results.items():
-                for metric in scores:
+                for score in scores:
                     # the scores of each kind of edit are for metrics.json: a table has no room for them
-                    if metric not in ("top1", "top5", "pooling") and not (
-                        name == "copies" and metric.startswith("mAP ")
-                    ):
-                        columns[name, metric] = benchmark["results"]
+                    if score not in ("top1", "top5", "pooling") and not (name == "copies" and score.startswith("mAP ")):
+                        columns[name, score] = benchmark["results"]
                         names[row] = True
     if not columns:
         return None
@@ -90,26 +87,28 @@ def retrieval_table(metrics):
     table = Table(title="Retrieval, in the layout of Table 3")
     table.add_column("method")
     table.add_column("lambda", justify="right")
-    for (name, metric), results in columns.items():
+    for (name, score), results in columns.items():
         sizes = " ".join(f"{size}" for size in results)
-        table.add_column(f"{name}\n{metric}" + (f"\n{sizes}" if sizes else ""), justify="right")
+        table.add_column(f"{name}\n{score}" + (f"\n{sizes}" if sizes else ""), justify="right")
     about = metrics["method"]
     for row in names:
         table.add_row(
             f"{about['name']}, {row_title(row)}",
             _number(about.get("classification_weight")),
             *(
-                " ".join(_score(metric, scores.get(row, {}).get(metric)) for scores in results.values()) or _MISSING
-                for (name, metric), results in columns.items()
+                " ".join(metric(score).text(scores.get(row, {}).get(score)) for scores in results.values()) or MISSING
+                for (_, score), results in columns.items()
             ),
         )
     table.add_section()
     for row in TABLE_3:
-        cells = [getattr(row, paper[column]) if column in paper else {} for column in columns]
         table.add_row(
             f"paper: {row.method}",
             _number(row.classification_weight),
-            *(_by_resolution(scores) or _MISSING for scores in cells),
+            *(
+                _by_resolution(metric(column[1]), getattr(row, paper[column]) if column in paper else {}) or MISSING
+                for column in columns
+            ),
             style="dim",
         )
     return table
@@ -121,21 +120,14 @@ def row_title(row):
     return ROW_NAMES[name] + (", whitened" if whitened else "")
 
 
-def _by_resolution(scores):
+def _by_resolution(kind, scores):
     """The paper's scores of one cell: at 224, 500 and 800 as they are, others with their resolution."""
     usual = tuple(scores) == (224, 500, 800)
     return " ".join(
-        f"{score:g}" if usual or resolution is None else f"{score:g} (s={resolution})"
+        kind.text_in_unit(score) + ("" if usual or resolution is None else f" (s={resolution})")
         for resolution, score in scores.items()
     )
 
 
-def _score(metric, value):
-    """A share as %, a number of photos as it is."""
-    if value is None:
-        return _MISSING
-    return f"{value:.2f}" if metric == "score" else f"{100 * value:.1f}"
-
-
 def _number(value):
-    return _MISSING if value is None else value if isinstance(value, str) else f"{value:g}"
+    return MISSING if value is None else value if isinstance(value, str) else f"{value:g}"

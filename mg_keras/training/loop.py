@@ -20,6 +20,7 @@ from mg_keras.embedding import embed
 from mg_keras.errors import UserError
 from mg_keras.evaluation import report
 from mg_keras.evaluation.metrics import top_k_accuracy
+from mg_keras.evaluation.scores import METRICS
 from mg_keras.files import atomic_write_text
 from mg_keras.models import MultiGrain
 from mg_keras.models.trunks import freeze_stages
@@ -217,10 +218,7 @@ class Trainer:
 
         def note():
             values, rate = so_far()
-            return (
-                f"epoch {epoch + 1}/{config.epochs}  loss {values['loss']:.3f}  beta {values['beta']:.3f}  "
-                f"top-1 {values['top1']:.1%}  {rate:,.0f} images/s"
-            )
+            return f"epoch {epoch + 1}/{config.epochs}  {_in_words(values)}  {rate:,.0f} images/s"
 
         while state.step < (epoch + 1) * config.iterations:
             try:
@@ -333,12 +331,8 @@ class Trainer:
                 if name not in ("epoch", "step"):
                     tf.summary.scalar(name, value)
         summaries.flush()
-        accuracy = f"  val top-1 {row['val_top1']:.1%}" if "val_top1" in row else ""
-        print(
-            f"epoch {row['epoch']}/{self.config.epochs}  loss {row['loss']:.3f}  beta {row['beta']:.3f}  "
-            f"top-1 {row['top1']:.1%}{accuracy}  {row['images_per_second']:.0f} images/s",
-            flush=True,
-        )
+        epoch = f"epoch {row['epoch']}/{self.config.epochs}"
+        print(f"{epoch}  {_in_words(row)}  {row['images_per_second']:.0f} images/s", flush=True)
 
     @contextlib.contextmanager
     def _summaries(self):
@@ -366,6 +360,12 @@ class Trainer:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+
+def _in_words(values):
+    """What a line of progress says of an epoch's metrics."""
+    shown = [(METRICS[name], values[name]) for name in ("loss", "beta", "top1", "val_top1") if name in values]
+    return "  ".join(f"{metric.title} {metric.text(value)}{metric.unit}" for metric, value in shown)
 
 
 def enable_determinism(config):

@@ -1,3 +1,5 @@
+import re
+
 import pytest
 from rich.console import Console
 
@@ -57,12 +59,27 @@ def test_retrieval_stands_above_the_papers_table_3():
     # Holidays at two resolutions, UKB, copies with mAP and micro-AP, and the paper's Copydays, which was not measured
     assert line_of(text, "resnet18, GeM") == "resnet18, GeM 0.5 81.2 90.0 3.46 25.0 6.2 –"
     assert line_of(text, "resnet18, R-MAC") == "resnet18, R-MAC, whitened 0.5 50.0 – – – – –"
-    ours = "paper: MultiGrain 0.5 88.3 91.5 92.5 3.78 3.9 3.91 – – 74.1 80.7 78.6"
+    ours = "paper: MultiGrain 0.5 88.3 91.5 92.5 3.78 3.90 3.91 – – 74.1 80.7 78.6"
     assert line_of(text, "MultiGrain", "88.3") == ours
     assert line_of(text, "R-MAC (Tolias") == "paper: R-MAC (Tolias et al.) – 90.9 (s=724) 93.3 (s=1024) – – – –"
+    # as the paper has it, not 90 and 3.8
+    line = "paper: ResNet-50, p = 3 – 86.8 90.0 90.4 3.73 3.87 3.89 – – 70.6 78.9 75.7"
+    assert line_of(text, "ResNet-50, p = 3") == line
+    assert "3.71 3.85 3.80" in line_of(text, "PyTorch model zoo")
     assert "mAP blur" not in text
 
 
 @pytest.mark.parametrize(("table", "kept"), [(class_table, "holidays"), (retrieval_table, "imagenet")])
 def test_a_table_without_anything_to_say_is_none(table, kept):
     assert table({**METRICS, "benchmarks": {kept: METRICS["benchmarks"][kept]}}) is None
+
+
+def test_every_published_figure_has_the_papers_digits():
+    """Percentages have one digit, scores of 4 two, whatever the figure."""
+    text = printed(class_table(METRICS)) + printed(retrieval_table(METRICS))
+    lines = [line for line in text.splitlines() if "paper: " in line]
+    assert len(lines) == len(paper.TABLE_2) + len(paper.TABLE_3)
+    for line in lines:
+        scores = re.findall(r"\d+\.\d+", line.replace(" 0.5 ", ""))
+        assert scores, line
+        assert all(re.fullmatch(r"[1-4]\.\d\d|\d\d\.\d", score) for score in scores), line

@@ -7,6 +7,7 @@ import numpy as np
 from mg_keras.data.sources import Split
 from mg_keras.evaluation.benchmarks.contract import Answers, Benchmark, photos_by_stem, sizes
 from mg_keras.evaluation.metrics import chance_group_score, group_score
+from mg_keras.evaluation.scores import METRICS
 
 _UKB = (
     "the 10,200 photos ukbench00000.jpg to ukbench10199.jpg of the University of Kentucky benchmark "
@@ -33,8 +34,8 @@ def ukb(folder: str | Path) -> Benchmark:
     words, warnings = sizes({"photos": len(split)}, _PUBLISHED)
     _, members = np.unique(groups, return_counts=True)
     if members.min() < _GROUP:
-        best = np.sum(members**2) / len(groups)
-        warnings += (f"{np.sum(members < _GROUP):,} objects lack photos: the best possible score is {best:.2f}",)
+        best = METRICS["score"].text(np.sum(members**2) / len(groups))
+        warnings += (f"{np.sum(members < _GROUP):,} objects lack photos: the best possible score is {best}",)
     return _benchmark("ukb", f"UKB: {words}", split, groups, _GROUP, warnings)
 
 
