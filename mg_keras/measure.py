@@ -1,11 +1,9 @@
-"""A network on benchmarks: each photo is described once a resolution, and every row of the tables scored from that."""
+"""A network on benchmarks: each photo is embedded once a resolution, and every row of the tables scored from that."""
 
 from dataclasses import dataclass
 
-import numpy as np
-
 from mg_keras.data import augmentations
-from mg_keras.embedding import RMAC, Embeddings, embed, embed_versions
+from mg_keras.embedding import RMAC, embed_versions
 from mg_keras.evaluation.benchmarks import Answers
 from mg_keras.whitening import Whitening
 
@@ -52,81 +50,47 @@ def rows(p_star, whitening_of, comparison=False):
     return found
 
 
-class Describer:
-    """Describes the photos of benchmarks at one resolution, each split once however many benchmarks share it.
+def measure(embedder, benchmark, resolution, table_rows, seed=0):
+    """Scores every row on one benchmark at one resolution.
 
     Args:
-        network: `MultiGrain`, or another with `describe` and `classify`.
+        embedder: `Embedder`, which embeds photos that benchmarks share once.
+        benchmark: `Benchmark`.
         resolution: s*, pixels; up to the training resolution the centre crop, beyond it whole photos (section 7).
-        train_resolution: pixels of the training crops.
         table_rows: list of `Row`.
         seed: of the augmentations, for benchmarks of augmented versions.
+
+    Returns:
+        (scores, found): {row name: {metric: value}}, without the rows that the classifier can't read where it's a
+        benchmark of classes, and the `Embeddings` of its photos, by the rows' poolings.
     """
-
-    def __init__(self, network, resolution, train_resolution, table_rows, seed=0):
-        self.network, self.resolution, self.train_resolution = network, resolution, train_resolution
-        self.rows, self.seed = table_rows, seed
-        self.poolings = tuple(dict.fromkeys(row.pooling for row in table_rows))
-        self._known = {}
-
-    def describe(self, benchmark):
-        """`Embeddings` of a benchmark's photos, by `poolings`."""
-        label = f"{benchmark.name} at {self.resolution} px"
-        if benchmark.versions:
-            full = augmentations.get("full")
-            return embed_versions(
-                self.network,
-                benchmark.photos,
-                full,
-                self.resolution,
-                benchmark.versions,
-                self.poolings,
-                seed=self.seed,
-                label=label,
-            )
-        parts = benchmark.photos.parts or (benchmark.photos,)
-        starts = np.cumsum([0, *(len(part) for part in parts)])
-        found = [self._embedded(part, label) for part in parts]
-        return Embeddings(
-            np.concatenate([one.rows + start for one, start in zip(found, starts[:-1], strict=True)]),
-            np.concatenate([one.values for one in found], axis=1),
-            np.concatenate([one.unusable + start for one, start in zip(found, starts[:-1], strict=True)]),
+    poolings = tuple(dict.fromkeys(row.pooling for row in table_rows))
+    network, label = embedder.network, f"{benchmark.name} at {resolution} px"
+    if benchmark.versions:
+        augment = augmentations.get("full")
+        found = embed_versions(
+            network, benchmark.photos, augment, resolution, benchmark.versions, poolings, seed=seed, label=label
         )
-
-    def _embedded(self, split, label):
-        # by identity: the split stays alive in here, so that no other can take its place
-        if id(split) not in self._known:
-            found = embed(self.network, split, self.resolution, self.train_resolution, self.poolings, label)
-            self._known[id(split)] = split, found
-        return self._known[id(split)][1]
-
-    def measure(self, benchmark):
-        """Scores every row on one benchmark.
-
-        Returns:
-            (scores, found): {row name: {metric: value}}, without the rows that the classifier can't read where it's a
-            benchmark of classes, and the `Embeddings` of its photos.
-        """
-        found = self.describe(benchmark)
-        scores = {}
-        for row in self.rows:
-            if benchmark.needs_logits and not row.classifies:
-                continue
-            values = found.values[self.poolings.index(row.pooling)]
-            logits = self.network.classify(values) if benchmark.needs_logits else None
-            descriptors = row.whitening.transform(values) if row.whitening else values
-            scores[row.name] = benchmark.measure(Answers(found.rows, descriptors, logits))
-        return scores, found
+    else:
+        found = embedder.embed(benchmark.photos, resolution, poolings, label)
+    scores = {}
+    for row in table_rows:
+        if benchmark.needs_logits and not row.classifies:
+            continue
+        values = found.values[poolings.index(row.pooling)]
+        logits = network.classify(values) if benchmark.needs_logits else None
+        descriptors = row.whitening.transform(values) if row.whitening else values
+        scores[row.name] = benchmark.measure(Answers(found.rows, descriptors, logits))
+    return scores, found
 
 
-def measure_all(network, benchmarks, rows_at, train_resolution, known=None, seed=0, keep=None):
+def measure_all(embedder, benchmarks, rows_at, known=None, seed=0, keep=None):
     """Measures benchmarks at several resolutions.
 
     Args:
-        network: as `Describer` takes it.
+        embedder: `Embedder`.
         benchmarks: list of `Benchmark`.
         rows_at: {resolution: list of `Row`}.
-        train_resolution: pixels of the training crops.
         known: (benchmark, resolution) -> {row name: {metric: value}} measured before, or None; what is known is not
             measured again.
         seed: of the augmentations.
@@ -149,13 +113,12 @@ def measure_all(network, benchmarks, rows_at, train_resolution, known=None, seed
         for benchmark in benchmarks
     }
     for resolution, table_rows in rows_at.items():
-        describer = Describer(network, resolution, train_resolution, table_rows, seed)
         poolings = {row.name: row.pooling for row in table_rows}
         for benchmark in benchmarks:
             entry = measured[benchmark.name]
             scores = known(benchmark, resolution) if known else None
             if scores is None:
-                scores, found = describer.measure(benchmark)
+                scores, found = measure(embedder, benchmark, resolution, table_rows, seed)
                 entry["unusable"] = [benchmark.photos.names[row] for row in found.unusable]
                 if keep:
                     keep(benchmark, resolution, found)

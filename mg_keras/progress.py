@@ -4,6 +4,11 @@ import sys
 import time
 
 
+def announce(text):
+    """Says, where progress is shown, what is about to take its time."""
+    print(text, file=sys.stderr, flush=True)
+
+
 class Progress:
     """Shows how far work has come, how fast it goes and when it will be done.
 

@@ -1,44 +1,13 @@
-import io
-
 import numpy as np
 import pytest
 import tensorflow as tf
-from PIL import Image
 
 from mg_keras import Whitening, measure
 from mg_keras.data.sources import Split
+from mg_keras.embedder import Embedder
 from mg_keras.embedding import RMAC
 from mg_keras.evaluation import benchmarks
-
-
-class Colours:
-    """A network whose embedding by the pooling p is the mean colour to the power p; R-MAC's is its reverse."""
-
-    def __init__(self):
-        self.runs = 0
-
-    def describe(self, images, poolings):
-        tf.py_function(self._count, [], [])
-        colours = tf.reduce_mean(images, (1, 2)) / 255 + 0.01
-        return tf.stack([colours[:, ::-1] if pooling == RMAC else colours ** (pooling or 1.0) for pooling in poolings])
-
-    def _count(self):
-        self.runs += 1
-
-    def classify(self, embeddings):
-        return np.asarray(embeddings)
-
-
-def colour_split(colours, name="photo"):
-    files = []
-    for colour in colours:
-        buffer = io.BytesIO()
-        Image.new("RGB", (40, 30), tuple(int(value) for value in colour)).save(buffer, "PNG")
-        files.append(buffer.getvalue())
-    table = tf.constant(files)
-    labels = np.argmax(colours, axis=1)
-    return Split([f"{name} {i}" for i in range(len(files))], lambda index: table[index], lambda: labels)
-
+from tests.colours import Colours, colour_split
 
 COLOURS = np.random.default_rng(0).integers(0, 256, (12, 3))
 
@@ -67,7 +36,7 @@ def test_every_row_is_scored_from_its_own_descriptors():
 
     benchmark = benchmarks.Benchmark("noted", "a line", split, note, {"score": 0.5})
     rows = measure.rows(2.0, lambda pooling: whitening if pooling == 2.0 else None, comparison=True)
-    scores, found = measure.Describer(Colours(), 16, 32, rows).measure(benchmark)
+    scores, found = measure.measure(Embedder(Colours(), 32), benchmark, 16, rows)
     assert scores == {name: {"score": 12.0} for name in ("gem", "gem_whitened", "average", "rmac")}
     assert list(found.rows) == list(range(12))
     colours = COLOURS / 255 + 0.01
@@ -83,7 +52,7 @@ def test_a_benchmark_of_classes_has_rows_that_the_classifier_reads():
     split = colour_split(COLOURS)
     benchmark = benchmarks.classes(split, ["red", "green", "blue"])
     rows = measure.rows(2.0, lambda pooling: Whitening(np.zeros(4), np.eye(4)), comparison=True)
-    scores, _ = measure.Describer(Colours(), 16, 32, rows).measure(benchmark)
+    scores, _ = measure.measure(Embedder(Colours(), 32), benchmark, 16, rows)
     # the embedding is the colour, and the label its strongest channel
     assert {name: score["top1"] for name, score in scores.items()} == {"gem": 1.0, "average": 1.0}
 
@@ -92,14 +61,14 @@ def test_photos_that_benchmarks_share_are_described_once():
     split, network = colour_split(COLOURS), Colours()
     chosen = [benchmarks.classes(split, ["red", "green", "blue"]), benchmarks.copies(split, number=3)]
     rows_at = {16: measure.rows(1.0, lambda pooling: None), 20: measure.rows(1.0, lambda pooling: None)}
-    measured = measure.measure_all(network, chosen, rows_at, 32)
+    measured = measure.measure_all(Embedder(network, 32), chosen, rows_at)
     # at each of two resolutions a batch of test photos and a batch of copies
     assert network.runs == 4
     assert measured["classes"]["results"][16]["gem"] == {"pooling": 1.0, "top1": 1.0, "top5": 1.0}
     assert measured["copies"]["photos"] == 15
     assert 0 <= measured["copies"]["results"][20]["gem"]["mAP"] <= 1
     # what shared photos give is what they give alone
-    alone = measure.measure_all(Colours(), chosen[1:], {16: rows_at[16]}, 32)
+    alone = measure.measure_all(Embedder(Colours(), 32), chosen[1:], {16: rows_at[16]})
     assert alone["copies"]["results"][16] == measured["copies"]["results"][16]
 
 
@@ -107,10 +76,9 @@ def test_what_is_known_is_not_measured_again():
     split, network, kept = colour_split(COLOURS), Colours(), []
     chosen = [benchmarks.classes(split, ["red", "green", "blue"])]
     measured = measure.measure_all(
-        network,
+        Embedder(network, 32),
         chosen,
         {size: measure.rows(1.0, lambda pooling: None) for size in (16, 20)},
-        32,
         known=lambda benchmark, size: {"gem": {"top1": 0.25}} if size == 16 else None,
         keep=lambda benchmark, size, found: kept.append((benchmark.name, size, len(found.rows))),
     )
@@ -125,7 +93,9 @@ def test_unusable_photos_are_named():
     table = tf.constant([good.read(tf.constant(i)).numpy() for i in range(3)] + [b"no photo"])
     split = Split([*good.names, "broken"], lambda index: table[index], lambda: np.append(good.labels, 0))
     measured = measure.measure_all(
-        Colours(), [benchmarks.classes(split, list("rgb"))], {16: measure.rows(1.0, lambda pooling: None)}, 32
+        Embedder(Colours(), 32),
+        [benchmarks.classes(split, list("rgb"))],
+        {16: measure.rows(1.0, lambda pooling: None)},
     )
     assert measured["classes"]["unusable"] == ["broken"]
     # it counts as wrong

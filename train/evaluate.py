@@ -54,9 +54,10 @@ def evaluate_run(options):
     run = load_run(options.run, options.resolutions, options.checkpoint)
     source = stages.open_source(run.settings)
     benchmarks = evaluation.open_benchmarks(run, source, options.benchmarks, options.rotations, options.distractors)
-    for note in evaluation.complete(run, source):
+    embedder = stages.embedder_of(run, also=stages.COMPARISON if options.comparison else ())
+    for note in evaluation.complete(run, source, embedder):
         print(note, flush=True)
-    metrics = evaluation.evaluate(run, source, benchmarks, options.comparison)
+    metrics = evaluation.evaluate(run, source, benchmarks, options.comparison, embedder)
     if metrics["resolutions"]:
         show(scores_table(metrics))
     show_tables(metrics)

@@ -9,11 +9,13 @@ import tensorflow as tf
 from mg_keras import measure
 from mg_keras.data import sources
 from mg_keras.data.images import decode
+from mg_keras.embedder import Embedder
 from mg_keras.errors import UserError
 from mg_keras.evaluation import benchmarks, paper, report
 from mg_keras.evaluation.search import nearest
 from mg_keras.pooling_exponent import VERSIONS, in_aug_photos
-from mg_keras.training.stages import COMPARISON, choose_p_star, exponent_at, fit_whitening
+from mg_keras.progress import announce
+from mg_keras.training.stages import COMPARISON, choose_p_star, embedder_of, exponent_at, fit_whitening
 
 _QUERIES, _NEIGHBOURS = 6, 7
 
@@ -67,12 +69,13 @@ def _open_by_folder(spec, class_names, rotations, distractors, data_dir):
     )
 
 
-def complete(run, source):
+def complete(run, source, embedder=None):
     """Chooses p* and fits the whitening at those of the run's resolutions where that is still to be done.
 
     Args:
         run: `Run`.
         source: its photos.
+        embedder: `stages.embedder_of` the run, shared with `evaluate`; None: one of its own.
 
     Yields:
         str, what was done.
@@ -85,7 +88,8 @@ def complete(run, source):
     if missing:
         places = ", ".join(f"{size} px" for size in missing)
         try:
-            yield f"whitening at {places} fitted on {fit_whitening(run, source, COMPARISON, resolutions=missing)}"
+            fitted_on = fit_whitening(run, source, COMPARISON, resolutions=missing, embedder=embedder)
+            yield f"whitening at {places} fitted on {fitted_on}"
         except UserError as error:
             yield f"not whitened at {places}: {error}"
 
@@ -96,7 +100,7 @@ def _whitened(run, size):
     return run.whitening_at(size) is not None and fitted_at == exponent_at(run, size)
 
 
-def evaluate(run, source, chosen=None, comparison=False):
+def evaluate(run, source, chosen=None, comparison=False, embedder=None):
     """Measures a run on benchmarks, at each of its resolutions, with its p*, with and without its whitening.
 
     Writes metrics.json, in which the scores of other benchmarks and resolutions stay, and for the run's own photos
@@ -107,6 +111,7 @@ def evaluate(run, source, chosen=None, comparison=False):
         source: its photos.
         chosen: list of `Benchmark`; None: those of the run's own photos.
         comparison: whether to measure average pooling and R-MAC on the same trunk, too.
+        embedder: `stages.embedder_of` the run, shared with the stages before; None: one of its own.
 
     Returns:
         dict, what metrics.json holds: `resolutions`, `chance` and `sizes` in short for the run's own photos;
@@ -132,7 +137,9 @@ def evaluate(run, source, chosen=None, comparison=False):
         if benchmark.name == "copies" and size == config.resolution:
             _picture(run, source, benchmark, found)
 
-    measured = measure.measure_all(run.model, chosen, rows_at, config.resolution, known, config.seed, keep)
+    left = [benchmark for benchmark in chosen if not all(known(benchmark, size) for size in config.resolutions)]
+    announce(_plan(left, config.resolutions))
+    measured = measure.measure_all(embedder or embedder_of(run), chosen, rows_at, known, config.seed, keep)
     everything = _merged(run.metrics.get("benchmarks", {}), measured)
     metrics = {
         **_summary(everything, {size: exponent_at(run, size) for size in config.resolutions}),
@@ -155,6 +162,12 @@ def evaluate(run, source, chosen=None, comparison=False):
     if metrics["resolutions"]:
         report.scores_picture(run.results / "scores.png", metrics)
     return metrics
+
+
+def _plan(chosen, sizes):
+    """What is going to be measured, in a line."""
+    counts = ", ".join(f"{benchmark.name} ({len(benchmark.photos):,} photos)" for benchmark in chosen)
+    return f"measuring at {', '.join(map(str, sizes))} px: {counts}"
 
 
 def _whitening_of(run, size, p_star, pooling):
@@ -186,7 +199,8 @@ def evaluate_exported(exported, specs, sizes=None, rotations=None, distractors=N
     sizes = sizes or sorted(exported.p_star) or [exported.train_resolution]
     chosen = [_open_by_folder(spec, exported.class_names, rotations, distractors, None) for spec in specs]
     rows_at = {size: [measure.Row("exported", exported.p_star.get(size, exported.pooling_exponent))] for size in sizes}
-    measured = measure.measure_all(exported, chosen, rows_at, exported.train_resolution)
+    announce(_plan(chosen, sizes))
+    measured = measure.measure_all(Embedder(exported, exported.train_resolution), chosen, rows_at)
     about = {"name": exported.about["trunk"], "pooling_exponent": exported.pooling_exponent}
     return {"benchmarks": _merged({}, measured), "method": about, "paper": _paper()}
 

@@ -139,6 +139,8 @@ class Trainer:
             )
         # measured on a copy: variables under a strategy are read best outside of it
         self.copy = build_model(config, len(source.class_names))
+        # the poolings and the embeddings of the last validation, which the stages after training ask for, too
+        self.validated = None
         self.state = State()
 
     @property
@@ -301,7 +303,10 @@ class Trainer:
         if not self.is_chief:
             return {"val_top1": 0.0, "val_top5": 0.0}
         assign({"model": self.copy.state_variables}, arrays, "the model in training")
-        found = embed(self.copy, self.source.val, self.config.resolution, self.config.resolution)
+        self.validated = None
+        poolings = [float(self.copy.pool.pooling_exponent)]
+        found = embed(self.copy, self.source.val, self.config.resolution, self.config.resolution, poolings)
+        self.validated = poolings, found
         logits = found.logits(self.copy)
         labels = self.source.val.labels[found.rows]
         return {f"val_top{k}": top_k_accuracy(logits, labels, min(k, logits.shape[1])) for k in (1, 5)}

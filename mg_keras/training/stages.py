@@ -8,7 +8,8 @@ import contextlib
 import numpy as np
 
 from mg_keras.data import sources
-from mg_keras.embedding import RMAC, embed
+from mg_keras.embedder import Embedder
+from mg_keras.embedding import RMAC
 from mg_keras.errors import UserError
 from mg_keras.evaluation import report
 from mg_keras.pooling_exponent import (
@@ -20,6 +21,7 @@ from mg_keras.pooling_exponent import (
     in_aug_photos,
     in_aug_scores,
 )
+from mg_keras.progress import announce
 from mg_keras.whitening import Whitening, check_fit, class_agreement
 
 P_STAR_METHODS = ("cross-validation", "fine-tuning", "both")
@@ -34,6 +36,16 @@ def open_source(config):
     # the demo set is drawn at the largest size that it will be seen at
     resolution = int(np.clip(max(config.resolutions), 32, 512))
     return sources.open_source(config.data, options, resolution=resolution, data_dir=config.data_dir)
+
+
+def embedder_of(run, also=()):
+    """What the stages after training share, so that each photo is embedded once a resolution.
+
+    Args:
+        run: `Run`.
+        also: as `Embedder` takes it.
+    """
+    return Embedder(run.model, run.settings.resolution, also)
 
 
 def exponent_at(run, resolution):
@@ -83,7 +95,15 @@ def choose_p_star(
     config = run.settings
     photos = in_aug_photos(source.train, config.in_aug_per_class, config.seed)
     p_star, scores, fine_tuned, swept = run.p_star, run.p_star_scores, run.p_star_fine_tuned, run.exponent_sweep
-    for size in resolutions or config.resolutions:
+    sizes = resolutions or config.resolutions
+    how = {
+        "cross-validation": f"on {VERSIONS} versions of {len(photos):,} photos",
+        "fine-tuning": f"by fine-tuning on {per_class} photos of each class at most",
+    }
+    chosen = how.values() if method == "both" else [how[method]]
+    measured = f", and measuring {len(source.val):,} validation photos at each exponent" if sweep else ""
+    announce(f"choosing p* at {_pixels(sizes)} {' and '.join(chosen)}{measured}")
+    for size in sizes:
         if method != "cross-validation":
             learnt = fine_tune_exponent(
                 run.model,
@@ -118,7 +138,7 @@ def choose_p_star(
     return p_star
 
 
-def fit_whitening(run, source, poolings=(), measure_classes=False, resolutions=None):
+def fit_whitening(run, source, poolings=(), measure_classes=False, resolutions=None, embedder=None):
     """Fits the whitening (section 3.4), with the bias channel, at each of the run's resolutions with its p*.
 
     Writes whitening.npz (training resolution: the exported one), whitening-SIZE.npz and whitening.json. Whitenings of
@@ -133,6 +153,7 @@ def fit_whitening(run, source, poolings=(), measure_classes=False, resolutions=N
             one read from the embedding. Always done where dimensions are left out; without, it is the same by
             construction.
         resolutions: s*, pixels, to fit at; None: all of the run's.
+        embedder: `embedder_of` the run, shared with other stages; None: one of its own.
 
     Returns:
         str, what it was fitted on.
@@ -145,10 +166,13 @@ def fit_whitening(run, source, poolings=(), measure_classes=False, resolutions=N
     settings = {"shrinkage": config.whitening_shrinkage, "dimensions": config.whitening_dimensions}
     with _whitening_refused(len(photos), kind):
         check_fit(len(photos), run.model.embedding_dimension + 1, **settings)
-    for size in resolutions or config.resolutions:
+    sizes = resolutions or config.resolutions
+    announce(f"fitting a whitening at {_pixels(sizes)} on {len(photos):,} {kind}")
+    embedder = embedder or embedder_of(run)
+    for size in sizes:
         exponent = exponent_at(run, size)
         wanted = list(dict.fromkeys([exponent, *poolings]))
-        found = embed(run.model, photos, size, config.resolution, wanted, f"whitening at {size} px")
+        found = embedder.embed(photos, size, wanted, f"whitening at {size} px")
         with _whitening_refused(len(found.rows), kind):
             fitted = {
                 pooling: Whitening.fit(values, **settings) for pooling, values in zip(wanted, found.values, strict=True)
@@ -164,7 +188,7 @@ def fit_whitening(run, source, poolings=(), measure_classes=False, resolutions=N
             "fitted_on": kind,
         }
         if measure_classes or entry["dimensions"] < entry["embedding_dimensions"]:
-            val = embed(run.model, source.val, size, config.resolution, [exponent], f"class agreement at {size} px")
+            val = embedder.embed(source.val, size, [exponent], f"class agreement at {size} px")
             if not len(val.rows):
                 raise UserError("none of the validation photos can be used: class agreement can't be measured")
             labels = source.val.labels[val.rows]
@@ -177,6 +201,10 @@ def fit_whitening(run, source, poolings=(), measure_classes=False, resolutions=N
             fitted[pooling].save(run.whitening_path(size, pooling))
         run.save_whitening_report({**run.whitening_report, size: entry})
     return f"{len(found.rows)} {kind}"
+
+
+def _pixels(sizes):
+    return f"{', '.join(map(str, sizes))} px"
 
 
 def _whitening_photos(config, source):

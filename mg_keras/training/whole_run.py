@@ -51,25 +51,30 @@ def train_and_measure(config, folder, strategy_name):
         sys.exit(128 + stopped.number)
     if not trainer.is_chief:
         return None
-    _measure(run, source)
+    _measure(run, source, trainer)
     return run
 
 
-def _measure(run, source):
+def _measure(run, source, trainer):
     """The stages after training."""
     from rich.console import Console
 
     from mg_keras.evaluation.report import scores_table
     from mg_keras.training import evaluation, stages
 
+    embedder = stages.embedder_of(run)
+    if trainer.validated and trainer.copy.fingerprint() == run.model.fingerprint():
+        embedder.put(source.val, run.settings.resolution, *trainer.validated)
     p_star = stages.choose_p_star(run, source)
     print("p* " + ", ".join(f"{size} px: {value}" for size, value in p_star.items()), flush=True)
     try:
-        print(f"whitening fitted on {stages.fit_whitening(run, source, stages.COMPARISON)}", flush=True)
+        print(
+            f"whitening fitted on {stages.fit_whitening(run, source, stages.COMPARISON, embedder=embedder)}", flush=True
+        )
     except UserError as error:
         # hours of training must not end without scores and a model: the descriptor is taken as it is
         print(f"not whitened: {error}", file=sys.stderr)
-    metrics = evaluation.evaluate(run, source)
+    metrics = evaluation.evaluate(run, source, embedder=embedder)
     Console().print(scores_table(metrics))
     bad_images = run.path / "bad_images.txt"
     if bad_images.exists():

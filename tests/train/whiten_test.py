@@ -9,6 +9,7 @@ import pytest
 import tensorflow as tf
 
 from export.saved_model import export_run
+from mg_keras import embedder
 from mg_keras.embedding import RMAC, Embeddings, embed
 from mg_keras.errors import UserError
 from mg_keras.models import trunks
@@ -114,7 +115,7 @@ def test_other_poolings_are_whitened_from_the_same_pass(run, monkeypatch):
         passes.append(split)
         return embed(network, split, *arguments)
 
-    monkeypatch.setattr(stages, "embed", counted)
+    monkeypatch.setattr(embedder, "embed", counted)
     stages.fit_whitening(run, source, poolings=(1.0, RMAC, 3.0), resolutions=[32])
     # the training photos once, the validation photos once for class agreement
     assert passes == [source.train, source.val]
@@ -157,7 +158,7 @@ def test_the_photos_to_fit_on(run, data, monkeypatch):
         values = np.random.default_rng(len(split)).uniform(size=(len(poolings), len(split), 40))
         return Embeddings(np.arange(len(split)), values, np.arange(0))
 
-    monkeypatch.setattr(stages, "embed", invented)
+    monkeypatch.setattr(embedder, "embed", invented)
     source = stages.open_source(run.settings)
     assert stages.fit_whitening(run, source, resolutions=[32]).startswith("30 training photos, as there are no")
     run.settings.unlabelled = str(data / "disks")
@@ -182,7 +183,7 @@ def test_the_photos_to_fit_on(run, data, monkeypatch):
 )
 def test_what_can_not_be_fitted_is_refused_before_the_photos_are_embedded(run, settings, message, monkeypatch):
     run.settings = dataclasses.replace(run.settings, **settings)
-    monkeypatch.delattr(stages, "embed")
+    monkeypatch.delattr(embedder, "embed")
     with pytest.raises(UserError, match=message):
         stages.fit_whitening(run, stages.open_source(run.settings))
     assert not list(run.path.glob("whitening*"))

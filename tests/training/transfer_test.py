@@ -16,7 +16,7 @@ def test_a_transfer_starts_from_weights_and_goes_on_without_them(tmp_path, monke
     backbone, arguments = trunks.TRUNKS["resnet18"]
     monkeypatch.setitem(trunks.TRUNKS, "resnet18", (backbone, {**arguments, **STAGES}))
     # measured, it would take longer than trained
-    monkeypatch.setattr(whole_run, "_measure", lambda run, source: None)
+    monkeypatch.setattr(whole_run, "_measure", lambda *of_a_run: None)
     path, trunk = tmp_path / "a.weights.h5", trunks.build("resnet18")
     trunk.save_weights(path)
     config = TrainConfig(
