@@ -1,4 +1,4 @@
-# `make demo` and `make test` need Python 3.10 to 3.13, pip and make: each makes the virtual environment it needs, once.
+# `make demo` and `make test` need Python 3.11 to 3.13, pip and make: each makes the virtual environment it needs, once.
 PYTHON ?= python3
 VENV ?= .venv
 RUN ?= runs/demo

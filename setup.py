@@ -14,17 +14,14 @@ setup(
     description="One image embedding for classes, instances and copies: MultiGrain in Keras 3 on TensorFlow",
     long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
-    python_requires=">=3.10,<3.14",
+    python_requires=">=3.11,<3.14",
     # not serving, export and train: they are run from the checkout, and names so common would hide those of others
     packages=find_packages(include=["mg_keras", "mg_keras.*"]),
     install_requires=[
         # not tensorflow-cpu beside it: keras-hub brings tensorflow-text, which brings the full wheel
         "tensorflow>=2.21",
-        "keras>=3.15; python_version >= '3.11'",
-        "keras-hub>=0.32; python_version >= '3.11'",
-        # the last ones for Python 3.10, not tried
-        "keras>=3.12; python_version < '3.11'",
-        "keras-hub>=0.25; python_version < '3.11'",
+        "keras>=3.15",
+        "keras-hub>=0.32",
         "numpy>=2.0",
         "faiss-cpu>=1.15",
         "scikit-learn>=1.7",
