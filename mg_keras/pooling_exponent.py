@@ -9,12 +9,12 @@ from mg_keras.data import augmentations
 from mg_keras.embedding import embed, embed_versions, prepared_batches
 from mg_keras.errors import UserError
 from mg_keras.evaluation.metrics import group_score, top_k_accuracy
+from mg_keras.layers.gem import SMALLEST_EXPONENT
 from mg_keras.models import MultiGrain
 from mg_keras.progress import Progress
 
 EXPONENTS = tuple(range(1, 11))
 VERSIONS = 5
-SMALLEST_EXPONENT = 0.1
 
 # photos whose feature maps are held at once in fine-tuning, counted in pixels: with ResNet-50, 400 MB
 _PIXELS_A_BLOCK = 1024 * 224 * 224
@@ -149,9 +149,9 @@ def fine_tune_exponent(
 
         v ← momentum v + g,    p ← max(p - learning_rate (1 - i/n)^0.9 v, 0.1)
 
-    p itself is learnt, as in the reference, not its logarithm. The bound of 0.1 (`SMALLEST_EXPONENT`), far below
-    average pooling, is there so that a wild step can't leave p > 0, where alone pooling means something. Every epoch
-    goes through the drawn photos in an order of its own; a photo that can't be used is missing from its step.
+    p itself is learnt, as in the reference, not its logarithm. The bound of 0.1 is the one of a learnt `GeM`
+    (`mg_keras.layers.gem.SMALLEST_EXPONENT`). Every epoch goes through the drawn photos in an order of its own; a photo
+    that can't be used is missing from its step.
 
     The photos of a step may differ in shape, so each is pooled from a feature map of its own. The trunk makes these for
     many steps at a time, photos of one shape together: about 1000 photos of 224x224, or fewer larger ones, however many

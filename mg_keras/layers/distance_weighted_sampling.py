@@ -75,10 +75,10 @@ class DistanceWeightedSampling(keras.layers.Layer):
         if not 0 < cutoff < nonzero_loss_cutoff <= 2:
             raise ValueError(
                 "cutoffs must satisfy 0 < cutoff < nonzero_loss_cutoff <= 2, "
-                f"got cutoff={cutoff}, nonzero_loss_cutoff={nonzero_loss_cutoff}"
+                f"received cutoff={cutoff}, nonzero_loss_cutoff={nonzero_loss_cutoff}"
             )
         if max_positives is not None and (int(max_positives) != max_positives or max_positives < 1):
-            raise ValueError(f"max_positives must be None or a positive integer, got {max_positives}")
+            raise ValueError(f"max_positives must be None or a positive integer, received {max_positives}")
         super().__init__(autocast=False, **kwargs)
         self.cutoff = float(cutoff)
         self.nonzero_loss_cutoff = float(nonzero_loss_cutoff)
@@ -142,10 +142,7 @@ class DistanceWeightedSampling(keras.layers.Layer):
 
     def _candidates(self, embeddings, instance_ids):
         """[batch, batch] each: same instance, may be drawn as a negative, and log p(j|i) up to a constant a row."""
-        if len(embeddings.shape) != 2:
-            raise ValueError(f"embeddings must be [batch, d], got shape {tuple(embeddings.shape)}")
-        if len(instance_ids.shape) != 1:
-            raise ValueError(f"instance_ids must be [batch], got shape {tuple(instance_ids.shape)}")
+        self._check(embeddings.shape, instance_ids.shape)
         embeddings = ops.normalize(ops.cast(ops.stop_gradient(embeddings), "float32"), axis=-1)
         size = embeddings.shape[-1]
         squared = 2.0 - 2.0 * ops.matmul(embeddings, ops.transpose(embeddings))
@@ -161,6 +158,24 @@ class DistanceWeightedSampling(keras.layers.Layer):
         has_candidate = ops.any(candidates, axis=1, keepdims=True)
         candidates = ops.where(has_candidate, candidates, different)
         return same, candidates, ops.where(has_candidate, log_weights, 0.0)
+
+    def compute_output_shape(self, input_shape, instance_ids_shape=None):
+        """Anchors, positives and negatives: [batch * max_positives] each, or of a number that the batch decides."""
+        self._check(input_shape, instance_ids_shape or input_shape[:1])
+        known = input_shape[0] is not None and self.max_positives is not None
+        return ((input_shape[0] * self.max_positives if known else None,),) * 3
+
+    def compute_output_spec(self, embeddings, instance_ids, seed=None):
+        """Three columns of int32."""
+        shapes = self.compute_output_shape(embeddings.shape, instance_ids.shape)
+        return tuple(keras.KerasTensor(shape, dtype="int32") for shape in shapes)
+
+    @staticmethod
+    def _check(embeddings_shape, instance_ids_shape):
+        if len(embeddings_shape) != 2:
+            raise ValueError(f"embeddings must be [batch, d], received shape {tuple(embeddings_shape)}")
+        if len(instance_ids_shape) != 1:
+            raise ValueError(f"instance_ids must be [batch], received shape {tuple(instance_ids_shape)}")
 
     def get_config(self):
         """The constructor's arguments."""

@@ -4,6 +4,46 @@ import keras
 import numpy as np
 from keras import ops
 
+# of an exponent that is learnt: far below average pooling, so that a wild step can't leave p > 0, where alone pooling
+# means something
+SMALLEST_EXPONENT = 0.1
+
+
+def check_feature_map(shape):
+    """Raises a ValueError unless `shape` is that of feature maps, [batch, height, width, channels]."""
+    if len(shape) != 4:
+        raise ValueError(f"features must be [batch, height, width, channels], received shape {tuple(shape)}")
+
+
+def check_exponents(p_star):
+    """Raises a ValueError if values of p* that are at hand (in a graph they are not) are no numbers > 0."""
+    if p_star is None or isinstance(p_star, keras.KerasTensor):
+        return
+    try:
+        values = np.asarray(p_star)
+    except NotImplementedError:
+        # a tensor within a graph
+        return
+    wrong = values[~(np.isfinite(values) & (values > 0))]
+    if len(wrong):
+        raise ValueError(f"p_star must be a number > 0, received {wrong[0]}")
+
+
+@keras.saving.register_keras_serializable("mg_keras")
+class AtLeast(keras.constraints.Constraint):
+    """Keeps a weight at `minimum` or above; optimisers apply it after each update."""
+
+    def __init__(self, minimum):
+        self.minimum = minimum
+
+    def __call__(self, w):
+        """The weight, clipped."""
+        return ops.maximum(w, self.minimum)
+
+    def get_config(self):
+        """The constructor's argument."""
+        return {"minimum": self.minimum}
+
 
 @keras.saving.register_keras_serializable("mg_keras")
 class GeM(keras.layers.Layer):
@@ -22,8 +62,8 @@ class GeM(keras.layers.Layer):
     Args:
         pooling_exponent: Initial value of p, > 0.
         epsilon: Activations are clamped to at least this value, > 0.
-        trainable_exponent: Whether p is learnt. The weight's path ends in `pooling_exponent`, by which an optimiser can
-            leave it out of weight decay.
+        trainable_exponent: Whether p is learnt; every optimiser keeps it at 0.1 (`SMALLEST_EXPONENT`) or above. The
+            weight's path ends in `pooling_exponent`, by which an optimiser can leave it out of weight decay.
 
     Input shape:
         `features`: [batch, height, width, channels], channels last, any float dtype.
@@ -33,8 +73,8 @@ class GeM(keras.layers.Layer):
         [batch, channels], float32.
 
     Raises:
-        ValueError: for a `pooling_exponent`, `epsilon` or (when it is a plain number or NumPy array) `p_star` that is
-            not positive, features that are not 4-D, or a `p_star` of more than one dimension.
+        ValueError: for a `pooling_exponent`, `epsilon` or (outside of a graph) `p_star` that is not positive, one that
+            is to be learnt from below 0.1, features that are not 4-D, or a `p_star` of more than one dimension.
 
     Example:
 
@@ -48,9 +88,13 @@ class GeM(keras.layers.Layer):
 
     def __init__(self, pooling_exponent=3.0, epsilon=1e-6, trainable_exponent=False, **kwargs):
         if pooling_exponent <= 0:
-            raise ValueError(f"pooling_exponent must be > 0 (1 is average pooling), got {pooling_exponent}")
+            raise ValueError(f"pooling_exponent must be > 0 (1 is average pooling), received {pooling_exponent}")
+        if trainable_exponent and pooling_exponent < SMALLEST_EXPONENT:
+            raise ValueError(
+                f"pooling_exponent must be at least {SMALLEST_EXPONENT} to be learnt, received {pooling_exponent}"
+            )
         if epsilon <= 0:
-            raise ValueError(f"epsilon must be > 0, got {epsilon}")
+            raise ValueError(f"epsilon must be > 0, received {epsilon}")
         # Without autocast a float32 feature map is not rounded to the compute dtype on its way in.
         super().__init__(autocast=False, **kwargs)
         self.initial_pooling_exponent = float(pooling_exponent)
@@ -62,13 +106,15 @@ class GeM(keras.layers.Layer):
             dtype="float32",
             autocast=False,
             trainable=self.trainable_exponent,
+            constraint=AtLeast(SMALLEST_EXPONENT),
+            # replicas make the same update, and so the same clipped value
+            aggregation="only_first_replica",
             name="pooling_exponent",
         )
 
     def call(self, features, p_star=None):
         """Pools `features` with `p_star`, or with the layer's own exponent when it is None."""
-        if len(features.shape) != 4:
-            raise ValueError(f"features must be [batch, height, width, channels], got shape {tuple(features.shape)}")
+        check_feature_map(features.shape)
         exponent = self._exponent(p_star)
         logs = ops.log(ops.maximum(ops.cast(features, "float32"), self.epsilon))
         # With the largest activation factored out, no power exceeds 1 and the mean is at least 1 / positions: neither
@@ -80,18 +126,18 @@ class GeM(keras.layers.Layer):
     def _exponent(self, p_star):
         if p_star is None:
             return ops.convert_to_tensor(self.pooling_exponent)
-        if isinstance(p_star, (int, float, list, tuple, np.ndarray, np.number)) and np.any(np.asarray(p_star) <= 0):
-            raise ValueError(f"p_star must be > 0, got {p_star}")
+        check_exponents(p_star)
         exponent = ops.cast(ops.convert_to_tensor(p_star), "float32")
         if len(exponent.shape) == 0:
             return exponent
         if len(exponent.shape) == 1:
             return ops.reshape(exponent, (-1, 1, 1, 1))
-        raise ValueError(f"p_star must be a scalar or [batch], got shape {tuple(exponent.shape)}")
+        raise ValueError(f"p_star must be a scalar or [batch], received shape {tuple(exponent.shape)}")
 
-    def compute_output_shape(self, features_shape, p_star_shape=None):
+    def compute_output_shape(self, input_shape):
         """[batch, channels]."""
-        return (features_shape[0], features_shape[-1])
+        check_feature_map(input_shape)
+        return (input_shape[0], input_shape[-1])
 
     def compute_output_spec(self, features, p_star=None):
         """[batch, channels] in float32, whatever the policy."""

@@ -91,9 +91,9 @@ class MarginLoss(keras.layers.Layer):
 
     def __init__(self, margin=0.2, initial_beta=1.2, normalization="pairs", **kwargs):
         if margin <= 0:
-            raise ValueError(f"margin must be > 0, got {margin}")
+            raise ValueError(f"margin must be > 0, received {margin}")
         if normalization not in ("pairs", "active"):
-            raise ValueError(f'normalization must be "pairs" or "active", got {normalization!r}')
+            raise ValueError(f'normalization must be "pairs" or "active", received {normalization!r}')
         super().__init__(autocast=False, **kwargs)
         self.margin = float(margin)
         self.initial_beta = float(initial_beta)
@@ -143,6 +143,14 @@ class MarginLoss(keras.layers.Layer):
         divisor = 2.0 * triplets if self.normalization == "pairs" else active
         loss = ops.sum((positive_terms + negative_terms) * mask) / ops.maximum(divisor, 1.0)
         return loss, active / ops.maximum(triplets, 1.0)
+
+    def compute_output_shape(self, *shapes, **named_shapes):
+        """(): the loss is a scalar, whatever the shapes."""
+        return ()
+
+    def compute_output_spec(self, anchors, positives, negatives, mask=None):
+        """A scalar in float32, whatever the policy."""
+        return keras.KerasTensor((), dtype="float32")
 
     def get_config(self):
         """The constructor's arguments; beta's present value travels with the weights."""

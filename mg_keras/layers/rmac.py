@@ -3,6 +3,8 @@
 import keras
 from keras import ops
 
+from mg_keras.layers.gem import check_feature_map
+
 
 def _regions_along(side, shortest, level):
     """The regions of one level along one side of the feature map: their starts [n] and their common width.
@@ -55,14 +57,13 @@ class RMAC(keras.layers.Layer):
 
     def __init__(self, levels=3, **kwargs):
         if int(levels) != levels or levels < 1:
-            raise ValueError(f"levels must be a positive integer, got {levels}")
+            raise ValueError(f"levels must be a positive integer, received {levels}")
         super().__init__(autocast=False, **kwargs)
         self.levels = int(levels)
 
     def call(self, features):
         """Pools `features`."""
-        if len(features.shape) != 4:
-            raise ValueError(f"features must be [batch, height, width, channels], got shape {tuple(features.shape)}")
+        check_feature_map(features.shape)
         features = ops.cast(features, "float32")
         height, width = ops.shape(features)[1:3]
         shortest = ops.minimum(height, width)
@@ -79,9 +80,10 @@ class RMAC(keras.layers.Layer):
             total += ops.sum(maxima * ops.rsqrt(ops.maximum(squared_norms, 1e-24)), axis=(1, 2))
         return total
 
-    def compute_output_shape(self, features_shape):
+    def compute_output_shape(self, input_shape):
         """[batch, channels]."""
-        return (features_shape[0], features_shape[-1])
+        check_feature_map(input_shape)
+        return (input_shape[0], input_shape[-1])
 
     def compute_output_spec(self, features):
         """[batch, channels] in float32, whatever the policy."""

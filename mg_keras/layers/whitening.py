@@ -39,7 +39,7 @@ class Whitening(keras.layers.Layer):
 
     def __init__(self, embedding_size, bias_channel=True, dimensions=None, **kwargs):
         if int(embedding_size) != embedding_size or embedding_size < 1:
-            raise ValueError(f"embedding_size must be a positive integer, got {embedding_size}")
+            raise ValueError(f"embedding_size must be a positive integer, received {embedding_size}")
         super().__init__(autocast=False, **{"trainable": False, **kwargs})
         self.embedding_size = int(embedding_size)
         self.bias_channel = bool(bias_channel)
@@ -83,9 +83,9 @@ class Whitening(keras.layers.Layer):
         fitted = (ops.convert_to_tensor(weight) for weight in (self.mean, self.inverse, self.discarded_variance))
         return formulas.unwhitened(ops, ops.cast(descriptors, "float32"), *fitted)
 
-    def compute_output_shape(self, embeddings_shape):
+    def compute_output_shape(self, input_shape):
         """[batch, k]."""
-        return (*embeddings_shape[:-1], self.dimensions)
+        return (*input_shape[:-1], self.dimensions)
 
     def compute_output_spec(self, embeddings):
         """[batch, k] in float32, whatever the policy."""

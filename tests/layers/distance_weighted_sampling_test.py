@@ -232,10 +232,10 @@ def test_serializes():
 
 def test_refuses_what_makes_no_sense():
     for cutoffs in [(0, 1.4), (1.5, 1.4), (0.5, 2.1)]:
-        with pytest.raises(ValueError, match=f"got cutoff={cutoffs[0]}, nonzero_loss_cutoff={cutoffs[1]}"):
+        with pytest.raises(ValueError, match=f"received cutoff={cutoffs[0]}, nonzero_loss_cutoff={cutoffs[1]}"):
             DistanceWeightedSampling(*cutoffs)
     for max_positives in (0, 1.5):
-        with pytest.raises(ValueError, match=f"got {max_positives}"):
+        with pytest.raises(ValueError, match=f"received {max_positives}"):
             DistanceWeightedSampling(max_positives=max_positives)
     with pytest.raises(ValueError, match=r"\[batch, d\]"):
         DistanceWeightedSampling()(np.ones(3), np.arange(3))

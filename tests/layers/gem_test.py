@@ -133,7 +133,7 @@ def test_refuses_what_makes_no_sense(features):
     for arguments in ({"pooling_exponent": 0}, {"epsilon": -1e-6}):
         with pytest.raises(ValueError, match="must be > 0"):
             GeM(**arguments)
-    with pytest.raises(ValueError, match=r"got \[1\.0, 0\.0, 2\.0\]"):
+    with pytest.raises(ValueError, match=r"received 0\.0"):
         GeM()(features, p_star=[1.0, 0.0, 2.0])
     with pytest.raises(ValueError, match=r"scalar or \[batch\]"):
         GeM()(features, p_star=np.ones((3, 1)))

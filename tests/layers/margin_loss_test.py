@@ -164,9 +164,9 @@ def test_serializes():
 
 
 def test_refuses_what_makes_no_sense():
-    with pytest.raises(ValueError, match="got 0"):
+    with pytest.raises(ValueError, match="received 0"):
         MarginLoss(margin=0)
-    with pytest.raises(ValueError, match="got 'mean'"):
+    with pytest.raises(ValueError, match="received 'mean'"):
         MarginLoss(normalization="mean")
 
 

@@ -105,7 +105,7 @@ def test_saves_and_loads(tmp_path):
 
 def test_refuses_what_makes_no_sense():
     for levels in (0, 1.5):
-        with pytest.raises(ValueError, match=f"got {levels}"):
+        with pytest.raises(ValueError, match=f"received {levels}"):
             RMAC(levels)
     with pytest.raises(ValueError, match=r"\(2, 6\)"):
         RMAC()(features_of(3, 3)[:, 0, 0])

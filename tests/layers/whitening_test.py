@@ -72,7 +72,7 @@ def test_saves_and_loads(embeddings, dimensions, tmp_path):
 
 def test_refuses_what_makes_no_sense():
     for size in (0, 2.5):
-        with pytest.raises(ValueError, match=f"got {size}"):
+        with pytest.raises(ValueError, match=f"received {size}"):
             Whitening(size)
     for dimensions in (0, 26, 2.5):
         with pytest.raises(ValueError, match=f"from 1 to 25, got {dimensions}"):
