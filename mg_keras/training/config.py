@@ -33,6 +33,8 @@ class TrainConfig:
         trunk_rate: times the learning rate, for the trunk; below 1 for one that was trained before.
         pooling_exponent: p of GeM in training.
         classification_weight: lambda; 1 is cross-entropy alone.
+        class_balance: `weights` weighs the cross-entropy of an image by its class, inversely to the class's number of
+            training photos (`mg_keras.training.class_balance`); `none` counts images alike.
         margin: alpha of the margin loss.
         initial_beta: where the learnt threshold of the margin loss starts.
         margin_normalization: `pairs` (the paper's) or `active` (the reference's).
@@ -78,6 +80,7 @@ class TrainConfig:
     trunk_rate: float = 1.0
     pooling_exponent: float = 3.0
     classification_weight: float = 0.5
+    class_balance: Literal["none", "weights"] = "none"
     margin: float = 0.2
     initial_beta: float = 1.2
     margin_normalization: Literal["pairs", "active"] = "pairs"

@@ -26,6 +26,7 @@ from mg_keras.models import MultiGrain
 from mg_keras.models.trunks import freeze_stages
 from mg_keras.progress import Progress
 from mg_keras.training.checkpoints import assign, snapshot
+from mg_keras.training.class_balance import class_weights
 
 STRATEGIES = ("mirrored", "multiworker", "single")
 MEANS = ("loss", "classification_loss", "retrieval_loss", "beta", "top1", "top5", "active_share")
@@ -136,6 +137,7 @@ class Trainer:
                 accumulation_steps=config.accumulation_steps,
                 jit_compile=config.jit_compile,
                 trunk_rate=config.trunk_rate,
+                class_weights=class_weights(config.class_balance, source.train.labels, len(source.class_names)),
             )
         # measured on a copy: variables under a strategy are read best outside of it
         self.copy = build_model(config, len(source.class_names))
