@@ -4,6 +4,7 @@ import pytest
 import tensorflow as tf
 
 from mg_keras.layers import GeM
+from mg_keras.layers.gem import SMALLEST_EXPONENT
 from tests.shared import shared_path
 
 EPSILON = 1e-6
@@ -129,12 +130,29 @@ def test_saves_and_loads_with_its_learnt_exponent(features, tmp_path):
     np.testing.assert_array_equal(loaded(features), model(features))
 
 
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "rmsprop", "adagrad", "lion"])
+def test_every_optimizer_keeps_a_learnt_exponent_positive(optimizer):
+    layer = GeM(2.0, trainable_exponent=True)
+    optimizer = keras.optimizers.get({"class_name": optimizer, "config": {"learning_rate": 5.0}})
+    for _ in range(2):
+        optimizer.apply_gradients([(tf.constant(1.0), layer.pooling_exponent)])
+        assert layer.pooling_exponent.numpy() == np.float32(SMALLEST_EXPONENT)
+    optimizer.apply_gradients([(tf.constant(-50.0), layer.pooling_exponent)])
+    assert layer.pooling_exponent.numpy() >= np.float32(SMALLEST_EXPONENT)
+
+
+@pytest.mark.parametrize("p_star", [0, -1.5, float("nan"), float("inf"), [3.0, 0.0, 2.0], np.zeros(3), tf.zeros(())])
+def test_no_exponent_that_is_no_number_above_0(features, p_star):
+    with pytest.raises(ValueError, match="p_star must be a number > 0, received"):
+        GeM()(features, p_star=p_star)
+
+
 def test_refuses_what_makes_no_sense(features):
     for arguments in ({"pooling_exponent": 0}, {"epsilon": -1e-6}):
         with pytest.raises(ValueError, match="must be > 0"):
             GeM(**arguments)
-    with pytest.raises(ValueError, match=r"received 0\.0"):
-        GeM()(features, p_star=[1.0, 0.0, 2.0])
+    with pytest.raises(ValueError, match=r"at least 0\.1 to be learnt, received 0\.05"):
+        GeM(0.05, trainable_exponent=True)
     with pytest.raises(ValueError, match=r"scalar or \[batch\]"):
         GeM()(features, p_star=np.ones((3, 1)))
     with pytest.raises(ValueError, match=r"\(3, 4\)"):
