@@ -67,14 +67,14 @@ def need_instances(batch: Batch, with_xla: bool) -> None:
         raise ValueError("with jit_compile, instance_ids must be integers, received strings")
 
 
-def class_numbers(labels: Any, num_classes: int) -> tf.Tensor:
-    """Labels as int32 [B], checked within the graph: a step that meets another label changes nothing.
+def with_class_numbers(batch: Batch, num_classes: int) -> Batch:
+    """The batch with labels as int32 [B], checked within the graph: a step that meets another label changes nothing.
 
     Raises:
         ValueError: they are no column of numbers, such as one-hot rows or strings.
         InvalidArgumentError: one is not a whole number from 0 to `num_classes` - 1 (see `plain_errors`).
     """
-    labels = tf.convert_to_tensor(labels)
+    labels = tf.convert_to_tensor(batch.labels)
     _check_kind(labels.shape, labels.dtype, num_classes)
     if labels.dtype == tf.bool:
         labels = tf.cast(labels, tf.int32)
@@ -85,13 +85,14 @@ def class_numbers(labels: Any, num_classes: int) -> tf.Tensor:
             known = tf.logical_and(known, tf.equal(labels, tf.floor(labels)))
         found = [_expected(num_classes), tf.reduce_min(labels), "to", tf.reduce_max(labels)]
         check = tf.debugging.Assert(tf.reduce_all(known), found)
-        with tf.control_dependencies([check]):
-            return tf.cast(labels, tf.int32)
+    # not only the labels: beta's update knows nothing of them
+    with tf.control_dependencies([check]):
+        return batch._replace(images=tf.identity(batch.images), labels=tf.identity(tf.cast(labels, tf.int32)))
 
 
 @contextlib.contextmanager
 def plain_errors():
-    """Turns the error of `class_numbers` from within a graph into a ValueError of one line."""
+    """Turns the error of `with_class_numbers` from within a graph into a ValueError of one line."""
     try:
         yield
     except tf.errors.InvalidArgumentError as error:

@@ -422,9 +422,8 @@ class MultiGrain(keras.Model):
         return self._track(values)
 
     def _checked(self, batch):
-        """The batch with its labels as int32, once they are seen to be class numbers."""
         self._check_images(batch.images)
-        return batch._replace(labels=batches.class_numbers(batch.labels, self.num_classes))
+        return batches.with_class_numbers(batch, self.num_classes)
 
     def _image_weights(self, batch):
         """float32 [B], what the images' cross-entropies are multiplied by in training; None: 1."""
