@@ -32,12 +32,13 @@ def build(strategy, **training):
         features = images = keras.Input((None, None, 3))
         for filters in (6, 8):
             features = keras.layers.Conv2D(filters, 3, strides=2, activation="relu")(features)
-        model = MultiGrain(keras.Model(images, features), CLASSES, versions=VERSIONS, seed=5)
+        model = MultiGrain(keras.Model(images, features), CLASSES, versions=VERSIONS, seed=5, trainable_exponent=True)
         model.compile(
             keras.optimizers.SGD(0.05, momentum=0.9),
             keras.optimizers.SGD(0.1, momentum=0.9),
             weight_decay=0.01,
             trunk_rate=0.5,
+            class_weights=[0.5, 1.0, 2.0, 1.5],
             **training,
         )
     return model
@@ -49,7 +50,8 @@ def batches():
     size = REPLICAS * PER_REPLICA
     images = rng.uniform(0, 255, (STEPS, size, 20, 20, 3)).astype("float32")
     instances = np.arange(STEPS * size // VERSIONS, dtype="int32").repeat(VERSIONS)
-    return images, (instances % CLASSES).reshape(STEPS, size), instances.reshape(STEPS, size)
+    weights = rng.uniform(0.5, 1.5, (STEPS, size)).astype("float32")
+    return images, (instances % CLASSES).reshape(STEPS, size), instances.reshape(STEPS, size), weights
 
 
 def train(strategy, model):
@@ -69,7 +71,7 @@ def train(strategy, model):
         values.append([float(metric.result()) for metric in model.metrics])
         for metric in model.metrics:
             metric.reset_state()
-    parts = (model.trunk, model.classifier, model.margin_loss)
+    parts = (model.trunk, model.pool, model.classifier, model.margin_loss)
     return np.array(values), np.concatenate([np.ravel(w.numpy()) for part in parts for w in part.weights])
 
 
