@@ -2,37 +2,40 @@
 
 import sys
 from pathlib import Path
-from typing import Literal
-
-from jsonargparse import ArgumentParser
 
 # a checkout works as it is: the rooms beside this one are importable
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from mg_keras.programs import import_tensorflow, run_program
+from mg_keras.programs import Parser, import_tensorflow, number, run_program
 
 
 def main():
     """Arguments, the export, and how to use what it wrote."""
-    parser = ArgumentParser(prog="export/run.py", description=__doc__, allow_abbrev=False)
+    parser = Parser("export/run.py", __doc__)
     parser.add_argument("--run", type=str, required=True, help="the run's folder, such as runs/demo")
+    parser.add_argument("--data", type=str, help="where the run's photos lie now; default: where they were")
     parser.add_argument("--out", type=str, required=True, help="the model's folder; versions are numbered inside")
-    parser.add_argument("--version", type=int, help="the number to write; default: the next free one")
+    parser.add_argument(
+        "--version", type=number(int, at_least=1), help="the number to write; default: the next free one"
+    )
     parser.add_argument(
         "--precision",
-        type=Literal["float32", "bfloat16"],
+        choices=["float32", "bfloat16"],
         default="float32",
         help="what the trunk computes in; bfloat16 needs a processor with avx512_bf16 or AMX to be fast",
     )
     parser.add_argument(
-        "--check_photos", type=int, default=16, help="validation photos to compare with the Keras model (16)"
+        "--check_photos",
+        type=number(int, at_least=1),
+        default=16,
+        help="validation photos to compare with the Keras model (16)",
     )
     options = parser.parse_args()
     import_tensorflow()
     from export.saved_model import export_run, usage
     from mg_keras.training.runs import load_run
 
-    run = load_run(options.run)
+    run = load_run(options.run, data=options.data)
     print(usage(export_run(run, options.out, options.version, options.precision, options.check_photos)))
 
 

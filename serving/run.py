@@ -10,13 +10,11 @@ import sys
 import threading
 from pathlib import Path
 
-from jsonargparse import ArgumentParser
-
 # a checkout works as it is: the rooms beside this one are importable
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from mg_keras.errors import UserError
-from mg_keras.programs import import_tensorflow, run_program
+from mg_keras.programs import Parser, import_tensorflow, run_program
 
 _DAY = 24 * 60 * 60
 # flag: least and most
@@ -37,7 +35,7 @@ _RANGES = {
 
 def main():
     """Arguments, the server, and where it listens."""
-    parser = ArgumentParser(prog="serving/run.py", description=__doc__, allow_abbrev=False)
+    parser = Parser("serving/run.py", __doc__)
     add = parser.add_argument
     add("--model", type=str, required=True, help="the model's folder, such as models/multigrain")
     add("--name", type=str, default="multigrain", help="what requests call the model")

@@ -9,33 +9,29 @@ Ctrl-C, a crash or `kill -9` goes on where it was.
 import sys
 from pathlib import Path
 
-from jsonargparse import ArgumentParser
-
 # a checkout works as it is: the rooms beside this one are importable
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from mg_keras.errors import UserError
-from mg_keras.programs import import_tensorflow, run_program
+from mg_keras.programs import Parser, import_tensorflow, number, run_program
 
 
 def main():
     """Arguments, the descriptors, and where they are."""
-    parser = ArgumentParser(prog="train/embed.py", description=__doc__, allow_abbrev=False)
+    parser = Parser("train/embed.py", __doc__)
     network = parser.add_mutually_exclusive_group(required=True)
     network.add_argument("--run", type=str, help="the run's folder, such as runs/demo")
     network.add_argument("--model", type=str, help="a SavedModel of export/run.py, such as models/multigrain")
     parser.add_argument("--photos", type=str, required=True, help="folder of photos, at any depth")
     parser.add_argument("--out", type=str, required=True, help="the array to write, such as features.npy")
-    parser.add_argument("--resolution", type=int, help="s*, pixels; default: that of training")
-    parser.add_argument("--p_star", type=float, help="exponent; default: the one chosen for the resolution")
+    parser.add_argument("--resolution", type=number(int, at_least=1), help="s*, pixels; default: that of training")
+    parser.add_argument(
+        "--p_star", type=number(float, above=0), help="exponent; default: the one chosen for the resolution"
+    )
     parser.add_argument(
         "--whiten", type=bool, help="true or false; default: where one was fitted for the resolution and p*"
     )
     options = parser.parse_args()
-    for name in ("resolution", "p_star"):
-        value = getattr(options, name)
-        if value is not None and value <= 0:
-            raise UserError(f"--{name} must be greater than 0, received {value}")
     import_tensorflow()
     from mg_keras.data.sources import photos
     from mg_keras.embedding import embed_to_files

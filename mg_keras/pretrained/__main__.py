@@ -6,16 +6,14 @@ one that train/evaluate.py, train/choose_p_star.py, train/whiten.py and export/r
 
 from pathlib import Path
 
-from jsonargparse import ArgumentParser
-
 from mg_keras.errors import UserError
 from mg_keras.pretrained import open_torch_checkpoint
-from mg_keras.programs import import_tensorflow, run_program
+from mg_keras.programs import Parser, import_tensorflow, run_program
 
 
 def main():
     """Arguments, what the file is, and the run."""
-    parser = ArgumentParser(prog="python -m mg_keras.pretrained", description=__doc__, allow_abbrev=False)
+    parser = Parser("python -m mg_keras.pretrained", __doc__)
     parser.add_argument("checkpoint", type=str, help="a .pth file: MultiGrain's, or a ResNet of torchvision")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--describe", action="store_true", help="only say what the file is, as without --run")

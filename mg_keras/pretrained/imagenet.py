@@ -5,14 +5,12 @@ n02110341, the classifier tells these apart; otherwise all 1000. The run's folde
 train/choose_p_star.py, train/whiten.py and export/run.py take.
 """
 
-from jsonargparse import ArgumentParser
-
-from mg_keras.programs import import_tensorflow, run_program
+from mg_keras.programs import Parser, import_tensorflow, run_program
 
 
 def main():
     """Arguments, the network and the run."""
-    parser = ArgumentParser(prog="python -m mg_keras.pretrained.imagenet", description=__doc__, allow_abbrev=False)
+    parser = Parser("python -m mg_keras.pretrained.imagenet", __doc__)
     parser.add_argument("--run", type=str, required=True, help="the folder of a new run")
     parser.add_argument("--data", type=str, required=True, help="photos to measure on: demo, folder:PATH or tfds:NAME")
     options = parser.parse_args()

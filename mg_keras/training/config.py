@@ -2,12 +2,25 @@
 
 import dataclasses
 import difflib
+import functools
+import typing
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import yaml
+from jsonargparse import ActionConfigFile, get_loader
 
 from mg_keras.errors import UserError
+from mg_keras.limits import Limits, check, wanted
+
+PLACES = ("data", "data_dir")
+"""Settings that say where the photos lie, and nothing of what is learnt from them."""
+
+
+_Count = Annotated[int, Limits(at_least=1)]
+_CountOrNull = Annotated[int | None, Limits(at_least=1)]
+_Positive = Annotated[float, Limits(above=0)]
+_NotNegative = Annotated[float, Limits(at_least=0)]
 
 
 @dataclasses.dataclass
@@ -68,60 +81,60 @@ class TrainConfig:
     data: str = "demo"
     data_dir: str | None = None
     unlabelled: str | None = None
-    train_per_class: int | None = None
-    val_per_class: int | None = None
-    val_fraction: float = 0.2
-    resolution: int = 224
-    augmentation: str = "full"
-    versions: int = 3
+    train_per_class: _CountOrNull = None
+    val_per_class: _CountOrNull = None
+    val_fraction: Annotated[float, Limits(above=0, below=1)] = 0.2
+    resolution: _Count = 224
+    augmentation: Literal["full", "standard", "autoaugment", "none"] = "full"
+    versions: _Count = 3
     trunk: str = "resnet50"
     init: str | None = None
-    frozen_stages: int = 0
-    trunk_rate: float = 1.0
-    pooling_exponent: float = 3.0
-    classification_weight: float = 0.5
+    frozen_stages: Annotated[int, Limits(at_least=0)] = 0
+    trunk_rate: _Positive = 1.0
+    pooling_exponent: _Positive = 3.0
+    classification_weight: Annotated[float, Limits(at_least=0, at_most=1)] = 0.5
     class_balance: Literal["none", "weights"] = "none"
-    margin: float = 0.2
+    margin: _Positive = 0.2
     initial_beta: float = 1.2
     margin_normalization: Literal["pairs", "active"] = "pairs"
-    batch_size: int = 512
-    accumulation_steps: int = 1
-    epochs: int = 120
-    iterations: int = 5005
-    learning_rate: float = 0.1
-    beta_learning_rate: float = 0.1
-    momentum: float = 0.9
-    weight_decay: float = 1e-4
+    batch_size: _Count = 512
+    accumulation_steps: _Count = 1
+    epochs: _Count = 120
+    iterations: _Count = 5005
+    learning_rate: _Positive = 0.1
+    beta_learning_rate: _NotNegative = 0.1
+    momentum: Annotated[float, Limits(at_least=0, below=1)] = 0.9
+    weight_decay: _NotNegative = 1e-4
     schedule: Literal["step", "cosine"] = "step"
-    milestones: list[int] = dataclasses.field(default_factory=lambda: [30, 60, 90])
-    decay: float = 0.1
-    warmup_epochs: float = 0.0
+    milestones: Annotated[list[int], Limits(at_least=0, rising=True)] = dataclasses.field(
+        default_factory=lambda: [30, 60, 90]
+    )
+    decay: Annotated[float, Limits(above=0, at_most=1)] = 0.1
+    warmup_epochs: _NotNegative = 0.0
     dtype: Literal["float32", "mixed_bfloat16"] = "float32"
     jit_compile: bool = False
     deterministic: bool = False
-    seed: int = 0
-    val_every: int = 1
-    checkpoint_every: int = 500
-    keep_checkpoints: int = 2
+    seed: Annotated[int, Limits(at_least=0, at_most=2**32 - 1)] = 0
+    val_every: _Count = 1
+    checkpoint_every: _Count = 500
+    keep_checkpoints: _Count = 2
     on_bad_image: Literal["skip", "fail"] = "skip"
-    evaluation_resolutions: list[int] | None = None
-    in_aug_per_class: int = 2
-    max_whitening_photos: int = 20_000
-    whitening_shrinkage: float | None = None
-    whitening_dimensions: int | None = None
+    evaluation_resolutions: Annotated[list[int] | None, Limits(at_least=1)] = None
+    in_aug_per_class: _Count = 2
+    max_whitening_photos: _Count = 20_000
+    whitening_shrinkage: Annotated[float | None, Limits(above=0, at_most=1)] = None
+    whitening_dimensions: _CountOrNull = None
 
     def __post_init__(self):
-        for name in ("resolution", "versions", "batch_size", "accumulation_steps", "epochs", "iterations", "val_every"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} must be at least 1, received {getattr(self, name)}")
-        for name in ("learning_rate", "pooling_exponent", "trunk_rate"):
-            if getattr(self, name) <= 0:
-                raise UserError(f"{name} must be greater than 0, received {getattr(self, name)}")
-        if not 0 <= self.classification_weight <= 1:
-            raise UserError(f"classification_weight must lie in 0-1, received {self.classification_weight}")
+        for name, value in vars(self).items():
+            _check(name, value)
         if self.classification_weight < 1 and self.versions < 2:
             raise UserError(
                 f"versions {self.versions} gives no positive pairs: take at least 2, or classification_weight 1"
+            )
+        if self.schedule == "cosine" and self.warmup_epochs >= self.epochs:
+            raise UserError(
+                f"warmup_epochs {self.warmup_epochs:g} leaves nothing of {self.epochs} epochs: take fewer of them"
             )
 
     @property
@@ -156,20 +169,89 @@ class TrainConfig:
 
     @classmethod
     def load(cls, path):
-        """Reads what `save` wrote.
+        """Reads what `save` wrote, perhaps edited by hand since.
 
         Raises:
-            UserError: a value has no meaning here.
+            UserError: it can't be read, or a setting is unknown or not what it may be.
         """
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        known = [field.name for field in dataclasses.fields(cls)]
-        for name in values:
-            if name not in known:
-                near = difflib.get_close_matches(name, known, 1)
-                raise UserError(f"{path}: unknown setting {name!r}" + (f", did you mean {near[0]!r}?" if near else ""))
-        return cls(**values)
+        values = read_settings(path)
+        try:
+            return cls(**values)
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from error
 
-    def differences(self, other):
-        """Lines `name: this value -> other's value`, for all that is not the same."""
+    def differences(self, other, without=()):
+        """Lines `name: this value -> other's value`, for all that is not the same and not named in `without`."""
         mine, theirs = dataclasses.asdict(self), dataclasses.asdict(other)
-        return [f"{name}: {mine[name]} -> {theirs[name]}" for name in mine if mine[name] != theirs[name]]
+        changed = [name for name in mine if mine[name] != theirs[name] and name not in without]
+        return [f"{name}: {mine[name]} -> {theirs[name]}" for name in changed]
+
+
+@functools.cache
+def _kinds():
+    """Setting -> what it may be, as `limits.check` takes it."""
+    return typing.get_type_hints(TrainConfig, include_extras=True)
+
+
+def _check(name, value):
+    check(name, value, _kinds()[name])
+
+
+def read_settings(path, beside=()):
+    """The settings in a YAML file, each of them checked by itself.
+
+    Args:
+        path: the file, a line `name: value` for each of them.
+        beside: names of what else may be in it, which is passed over.
+
+    Returns:
+        dict name -> value.
+
+    Raises:
+        UserError: it can't be read, or a setting is unknown or not what it may be; the message names the file.
+    """
+    try:
+        # for it, unlike for YAML 1.1, 1e-3 is a number
+        values = get_loader("yaml")(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path} can't be read: {error.strerror}") from error
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" (line {mark.line + 1})" if mark else ""
+        raise UserError(f"{path} is no YAML{where}: {getattr(error, 'problem', None) or error}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path} holds no settings: a line for each is wanted, such as `epochs: 10`")
+    values = {name: value for name, value in values.items() if name not in beside}
+    for name, value in values.items():
+        if name not in _kinds():
+            near = difflib.get_close_matches(str(name), _kinds(), 1)
+            raise UserError(f"{path}: unknown setting {name!r}" + (f", did you mean {near[0]!r}?" if near else ""))
+        try:
+            _check(name, value)
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from error
+    return values
+
+
+class _SettingsFile(ActionConfigFile):
+    """A file of settings on the command line; what is wrong in it is said with its name."""
+
+    def __call__(self, parser, cfg, values, option_string=None):
+        read_settings(values, beside=set(vars(parser.get_defaults())) - set(_kinds()))
+        super().__call__(parser, cfg, values, option_string)
+
+
+def add_settings(parser, help):
+    """Adds `--config FILE`, with its help, and a flag for every setting to a `mg_keras.programs.Parser`."""
+    parser.add_argument("--config", action=_SettingsFile, help=help)
+    parser.add_class_arguments(TrainConfig)
+    parser.wanted.update({name: wanted(kind) for name, kind in _kinds().items()})
+
+
+def settings_of(options):
+    """The `TrainConfig` of what a parser with `add_settings` has parsed.
+
+    Raises:
+        UserError: a setting is not what it may be, or some don't go together.
+    """
+    return TrainConfig(**{name: getattr(options, name) for name in _kinds()})

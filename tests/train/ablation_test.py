@@ -15,7 +15,7 @@ PRESETS = {
     "mean": {"versions": 1, "classification_weight": 1.0, "pooling_exponent": 1.0},
     "gem": {"versions": 3, "classification_weight": 0.5, "pooling_exponent": 3.0},
     # a mistake that shows only once the run starts
-    "impossible": {"augmentation": "wild"},
+    "impossible": {"trunk": "resnet19"},
 }
 
 
@@ -65,7 +65,7 @@ def test_an_ablation_that_is_killed_goes_on_and_ends_in_the_table(place):
     assert (out / "mean-seed0" / "metrics.json").stat().st_mtime_ns == first
     failed = [line for line in errors.splitlines() if line.startswith("failed: ")]
     assert [line.split(":")[1] for line in failed] == [" impossible-seed0", " impossible-seed1"]
-    assert all("wild" in line for line in failed)
+    assert all("resnet19" in line for line in failed)
     assert "run 6 of 6: gem-seed1, about 0:" in output
     assert "Traceback" not in errors
 

@@ -20,17 +20,23 @@ def folder(tmp_path):
         ({"data": "folder:/no/such/place"}, "no such folder: /no/such/place"),
         ({"data": "cloud:x"}, "data must be demo, folder:PATH or tfds:NAME, received 'cloud:x'"),
         ({"trunk": "resnet19"}, "unknown trunk 'resnet19'"),
-        ({"augmentation": "wild"}, "wild"),
+        ({"augmentation": "wild"}, "--augmentation must be one of full, standard, autoaugment, none; received 'wild'"),
         ({"strategy": "parallel"}, "strategy must be one of mirrored, multiworker, single, received 'parallel'"),
         ({"strategy": "multiworker"}, "TF_CONFIG"),
         ({"batch_size": 3}, "a batch of 3 .* is too small for 3 versions"),
         ({"batch_size": 96}, "32 different photos"),
         ({"accumulation_steps": 3}, "batch_size 8 can't be divided"),
-        ({"learning_rate": -1}, "learning_rate must be greater than 0, received -1"),
+        ({"learning_rate": -1}, "learning_rate must be a number, above 0; received -1"),
+        ({"epochs": "ten"}, "--epochs must be a whole number, at least 1; received 'ten'"),
+        ({"jit_compile": "maybe"}, "--jit_compile must be true or false; received 'maybe'"),
+        ({"whitening_dimensions": 514}, "whitening_dimensions must be at most 513 for resnet18, received 514"),
+        ({"unlabelled": "/no/such/place"}, "no such folder: /no/such/place"),
+        ({"warmup_epochs": 1, "schedule": "step"}, "warmup_epochs is of the schedule cosine"),
         ({"learning_rate": 1e30}, "the loss is nan at step .* lower learning_rate"),
         ({"versions": 1}, "versions 1 gives no positive pairs"),
         ({"preset": "imaginary"}, "unknown preset 'imaginary'; known: caltech101, .*demo"),
-        ({"learning_rat": 1}, "learning_rat"),
+        ({"preset": "demos"}, "unknown preset 'demos', did you mean 'demo'?"),
+        ({"learning_rat": 1}, "unrecognized arguments: --learning_rat=1; did you mean --learning_rate?"),
     ],
     ids=lambda value: str(value)[:40],
 )
@@ -40,6 +46,8 @@ def test_wrong_arguments(folder, tmp_path, changes, message, monkeypatch, capsys
     status, line = run_in_process("train/run.py", command, monkeypatch, capsys)
     assert status == 2
     assert re.search(message, line), line
+    # what was mistyped can be given rightly to the same folder
+    assert not (tmp_path / "run").exists() or "the loss is nan" in line
 
 
 def test_an_empty_class_folder_is_named(folder, tmp_path, monkeypatch, capsys):

@@ -1,7 +1,6 @@
 import numpy as np
 import pytest
 
-from mg_keras.errors import UserError
 from mg_keras.models import trunks
 from mg_keras.pretrained import lite0
 from mg_keras.training import whole_run
@@ -56,8 +55,3 @@ def test_presets_start_from_weights_that_are_to_be_had(name):
     assert (config.trunk, config.init) == (lite0.TRUNK, "imagenet")
     # one replica and two hold whole groups
     assert config.part_size(2) % config.versions == 0
-
-
-def test_bad_settings():
-    with pytest.raises(UserError, match=r"trunk_rate must be greater than 0, received 0"):
-        TrainConfig(trunk_rate=0.0)
