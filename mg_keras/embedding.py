@@ -11,7 +11,6 @@ A *pooling* is an exponent p* > 0 of GeM, or `RMAC`. A *network* is anything wit
 """
 
 import dataclasses
-import fcntl
 import functools
 import hashlib
 import json
@@ -28,7 +27,7 @@ from mg_keras.data import resolutions
 from mg_keras.data.images import BadImages, problem, try_decode
 from mg_keras.data.repeated import repeated_batches
 from mg_keras.errors import UserError
-from mg_keras.files import atomic_path, atomic_write_json, atomic_write_text
+from mg_keras.files import atomic_path, atomic_write_json, atomic_write_text, try_lock
 from mg_keras.progress import Progress
 
 RMAC = "rmac"
@@ -419,10 +418,8 @@ class _Partial:
             raise
 
     def _open(self, made_from, label):
-        try:
-            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"another process is writing {self.path}: wait for it, or choose another name") from None
+        if not try_lock(self.file):
+            raise UserError(f"another process is writing {self.path}: wait for it, or choose another name")
         self.file.seek(0)
         line = self.file.readline()
         try:

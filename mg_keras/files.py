@@ -8,9 +8,17 @@ import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
+
+from mg_keras.errors import UserError
+
+try:
+    import fcntl
+except ModuleNotFoundError:
+    # Windows, where nothing is locked
+    fcntl = None
 
 
 @contextlib.contextmanager
@@ -93,6 +101,48 @@ def atomic_write_json(path: str | os.PathLike, value: Any) -> None:
         ValueError: `value` holds a NaN or an infinity, which other readers of JSON refuse.
     """
     atomic_write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False, default=_plain) + "\n")
+
+
+def try_lock(file: IO | int) -> bool:
+    """Keep others out of an open file or folder, until it is closed or the process ends, even by `kill -9`.
+
+    Args:
+        file: a file, or the number of an open file or folder.
+
+    Returns:
+        False if another process keeps it. On a system without such locks always True: nothing is locked there, and two
+        processes must not be started on the same file.
+    """
+    if fcntl is None:
+        return True
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def wait_for_lock(file: IO | int) -> None:
+    """Wait until nobody else keeps the file, then keep it as `try_lock` does."""
+    if fcntl is not None:
+        fcntl.flock(file, fcntl.LOCK_EX)
+
+
+def check_writable(folder: str | os.PathLike) -> None:
+    """Refuse a folder in which no file can be written, before there is something to write; nothing is made or changed.
+
+    Args:
+        folder: it need not exist: then it is the one above that matters, in which it will be made.
+
+    Raises:
+        UserError: the right to write is missing, or a part of the path is a file.
+    """
+    folder = Path(folder)
+    there = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
+    if not there.is_dir():
+        raise UserError(f"{folder} can't be written to: {there} is no folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(f"{folder} can't be written to: {there} is read-only for you; choose another place")
 
 
 def _plain(value: Any) -> Any:

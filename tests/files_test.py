@@ -1,13 +1,25 @@
 import contextlib
 import json
 import os
+import subprocess
+import sys
+import textwrap
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from mg_keras.files import atomic_path, atomic_write_json, atomic_write_text, remove_leftovers
+from mg_keras.errors import UserError
+from mg_keras.files import (
+    atomic_path,
+    atomic_write_json,
+    atomic_write_text,
+    check_writable,
+    remove_leftovers,
+    try_lock,
+    wait_for_lock,
+)
 
 
 def names(folder):
@@ -132,3 +144,47 @@ def test_json_refuses_what_other_readers_cannot_read(tmp_path, value, error):
     with pytest.raises(error):
         atomic_write_json(tmp_path / "a.json", value)
     assert names(tmp_path) == []
+
+
+def test_a_lock_keeps_others_out_until_it_is_let_go(tmp_path):
+    path = tmp_path / "a.partial"
+    with open(path, "wb") as mine, open(path, "wb") as other:
+        assert try_lock(mine)
+        assert not try_lock(other)
+        mine.close()
+        assert try_lock(other)
+    folders = [os.open(tmp_path, os.O_RDONLY) for _ in range(2)]
+    assert [try_lock(folder) for folder in folders] == [True, False]
+    os.close(folders[0])
+    wait_for_lock(folders[1])
+    os.close(folders[1])
+
+
+def test_a_system_without_locks_loads_everything_and_locks_nothing(tmp_path):
+    """As Windows, which has no fcntl."""
+    script = """
+        import sys
+        sys.modules["fcntl"] = None
+        import mg_keras.models, mg_keras.embedding, mg_keras.training.ablation, mg_keras.training.loop
+        from mg_keras.files import try_lock, wait_for_lock
+        with open(sys.argv[1], "wb") as mine, open(sys.argv[1], "wb") as other:
+            assert try_lock(mine) and try_lock(other)
+            wait_for_lock(other)
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(script), str(tmp_path / "a")], check=True)
+
+
+def test_a_folder_is_known_to_be_writable_before_anything_is_written(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    for folder in (tmp_path, tmp_path / "new" / "run"):
+        check_writable(folder)
+    for folder in (tmp_path / "file", tmp_path / "file" / "run"):
+        with pytest.raises(UserError, match=rf"{folder} can't be written to: {tmp_path / 'file'} is no folder"):
+            check_writable(folder)
+    monkeypatch.chdir(tmp_path)
+    check_writable("runs/demo")
+    # whoever runs the tests may have every right
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(UserError, match=rf"runs/demo can't be written to: {tmp_path} is read-only for you"):
+        check_writable("runs/demo")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
