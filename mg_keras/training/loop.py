@@ -83,11 +83,19 @@ def build_model(config, num_classes):
 
 
 def rate_schedule(config, initial):
-    """The learning rate by step: `initial` under the configuration's schedule."""
+    """The learning rate by step: `initial` under the configuration's schedule, a Keras `LearningRateSchedule`.
+
+    Raises:
+        UserError: a warm-up that the schedule has not.
+    """
     if config.schedule == "step":
-        boundaries = [epoch * config.iterations - 1 for epoch in config.milestones if epoch < config.epochs]
+        if config.warmup_epochs:
+            raise UserError("warmup_epochs is of the schedule cosine: take that one, or warmup_epochs 0")
+        # the end of the training counts as one: a rate that stays is a schedule, too
+        milestones = [epoch for epoch in config.milestones if epoch < config.epochs] + [config.epochs]
+        boundaries = [epoch * config.iterations - 1 for epoch in milestones]
         values = [initial * config.decay**i for i in range(len(boundaries) + 1)]
-        return keras.optimizers.schedules.PiecewiseConstantDecay(boundaries, values) if boundaries else initial
+        return keras.optimizers.schedules.PiecewiseConstantDecay(boundaries, values)
     warmup = round(config.warmup_epochs * config.iterations)
     steps = max(config.epochs * config.iterations - warmup, 1)
     if not warmup:
@@ -126,11 +134,12 @@ class Trainer:
         # each worker keeps its own list: two writers must not share a file
         name = "bad_images.txt" if self.is_chief else f"bad_images.worker{worker}.txt"
         self.bad_images = BadImages(run.path / name, config.on_bad_image)
+        self.rate = rate_schedule(config, config.learning_rate)
         with strategy.scope():
             self.model = build_model(config, len(source.class_names))
             freeze_stages(self.model.trunk, config.frozen_stages)
             self.model.compile(
-                keras.optimizers.SGD(rate_schedule(config, config.learning_rate), momentum=config.momentum),
+                keras.optimizers.SGD(self.rate, momentum=config.momentum),
                 keras.optimizers.SGD(rate_schedule(config, config.beta_learning_rate), momentum=config.momentum),
                 classification_weight=config.classification_weight,
                 weight_decay=config.weight_decay,
@@ -192,8 +201,19 @@ class Trainer:
                 f"{error.strerror or error}; {self._last_good()}make room, then the same command goes on from there"
             ) from error
 
-    def train(self):
+    def batches(self):
+        """What `train` takes: the batches of the steps that are left.
+
+        Raises:
+            UserError: there are fewer photos than a step takes.
+        """
+        return self._distributed_batches(self.config.epochs * self.config.iterations - self.state.step)
+
+    def train(self, batches):
         """Runs all epochs that are left.
+
+        Args:
+            batches: of `batches()`, called where the run stands now.
 
         Raises:
             Stopped: a signal (Ctrl-C) came; the run was saved.
@@ -201,8 +221,7 @@ class Trainer:
         """
         config, total = self.config, self.config.epochs * self.config.iterations
         with self._watch_signals() as stop, self._summaries() as summaries:
-            data = iter(self._distributed_batches(total - self.state.step))
-            step = self._step_function(data)
+            step = self._step_function(iter(batches))
             label = f"training {config.trunk} on {self.source.description}"
             with Progress(label, total, "steps", self.state.step) as progress:
                 while self.state.step < total:
@@ -251,7 +270,8 @@ class Trainer:
         row = {
             "epoch": epoch + 1,
             "step": state.step,
-            "learning_rate": float(self.model.optimizer.learning_rate),
+            # that of the last step, from the schedule: the optimiser's own is in no plain variable under a strategy
+            "learning_rate": float(self.rate(state.step - 1)),
             "images_per_second": round(rate, 1),
             **values,
         }

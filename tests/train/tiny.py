@@ -43,6 +43,13 @@ def draw_folder(folder, per_class=12):
     return folder
 
 
+def pinhole(name, dtype=None):
+    """In place of `mg_keras.models.trunks.build`: one convolution, whatever the name."""
+    import keras
+
+    return keras.Sequential([keras.Input((None, None, 3)), keras.layers.Conv2D(4, 3, strides=4, dtype=dtype)])
+
+
 def arguments(folder, run, **changes):
     """The command line of a tiny training run, as train/run.py takes it."""
     settings = {**SETTINGS, "data": f"folder:{folder}", "run": run, **changes}

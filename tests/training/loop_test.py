@@ -1,0 +1,112 @@
+"""Every schedule, strategy and preset through the training loop, cut down to a trunk that builds in no time."""
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from mg_keras.data.sources import open_source
+from mg_keras.errors import UserError
+from mg_keras.evaluation import report
+from mg_keras.models import trunks
+from mg_keras.training import whole_run
+from mg_keras.training.config import TrainConfig
+from mg_keras.training.loop import Trainer, make_strategy, rate_schedule
+from mg_keras.training.runs import Run
+from tests.train.tiny import CLASSES, ROOT, draw_folder, pinhole
+
+PRESETS = sorted((ROOT / "train" / "presets").glob("*.yaml"))
+EPOCHS, ITERATIONS = 2, 3
+SCHEDULES = {
+    "step, as far as it gets": {"milestones": [30, 60, 90]},
+    "step, reached": {"milestones": [1, 30]},
+    "step, none": {"milestones": []},
+    "cosine": {"schedule": "cosine"},
+    "cosine after a warm-up": {"schedule": "cosine", "warmup_epochs": 0.5},
+}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return f"folder:{draw_folder(tmp_path_factory.mktemp('photos'), per_class=4)}"
+
+
+@pytest.fixture(autouse=True)
+def training_alone(monkeypatch):
+    """Neither a trunk nor validation nor pictures, each of which takes longer than the steps."""
+    monkeypatch.setattr(Trainer, "_validate", lambda trainer: {"val_top1": 0.5, "val_top5": 1.0})
+    monkeypatch.setattr(report, "training_curves", lambda *paths: None)
+    monkeypatch.setattr(trunks, "build", pinhole)
+
+
+def expected_rate(config, step):
+    """The paper's schedule, step by step; the cosine's from its definition."""
+    if config.schedule == "step":
+        return config.learning_rate * config.decay ** sum(step // ITERATIONS >= epoch for epoch in config.milestones)
+    warmup, total = round(config.warmup_epochs * ITERATIONS), EPOCHS * ITERATIONS
+    if step < warmup:
+        return config.learning_rate * step / warmup
+    return config.learning_rate * (1 + math.cos(math.pi * (step - warmup) / (total - warmup))) / 2
+
+
+@pytest.mark.parametrize("strategy", ["mirrored", "single"])
+@pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
+def test_every_schedule_trains_with_every_strategy(schedule, strategy, data, tmp_path):
+    config = TrainConfig(
+        data=data,
+        batch_size=8,
+        epochs=EPOCHS,
+        iterations=ITERATIONS,
+        learning_rate=0.01,
+        beta_learning_rate=0.0,
+        **schedule,
+    )
+    rates = [float(rate_schedule(config, 0.01)(step)) for step in range(EPOCHS * ITERATIONS)]
+    np.testing.assert_allclose(rates, [expected_rate(config, step) for step in range(len(rates))], rtol=1e-5)
+    trainer = Trainer(Run.start(tmp_path / "run", config), open_source(data), make_strategy(strategy))
+    batch = tf.random.stateless_uniform((8, 16, 16, 3), [1, 2]), tf.range(8) % 3, tf.range(8) // 3
+    state = trainer.train([batch] * len(rates))
+    assert [row["epoch"] for row in state.history] == [1, 2]
+    for row in state.history:
+        assert row["learning_rate"] == pytest.approx(rates[row["step"] - 1])
+        assert math.isfinite(row["loss"])
+    # what it learnt comes back, with the rate that the next step is to have
+    again = Trainer(Run.open(tmp_path / "run"), open_source(data), make_strategy(strategy))
+    assert again.restore()
+    assert again.state == state
+    assert int(again.model.optimizer.iterations.numpy()) == EPOCHS * ITERATIONS
+
+
+def test_a_warm_up_that_a_schedule_has_not_is_refused():
+    with pytest.raises(UserError, match="warmup_epochs is of the schedule cosine"):
+        rate_schedule(TrainConfig(warmup_epochs=1.0), 0.1)
+
+
+@pytest.mark.parametrize("path", PRESETS, ids=[path.stem for path in PRESETS])
+def test_every_preset_trains(path, data, tmp_path, monkeypatch):
+    monkeypatch.setattr(whole_run, "_measure", lambda run, source: None)
+    preset = TrainConfig.load(path)
+    changes = {
+        "data": data,
+        "train_per_class": None,
+        "val_per_class": None,
+        "resolution": 32,
+        "evaluation_resolutions": [32],
+        "batch_size": 8,
+        "epochs": 1,
+        "iterations": 2,
+        # what belongs to the preset's trunk is tested with one: transfer_test.py
+        "frozen_stages": 0,
+        "warmup_epochs": min(preset.warmup_epochs, 0.5),
+        "whitening_dimensions": preset.whitening_dimensions and 2,
+    }
+    if preset.init:
+        changes["init"] = str(tmp_path / "trunk.weights.h5")
+        trunks.build(preset.trunk).save_weights(changes["init"])
+    config = dataclasses.replace(preset, **changes)
+    run = whole_run.train_and_measure(config, tmp_path / "run", "mirrored")
+    assert run.checkpoints.paths()[-1].stem == "step-000000002"
+    assert run.class_names == list(CLASSES)
+    assert TrainConfig.load(run.path / "config.yaml") == config
