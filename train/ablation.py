@@ -11,15 +11,13 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from jsonargparse import ActionConfigFile, ArgumentParser
-
 # a checkout works as it is: the rooms beside this one are importable
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from mg_keras.errors import UserError
-from mg_keras.programs import list_of, run_program, with_preset
+from mg_keras.programs import Parser, list_of, run_program, with_preset
 from mg_keras.training.ablation import Member, is_finished, train_members, write_report
-from mg_keras.training.config import TrainConfig
+from mg_keras.training.config import add_settings, settings_of
 from mg_keras.training.whole_run import train_and_measure
 
 PRESETS = Path(__file__).resolve().parent / "presets"
@@ -27,16 +25,15 @@ PRESETS = Path(__file__).resolve().parent / "presets"
 
 def main():
     """Arguments, the runs, the table, and what failed."""
-    parser = ArgumentParser(prog="train/ablation.py", description=__doc__, allow_abbrev=False)
-    parser.add_argument("--config", action=ActionConfigFile, help="a YAML file of settings for all runs")
+    parser = Parser("train/ablation.py", __doc__)
+    add_settings(parser, "a YAML file of settings for all runs")
     parser.add_argument("--presets", type=list_of(str), help="names, or paths of YAML files; rows of the table")
-    parser.add_argument("--seeds", type=list_of(int), default=[0, 1], help="of the runs of each preset")
+    parser.add_argument("--seeds", type=list_of(int, at_least=0), default=[0, 1], help="of the runs of each preset")
     parser.add_argument("--out", type=str, default="runs/ablation", help="the folder of the runs and the table")
     parser.add_argument(
         "--strategy", choices=["mirrored", "single"], default="mirrored", help="all GPUs, or one device"
     )
     parser.add_argument("--table_only", type=bool, default=False, help="train nothing; the table of finished runs")
-    parser.add_class_arguments(TrainConfig)
     options = parser.parse_args()
     names = [preset_file(preset)[0] for preset in options.presets or []]
     if options.table_only:
@@ -79,7 +76,7 @@ def preset_file(preset):
 def settings(parser, path, seed):
     """The `TrainConfig` of one run: the preset's, then the command line's, then the seed."""
     options = parser.parse_args(["--config", str(path), *sys.argv[1:], f"--seed={seed}"])
-    return TrainConfig(**{name: getattr(options, name) for name in TrainConfig.__dataclass_fields__})
+    return settings_of(options)
 
 
 def show(summary, out):

@@ -10,7 +10,7 @@ from pathlib import Path
 # a checkout works as it is: the rooms beside this one are importable
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from mg_keras.programs import import_tensorflow, list_of, run_program, stage_arguments
+from mg_keras.programs import import_tensorflow, list_of, number, run_program, stage_arguments
 
 
 def main():
@@ -25,11 +25,14 @@ def main():
         )
         parser.add_argument(
             "--exponents",
-            type=list_of(float),
+            type=list_of(float, above=0),
             help="those that cross-validation tries, such as 1,2,3.5; default: 1 to 10",
         )
-        parser.add_argument("--per_class", type=int, default=50, help="photos of each class to fine-tune on, at most")
-        parser.add_argument("--epochs", type=int, default=1, help="of fine-tuning")
+        at_least_one = number(int, at_least=1)
+        parser.add_argument(
+            "--per_class", type=at_least_one, default=50, help="photos of each class to fine-tune on, at most"
+        )
+        parser.add_argument("--epochs", type=at_least_one, default=1, help="of fine-tuning")
         parser.add_argument(
             "--sweep", type=bool, default=False, help="measure the validation photos at every exponent, too"
         )
@@ -42,12 +45,11 @@ def main():
     from mg_keras.evaluation.scores import METRICS
     from mg_keras.pooling_exponent import EXPONENTS, best_exponent
     from mg_keras.training import stages
-    from mg_keras.training.runs import load_run
 
-    run = load_run(options.run, options.resolutions, options.checkpoint)
+    run, source = stages.open_run(options.run, options.resolutions, options.checkpoint, options.data)
     chosen = stages.choose_p_star(
         run,
-        stages.open_source(run.settings),
+        source,
         options.exponents or EXPONENTS,
         options.method,
         options.per_class,

@@ -38,6 +38,8 @@ def main():
     options = stage_arguments("train/evaluate.py", __doc__, more, run_required=False)
     if bool(options.run) == bool(options.model):
         raise UserError("give either --run (a run's folder) or --model (an exported SavedModel)")
+    if options.model and options.data:
+        raise UserError("--data names the photos of a --run; a SavedModel is measured on --benchmarks NAME=PATH")
     import_tensorflow()
     if options.run:
         evaluate_run(options)
@@ -49,10 +51,8 @@ def evaluate_run(options):
     """A run: its own photos and any benchmark."""
     from mg_keras.evaluation.report import scores_table
     from mg_keras.training import evaluation, stages
-    from mg_keras.training.runs import load_run
 
-    run = load_run(options.run, options.resolutions, options.checkpoint)
-    source = stages.open_source(run.settings)
+    run, source = stages.open_run(options.run, options.resolutions, options.checkpoint, options.data)
     benchmarks = evaluation.open_benchmarks(run, source, options.benchmarks, options.rotations, options.distractors)
     embedder = stages.embedder_of(run, also=stages.COMPARISON if options.comparison else ())
     for note in evaluation.complete(run, source, embedder):

@@ -6,13 +6,11 @@ The same command after Ctrl-C, a crash or `kill -9` goes on where the run was.
 import sys
 from pathlib import Path
 
-from jsonargparse import ActionConfigFile, ArgumentParser
-
 # a checkout works as it is: the rooms beside this one are importable
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from mg_keras.programs import run_program, with_preset
-from mg_keras.training.config import TrainConfig
+from mg_keras.programs import Parser, run_program, with_preset
+from mg_keras.training.config import add_settings, settings_of
 from mg_keras.training.whole_run import train_and_measure
 
 HERE = Path(__file__).resolve().parent
@@ -21,15 +19,13 @@ HERE = Path(__file__).resolve().parent
 def main():
     """Arguments, then every stage of a run."""
     arguments, preset = with_preset(sys.argv[1:], HERE / "presets")
-    parser = ArgumentParser(prog="train/run.py", description=__doc__, allow_abbrev=False)
-    parser.add_argument("--config", action=ActionConfigFile, help="a YAML file of settings")
+    parser = Parser("train/run.py", __doc__)
+    add_settings(parser, "a YAML file of settings")
     parser.add_argument("--preset", help=f"settings by name: {', '.join(sorted(presets()))}")
     parser.add_argument("--run", help="the run's folder; default: runs/<preset>")
     parser.add_argument("--strategy", default="mirrored", help="mirrored (all GPUs), multiworker (TF_CONFIG) or single")
-    parser.add_class_arguments(TrainConfig)
     options = parser.parse_args(arguments)
-    values = {name: value for name, value in vars(options).items() if name in TrainConfig.__dataclass_fields__}
-    run = train_and_measure(TrainConfig(**values), options.run or f"runs/{preset or 'run'}", options.strategy)
+    run = train_and_measure(settings_of(options), options.run or f"runs/{preset or 'run'}", options.strategy)
     if run:
         finish(run)
 

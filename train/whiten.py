@@ -11,7 +11,7 @@ from pathlib import Path
 # a checkout works as it is: the rooms beside this one are importable
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from mg_keras.programs import import_tensorflow, run_program, stage_arguments
+from mg_keras.programs import import_tensorflow, number, run_program, stage_arguments
 
 
 def main():
@@ -21,8 +21,16 @@ def main():
         parser.add_argument(
             "--unlabelled", type=str, help="folder of photos, or training: the training photos; default: the run's own"
         )
-        parser.add_argument("--shrinkage", type=float, help="0-1, for fewer photos than dimensions; default: the run's")
-        parser.add_argument("--dimensions", type=int, help="values of a descriptor; default: the run's, or else all")
+        parser.add_argument(
+            "--shrinkage",
+            type=number(float, above=0, at_most=1),
+            help="for fewer photos than dimensions; default: the run's",
+        )
+        parser.add_argument(
+            "--dimensions",
+            type=number(int, at_least=1),
+            help="values of a descriptor; default: the run's, or else all",
+        )
         parser.add_argument(
             "--comparison",
             type=bool,
@@ -34,18 +42,13 @@ def main():
     import_tensorflow()
     from mg_keras.evaluation.scores import METRICS
     from mg_keras.training import stages
-    from mg_keras.training.runs import load_run
 
-    run = load_run(options.run, options.resolutions, options.checkpoint)
-    given = {
-        "unlabelled": options.unlabelled,
-        "whitening_shrinkage": options.shrinkage,
-        "whitening_dimensions": options.dimensions,
-    }
-    for name, value in given.items():
-        if value is not None:
-            setattr(run.settings, name, value)
-    source = stages.open_source(run.settings)
+    run, source = stages.open_run(options.run, options.resolutions, options.checkpoint, options.data)
+    run.use(
+        unlabelled=options.unlabelled,
+        whitening_shrinkage=options.shrinkage,
+        whitening_dimensions=options.dimensions,
+    )
     poolings = stages.COMPARISON if options.comparison else ()
     print(f"whitening fitted on {stages.fit_whitening(run, source, poolings, measure_classes=True)}")
     for size in run.settings.resolutions:

@@ -9,6 +9,7 @@ import dataclasses
 import os
 import struct
 import textwrap
+import unicodedata
 import zlib
 from collections.abc import Callable
 from functools import cached_property
@@ -119,6 +120,24 @@ class Source:
     train: Split
     val: Split
     unlabelled: Split | None = None
+
+    def with_classes(self, names):
+        """The same photos, a class numbered by the place of its name in `names`.
+
+        Args:
+            names: list of str, in any order, with every class of this source among them; a name in another Unicode form
+                is the same.
+
+        Raises:
+            KeyError: a class is not among them.
+        """
+        place = {unicodedata.normalize("NFC", name): number for number, name in enumerate(names)}
+        numbers = np.array([place[unicodedata.normalize("NFC", name)] for name in self.class_names], np.int32)
+
+        def numbered(split):
+            return dataclasses.replace(split, load_labels=lambda: np.where(split.labels < 0, -1, numbers[split.labels]))
+
+        return dataclasses.replace(self, class_names=list(names), train=numbered(self.train), val=numbered(self.val))
 
 
 def open_source(spec, options=None, *, resolution=128, data_dir=None):

@@ -13,7 +13,7 @@ IMAGENET = "imagenet"
 def initialize(model, weights, trunk_name, class_names=None):
     """Puts weights that were trained before into a model: the trunk's, and the classifier's where the classes agree.
 
-    The classes agree where they have the same names in the same order, or, if either side knows no names, where there
+    The classes agree where they have the same names, in whatever order, or, if either side knows no names, where there
     are as many. The margin loss's beta is taken from no one.
 
     Args:
@@ -49,10 +49,13 @@ def initialize(model, weights, trunk_name, class_names=None):
             f"weights of {weights}: the trunk; new classifier, as its {len(head.bias)} classes are not the "
             f"{model.num_classes} here"
         )
-    if None not in (head.class_names, class_names) and list(head.class_names) != list(class_names):
-        return f"weights of {weights}: the trunk; new classifier, as its {len(head.bias)} classes have other names"
-    model.classifier.kernel.assign(head.kernel)
-    model.classifier.bias.assign(head.bias)
+    order = list(range(len(head.bias)))
+    if None not in (head.class_names, class_names):
+        if set(head.class_names) != set(class_names):
+            return f"weights of {weights}: the trunk; new classifier, as its {len(head.bias)} classes have other names"
+        order = [head.class_names.index(name) for name in class_names]
+    model.classifier.kernel.assign(head.kernel[:, order])
+    model.classifier.bias.assign(head.bias[order])
     return f"weights of {weights}: the whole model, the classifier of its {len(head.bias)} classes included"
 
 

@@ -22,8 +22,9 @@ def save_run(pretrained, folder, data):
     Args:
         pretrained: `Pretrained`.
         folder: of the new run.
-        data: photos to choose p*, to whiten and to measure with, as `TrainConfig.data`. Their classes are taken to be
-            the network's, in the same order; where they are not, only what needs no classes can be measured.
+        data: photos to choose p*, to whiten and to measure with, as `TrainConfig.data`. Their classes are the network's
+            by name, or, if it knows no names and has as many, in the same order; where they are not, only what needs no
+            classes can be measured.
 
     Returns:
         (run, note): `Run`, and a str on classes that are not the data's, or None.
@@ -40,12 +41,13 @@ def save_run(pretrained, folder, data):
         evaluation_resolutions=[500, 800],
         **(baseline if checkpoint.layout is not MULTIGRAIN else {}),
     )
-    found = open_source(config).class_names
-    names, note = _class_names(pretrained.class_names, found, model.num_classes, data)
+    source = open_source(config)
+    names, note = _class_names(pretrained.class_names, source.class_names, model.num_classes, data)
     run = Run.start(folder, config)
     if run.checkpoints.paths():
         raise UserError(f"{folder} holds the checkpoints of a run: give another folder")
     run.save_class_names(names)
+    run.save_data(source)
     if pretrained.whitening:
         _save_whitening(run, pretrained.whitening)
     # last: a run with a checkpoint is whole
@@ -73,10 +75,10 @@ def _class_names(given, found, count, data):
     """(the names of the run's classes, a note or None)."""
     if len(found) > count:
         raise UserError(f"{data} has {len(found)} classes, of which the network, with {count}, can't tell all")
-    if len(found) == count:
-        return given or found, None
+    if given is None and len(found) == count:
+        return found, None
     given = given or [f"class {number}" for number in range(count)]
-    if given[: len(found)] == found:
+    if set(found) <= set(given):
         return given, None
     return given, (
         f"the {len(found)} classes of {data} are not the network's {count}, so class accuracy on them means nothing: "

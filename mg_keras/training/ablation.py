@@ -7,7 +7,6 @@ An ablation is a folder of ordinary runs, named `<preset>-seed<seed>`; whatever 
 import contextlib
 import dataclasses
 import datetime
-import fcntl
 import multiprocessing
 import os
 import re
@@ -20,8 +19,8 @@ from pathlib import Path
 import numpy as np
 
 from mg_keras.errors import UserError
-from mg_keras.files import atomic_write_json, atomic_write_text
-from mg_keras.training.config import TrainConfig
+from mg_keras.files import atomic_write_json, atomic_write_text, check_writable, try_lock, wait_for_lock
+from mg_keras.training.config import PLACES, TrainConfig
 from mg_keras.training.runs import Run
 
 SCORES = ("top1", "instance", "copies", "copies_unwhitened")
@@ -93,12 +92,22 @@ def check_members(members):
 
 
 def _check_alike(run, config):
-    """A preset's runs differ in their seed alone."""
-    changed = run.settings.differences(dataclasses.replace(config, seed=run.settings.seed))
+    """A preset's runs differ in their seed alone; their photos may have moved meanwhile."""
+    changed = run.settings.differences(dataclasses.replace(config, seed=run.settings.seed), without=PLACES)
     if changed:
         raise UserError(
             f"{run.path} holds a run with other settings ({'; '.join(changed)}): the runs of a preset must differ in "
             "their seed alone; give the same settings, or another --out folder"
+        )
+
+
+def _check_same_photos(run, other):
+    """Moved photos are the same; a table of runs on others would compare what can't be compared."""
+    records = run.data_record, other.data_record
+    if all(records) and records[0] != records[1]:
+        raise UserError(
+            f"{run.path} was trained on other photos ({run.settings.data}) than {other.path} "
+            f"({other.settings.data}): give another --out folder"
         )
 
 
@@ -122,6 +131,8 @@ def train_members(members, train, report=None):
         UserError: of `check_members`.
     """
     check_members(members)
+    for member in members[:1]:
+        check_writable(member.out)
     failures, seconds = {}, {}
     with _pass_signals_on() as relay:
         for number, member in enumerate(members, start=1):
@@ -223,11 +234,9 @@ def _child(train, config, folder, sender):
     folder.mkdir(parents=True, exist_ok=True)
     # held until this process ends
     descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    if not try_lock(descriptor):
         print(f"{folder}: waiting for another process that still works there", flush=True)
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        wait_for_lock(descriptor)
 
     try:
         train(config, folder)
@@ -271,6 +280,7 @@ def collect(out, presets=None):
             continue
         for run in runs:
             _check_alike(run, runs[0].settings)
+            _check_same_photos(run, runs[0])
         tables = [run.metrics["resolutions"] for run in runs]
         found[preset] = {
             "seeds": [run.settings.seed for run in runs],

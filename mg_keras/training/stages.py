@@ -12,6 +12,7 @@ from mg_keras.embedder import Embedder
 from mg_keras.embedding import RMAC
 from mg_keras.errors import UserError
 from mg_keras.evaluation import report
+from mg_keras.files import check_writable
 from mg_keras.pooling_exponent import (
     EXPONENTS,
     VERSIONS,
@@ -22,6 +23,7 @@ from mg_keras.pooling_exponent import (
     in_aug_scores,
 )
 from mg_keras.progress import announce
+from mg_keras.training.runs import load_run
 from mg_keras.whitening import Whitening, check_fit, class_agreement
 
 P_STAR_METHODS = ("cross-validation", "fine-tuning", "both")
@@ -46,6 +48,42 @@ def embedder_of(run, also=()):
         also: as `Embedder` takes it.
     """
     return Embedder(run.model, run.settings.resolution, also)
+
+
+def open_run(path, resolutions=None, checkpoint="last", data=None):
+    """A run that is to get new results, and its photos, as programs take them that come after training.
+
+    Args:
+        path, resolutions, checkpoint, data: as `load_run` takes them.
+
+    Returns:
+        (`Run`, `Source`), the classes numbered as the run has them.
+
+    Raises:
+        UserError: there is no run, its folder can't be written to, or its photos are not to be had or of other classes.
+    """
+    run = load_run(path, resolutions, checkpoint, data)
+    check_writable(run.results)
+    return run, run.matched(open_source(run.settings))
+
+
+def check_later_stages(run, source, embedding_dimension):
+    """Refuses, before hours of training, what the stages after it could not do.
+
+    Too few photos for a whitening are no reason: such a run is exported without one.
+
+    Args:
+        run: `Run`.
+        source: its photos.
+        embedding_dimension: d, values of the network's embedding.
+
+    Raises:
+        UserError: the folder of unlabelled photos is not there, or more dimensions are to be kept than there are.
+    """
+    dimensions, most = run.settings.whitening_dimensions, embedding_dimension + 1
+    if dimensions is not None and dimensions > most:
+        raise UserError(f"whitening_dimensions must be at most {most} for {run.settings.trunk}, received {dimensions}")
+    _whitening_photos(run.settings, source)
 
 
 def exponent_at(run, resolution):

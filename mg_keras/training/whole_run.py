@@ -30,22 +30,27 @@ def train_and_measure(config, folder, strategy_name):
 
     strategy = make_strategy(strategy_name)
     enable_determinism(config)
-    run = Run.start(folder, config)
+    # what is refused is refused before anything is written: a finished run stays as it is
+    run = Run.at(folder, config)
     print(f"run {run.path}: {config.trunk} on {config.data}, strategy {strategy_name}", flush=True)
-    source = stages.open_source(config)
+    source = run.matched(stages.open_source(config))
+    note = run.check_same_photos(source)
     print(
         f"{len(source.class_names)} classes, {len(source.train)} training and {len(source.val)} validation photos",
         flush=True,
     )
+    if note:
+        print(f"note: {note}", file=sys.stderr)
     trainer = Trainer(run, source, strategy)
-    if trainer.is_chief:
-        run.save_class_names(source.class_names)
+    stages.check_later_stages(run, source, trainer.model.embedding_dimension)
     if trainer.restore():
         print(f"going on from step {trainer.state.step}", flush=True)
     elif config.init:
         print(trainer.initialize(), flush=True)
+    data = trainer.batches()
+    run.begin(source, trainer.is_chief)
     try:
-        trainer.train()
+        trainer.train(data)
     except Stopped as stopped:
         print(f"saved at step {trainer.state.step}; the same command goes on from there", file=sys.stderr)
         sys.exit(128 + stopped.number)
