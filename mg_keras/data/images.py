@@ -132,11 +132,18 @@ class BadImages:
         with self._lock:
             if name in self.reasons:
                 return
-            reason = problem(read) or "could not be read"
-            self.reasons[name] = reason
-            if self.path:
-                with self.path.open("a", encoding="utf-8") as file:
-                    file.write(f"{name}\t{reason}\n")
+            self._note([(name, problem(read) or "could not be read")])
+
+    def add(self, passed_over):
+        """Notes (name, reason) of what is known beforehand to be no photo that can be used."""
+        with self._lock:
+            self._note([(name, reason) for name, reason in passed_over if name not in self.reasons])
+
+    def _note(self, found):
+        self.reasons.update(found)
+        if self.path and found:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.writelines(f"{name}\t{reason}\n" for name, reason in found)
 
     def check(self):
         """Raises UserError naming the first bad photo if the policy is `"fail"`."""

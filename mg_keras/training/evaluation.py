@@ -44,7 +44,7 @@ def open_benchmarks(run, source, specs=None, rotations=None, distractors=None):
             in_aug_photos(source.train, config.in_aug_per_class, config.seed), VERSIONS
         ),
         "copies": lambda: benchmarks.copies(
-            source.val, sources.photos(distractors) if distractors else None, seed=config.seed
+            source.val, sources.photos(distractors, config.data_dir) if distractors else None, seed=config.seed
         ),
     }
     if source.val.instances is not None:

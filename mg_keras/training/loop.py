@@ -134,6 +134,10 @@ class Trainer:
         # each worker keeps its own list: two writers must not share a file
         name = "bad_images.txt" if self.is_chief else f"bad_images.worker{worker}.txt"
         self.bad_images = BadImages(run.path / name, config.on_bad_image)
+        # a run that is to fail at them is refused before anything is written
+        passed_over = BadImages(policy=config.on_bad_image)
+        passed_over.add(source.passed_over)
+        passed_over.check()
         self.rate = rate_schedule(config, config.learning_rate)
         with strategy.scope():
             self.model = build_model(config, len(source.class_names))
@@ -200,6 +204,10 @@ class Trainer:
                 f"checkpoint of step {self.state.step} could not be written to {self.run.checkpoints.folder}: "
                 f"{error.strerror or error}; {self._last_good()}make room, then the same command goes on from there"
             ) from error
+
+    def note_passed_over(self):
+        """Lists what the source passed over in the run's folder, which must be there."""
+        self.bad_images.add(self.source.passed_over)
 
     def batches(self):
         """What `train` takes: the batches of the steps that are left.

@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 
 from mg_keras.errors import UserError
-from mg_keras.files import atomic_path, atomic_write_json, atomic_write_text, check_writable
+from mg_keras.files import atomic_path, atomic_write_json, atomic_write_text, check_writable, printable_name
 from mg_keras.training.checkpoints import Checkpoints, assign
 from mg_keras.training.config import PLACES, TrainConfig
 from mg_keras.whitening import Whitening
@@ -30,7 +30,9 @@ class Run:
     whitening.json     by resolution: what the whitening was fitted on, and what it costs in classes
     saved_model/       <version>/ for TF Serving and tf.saved_model.load
     retrieval.png, scores.png, p_star.png
-    bad_images.txt     photos that could not be used, with the reason (only if there are any)
+    bad_images.txt     photos that could not be used, and files and folders that were passed over, with the reason (only
+                       if there are any)
+    leaks.txt          photos that are the same in training and validation, or in two classes (only if there are any)
     best/              the results above of the best checkpoint, once it is measured: see `use_checkpoint`
     ```
 
@@ -116,10 +118,11 @@ class Run:
         Raises:
             UserError: others are noted already.
         """
+        names = [printable_name(name) for name in names]
         path = self.path / "classes.txt"
         if not path.exists():
             atomic_write_text(path, "".join(f"{name}\n" for name in names))
-        elif self.class_names != list(names):
+        elif self.class_names != names:
             raise UserError(f"{path} holds other classes, or in another order: give another folder for a new run")
 
     @cached_property

@@ -253,7 +253,7 @@ def _whitening_photos(config, source):
     elif not config.unlabelled:
         kind += ", as there are no unlabelled ones (name a folder with --unlabelled)"
     elif config.unlabelled != "training":
-        photos, kind = sources.photos(config.unlabelled), f"unlabelled photos of {config.unlabelled}"
+        photos, kind = sources.photos(config.unlabelled, config.data_dir), f"unlabelled photos of {config.unlabelled}"
     if len(photos) > config.max_whitening_photos:
         chosen = np.random.default_rng(config.seed).permutation(len(photos))[: config.max_whitening_photos]
         photos = photos.subset(np.sort(chosen))

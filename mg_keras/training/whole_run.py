@@ -41,14 +41,20 @@ def train_and_measure(config, folder, strategy_name):
     )
     if note:
         print(f"note: {note}", file=sys.stderr)
+    if source.passed_over:
+        print(f"files and folders that are passed over are listed in {run.path / 'bad_images.txt'}", flush=True)
     trainer = Trainer(run, source, strategy)
     stages.check_later_stages(run, source, trainer.model.embedding_dimension)
-    if trainer.restore():
+    going_on = trainer.restore()
+    if going_on:
         print(f"going on from step {trainer.state.step}", flush=True)
     elif config.init:
         print(trainer.initialize(), flush=True)
     data = trainer.batches()
     run.begin(source, trainer.is_chief)
+    trainer.note_passed_over()
+    if trainer.is_chief and not going_on:
+        _warn_of_leaks(run, source)
     try:
         trainer.train(data)
     except Stopped as stopped:
@@ -58,6 +64,20 @@ def train_and_measure(config, folder, strategy_name):
         return None
     _measure(run, source, trainer)
     return run
+
+
+def _warn_of_leaks(run, source):
+    """Scores on photos that were trained on mean little: they are named before hours are spent."""
+    from mg_keras.data.leaks import find_leaks
+    from mg_keras.files import atomic_write_text
+
+    listed = run.path / "leaks.txt"
+    listed.unlink(missing_ok=True)
+    leaks = find_leaks(source)
+    if leaks:
+        atomic_write_text(listed, leaks.text())
+    for line in leaks.lines(listed):
+        print(line, flush=True)
 
 
 def _measure(run, source, trainer):
@@ -84,4 +104,4 @@ def _measure(run, source, trainer):
     bad_images = run.path / "bad_images.txt"
     if bad_images.exists():
         count = len(bad_images.read_text(encoding="utf-8").splitlines())
-        print(f"{count} photos could not be used: see {bad_images}", flush=True)
+        print(f"{count} photos could not be used or were passed over: see {bad_images}", flush=True)

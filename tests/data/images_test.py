@@ -165,3 +165,7 @@ def test_bad_images_are_listed_once_and_can_fail(tmp_path):
     assert images.BadImages(path).reasons == bad.reasons
     with pytest.raises(UserError, match=r"a\.jpg"):
         images.BadImages(path, "fail").check()
+    # what is known beforehand, and known again when the run is resumed
+    for _ in range(2):
+        images.BadImages(path).add([("b.heic", "HEIC"), ("c", "could not be read")])
+    assert path.read_text().splitlines()[1:] == ["b.heic\tHEIC", "c\tcould not be read"]

@@ -9,8 +9,11 @@ from PIL import Image
 
 from mg_keras.data import demo, sources
 from mg_keras.data.images import decode
-from mg_keras.data.sources import SplitOptions, open_source, photos
+from mg_keras.data.sources import SplitOptions, contract, open_source, photos
+from mg_keras.data.sources import tfds as tfds_source
 from mg_keras.errors import UserError
+from mg_keras.training.config import TrainConfig
+from mg_keras.training.runs import Run
 
 
 def encoded(value, kind="PNG"):
@@ -67,7 +70,7 @@ def test_every_format_is_found_labelled_and_read(tmp_path):
 
 def test_nested_files_count_and_hidden_and_foreign_ones_do_not(tmp_path):
     write(tmp_path, ["a/1.png", "a/deep/er/2.png", "b/1.png", "b/2.png", "b/3.png"])
-    write(tmp_path, ["a/.hidden.png", "a/.thumbnails/1.png", ".cache/1.png", "a/1.txt", "b/README", "3.png"])
+    write(tmp_path, ["a/.hidden.png", "a/.thumbnails/1.png", ".cache/1.png", "a/1.txt", "b/README.md", "3.png"])
     source = open_source(f"folder:{tmp_path}", SplitOptions(val_per_class=1))
     assert source.class_names == ["a", "b"]
     everything = sorted(os.path.relpath(name, tmp_path) for name in source.train.names + source.val.names)
@@ -96,9 +99,86 @@ def test_layout_with_its_own_validation_photos(tmp_path, held_out):
     np.testing.assert_array_equal(source.unlabelled.labels, [-1])
 
 
-def test_val_is_preferred_to_test(tmp_path):
-    write(tmp_path, ["train/a/1.png", "train/b/1.png", "val/a/2.png", "test/a/3.png"])
-    assert stems(open_source(f"folder:{tmp_path}").val) == ["a/2.png"]
+# folders -> (where the validation photos are; None: drawn from training, what is said not to be used)
+LAYOUTS = {
+    "VAL beside TRAIN": ({"TRAIN": "ab", "VAL": "ab"}, "VAL", []),
+    "dev beside Training": ({"Training": "ab", "dev": "ba"}, "dev", []),
+    "testing alone": ({"train": "ab", "TESTING": "a"}, "TESTING", []),
+    "test beside val": ({"train": "ab", "val": "ab", "test": "ab"}, "val", ["test"]),
+    "two beside Valid": ({"train": "ab", "Valid": "ab", "Test": "ab", "eval": "ab"}, "Valid", ["Test", "eval"]),
+    "a contest's": ({"train": "ab", "test": ""}, None, ["test"]),
+    "a contest's with validation": ({"train": "ab", "Validation": "ab", "test": ""}, "Validation", ["test"]),
+    "test photos in one folder": ({"train": "ab", "Test": ["unknown"]}, None, ["Test"]),
+    "train by itself": ({"train": "ab"}, None, []),
+    "US spelling": ({"train": "ab", "val": "ab", "Unlabeled": ""}, "val", []),
+    "by class": ({"a": ["train", "val"], "b": ["train", "val"]}, "val", []),
+    "by class, in capitals": ({"a": ["Train", "Testing"], "b": ["TRAIN"]}, "Testing", []),
+    "by class, with a test": (
+        {"a": ["train", "test", "valid"], "b": ["valid", "train", "test"]}, "valid", ["a/test", "b/test"]
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_where_the_validation_photos_are(tmp_path, layout, capsys):
+    folders, held_out, unused = LAYOUTS[layout]
+    for folder, inside in folders.items():
+        write(tmp_path, [f"{folder}/{name}/{i}.png" for name in inside for i in range(5)] or [f"{folder}/1.png"])
+    source = open_source(f"folder:{tmp_path}")
+    assert source.class_names == ["a", "b"]
+    for split, wanted in ((source.train, "train"), (source.val, held_out or "train")):
+        assert len(split)
+        for name, label in zip(split.names, split.labels, strict=True):
+            parts = os.path.relpath(name, tmp_path).split(os.sep)
+            assert source.class_names[label] in parts
+            assert wanted.casefold() in [part.casefold().replace("ing", "") for part in parts] or wanted in parts
+    assert not set(source.train.names) & set(source.val.names)
+    if held_out is None:
+        assert len(source.train) + len(source.val) == 10
+    assert (source.unlabelled is not None) == ("Unlabeled" in folders)
+    said = capsys.readouterr().err
+    expected = f"not used for training or validation in {tmp_path}: {', '.join(unused)}\n" if unused else ""
+    assert said == expected
+
+
+def test_photos_beside_the_folders_of_a_class_are_named(tmp_path):
+    write(tmp_path, ["a/train/1.png", "a/val/2.png", "b/train/3.png", "b/4.png", "5.png"])
+    source = open_source(f"folder:{tmp_path}")
+    assert len(source.train) + len(source.val) == 3
+    assert [os.path.relpath(name, tmp_path) for name, _ in source.passed_over] == ["5.png", "b/4.png"]
+
+
+def test_folders_called_alike_are_one_class(tmp_path):
+    composed, apart = "caf\xe9", "cafe\u0301"
+    write(tmp_path, [f"train/{apart}/1.png", f"train/{composed}/2.png", "train/Dog/3.png", "train/dog/4.png",
+                     f"val/{apart}/5.png"])  # fmt: skip
+    source = open_source(f"folder:{tmp_path}")
+    # those that differ in case are two
+    assert source.class_names == ["Dog", composed, "dog"]
+    assert sorted(name[-5:] for name in source.train.names) == ["1.png", "2.png", "3.png", "4.png"]
+    np.testing.assert_array_equal(source.val.labels, [source.class_names.index(composed)])
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [(b"se\xf1or", r"se\xf1or"), (b"one\rtwo\tthree", r"one\rtwo\tthree"), ("a\x85b".encode(), r"a\x85b")],
+)
+def test_a_class_is_a_line_of_text(tmp_path, name, shown):
+    many(tmp_path / "photos", {os.fsdecode(name): 4, "plain": 4})
+    source = open_source(f"folder:{tmp_path / 'photos'}")
+    assert sorted(source.class_names) == sorted(["plain", shown])
+    assert all(grey(source.train, row) >= 0 for row in range(len(source.train)))
+    run = Run.start(tmp_path / "run", TrainConfig())
+    run.save_class_names(source.class_names)
+    assert Run.open(tmp_path / "run").class_names == source.class_names
+    # names from elsewhere come out in the same number
+    run.save_class_names(["one\ntwo", "three"])
+    assert Run.open(tmp_path / "run").class_names == [r"one\ntwo", "three"]
+    # names of files are lines of lists, too
+    (tmp_path / "photos" / "plain" / "1\n2.png").write_bytes(encoded(3))
+    split = photos(tmp_path / "photos" / "plain")
+    assert r"1\n2.png" in [os.path.basename(name) for name in split.names]
+    assert 3 in [grey(split, row) for row in range(len(split))]
 
 
 def test_train_alone_is_a_class(tmp_path):
@@ -154,7 +234,7 @@ def test_split_draws_every_photo_equally_often(tmp_path):
     draws = 400
     counts = np.zeros(10)
     for seed in range(draws):
-        for name in sources._divide("a", list(range(10)), SplitOptions(val_fraction=0.3, seed=seed))[1]:
+        for name in contract.divide("a", list(range(10)), SplitOptions(val_fraction=0.3, seed=seed))[1]:
             counts[name] += 1
     assert counts.sum() == 3 * draws
     # four standard errors of a share of 0.3
@@ -194,7 +274,50 @@ def empty_class_of_val(folder):
     (folder / "val" / "b").mkdir()
 
 
+def strange_folder_beside_train(folder):
+    write(folder, ["train/a/1.png", "train/b/1.png", "keep/a/1.png", "keep/b/1.png", "Test/1.png"])
+
+
+def class_without_training_folder(folder):
+    write(folder, ["a/train/1.png", "a/val/1.png", "b/val/2.png", "c/train/1.png"])
+
+
+def two_ways_to_write_one_class(folder):
+    many(folder, {os.fsdecode(b"\xe9"): 3, r"\xe9": 3})
+
+
+def class_of_something_else(folder):
+    many(folder, {"a": 3, "b": 3})
+    (folder / "c").mkdir()
+    (folder / "c" / "film.mp4").write_bytes(b"a film")
+
+
 MISTAKES = {
+    "unknown folder beside train": (strange_folder_beside_train, "keep lies beside .*train, .* call it val, valid, "),
+    "other folders beside train": (
+        lambda folder: write(folder, ["train/a/1.png", "train/b/1.png", "more/1.png"]),
+        "more lies beside .*train",
+    ),
+    "two folders for training": (
+        lambda folder: write(folder, ["train/a/1.png", "Training/a/1.png", "val/a/1.png"]),
+        "train and .*Training are both called",
+    ),
+    "no photo to train on": (
+        lambda folder: write(folder, ["val/a/1.png", "val/b/1.png", "test/a/1.png"]),
+        "val is called as validation photos are, and there is no .*train",
+    ),
+    "test beside the classes": (
+        lambda folder: many(folder, {"a": 3, "b": 3, "Test": 3}),
+        "Test is called as validation",
+    ),
+    "flat validation": (
+        lambda folder: write(folder, ["train/a/1.png", "train/b/1.png", "valid/1.png"]),
+        "valid has no subfolder",
+    ),
+    "flat training": (lambda folder: write(folder, ["train/1.png", "val/2.png"]), "train has no subfolder"),
+    "class without a folder train": (class_without_training_folder, "class 'b' in .* has no photo in a folder train"),
+    "one class written twice": (two_ways_to_write_one_class, r"are both written \\xe9: rename one"),
+    "class of no photos": (class_of_something_else, r"no photo for class 'c' in .*: not a JPEG, .* \(c/film\.mp4\)"),
     "empty class": (empty_class, "class 'hollow' in "),
     "empty class of val": (empty_class_of_val, "class 'b' in .*val"),
     "no subfolder": (lambda folder: write(folder, ["1.png"]), "has no subfolder"),
@@ -343,13 +466,13 @@ def test_tfds_set_in_many_files(tmp_path):
         with tf.io.TFRecordWriter(paths[-1]) as writer:
             for value in values:
                 writer.write(value)
-    records = sources._TFRecords(paths)
+    records = tfds_source._TFRecords(paths)
     assert len(records) == 4
     assert [records[row] for row in (3, 0, 2, 1)] == [b"x" * 5000, b"one", b"three", b""]
     with open(paths[0], "rb+") as file:
         file.truncate(os.path.getsize(paths[0]) - 6)
     with pytest.raises(UserError, match="records-0 is cut off"):
-        sources._TFRecords(paths)
+        tfds_source._TFRecords(paths)
 
 
 @pytest.mark.parametrize("test", [{}, {"test": [-1] * 4}], ids=["train alone", "test without labels"])

@@ -180,7 +180,7 @@ def test_classes_by_hand(tmp_path):
         benchmark.measure(Answers(np.arange(4), logits))
 
 
-@pytest.mark.parametrize("place", ["", "val"])
+@pytest.mark.parametrize("place", ["", "val", "Validation"])
 @pytest.mark.parametrize("prefix", ["", "folder:"])
 def test_imagenet_matches_classes_by_name_whatever_their_order(place, prefix, tmp_path):
     counts = {"n01440764": 3, "n01443537": 2, "n01484850": 4}

@@ -45,6 +45,7 @@ def folder(tmp_path_factory):
     for path in folder.glob("*/*[246].jpg"):
         Image.open(path).transpose(Image.Transpose.ROTATE_90).save(path)
     (folder / "broken.jpg").write_bytes(b"no photo")
+    (folder / "film.mov").write_bytes(b"a film")
     return folder
 
 
@@ -76,9 +77,11 @@ def test_a_killed_program_goes_on_to_the_same_file(run, folder, tmp_path):
     np.testing.assert_allclose(np.load(out), found.values[0], rtol=1e-5, atol=1e-6)
     assert out.with_suffix(".txt").read_text().splitlines() == [split.names[row] for row in found.rows]
     assert "21 photos at 700 px, p* = 2, not whitened" in output
-    assert "1 photos could not be used" in output
-    (line,) = out.with_suffix(".unusable.txt").read_text().splitlines()
-    assert line == f"{folder / 'broken.jpg'}\tnot a JPEG, PNG, WebP, BMP or GIF file"
+    assert "2 photos could not be used or were passed over" in output
+    assert f"passed over in {folder}: 1 file or folder: " in errors
+    broken, film = out.with_suffix(".unusable.txt").read_text().splitlines()
+    assert broken == f"{folder / 'broken.jpg'}\tnot a JPEG, PNG, WebP, BMP or GIF file"
+    assert film.startswith(f"{folder / 'film.mov'}\tnot a JPEG, PNG, ")
 
 
 def in_process(arguments, monkeypatch):

@@ -66,6 +66,14 @@ def test_the_first_bad_photo_stops_a_run_that_asks_for_it(folder, tmp_path, monk
     assert "bad.jpg: not a JPEG" in line
 
 
+def test_what_is_passed_over_stops_a_run_that_asks_for_it(folder, tmp_path, monkeypatch, capsys):
+    (folder / "disks" / "lost").symlink_to("nowhere")
+    command = arguments(folder, tmp_path / "run", on_bad_image="fail")
+    status, line = run_in_process("train/run.py", command, monkeypatch, capsys)
+    assert status == 2
+    assert "disks/lost: a link that leads nowhere (on_bad_image is fail" in line
+
+
 def test_a_folder_that_holds_another_run_is_refused(folder, tmp_path, monkeypatch, capsys):
     (tmp_path / "run").mkdir()
     TrainConfig(data=f"folder:{folder}").save(tmp_path / "run" / "config.yaml")

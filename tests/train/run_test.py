@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import resource
+import shutil
 import signal
 import socket
 import subprocess
@@ -32,8 +33,10 @@ def undisturbed(folder, tmp_path_factory):
     data = draw_folder(tmp_path_factory.mktemp("odd") / "photos")
     add_odd_photos(data)
     run = tmp_path_factory.mktemp("runs") / "odd"
-    status, output, errors = finish(start("train/run.py", *arguments(data, run, augmentation="full")))
+    options = {"augmentation": "full", "data_dir": tmp_path_factory.mktemp("cache")}
+    status, output, errors = finish(start("train/run.py", *arguments(data, run, **options)))
     assert status == 0, errors
+    assert f"passed over in {data}: 2 files or folders: " in errors
     return run, output
 
 
@@ -48,6 +51,13 @@ def add_odd_photos(data):
     exif = Image.Exif()
     exif[0x0112] = 6
     good.save(data / "disks" / "turned.jpg", exif=exif)
+    good.save(data / "disks" / "scan.tif")
+    good.save(data / "disks" / "a photo", "JPEG")
+    # the same in another class
+    shutil.copy(data / "disks" / "01.jpg", data / "squares" / "mistaken.jpg")
+    # nothing of a photo
+    (data / "squares" / "film.mov").write_bytes(b"a film")
+    (data / "squares" / "gone").symlink_to("nowhere")
     # photos that can't be used
     buffer = io.BytesIO()
     good.save(buffer, "JPEG", quality=95)
@@ -58,6 +68,7 @@ def add_odd_photos(data):
 
 
 BROKEN = {"zero.jpg", "text.jpg", "cut.jpg", "dot.png"}
+NONE = {"film.mov", "gone"}
 
 
 def test_a_run_leaves_everything_its_folder_promises(undisturbed):
@@ -90,9 +101,21 @@ def test_a_run_leaves_everything_its_folder_promises(undisturbed):
 def test_unusable_photos_are_passed_over_and_listed(undisturbed):
     run, output = undisturbed
     listed = dict(line.split("\t") for line in (run / "bad_images.txt").read_text().splitlines())
-    assert {name.rsplit("/", 1)[-1] for name in listed} == BROKEN
+    assert {name.rsplit("/", 1)[-1] for name in listed} == BROKEN | NONE
     assert all(listed.values())
-    assert "4 photos could not be used" in output
+    assert f"files and folders that are passed over are listed in {run / 'bad_images.txt'}" in output
+    assert "6 photos could not be used or were passed over" in output
+
+
+def test_a_photo_in_two_classes_is_named_at_the_start(undisturbed):
+    run, output = undisturbed
+    (listed,) = [line.split("\t") for line in (run / "leaks.txt").read_text().splitlines() if line[:3] == "two"]
+    assert [name.rsplit("/", 2)[-2:] for name in sorted(listed[1:])] == [
+        ["disks", "01.jpg"],
+        ["squares", "mistaken.jpg"],
+    ]
+    warned = output.index("warning: 2 photos are in two classes, the same byte for byte: ")
+    assert warned < output.index("epoch 1/2")
 
 
 def test_the_saved_model_of_a_run_needs_tensorflow_alone(undisturbed):

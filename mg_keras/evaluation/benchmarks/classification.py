@@ -68,9 +68,9 @@ def imagenet(spec: str, class_names: Sequence[str], data_dir: str | None = None)
 
     Args:
         spec: `folder:PATH` or the path alone, of a folder with one subfolder for each class, named by its WordNet id,
-            or of one that has those in `val/`; or `tfds:imagenet2012`, the validation split of that set.
+            or of one that has those in `val/` or what else it may be called; or `tfds:imagenet2012`, the validation split of that set.
         class_names: the network's classes, WordNet ids in the order of its logits.
-        data_dir: where tensorflow-datasets keeps its files; None: its own cache.
+        data_dir: where tensorflow-datasets keeps its files and converted photos are; None: their own caches.
 
     Raises:
         UserError: no such folder or set, or photos of classes that the network does not have.
@@ -79,7 +79,7 @@ def imagenet(spec: str, class_names: Sequence[str], data_dir: str | None = None)
         source = sources.open_source(spec, data_dir=data_dir)
         photos, names = source.val, source.class_names
     else:
-        photos, names = _folder(Path(spec.removeprefix("folder:")).expanduser())
+        photos, names = _folder(Path(spec.removeprefix("folder:")).expanduser(), data_dir)
     number_of = {name: number for number, name in enumerate(class_names)}
     without = sorted(set(class_names) - set(names))
     unknown = sorted(set(names) - set(class_names))
@@ -98,11 +98,11 @@ def imagenet(spec: str, class_names: Sequence[str], data_dir: str | None = None)
     return classes(split, class_names, "imagenet", f"ImageNet validation: {words}", warnings)
 
 
-def _folder(root):
+def _folder(root, data_dir):
     """The photos below the subfolders of `root`, or of its `val`, and the subfolders' names, which are the labels."""
-    root = root / "val" if (root / "val").is_dir() else root
+    root = Path((root.is_dir() and sources.validation_folder(root)) or root)
     try:
-        photos = sources.photos(root)
+        photos = sources.photos(root, data_dir)
     except UserError as error:
         raise UserError(f"{error}; expected {_EXPECTED}") from None
     # relative to the folder as `photos` prints it, whose name need not be valid UTF-8

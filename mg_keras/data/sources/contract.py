@@ -1,0 +1,178 @@
+"""What every kind of source gives: photos known by number, labelled or not, and how they are divided."""
+
+import dataclasses
+import functools
+import os
+import sys
+import unicodedata
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+
+from mg_keras.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class SplitOptions:
+    """How a source without its own validation photos is divided; drawn class by class with the seed.
+
+    Args:
+        train_per_class: photos a class for training at most, drawn before those for validation; None takes all that
+            validation leaves.
+        val_per_class: photos a class for validation at most; None takes all that are left where `train_per_class` is
+            given, else `val_fraction` of the class.
+        val_fraction: share of each class, between 0 and 1, for validation, where neither number is given. At least one
+            photo of a class stays for training.
+        seed: int >= 0, of the division.
+
+    Raises:
+        UserError: a value out of range.
+    """
+
+    train_per_class: int | None = None
+    val_per_class: int | None = None
+    val_fraction: float = 0.2
+    seed: int = 0
+
+    def __post_init__(self):
+        for name in ("train_per_class", "val_per_class"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"{name} must be at least 1, or null for the default, received {value}")
+        if not 0 < self.val_fraction < 1:
+            raise UserError(f"val_fraction must lie between 0 and 1, received {self.val_fraction}")
+        if self.seed < 0:
+            raise UserError(f"seed must be at least 0, received {self.seed}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """Some photos of a source.
+
+    Attributes:
+        names: what to call each photo in messages and lists.
+        read: int64 scalar tensor -> string scalar tensor, the encoded bytes; graph code.
+        load_labels: () -> int32 [N] class numbers (-1: no label).
+        instance_of: name -> the instance a photo shows, or None where that is not known.
+        adjust: what the decoded photo still needs before it is measured, such as a rotation or a crop: (number, int64
+            scalar; image, uint8 [H, W, 3]) -> uint8 image; graph code. None: nothing.
+        parts: the splits that this one is made of, one after the other; none for a split of its own. What is known of a
+            part need not be found out again.
+        files: the path that `read` opens for each photo; None where photos are not files of their own.
+        passed_over: (name, reason) of what was found beside these photos and can't be one of them.
+    """
+
+    names: list
+    read: Callable
+    load_labels: Callable
+    instance_of: Callable | None = None
+    adjust: Callable | None = None
+    parts: tuple = ()
+    files: list | None = None
+    passed_over: tuple = ()
+
+    def __len__(self):
+        return len(self.names)
+
+    @functools.cached_property
+    def labels(self):
+        """int32 [N]; read once, when first asked for."""
+        return np.asarray(self.load_labels(), np.int32)
+
+    @functools.cached_property
+    def instances(self):
+        """int32 [N], equal for photos of one instance, or None where the source does not know."""
+        if self.instance_of is None:
+            return None
+        return np.unique([self.instance_of(name) for name in self.names], return_inverse=True)[1].astype(np.int32)
+
+    def subset(self, rows):
+        """The photos numbered `rows`, as a split of their own."""
+        rows = np.asarray(rows, np.int64)
+        table = tf.constant(rows)
+        return Split(
+            [self.names[row] for row in rows],
+            lambda index: self.read(table[index]),
+            lambda: self.labels[rows],
+            self.instance_of,
+            self.adjust and (lambda index, image: self.adjust(table[index], image)),
+            files=self.files and [self.files[row] for row in rows],
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Training, validation and perhaps unlabelled photos.
+
+    Attributes:
+        description: a few words on it.
+        class_names: a line of text each, all different, Unicode in its composed form (NFC).
+        train, val: `Split`.
+        unlabelled: `Split`, or None where there are none.
+        passed_over: (name, reason) of files and folders that were found and hold no photos that can be used.
+    """
+
+    description: str
+    class_names: list
+    train: Split
+    val: Split
+    unlabelled: Split | None = None
+    passed_over: tuple = ()
+
+    def with_classes(self, names):
+        """The same photos, a class numbered by the place of its name in `names`.
+
+        Args:
+            names: list of str, in any order, with every class of this source among them; a name in another Unicode form
+                is the same.
+
+        Raises:
+            KeyError: a class is not among them.
+        """
+        place = {unicodedata.normalize("NFC", name): number for number, name in enumerate(names)}
+        numbers = np.array([place[unicodedata.normalize("NFC", name)] for name in self.class_names], np.int32)
+
+        def numbered(split):
+            return dataclasses.replace(split, load_labels=lambda: np.where(split.labels < 0, -1, numbers[split.labels]))
+
+        return dataclasses.replace(self, class_names=list(names), train=numbered(self.train), val=numbered(self.val))
+
+
+def usable(source, place):
+    """The source itself, if it has classes to tell apart and photos to measure on."""
+    if len(source.class_names) < 2:
+        raise UserError(f"{place} has one class only ({source.class_names[0]!r}): at least two are needed")
+    if not len(source.val):
+        raise UserError(
+            f"no photo is left for validation in {place}: take fewer for training, or add photos (a class of "
+            "one or two may give none)"
+        )
+    return source
+
+
+def divide(name, items, options):
+    """(training, validation) items of the class `name`; a class's draw does not depend on the others."""
+    rng = np.random.default_rng([options.seed, zlib.crc32(os.fsencode(name))])
+    items = [items[i] for i in rng.permutation(len(items))]
+    held_out = options.val_per_class
+    if options.train_per_class is not None:
+        train, rest = items[: options.train_per_class], items[options.train_per_class :]
+        return train, rest if held_out is None else rest[:held_out]
+    if held_out is None:
+        held_out = round(options.val_fraction * len(items))
+    held_out = min(held_out, len(items) - 1)
+    return items[held_out:], items[:held_out]
+
+
+def cache_folder(data_dir):
+    """Where files that were made or converted are kept: `data_dir`, or else the cache in the home folder."""
+    return Path(data_dir).expanduser() if data_dir else Path.home() / ".cache" / "mg_keras"
+
+
+@functools.cache
+def say(line):
+    """Tells the user, on standard error, of what is not used, once though several stages open the same photos."""
+    print(line, file=sys.stderr, flush=True)

@@ -1,0 +1,120 @@
+"""TIFF, AVIF and HEIC as files that the decoder reads: each is converted once and kept in the cache."""
+
+import hashlib
+import os
+import warnings
+
+import numpy as np
+
+from mg_keras.data.images import MAX_PIXELS
+from mg_keras.data.sources.contract import cache_folder
+from mg_keras.errors import UserError
+from mg_keras.files import atomic_path
+from mg_keras.progress import mapped
+
+# of TIFF: the photo is a thumbnail of another one in the file, and the sign of a digital negative
+_IS_THUMBNAIL, _DNG_VERSION = 254, 50706
+
+
+def convert(kinds, data_dir, label):
+    """Makes copies, upright, 8 bits a value, of photos that the decoder does not read, where there are none yet.
+
+    A TIFF becomes a PNG, without loss; AVIF and HEIC, which have lost something already, a JPEG of quality 95 with
+    colours at full resolution. Of several pictures in a file the first (of HEIC the primary one) is taken. Colour
+    profiles are passed over, as they are in other photos.
+
+    Args:
+        kinds: path -> kind.
+        data_dir: None: the cache in the home folder.
+        label: what to call it while it runs.
+
+    Returns:
+        (copies, problems): path -> path of its copy, and path -> why there is none.
+
+    Raises:
+        UserError: the copies can't be written.
+    """
+    folder = cache_folder(data_dir) / "converted"
+    copies, problems = {}, {}
+    for path, kind in kinds.items():
+        try:
+            copies[path] = _copy_of(path, kind, folder)
+        except OSError as error:
+            problems[path] = f"could not be read: {error.strerror or error}"
+    missing = [path for path, copy in copies.items() if not copy.exists()]
+    with warnings.catch_warnings():
+        # the limit on pixels is ours
+        warnings.simplefilter("ignore")
+        results = mapped(
+            lambda path: _convert(path, kinds[path], copies[path], folder), missing, label, "photos", together=1
+        )
+    for path, problem in zip(missing, results, strict=True):
+        if problem:
+            problems[path] = problem
+            del copies[path]
+    return {path: os.fspath(copy) for path, copy in copies.items()}, problems
+
+
+def _copy_of(path, kind, folder):
+    """Where the copy of a photo lies: another place when the photo has changed."""
+    found = os.stat(path)
+    about = f"{found.st_size} {found.st_mtime_ns} ".encode() + os.fsencode(os.path.abspath(path))
+    name = hashlib.sha256(about).hexdigest()
+    # file systems slow down on folders of a million files
+    return folder / name[:2] / (name[2:] + (".png" if kind == "TIFF" else ".jpg"))
+
+
+def _convert(path, kind, copy, folder):
+    """Writes the copy, in the cache's `folder`; returns why that can't be done, or None."""
+    try:
+        image = _opened(path, kind)
+    except Exception as error:  # decoders raise anything on broken files, and each means: not this photo
+        reason = str(error).strip().splitlines()[:1]
+        return f"{kind} that can't be converted: {reason[0] if reason else type(error).__name__}"
+    try:
+        with atomic_path(copy) as partial:
+            if kind == "TIFF":
+                image.save(partial, "PNG", compress_level=3)
+            else:
+                image.save(partial, "JPEG", quality=95, subsampling=0)
+    except OSError as error:
+        raise UserError(
+            f"{folder} can't be written: {error.strerror or error}; photos converted from {kind} are kept there "
+            "(data_dir names another place)"
+        ) from error
+    return None
+
+
+def _opened(path, kind):
+    """The photo as a PIL image, RGB and upright."""
+    from PIL import Image, ImageOps
+
+    if kind == "HEIC":
+        import pillow_heif
+
+        # turned as the file itself says; its EXIF orientation is a remainder that readers have to ignore
+        file = pillow_heif.open_heif(path)
+        _check_size(file.size)
+        return _rgb(file.to_pillow())
+    with Image.open(path, formats=[kind]) as image:
+        _check_size(image.size)
+        tags = getattr(image, "tag_v2", {})
+        if tags.get(_IS_THUMBNAIL, 0) & 1 or _DNG_VERSION in tags:
+            raise ValueError("it is a camera's raw file")
+        return _rgb(ImageOps.exif_transpose(image))
+
+
+def _check_size(size):
+    if size[0] * size[1] > MAX_PIXELS:
+        raise ValueError(f"larger than {MAX_PIXELS:,} pixels")
+
+
+def _rgb(image):
+    from PIL import Image
+
+    if image.mode.startswith("I;16"):
+        # as the decoder takes a PNG of 16 bits
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise ValueError("its values are of 32 bits, and what is white among them is not known")
+    return image.convert("RGB")

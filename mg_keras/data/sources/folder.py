@@ -1,0 +1,328 @@
+"""`folder:PATH`: the photos of a folder, a class in each subfolder, and how training and validation lie in it."""
+
+import dataclasses
+import os
+import unicodedata
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+
+from mg_keras.data.sources.contract import Source, Split, divide, say, usable
+from mg_keras.data.sources.conversion import convert
+from mg_keras.data.sources.finding import CONVERTED, KINDS, find_photos, reasons, subfolders
+from mg_keras.errors import UserError
+from mg_keras.files import printable_name
+
+# what the folders are called, in any case; of those with validation photos the better choice first
+_TRAINING = ("train", "training")
+_HELD_OUT = ("val", "valid", "validation", "dev", "eval", "test", "testing")
+_TESTS = ("test", "testing")
+_UNLABELLED = ("unlabelled", "unlabeled")
+
+
+def photos(folder, data_dir=None):
+    """All photos below `folder`, whatever its structure, as an unlabelled `Split`, in order of name.
+
+    What is found there and can't be used is counted in a line on standard error, and named in `Split.passed_over`.
+
+    Args:
+        folder: the folder.
+        data_dir: where photos converted from TIFF, AVIF and HEIC are kept; None: the cache in the home folder.
+
+    Raises:
+        UserError: there is no such folder, or no photo in it.
+    """
+    folder = _existing(folder)
+    found = find_photos(folder)
+    if not found.files:
+        raise UserError(f"no photo below {printable_name(folder)}: {_why_none(found.passed_over, folder)}")
+    copies, problems = _converted(found.files, found.kinds, folder, data_dir)
+    found.passed_over |= problems
+    files = [file for file in found.files if file not in problems]
+    if not files:
+        raise UserError(f"no photo below {printable_name(folder)}: {_why_none(found.passed_over, folder)}")
+    split = _file_split(files, np.full(len(files), -1), copies)
+    return dataclasses.replace(split, passed_over=_told(found.passed_over, folder))
+
+
+def open_folder(argument, options, resolution, data_dir, instance_of=None, description=None):
+    """A class per subfolder; with folders of training and validation photos, those are the split.
+
+    `unlabelled/` is set apart.
+    """
+    del resolution
+    root = _existing(argument)
+    layout = _layout(root)
+    train, val = layout.train, layout.val
+    if val is None:
+        divided = {name: divide(name, files, options) for name, files in train.items()}
+        train, val = ({name: pair[part] for name, pair in divided.items()} for part in (0, 1))
+    unlabelled = photos(layout.unlabelled, data_dir) if layout.unlabelled else None
+    copies = {}
+    if layout.kinds:
+        # what is to be refused is refused before a conversion that may take hours
+        _source(train, val, copies, root)
+        everything = [file for part in (train, val) for files in part.values() for file in files]
+        copies, problems = _converted(everything, layout.kinds, root, data_dir)
+        layout.passed_over |= problems
+        train, val = (
+            {name: [file for file in files if file not in problems] for name, files in part.items()}
+            for part in (train, val)
+        )
+        _refuse_empty(train, layout.folders, layout.passed_over, layout.training)
+    source = _source(train, val, copies, root, instance_of, description)
+    if layout.unused:
+        unused = _some([os.path.relpath(path, root) for path in layout.unused])
+        say(f"not used for training or validation in {printable_name(root)}: {unused}")
+    told = _told(layout.passed_over, root) + (unlabelled.passed_over if unlabelled else ())
+    return dataclasses.replace(source, unlabelled=unlabelled, passed_over=told)
+
+
+def validation_folder(root):
+    """The folder in `root` that is called as validation photos are; None where there is none."""
+    held_out = _called(subfolders(root)[0], [name for name in _HELD_OUT if name not in _TESTS])
+    return held_out[0] if held_out else None
+
+
+@dataclasses.dataclass
+class _Layout:
+    """What lies where in a folder.
+
+    Attributes:
+        training: the folder that has the folders of the classes.
+        folders: class -> its folders in `training`.
+        train: class -> its files, for training or to be divided.
+        val: the same for validation; None where that is to be divided from `train`.
+        unlabelled: the folder of unlabelled photos, or None.
+        unused: folders of which nothing is used.
+        kinds, passed_over: as in `Found`.
+    """
+
+    training: str
+    folders: dict = dataclasses.field(default_factory=dict)
+    train: dict = dataclasses.field(default_factory=dict)
+    val: dict | None = None
+    unlabelled: str | None = None
+    unused: list = dataclasses.field(default_factory=list)
+    kinds: dict = dataclasses.field(default_factory=dict)
+    passed_over: dict = dataclasses.field(default_factory=dict)
+
+    def find(self, classes, above):
+        """Name -> files, of the classes name -> folders."""
+        files = {}
+        for name, folders in classes.items():
+            files[name] = []
+            for folder in folders:
+                found = find_photos(folder, above)
+                files[name] += found.files
+                self.kinds |= found.kinds
+                self.passed_over |= found.passed_over
+        return files
+
+
+def _layout(root):
+    inside, loose = subfolders(root)
+    layout = _Layout(os.fspath(root), passed_over=loose)
+    for folder in _called(inside, _UNLABELLED):
+        layout.unlabelled = folder
+        del inside[os.path.basename(folder)]
+    training, held_out = _called(inside, _TRAINING), _called(inside, _HELD_OUT)
+    if training and (held_out or subfolders(training[0])[0]):
+        return _split_layout(root, layout, inside, training, held_out)
+    if held_out:
+        raise UserError(
+            f"{printable_name(held_out[0])} is called as validation photos are, and there is no "
+            f"{printable_name(root / 'train')}: put the classes to learn there, or rename it if it is a class"
+        )
+    layout.folders = _classes(root, inside)
+    layout.train = layout.find(layout.folders, [root])
+    _refuse_empty(layout.train, layout.folders, layout.passed_over, root)
+    _divide_by_class(root, layout)
+    return layout
+
+
+def _split_layout(root, layout, inside, training, held_out):
+    """Of a root that has the classes in a folder for training and, perhaps, in others."""
+    if len(training) > 1:
+        first, second = map(printable_name, training[:2])
+        raise UserError(f"{first} and {second} are both called as training photos are: rename the one that has none")
+    layout.training = training[0]
+    layout.folders, loose = _classes_in(layout.training)
+    layout.passed_over |= loose
+    chosen, val_classes = None, None
+    for folder in held_out:
+        # a contest's test photos come without labels
+        is_test = os.path.basename(folder).casefold() in _TESTS
+        if is_test and not set(_by_name(subfolders(folder)[0])) & set(layout.folders):
+            continue
+        chosen, (val_classes, loose) = folder, _classes_in(folder)
+        layout.passed_over |= loose
+        break
+    if chosen:
+        unknown = sorted(set(val_classes) - set(layout.folders))
+        if unknown:
+            raise UserError(
+                f"{printable_name(chosen)} has classes that {printable_name(layout.training)} has not: "
+                f"{', '.join(unknown)}"
+            )
+    else:
+        others = [folder for folder in inside.values() if folder not in (*training, *held_out)]
+        _refuse_strangers(layout.training, layout.folders, others)
+    layout.unused = [folder for folder in inside.values() if folder not in (layout.training, chosen)]
+    layout.train = layout.find(layout.folders, [root, layout.training])
+    _refuse_empty(layout.train, layout.folders, layout.passed_over, layout.training)
+    if chosen:
+        layout.val = layout.find(val_classes, [root, chosen])
+        _refuse_empty(layout.val, val_classes, layout.passed_over, chosen)
+    return layout
+
+
+def _refuse_strangers(training, classes, others):
+    """Nothing beside the folder of training photos says by its name that it is for validation: is it the one?"""
+    alike = [folder for folder in others if set(_by_name(subfolders(folder)[0])) & set(classes)]
+    for folder in alike or [folder for folder in others if find_photos(folder).files]:
+        raise UserError(
+            f"{printable_name(folder)} lies beside {printable_name(training)}, and its name does not say what for: if "
+            f"it is for validation, call it {', '.join(_HELD_OUT[:-1])} or {_HELD_OUT[-1]}, otherwise move it "
+            f"elsewhere; if both are classes, give {os.path.basename(training)}/ another name"
+        )
+
+
+def _divide_by_class(root, layout):
+    """Where classes have folders of training and validation photos each, those are the split."""
+    start = len(os.path.join(root, ""))
+    parts = {name: {} for name in layout.train}
+    for name, files in layout.train.items():
+        for file in files:
+            # class / part / ...: what lies in the class's folder itself has no part
+            inner = file[start:].split(os.sep, 2)
+            parts[name].setdefault(inner[1].casefold() if len(inner) > 2 else None, []).append(file)
+    if not any(set(found) & set(_TRAINING) and set(found) & set(_HELD_OUT) for found in parts.values()):
+        return
+    held_out = next(name for name in _HELD_OUT if any(name in found for found in parts.values()))
+    layout.val = {}
+    for name, found in parts.items():
+        layout.train[name] = [file for part in _TRAINING for file in found.pop(part, [])]
+        layout.val[name] = found.pop(held_out, [])
+        if not layout.train[name]:
+            raise UserError(
+                f"class {name!r} in {printable_name(root)} has no photo in a folder train, as other classes have: "
+                "arrange all of them alike"
+            )
+        beside = "lies beside the folders of training and validation photos"
+        layout.passed_over |= dict.fromkeys(found.pop(None, []), beside)
+        layout.unused += [os.path.join(root, *files[0][start:].split(os.sep, 2)[:2]) for files in found.values()]
+
+
+def _classes_in(folder):
+    """(name -> folders, passed_over) of a folder with one subfolder a class."""
+    inside, loose = subfolders(folder)
+    return _classes(Path(folder), inside), loose
+
+
+def _classes(folder, inside):
+    """Class name -> its folders, in order of name, of the subfolders `inside` a folder (name -> path)."""
+    if not inside:
+        raise UserError(
+            f"{printable_name(folder)} has no subfolder: a folder of photos has one subfolder for each class"
+        )
+    return _by_name(inside)
+
+
+def _by_name(inside):
+    """Class name -> folders.
+
+    A name that one system composes (é) and another writes as letter and accent is one name. Bytes that are no UTF-8
+    and what ends a line are shown as escapes: a class's name is one line of a list.
+    """
+    classes, written = {}, {}
+    for raw, path in inside.items():
+        composed = unicodedata.normalize("NFC", raw)
+        name = printable_name(composed)
+        if written.setdefault(name, composed) != composed:
+            raise UserError(
+                f"two classes in {printable_name(os.path.dirname(path))} are both written {name}: rename one"
+            )
+        classes.setdefault(name, []).append(path)
+    return dict(sorted(classes.items()))
+
+
+def _called(inside, names):
+    """The folders that are called by one of `names`, in any case, in the order of these."""
+    return [path for wanted in names for name, path in inside.items() if name.casefold() == wanted]
+
+
+def _refuse_empty(classes, folders, passed_over, place):
+    """Classes (name -> files) without photos are refused, with what was passed over in their `folders`."""
+    empty = [name for name, files in classes.items() if not files]
+    if not empty:
+        return
+    inside = [folder for name in empty for folder in folders[name]]
+    lost = {
+        path: reason
+        for path, reason in passed_over.items()
+        if any(path == folder or path.startswith(os.path.join(folder, "")) for folder in inside)
+    }
+    message = f"no photo for class {', '.join(map(repr, empty))} in {printable_name(place)}: "
+    if lost:
+        raise UserError(message + _why_none(lost, place))
+    raise UserError(f"{message}add photos ({KINDS}) or remove the empty folder")
+
+
+def _why_none(passed_over, place):
+    if not passed_over:
+        return f"none of its files is a {KINDS}"
+    return reasons(_by_printable_name(passed_over), place)
+
+
+def _told(passed_over, folder):
+    """What was passed over, as (name, reason); the user is told how much."""
+    named = _by_printable_name(passed_over)
+    if named:
+        count = "1 file or folder" if len(named) == 1 else f"{len(named):,} files or folders"
+        say(f"passed over in {printable_name(folder)}: {count}: {reasons(named, folder)}")
+    return named
+
+
+def _by_printable_name(passed_over):
+    return tuple((printable_name(path), printable_name(reason)) for path, reason in sorted(passed_over.items()))
+
+
+def _existing(folder):
+    folder = Path(folder).expanduser()
+    if not folder.is_dir():
+        raise UserError(f"no such folder: {printable_name(folder)}")
+    return folder
+
+
+def _converted(files, kinds, folder, data_dir):
+    wanted = {file: kinds[file] for file in files if file in kinds} if kinds else {}
+    label = f"converting {', '.join(CONVERTED)} of {printable_name(folder)}"
+    return convert(wanted, data_dir, label) if wanted else ({}, {})
+
+
+def _file_split(files, labels, copies, instance_of=None):
+    # opened by its bytes, which need not be valid UTF-8, and called something that can be printed
+    places = [copies.get(file, file) for file in files]
+    table = tf.constant([os.fsencode(place) for place in places], tf.string)
+    names = [printable_name(file) for file in files]
+    return Split(names, lambda index: tf.io.read_file(table[index]), lambda: labels, instance_of, files=places)
+
+
+def _source(train, val, copies, root, instance_of=None, description=None):
+    names = sorted(train)
+
+    def split(classes):
+        pairs = [(file, label) for label, name in enumerate(names) for file in classes.get(name, [])]
+        labels = np.array([label for _, label in pairs])
+        return _file_split([file for file, _ in pairs], labels, copies, instance_of)
+
+    description = description or f"folder {printable_name(root.name)}"
+    return usable(Source(description, names, split(train), split(val)), printable_name(root))
+
+
+def _some(names):
+    """The first of many names."""
+    shown = ", ".join(printable_name(name) for name in names[:5])
+    return shown if len(names) <= 5 else f"{shown} and {len(names) - 5:,} more"
