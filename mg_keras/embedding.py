@@ -330,9 +330,9 @@ def embed_to_files(network, split, path, resolution, train_resolution, pooling=N
 def _hash_of_photos(split):
     """Of their names and, for files, their sizes and times: a photo replaced under its name is another photo."""
     digest = hashlib.sha256()
-    for name in split.names:
+    for name, file in zip(split.names, split.files or split.names, strict=True):
         try:
-            found = os.stat(name)
+            found = os.stat(file)
             about = (name, found.st_size, found.st_mtime_ns)
         except (OSError, ValueError):
             about = (name,)

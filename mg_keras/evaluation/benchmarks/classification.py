@@ -68,7 +68,8 @@ def imagenet(spec: str, class_names: Sequence[str], data_dir: str | None = None)
 
     Args:
         spec: `folder:PATH` or the path alone, of a folder with one subfolder for each class, named by its WordNet id,
-            or of one that has those in `val/` or what else it may be called; or `tfds:imagenet2012`, the validation split of that set.
+            or of one that has those in `val/`, `valid/` or `validation/`; or `tfds:imagenet2012`, the validation split
+            of that set.
         class_names: the network's classes, WordNet ids in the order of its logits.
         data_dir: where tensorflow-datasets keeps its files and converted photos are; None: their own caches.
 
