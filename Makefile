@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN ?= runs/demo
 
-.PHONY: demo test lint format clean
+.PHONY: demo docs test lint format clean
 
 # two workers for two cores; each keeps its own TensorFlow
 test: $(VENV)/.test lint
@@ -16,6 +16,10 @@ lint: $(VENV)/.test
 format: $(VENV)/.test
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
+
+# build/site/index.html; needs nothing from elsewhere to be read
+docs: $(VENV)/.test
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs build --strict --quiet
 
 demo: $(VENV)/.install
 	$(VENV)/bin/python train/run.py --preset demo --run $(RUN)

