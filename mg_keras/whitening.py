@@ -14,6 +14,8 @@ from mg_keras.files import atomic_path
 
 # Embeddings are float32: a direction in which they spread this much less than in the widest holds only rounding.
 _SMALLEST_RELATIVE_SPREAD = 1e-7
+# of a descriptor whose values are all nearer to 0, float32 tells the direction badly or not at all
+SMALLEST_DESCRIPTOR = 1e-30
 
 
 def unit_rows(xp, rows):
@@ -28,19 +30,22 @@ def unit_embeddings(xp, embeddings, bias_channel):
     return unit_rows(xp, embeddings)
 
 
-def whitened(xp, embeddings, mean, projection, bias_channel):
-    """Φ(e) = S (ê - μ), with `projection` = Sᵀ. [N, d] → [N, k]."""
-    return xp.matmul(unit_embeddings(xp, embeddings, bias_channel) - mean, projection)
+def whitened(xp, unit, mean, projection):
+    """Φ = S (ê - μ), with `unit` = ê, as `unit_embeddings` gives it, and `projection` = Sᵀ. [N, D] → [N, k]."""
+    return xp.matmul(unit - mean, projection)
 
 
 def unwhitened(xp, descriptors, mean, inverse, discarded_variance=0.0):
-    """The ê [N, D] that a unit-norm whitened descriptor u [N, k] came from, whatever the norm of Φ was before.
+    """(Φ [N, k], ê [N, D]) that whitened descriptors u [N, k] came from; their norms are of no account.
 
-    ê = t S⁺ u + μ with t the positive root of ||t S⁺ u + μ||² = 1 - r, where r is the variance that was discarded.
-    There is exactly one, since ||μ||² < 1 - r. With all k = D dimensions, S⁺ is S⁻¹, r is 0 and ê is exact. With fewer,
-    ê is the part that was kept, given the norm it has on average: the whole is 1 = ||kept||² + ||rest||² + 2 <rest, μ>
-    and the last two are r and 0 on average.
+    Φ = t u and ê = t S⁺ u + μ, with t the positive root of ||t S⁺ u + μ||² = 1 - r, where r is the variance that was
+    discarded. There is exactly one, since ||μ||² < 1 - r. With all k = D dimensions, S⁺ is S⁻¹, r is 0 and both are
+    exact. With fewer, ê is the part that was kept, given the norm it has on average: the whole is
+    1 = ||kept||² + ||rest||² + 2 <rest, μ>, and the last two are r and 0 on average.
     """
+    # squares of what is very long or short would not be numbers of float32
+    largest = xp.max(xp.abs(descriptors), axis=-1, keepdims=True)
+    descriptors = descriptors / xp.maximum(largest, SMALLEST_DESCRIPTOR)
     direction = xp.matmul(descriptors, inverse)
     a = xp.sum(direction * direction, axis=-1, keepdims=True)
     b = xp.sum(direction * mean, axis=-1, keepdims=True)
@@ -48,7 +53,15 @@ def unwhitened(xp, descriptors, mean, inverse, discarded_variance=0.0):
     root = xp.sqrt(b * b + a * c)
     # The same root of a t² + 2 b t - c = 0 twice; which form subtracts nothing depends on the sign of b.
     t = xp.where(b > 0, c / (root + xp.abs(b)), (root + xp.abs(b)) / xp.maximum(a, 1e-30))
-    return t * direction + mean
+    return t * descriptors, t * direction + mean
+
+
+def folded_logits(xp, phi, unit, kernel, bias):
+    """Class logits [N, C] by a classifier that `Whitening.fold` made with the bias channel: ||[e; 1]|| (Φ w' + b').
+
+    The appended 1 gives the norm back: it is 1 / ê_last. `phi` is [N, k], `unit` ê [N, D], `kernel` w' [k, C].
+    """
+    return (xp.matmul(phi, kernel) + bias) / unit[..., -1:]
 
 
 class Whitening:
@@ -181,9 +194,8 @@ class Whitening:
         Raises:
             ValueError: for embeddings of another size, or not finite.
         """
-        descriptors = whitened(
-            np, self._checked(embeddings, "embeddings"), self.mean_, self.projection_, self.bias_channel
-        )
+        unit = unit_embeddings(np, self._checked(embeddings, "embeddings"), self.bias_channel)
+        descriptors = whitened(np, unit, self.mean_, self.projection_)
         return unit_rows(np, descriptors) if normalize else descriptors
 
     def fold(self, kernel, bias=None):
@@ -202,17 +214,32 @@ class Whitening:
         Raises:
             ValueError: for shapes that don't fit, or a bias missing or too many.
         """
-        if self.bias_channel == (bias is None):
-            raise ValueError(
-                "a bias folds in with the bias channel and only with it, "
-                f"got bias={'None' if bias is None else 'given'} and bias_channel={self.bias_channel}"
-            )
-        kernel = np.asarray(kernel, np.float64)
-        if bias is not None:
-            kernel = np.concatenate([kernel, np.asarray(bias, np.float64)[None]], axis=0)
-        if kernel.ndim != 2 or len(kernel) != len(self.mean_):
-            raise ValueError(f"kernel (with its bias) must be [{len(self.mean_)}, classes], got shape {kernel.shape}")
-        return self.inverse_ @ kernel, self.mean_ @ kernel
+        weights = self._weights(kernel, bias)
+        return self.inverse_ @ weights, self.mean_ @ weights
+
+    def fold_completely(self, kernel, bias=None):
+        """`fold` for the whole embedding, also where the whitening keeps k < D dimensions: nothing of a class is lost.
+
+        Φ is completed by r = min(D - k, classes) further values, the coordinates of ê - μ along an orthonormal basis,
+        not scaled, of what the classifier reads outside of the k directions; none for k = D. In directions that are in
+        neither, its weights are 0. So `<w, e> = ||e|| (<w', Φ(e)> + b')` is exact again.
+
+        Args:
+            kernel, bias: as `fold` takes them.
+
+        Returns:
+            (projection [D, k + r], kernel' [k + r, classes], bias' [classes]), float64. The first k columns of the
+            projection are `projection_`, and the first k rows of kernel' and bias' are what `fold` gives.
+
+        Raises:
+            ValueError: as `fold`.
+        """
+        folded, offset = self.fold(kernel, bias)
+        complement = np.linalg.qr(self.projection_, "complete")[0][:, self.projection_.shape[1] :]
+        # a basis of the complement may be turned at will: so that the classifier reads the first r of it alone
+        turn, rest = np.linalg.qr(complement.T @ self._weights(kernel, bias))
+        projection = np.concatenate([self.projection_, complement @ turn], axis=1)
+        return projection, np.concatenate([folded, rest], axis=0), offset
 
     def undo(self, descriptors):
         """ê from unit-norm whitened descriptors: exactly, or with k < D dimensions approximately (see `unwhitened`).
@@ -229,7 +256,7 @@ class Whitening:
             ValueError: for descriptors of another size, or not finite.
         """
         descriptors = _checked(descriptors, "descriptors", self.projection_.shape[1])
-        return unwhitened(np, descriptors, self.mean_, self.inverse_, self.discarded_variance_)
+        return unwhitened(np, descriptors, self.mean_, self.inverse_, self.discarded_variance_)[1]
 
     def save(self, path):
         """Writes the whitening to `path` (.npz), whole or not at all. Missing parent folders are made.
@@ -266,6 +293,20 @@ class Whitening:
             raise UserError(
                 f"{path} can't be read as a whitening, a .npz file made by Whitening.save: {error}"
             ) from error
+
+    def _weights(self, kernel, bias):
+        """The classifier's weights for ê [D, classes]: `kernel`, with the bias channel over `bias`."""
+        if self.bias_channel == (bias is None):
+            raise ValueError(
+                "a bias folds in with the bias channel and only with it, "
+                f"got bias={'None' if bias is None else 'given'} and bias_channel={self.bias_channel}"
+            )
+        kernel = np.asarray(kernel, np.float64)
+        if bias is not None:
+            kernel = np.concatenate([kernel, np.asarray(bias, np.float64)[None]], axis=0)
+        if kernel.ndim != 2 or len(kernel) != len(self.mean_):
+            raise ValueError(f"kernel (with its bias) must be [{len(self.mean_)}, classes], got shape {kernel.shape}")
+        return kernel
 
     def _checked(self, embeddings, name):
         return _checked(embeddings, name, len(self.mean_) - self.bias_channel)

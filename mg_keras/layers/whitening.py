@@ -10,8 +10,8 @@ from mg_keras import whitening as formulas
 class Whitening(keras.layers.Layer):
     """A fitted PCA whitening as a layer: embeddings to unit-norm whitened descriptors, and back.
 
-    `mg_keras.Whitening` fits it, in float64; `from_whitening` turns the result into this layer, which an exported graph
-    holds. Computed in float32 whatever the dtype policy; nothing here is trained.
+    `mg_keras.Whitening` fits it, in float64; `from_whitening` turns the result into this layer. Computed in float32
+    whatever the dtype policy; nothing here is trained.
 
     Args:
         embedding_size: d.
@@ -71,8 +71,8 @@ class Whitening(keras.layers.Layer):
     def call(self, embeddings):
         """Unit-norm whitened descriptors [batch, k]."""
         mean, projection = ops.convert_to_tensor(self.mean), ops.convert_to_tensor(self.projection)
-        embeddings = ops.cast(embeddings, "float32")
-        return formulas.unit_rows(ops, formulas.whitened(ops, embeddings, mean, projection, self.bias_channel))
+        unit = formulas.unit_embeddings(ops, ops.cast(embeddings, "float32"), self.bias_channel)
+        return formulas.unit_rows(ops, formulas.whitened(ops, unit, mean, projection))
 
     def undo(self, descriptors):
         """ê [batch, D], the unit-norm embedding (with the bias channel: of [e; 1]) that `descriptors` came from.
@@ -81,7 +81,7 @@ class Whitening(keras.layers.Layer):
         are `ê @ [kernel; bias] / ê[:, -1:]`.
         """
         fitted = (ops.convert_to_tensor(weight) for weight in (self.mean, self.inverse, self.discarded_variance))
-        return formulas.unwhitened(ops, ops.cast(descriptors, "float32"), *fitted)
+        return formulas.unwhitened(ops, ops.cast(descriptors, "float32"), *fitted)[1]
 
     def compute_output_shape(self, input_shape):
         """[batch, k]."""

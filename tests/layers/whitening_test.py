@@ -26,6 +26,13 @@ def test_equals_the_fitted_whitening(embeddings, bias_channel, dimensions):
     assert layer.trainable_weights == []
 
 
+def test_the_norm_of_a_descriptor_is_of_no_account(embeddings):
+    layer = Whitening.from_whitening(FittedWhitening.fit(embeddings))
+    descriptors = layer(embeddings).numpy()
+    for factor in np.float32([1e-25, 1e-3, 1e25, 3e38]):
+        np.testing.assert_allclose(layer.undo(factor * descriptors), layer.undo(descriptors), atol=1e-6)
+
+
 def test_logits_from_the_descriptor_alone(embeddings):
     rng = np.random.default_rng(1)
     kernel, bias = rng.standard_normal((24, 5)).astype("float32"), rng.standard_normal(5).astype("float32")
