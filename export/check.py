@@ -41,7 +41,8 @@ def check(
         precision: a key of `MIN_COSINE`, what the exported trunk computes in.
 
     Returns:
-        For each shape: `signature`, `height`, `width`, `photos`, `min_cosine`, `mean_cosine` and `class_agreement`.
+        For each shape and signature: `signature`, `height`, `width`, `photos`, `min_cosine`, `mean_cosine`,
+        `class_agreement`, and `max_logits_difference`, the largest of any photo, relative to the norm of its logits.
 
     Raises:
         UserError: a figure is too low.
@@ -72,10 +73,11 @@ def check(
                 ),
             }
             for name, answer in answers.items():
-                found[name].append((answer["embedding"].numpy(), answer["class"].numpy()))
+                found[name].append([answer[output].numpy() for output in ("embedding", "logits", "class")])
         descriptors, logits = (np.concatenate(part) for part in zip(*wanted, strict=True))
+        norms = np.maximum(np.linalg.norm(logits, axis=1), 1e-12)
         for name, parts in found.items():
-            embeddings, classes = (np.concatenate(part) for part in zip(*parts, strict=True))
+            embeddings, answered, classes = (np.concatenate(part) for part in zip(*parts, strict=True))
             cosines = np.sum(embeddings.astype(np.float64) * descriptors, axis=1)
             entry = {
                 "signature": name,
@@ -85,6 +87,7 @@ def check(
                 "min_cosine": float(cosines.min()),
                 "mean_cosine": float(cosines.mean()),
                 "class_agreement": float(np.mean(classes == logits.argmax(axis=1))),
+                "max_logits_difference": float(np.max(np.linalg.norm(answered - logits, axis=1) / norms)),
             }
             _judge(entry, precision)
             figures.append(entry)

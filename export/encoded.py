@@ -61,7 +61,7 @@ def embed_encoded(
     same = tf.debugging.assert_equal(lengths, count, "resolution and p_star must hold one value for each photo")
     with tf.control_dependencies([same]):
         photos, sizes, reasons = _decoded(tf.identity(image_bytes), resolution, count)
-    usable = _refuse_unusable(reasons)
+    usable = refuse_unusable(reasons)
     with tf.control_dependencies([usable]):
         sizes = tf.identity(sizes)
     sides = tf.where(resolution > 0, resolution, tf.reduce_max(sizes, axis=1))
@@ -179,10 +179,10 @@ def _first_reason(pairs):
     return reason
 
 
-def _refuse_unusable(reasons):
-    """An operation that fails if there is a reason, with all of them."""
+def refuse_unusable(reasons, what="photo"):
+    """An operation that fails if there is a reason, with all of them: reasons string [B], "" where there is none."""
     numbers = tf.strings.as_string(tf.range(tf.size(reasons)))
-    lines = tf.boolean_mask(tf.strings.join(["photo ", numbers, ": ", reasons]), reasons != "")
+    lines = tf.boolean_mask(tf.strings.join([f"{what} ", numbers, ": ", reasons]), reasons != "")
     return tf.debugging.Assert(tf.reduce_all(reasons == ""), [tf.strings.reduce_join(lines, separator="; ")])
 
 

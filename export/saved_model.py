@@ -16,9 +16,9 @@ from keras import ops
 
 from export import warm_up
 from export.check import check, float32_trunk, generated_photos
-from export.encoded import LIMITS, embed_encoded
+from export.encoded import LIMITS, embed_encoded, refuse_unusable
 from export.optimize import optimized_trunk
-from mg_keras import MultiGrain, Whitening, layers
+from mg_keras import MultiGrain, Whitening
 from mg_keras import whitening as formulas
 from mg_keras.data.images import try_decode
 from mg_keras.data.resolutions import largest_side
@@ -30,6 +30,9 @@ from mg_keras.training.stages import open_source
 _OUTPUTS = ("logits", "class", "probability")
 _DEFAULT_RESOLUTION = 224
 _MAX_EXPONENT = 1000.0
+# of a pixel, either way: room for those of 16 bits and for what sharpening overshoots, and none for what the network
+# could turn into no number
+_MAX_PIXEL = 65_535.0
 _DAY = 24 * 60 * 60.0
 # how far unit-norm embeddings in float32 may lie apart by rounding alone, with room to spare
 _ROUNDING = 1e-6
@@ -50,7 +53,7 @@ def export_saved_model(
     The graph holds TensorFlow's own operations only, so it runs where neither Keras nor this package is installed:
 
     `serving_default`:
-        images: float32 [B, H, W, 3], RGB in 0-255, any H and W.
+        images: float32 [B, H, W, 3], RGB in 0-255, any H and W; refused where NaN, infinite or beyond ±65535.
         p_star: float32 [B], the pooling exponent of each image, > 0.
         -> embedding: float32 [B, D], unit norm, whitened.
         -> logits: float32 [B, C]; class: int64 [B]; probability: float32 [B], of that class.
@@ -60,12 +63,15 @@ def export_saved_model(
         p_star: float32 [B]; where it is 0 or less, that of the p* table for the nearest resolution.
         -> as above. See `export.encoded` for limits and refusals.
     `classify_embedding`:
-        embedding: float32 [B, D], as the others give it (its norm is of no account).
+        embedding: float32 [B, D], as the others give it (its norm is of no account); refused where NaN, infinite or 0.
         -> logits, class, probability, as above.
 
     `embedding` is Phi([e; 1] / ||[e; 1]||) divided by its norm (MultiGrain, section 3.4), D = d + 1 or the dimensions
-    that the whitening keeps. `classify_embedding` undoes the whitening: thanks to the appended 1, a stored unit-norm
-    descriptor gives the logits back without the image, exactly unless the whitening drops dimensions.
+    that the whitening keeps. The classifier is the one with the whitening folded in (`Whitening.fold_completely`), in
+    the variables `classifier/kernel` and `classifier/bias`: it reads Phi, in all three signatures, and where the
+    whitening drops dimensions, what it left out beside it; of the descriptor alone, `classify_embedding` then has the
+    first D rows to go by. Thanks to the appended 1, a stored unit-norm descriptor gives the logits back without the
+    image, exactly unless the whitening drops dimensions.
 
     The trunk is rewritten for speed (`export.optimize`). What is written is loaded and checked against the Keras model,
     computed in float32 whatever its dtype policy, before it takes its name (`export.check`).
@@ -227,14 +233,17 @@ class _Served(tf.Module):
 
     def __init__(self, model: MultiGrain, whitening: Whitening, precision: str, table: Mapping[int, float]):
         super().__init__()
-        layer = layers.Whitening.from_whitening(whitening)
-        self.mean = layer.mean.value
-        self.projection = layer.projection.value
-        self.inverse = layer.inverse.value
-        self.discarded_variance = layer.discarded_variance.value
-        kernel, bias = (tf.cast(ops.convert_to_numpy(weight), tf.float32) for weight in model.classifier.weights)
-        self.kernel = tf.Variable(kernel, trainable=False, name="kernel")
-        self.bias = tf.Variable(bias, trainable=False, name="bias")
+        kernel, bias = (ops.convert_to_numpy(weight) for weight in model.classifier.weights)
+        projection, kernel, bias = whitening.fold_completely(kernel, bias)
+        self.whitening = _variables(
+            "whitening",
+            mean=whitening.mean_,
+            projection=projection,
+            inverse=whitening.inverse_,
+            discarded_variance=whitening.discarded_variance_,
+        )
+        self.classifier = _variables("classifier", kernel=kernel, bias=bias)
+        self._sizes = whitening.projection_.shape
         trunk = optimized_trunk(model.trunk, precision)
         self._embed = _embedder(model, lambda images: trunk(_normalized(images, *model.pixel_scaling)))
         self._table = dict(table)
@@ -245,7 +254,7 @@ class _Served(tf.Module):
         p_star = tf.TensorSpec([None], tf.float32, "p_star")
         image_bytes = tf.TensorSpec([None], tf.string, "image_bytes")
         resolution = tf.TensorSpec([None], tf.int32, "resolution")
-        embedding = tf.TensorSpec([None, self.projection.shape[1]], tf.float32, "embedding")
+        embedding = tf.TensorSpec([None, self._sizes[1]], tf.float32, "embedding")
         return {
             "serving_default": tf.function(self.describe).get_concrete_function(images, p_star),
             "encoded": tf.function(self.describe_encoded).get_concrete_function(image_bytes, resolution, p_star),
@@ -257,7 +266,7 @@ class _Served(tf.Module):
         count = tf.shape(images)[0]
         with _after(tf.debugging.assert_equal(tf.size(p_star), count, "p_star must hold one value for each image")):
             images = tf.identity(images)
-        return self._described(self._embed(images, _checked_exponents(p_star)))
+        return self._described(self._embed(_checked_pixels(images), _checked_exponents(p_star)))
 
     def describe_encoded(
         self, image_bytes: tf.Tensor, resolution: tf.Tensor, p_star: tf.Tensor
@@ -267,20 +276,51 @@ class _Served(tf.Module):
         def embed(images, exponents):
             return self._embed(images, _checked_exponents(exponents))
 
-        size = self.mean.shape[0] - 1
+        size = self._sizes[0] - 1
         return self._described(embed_encoded(embed, size, image_bytes, resolution, p_star, self._table))
 
     def classify(self, embedding: tf.Tensor) -> dict[str, tf.Tensor]:
         """A stored descriptor to its class."""
-        unit = formulas.unwhitened(ops, embedding, self.mean, self.inverse, self.discarded_variance)
-        return _answers(tf.matmul(unit[:, :-1], self.kernel) / unit[:, -1:] + self.bias)
+        fitted = self.whitening
+        phi, unit = formulas.unwhitened(
+            ops, _checked_descriptors(embedding), fitted.mean, fitted.inverse, fitted.discarded_variance
+        )
+        kernel = self.classifier.kernel[: self._sizes[1]]
+        return _answers(formulas.folded_logits(ops, phi, unit, kernel, self.classifier.bias))
 
     def _described(self, embeddings: tf.Tensor) -> dict[str, tf.Tensor]:
-        whitened = formulas.whitened(ops, embeddings, self.mean, self.projection, bias_channel=True)
-        # the classifier with the whitening folded in gives these logits from `whitened`, but for what rounding and
-        # dropped dimensions lose on the way
-        logits = tf.matmul(embeddings, self.kernel) + self.bias
-        return {"embedding": formulas.unit_rows(ops, whitened), **_answers(logits)}
+        unit = formulas.unit_embeddings(ops, embeddings, bias_channel=True)
+        phi = formulas.whitened(ops, unit, self.whitening.mean, self.whitening.projection)
+        logits = formulas.folded_logits(ops, phi, unit, self.classifier.kernel, self.classifier.bias)
+        return {"embedding": formulas.unit_rows(ops, phi[:, : self._sizes[1]]), **_answers(logits)}
+
+
+def _variables(name: str, **values: Any) -> tf.Module:
+    """A module of float32 variables, which the SavedModel names `name/key`."""
+    module = tf.Module(name)
+    for key, value in values.items():
+        setattr(module, key, tf.Variable(np.float32(value), trainable=False, name=f"{name}/{key}"))
+    return module
+
+
+def _checked_pixels(images: tf.Tensor) -> tf.Tensor:
+    """`images`, or a refusal: of what is no number, activations and pooling would make some class or other."""
+    in_range = tf.reduce_all(tf.abs(images) <= _MAX_PIXEL, axis=[1, 2, 3])  # a NaN is not
+    reasons = tf.where(in_range, "", "pixels that are NaN, infinite or far beyond 0 to 255")
+    empty = tf.reduce_any(tf.shape(images)[1:3] == 0)
+    reasons = tf.where(empty, "an image without pixels", reasons)
+    with _after(refuse_unusable(reasons)):
+        return tf.identity(images)
+
+
+def _checked_descriptors(embedding: tf.Tensor) -> tf.Tensor:
+    """`embedding`, or a refusal of what is none: a photo that was skipped, or a row that was never filled."""
+    size = tf.reduce_max(tf.abs(embedding), axis=1)
+    reasons = tf.where(size < formulas.SMALLEST_DESCRIPTOR, "values that are all 0, or nearly", "")
+    finite = tf.reduce_all(tf.math.is_finite(embedding), axis=1)
+    reasons = tf.where(finite, reasons, "values that are NaN or infinite")
+    with _after(refuse_unusable(reasons, "descriptor")):
+        return tf.identity(embedding)
 
 
 def _checked_exponents(p_star: tf.Tensor) -> tf.Tensor:

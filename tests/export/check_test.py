@@ -19,7 +19,8 @@ def answers(turned=0.0, other_classes=()):
 
     def served(count):
         embedding = tf.tile(tf.constant([[np.cos(turned), np.sin(turned)]], tf.float32), [count, 1])
-        return {"embedding": embedding, "class": tf.where(is_one_of(tf.range(count), other_classes), 0, 1)}
+        classes = tf.where(is_one_of(tf.range(count), other_classes), 0, 1)
+        return {"embedding": embedding, "class": classes, "logits": tf.one_hot(classes, 2)}
 
     return served, expected
 
@@ -59,6 +60,7 @@ def test_equal_answers_pass(tmp_path):
     figures = checked(tmp_path)
     assert len(figures) == 6
     assert all(entry["min_cosine"] == entry["mean_cosine"] == entry["class_agreement"] == 1 for entry in figures)
+    assert all(entry["max_logits_difference"] == 0 for entry in figures)
 
 
 @pytest.mark.parametrize(("precision", "cosine"), [("float32", 0.99999), ("bfloat16", 0.999)])
@@ -77,6 +79,8 @@ def test_what_is_no_number_fails(tmp_path):
 def test_one_photo_of_few_may_get_another_class_but_not_two(tmp_path):
     figures = checked(tmp_path / "one", other_classes=[3])
     assert figures[0]["class_agreement"] == 7 / 8
+    # [1, 0] in place of [0, 1]
+    assert figures[0]["max_logits_difference"] == pytest.approx(np.sqrt(2))
     with pytest.raises(UserError, match="2 photos get another class"):
         checked(tmp_path / "two", other_classes=[3, 5])
 

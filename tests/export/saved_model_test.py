@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
 
 from export import check, saved_model
 from export.saved_model import export_run, export_saved_model, usage
@@ -112,6 +113,58 @@ def test_a_half_precision_trunk_is_exported_with_float32_around_it(tmp_path):
     assert relative_difference(embedding[:, :-1] / embedding[:, -1:], pooled) < 2e-2
 
 
+def variables(path):
+    """{name: array} of a SavedModel, from its file."""
+    file = tf.train.load_checkpoint(str(path / "variables" / "variables"))
+    ending = "/.ATTRIBUTES/VARIABLE_VALUE"
+    return {
+        name.removesuffix(ending): file.get_tensor(name)
+        for name in file.get_variable_to_shape_map()
+        if name.endswith(ending)
+    }
+
+
+def constants(path):
+    """The arrays of numbers in a SavedModel's graph and the functions that it calls."""
+    (graph,) = SavedModel.FromString((path / "saved_model.pb").read_bytes()).meta_graphs
+    functions = [node for function in graph.graph_def.library.function for node in function.node_def]
+    nodes = [node for node in [*functions, *graph.graph_def.node] if node.op == "Const"]
+    arrays = [tf.make_ndarray(node.attr["value"].tensor) for node in nodes]
+    return [array for array in arrays if array.dtype != object]
+
+
+def share_in_the_file(path, values):
+    """How many of the values stand in the file, in whatever array and order: the largest share in one array."""
+    arrays = [*variables(path).values(), *constants(path)]
+    return max(np.mean(np.isin(values, array)) for array in arrays)
+
+
+def test_the_classifier_in_the_file_is_the_folded_one(exported, model, whitening):
+    kernel, bias = (np.asarray(weight, np.float64) for weight in model.classifier.weights)
+    weights = np.vstack([kernel, bias])
+    found = variables(exported)
+    # S is the transposed projection: w' = S^-T w, b' = <w, mu>
+    expected_kernel = np.array([np.linalg.solve(whitening.projection_, w) for w in weights.T]).T
+    expected_bias = np.array([sum(w * whitening.mean_) for w in weights.T])
+    for made in (whitening.fold(kernel, bias), (expected_kernel, expected_bias)):
+        for name, expected in zip(("classifier/kernel", "classifier/bias"), made, strict=True):
+            np.testing.assert_allclose(found[name], expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
+    assert found["classifier/kernel"].shape == (17, 7)
+    assert set(found) == {
+        "classifier/kernel", "classifier/bias",
+        "whitening/mean", "whitening/projection", "whitening/inverse", "whitening/discarded_variance",
+    }  # fmt: skip
+
+
+def test_the_unfolded_classifier_is_not_in_the_file(exported, model, tmp_path):
+    kernel = np.asarray(model.classifier.weights[0])
+    assert share_in_the_file(exported, kernel) < 0.02
+    # without whitening it is what folding gives, and is found
+    assert share_in_the_file(exported_to(tmp_path, model), kernel) == 1
+    # as is a value of the trunk, which lies in the graph
+    assert share_in_the_file(exported, model.pixel_scaling[0]) == 1
+
+
 def test_exponents_out_of_range_are_refused(exported):
     loaded = tf.saved_model.load(exported)
     served, images = loaded.signatures["serving_default"], tf.zeros([2, 64, 64, 3])
@@ -120,6 +173,46 @@ def test_exponents_out_of_range_are_refused(exported):
             served(images=images, p_star=tf.constant([3.0, exponent]))
     with pytest.raises(tf.errors.InvalidArgumentError, match="one value for each image"):
         served(images=images, p_star=tf.constant([3.0]))
+
+
+def refusal(signature, **inputs):
+    with pytest.raises(tf.errors.InvalidArgumentError) as refused:
+        signature(**{name: tf.constant(value, tf.float32) for name, value in inputs.items()})
+    return re.search(r"assertion failed: \[(.*)\]", refused.value.message)[1]
+
+
+def assert_refuses_pixels_that_are_none(loaded):
+    served = loaded.signatures["serving_default"]
+    for value in (np.nan, np.inf, -np.inf, 1e30, -7e4):
+        images = random_images((64, 80), 3)
+        images[1, 13, 57, 2] = value
+        reason = "pixels that are NaN, infinite or far beyond 0 to 255"
+        assert refusal(served, images=images, p_star=[3.0] * 3) == f"photo 1: {reason}"
+    assert refusal(served, images=np.zeros((1, 0, 64, 3)), p_star=[3.0]) == "photo 0: an image without pixels"
+    # sharpened, or of 16 bits
+    for value in (-40.0, 65_535.0):
+        images[1, 13, 57, 2] = value
+        answer = served(images=tf.constant(images), p_star=tf.constant([3.0] * 3))
+        assert all(np.isfinite(answer[name]).all() for name in ("embedding", "logits", "probability"))
+
+
+def test_pixels_and_descriptors_that_are_none_are_refused(exported):
+    loaded = tf.saved_model.load(exported)
+    assert_refuses_pixels_that_are_none(loaded)
+    classify = loaded.signatures["classify_embedding"]
+    good = np.ones((3, 17), np.float32)
+    for value in (np.nan, np.inf, -np.inf):
+        bad = good.copy()
+        bad[2, 5] = value
+        assert refusal(classify, embedding=bad) == "descriptor 2: values that are NaN or infinite"
+    for value in (0.0, -0.0, 1e-33):
+        bad = good.copy()
+        bad[:2] = value
+        reason = "values that are all 0, or nearly"
+        assert refusal(classify, embedding=bad) == f"descriptor 0: {reason}; descriptor 1: {reason}"
+    expected = classify(embedding=tf.constant(good))["logits"]
+    for norm in np.float32([1e-25, 1e30]):
+        np.testing.assert_allclose(classify(embedding=tf.constant(norm * good))["logits"], expected, rtol=1e-4)
 
 
 def test_a_whitening_that_keeps_few_dimensions(model, whitening, tmp_path):
@@ -134,11 +227,16 @@ def test_a_whitening_that_keeps_few_dimensions(model, whitening, tmp_path):
     expected = model(images, p_star=3.0)
     np.testing.assert_allclose(answer["embedding"], few.transform(expected["embedding"].numpy()), atol=1e-4)
     # from the photo, the logits are exact however few dimensions are kept
-    np.testing.assert_allclose(answer["logits"], expected["logits"], rtol=1e-4, atol=1e-3)
+    assert relative_difference(answer["logits"], expected["logits"]) < 1e-4
     stored = loaded.signatures["classify_embedding"](embedding=answer["embedding"])["logits"].numpy()
     unit = few.undo(answer["embedding"].numpy())
     kernel, bias = (np.asarray(weight) for weight in model.classifier.weights)
     np.testing.assert_allclose(stored, unit @ np.vstack([kernel, bias]) / unit[:, -1:], rtol=1e-3, atol=1e-3)
+    found, (folded, offset) = variables(path), few.fold(kernel, bias)
+    np.testing.assert_allclose(found["classifier/kernel"][:kept], folded, atol=1e-5 * np.abs(folded).max())
+    np.testing.assert_allclose(found["classifier/bias"], offset, atol=1e-5 * np.abs(offset).max())
+    assert len(found["classifier/kernel"]) == kept + min(size - kept, model.num_classes)
+    assert share_in_the_file(path, kernel) < 0.02
 
 
 def test_versions_count_up_and_are_never_overwritten(model, tmp_path, capfd):
@@ -179,6 +277,7 @@ def test_the_description_says_what_the_model_is(exported):
     assert [(entry["height"], entry["width"]) for entry in figures] == [shape for shape in shapes for _ in range(2)]
     assert {entry["signature"] for entry in figures} == {"serving_default", "encoded"}
     assert all(entry["min_cosine"] >= 0.99999 and entry["class_agreement"] == 1 for entry in figures)
+    assert all(entry["max_logits_difference"] < 1e-4 for entry in figures)
 
 
 def test_bfloat16_keeps_its_interface_in_float32(model, whitening, images, tmp_path):
@@ -190,6 +289,7 @@ def test_bfloat16_keeps_its_interface_in_float32(model, whitening, images, tmp_p
     expected = whitening.transform(model(images["square"], p_star=np.float32(EXPONENTS))["embedding"].numpy())
     cosines = np.sum(answer["embedding"].numpy() * expected, axis=1)
     assert 0.999 < cosines.min() < 1 - 1e-7, "rounded, but little"
+    assert_refuses_pixels_that_are_none(served)
 
 
 def test_a_failed_check_publishes_nothing(model, tmp_path, monkeypatch):
