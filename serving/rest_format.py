@@ -1,8 +1,8 @@
 """TF Serving's JSON: tensors in row format ("instances") and column format ("inputs"), bytes as {"b64": ...}."""
 
 import base64
-import binascii
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +10,9 @@ import numpy as np
 
 from serving.codes import ServingError
 from serving.servable import Signature, Tensor
+
+_WHITESPACE = b" \t\n\v\f\r"
+_NO_DIGIT = re.compile(rb"[^A-Za-z0-9+/]")
 
 
 def parse(body: bytes, max_elements: int) -> dict[str, Any]:
@@ -103,6 +106,8 @@ def _array(name: str, value: Any, tensor: Tensor) -> np.ndarray:
     if array.size == 0:
         return array.astype(tensor.dtype)
     if array.dtype.kind not in ("iu" if tensor.dtype.kind in "iu" else "iuf"):
+        if array.dtype.kind == "f":
+            raise _invalid(f"input {name}: expected {tensor.dtype.name}, received {array.flat[0]}: give whole numbers")
         raise _invalid(f"input {name}: expected {tensor.dtype.name} and lists of equal lengths, got {_shown(value)}")
     if tensor.dtype.kind in "iu":
         limits = np.iinfo(tensor.dtype)
@@ -115,12 +120,9 @@ def _array(name: str, value: Any, tensor: Tensor) -> np.ndarray:
 def _strings(name: str, value: Any) -> tuple[tuple[int, ...], list[bytes]]:
     """Shape and elements of a list (of lists) of strings."""
     if isinstance(value, str):
-        return (), [value.encode()]
+        return (), [_utf8(name, value)]
     if isinstance(value, dict) and isinstance(value.get("b64"), str) and len(value) == 1:
-        try:
-            return (), [base64.b64decode(value["b64"], validate=True)]
-        except (binascii.Error, ValueError) as error:
-            raise _invalid(f"input {name}: unable to base64 decode: {error}") from None
+        return (), [_decoded(name, value["b64"])]
     if not isinstance(value, list):
         raise _invalid(f"input {name}: expected a string or {{'b64': ...}}, got {_shown(value)}")
     parts = [_strings(name, element) for element in value]
@@ -128,6 +130,26 @@ def _strings(name: str, value: Any) -> tuple[tuple[int, ...], list[bytes]]:
     if len(shapes) > 1:
         raise _invalid(f"input {name}: its lists differ in length")
     return (len(parts), *(shapes.pop() if shapes else ())), [element for _, flat in parts for element in flat]
+
+
+def _decoded(name: str, text: str) -> bytes:
+    """Base64 as TF Serving takes it: white space anywhere, padding or none, in the standard alphabet."""
+    digits = _utf8(name, text).translate(None, _WHITESPACE)
+    padding = len(digits) - len(digits := digits.rstrip(b"=."))
+    missing = -len(digits) % 4
+    if wrong := _NO_DIGIT.search(digits):
+        character = digits[wrong.start() :].decode()[0]
+        raise _invalid(f"input {name}: unable to base64 decode: {character!r} is none of A-Z, a-z, 0-9, + and /")
+    if missing == 3 or padding not in (0, missing):
+        raise _invalid(f"input {name}: unable to base64 decode: it is cut off, or wrongly padded")
+    return base64.b64decode(digits + b"=" * missing)
+
+
+def _utf8(name: str, text: str) -> bytes:
+    try:
+        return text.encode()
+    except UnicodeEncodeError:
+        raise _invalid(f"input {name}: a lone surrogate such as \\ud800 is no text") from None
 
 
 def _shown(value: Any) -> str:

@@ -156,6 +156,37 @@ def test_rows_of_encoded_files(server, photos):
     np.testing.assert_allclose(got, stand_in.expected(photos, [2] * 4)["embedding"], atol=1e-5)
 
 
+def in_lines(text, end):
+    return "".join(text[start : start + 76] + end for start in range(0, len(text), 76))
+
+
+WRITTEN = {
+    "in lines": lambda text: in_lines(text, "\n"),
+    "in lines of Windows": lambda text: in_lines(text, "\r\n"),
+    "without padding": lambda text: text.rstrip("="),
+    "in lines without padding": lambda text: in_lines(text.rstrip("="), "\n"),
+    "between spaces": lambda text: f" \t{text[:5]} \v{text[5:-1]}\f{text[-1:]} ",
+    "with dots as padding": lambda text: text.replace("=", "."),
+}
+
+
+@pytest.mark.parametrize("how", WRITTEN)
+def test_base64_however_it_is_written(server, photos, how):
+    # of each remainder by three, so that all paddings come
+    files = [stand_in.png(photos[0]) + bytes(more) for more in range(3)]
+    texts = [base64.b64encode(file).decode() for file in files]
+    assert sorted(text.count("=") for text in texts) == [0, 1, 2]
+    inputs = {
+        "image_bytes": [{"b64": WRITTEN[how](text)} for text in texts],
+        "resolution": [0] * 3,
+        "p_star": [2] * 3,
+    }
+    status, answer = rest(server, "POST", ":predict", {"signature_name": "encoded", "inputs": inputs})
+    assert status == 200, answer
+    expected = stand_in.expected(photos[:1] * 3, [2] * 3)["embedding"]
+    np.testing.assert_allclose(answer["outputs"]["embedding"], expected, atol=1e-5)
+
+
 def test_the_only_input_needs_no_name(server, photos):
     expected = stand_in.expected(photos, EXPONENTS)
     for form in ("instances", "inputs"):

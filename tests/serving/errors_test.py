@@ -10,8 +10,10 @@ import pytest
 import tensorflow as tf
 from tensorflow_serving.apis import get_model_metadata_pb2, predict_pb2, prediction_service_pb2_grpc
 
+from serving import rest_format
 from serving.client import GrpcClient, RestClient
 from serving.codes import ServingError
+from serving.servable import Signature, Tensor
 from tests.serving import stand_in
 
 PHOTO = stand_in.photo(0)
@@ -41,6 +43,14 @@ BAD_BODIES = {
     "truncated file": encoded(b64(FILE[: len(FILE) // 2])),
     "no JPEG after its first bytes": encoded(b64(JPEG_LIKE)),
     "bad base64": encoded({"b64": "*"}),
+    "base64 of the alphabet for URLs": encoded({"b64": base64.urlsafe_b64encode(b"\xff" * 60).decode()}),
+    "base64 as a data: URL": encoded({"b64": "data:image/png;base64," + b64(FILE)["b64"]}),
+    "base64 with a digit too many": encoded({"b64": "AAAAA"}),
+    "base64 with too much padding": encoded({"b64": "AAA=="}),
+    "base64 padded in its middle": encoded({"b64": "AA==AAAA"}),
+    "base64 with letters of other scripts": encoded({"b64": "AAAé"}),
+    "base64 that is no text": encoded({"b64": "\ud800"}),
+    "file that is no text": encoded("\ud800"),
     "file as a number": encoded(7),
     "file as a list": encoded(["a", "b"]),
     "resolution as a string": encoded(b64(FILE), "224"),
@@ -99,6 +109,32 @@ def test_bad_rest_bodies(server, name):
     assert status == 400
     assert error
     assert_it_goes_on(server)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("_-AA", "'_' is none of A-Z, a-z, 0-9, + and /"),
+        ("AA é", "'é' is none of"),
+        ("AA\u00a0A", "none of"),
+        ("AAAAA", "cut off, or wrongly padded"),
+        ("AA=", "cut off, or wrongly padded"),
+    ],
+)
+def test_base64_that_is_none_gets_one_line_that_says_why(text, reason):
+    signature = Signature({"image_bytes": Tensor("image_bytes:0", np.dtype(object), (None,))}, {})
+    with pytest.raises(ServingError) as refused:
+        rest_format.tensors({"inputs": {"image_bytes": [{"b64": text}]}}, signature)
+    assert (refused.value.code, refused.value.http_status) == ("INVALID_ARGUMENT", 400)
+    assert refused.value.args[0].startswith("input image_bytes: unable to base64 decode: ")
+    assert reason in refused.value.args[0]
+    assert "\n" not in refused.value.args[0]
+
+
+def test_a_fraction_for_a_whole_number_is_named():
+    signature = Signature({"resolution": Tensor("resolution:0", np.dtype(np.int32), (None,))}, {})
+    with pytest.raises(ServingError, match=r"input resolution: expected int32, received 48\.0: give whole numbers"):
+        rest_format.tensors({"inputs": {"resolution": [48.0, 2]}}, signature)
 
 
 @pytest.mark.parametrize(
