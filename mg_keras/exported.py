@@ -4,6 +4,7 @@ import hashlib
 import json
 from pathlib import Path
 
+import numpy as np
 import tensorflow as tf
 
 from mg_keras.embedding import RMAC
@@ -92,8 +93,19 @@ class Exported:
         )
 
     def classify(self, embeddings):
-        """Class logits, NumPy float32 [N, C], of descriptors [N, D] as `describe` gives them."""
-        return self._classify(embedding=tf.constant(embeddings, tf.float32))["logits"].numpy()
+        """Class logits, NumPy float32 [N, C], of descriptors [N, D] as `describe` gives them.
+
+        A row with a NaN, as clients leave for a photo that could not be used, is no descriptor and gets logits NaN.
+
+        Raises:
+            tf.errors.InvalidArgumentError: a descriptor is infinite or all 0.
+        """
+        embeddings = np.asarray(embeddings, np.float32)
+        logits = np.full((len(embeddings), self.about["num_classes"]), np.nan, np.float32)
+        known = ~np.isnan(embeddings).any(axis=1)
+        if known.any():
+            logits[known] = self._classify(embedding=tf.constant(embeddings[known]))["logits"]
+        return logits
 
     def fingerprint(self):
         """A str that is equal for SavedModels that describe images alike: a hash of its graph and weights."""

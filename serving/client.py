@@ -36,8 +36,9 @@ _FILE = (bytes, bytearray, memoryview)
 _FIRST_DELAY = 0.1
 _LONGEST_DELAY = 5.0
 _MAX_MESSAGE_BYTES = 256 * 2**20
-# how the graph of `encoded` tells what it can't use, by the photos' numbers in its batch
-_UNUSABLE = re.compile(r"photo (\d+): (.*?)(?=; photo \d+: |\]|\n|$)")
+# how the graph tells what it can't use, by the numbers of photos or descriptors in its batch
+_UNUSABLE = re.compile(r"(photo|descriptor) (\d+): (.*?)(?=; (?:photo|descriptor) \d+: |\]|\n|$)")
+_NO_DESCRIPTOR = "no descriptor: it holds NaN"
 _DTYPES = {
     "image_bytes": object,
     "images": np.float32,
@@ -59,7 +60,8 @@ class Prediction:
         logits: float32 [N, C].
         classes: int64 [N], the class with the highest logit.
         probability: float32 [N], of that class.
-        errors: {position: reason} of photos that were skipped; their rows are NaN, their classes -1.
+        errors: {position: reason} of what has no class: photos that were skipped, and for `classify` rows with a NaN.
+            Their classes are -1, all else in their rows is NaN.
     """
 
     embedding: np.ndarray
@@ -136,7 +138,7 @@ class Client(ABC):
                 descriptors of one resolution compare best, from that of the training to twice it.
             p_star: the pooling exponent, one for all or one a photo. For files, 0 is the model's choice for the
                 resolution; arrays need one greater than 0.
-            on_error: "skip" goes on without the files that can't be used, and tells them in `Prediction.errors`;
+            on_error: "skip" goes on without the photos that can't be used, and tells them in `Prediction.errors`;
                 "raise" stops at the first request that holds any.
 
         Returns:
@@ -172,28 +174,31 @@ class Client(ABC):
             return inputs | {"images": np.stack(given)}
 
         errors = {} if on_error == "skip" else None
-        answers = list(self._answers(signature, inputs_of, self._batches(photos), errors))
-        if not answers:
-            sizes = self._with_retries(functools.partial(self._output_sizes, signature))
-            answers = [([], {name: np.zeros((0, *size), _DTYPES.get(name)) for name, size in sizes.items()})]
-        rows = _in_order(answers, len(photos))
-        return _prediction(rows["embedding"], rows, dict(sorted((errors or {}).items())))
+        rows = self._rows(signature, inputs_of, self._batches(photos), errors, len(photos))
+        return _prediction(rows["embedding"], rows, errors or {})
 
     def classify(self, embeddings: np.ndarray) -> Prediction:
         """Classes of stored descriptors, float32 [N, D] as `describe` gave them.
 
+        A row with a NaN, as `describe` leaves for a photo that it skipped, is no descriptor: its class is -1, logits
+        and probability are NaN, and `Prediction.errors` has its place.
+
         Raises:
             ValueError: not [N, D] with N >= 1.
-            ServingError: as `describe`.
+            ServingError: as `describe`; rows that are infinite or all 0 are at fault.
         """
         embeddings = np.asarray(embeddings, np.float32)
         if embeddings.ndim != 2 or not len(embeddings):
             raise ValueError(f"embeddings must be [N, D] with N >= 1, received shape {embeddings.shape}")
-        answers = [
-            self.predict("classify_embedding", {"embedding": embeddings[start : start + self._batch_size]})
-            for start in range(0, len(embeddings), self._batch_size)
-        ]
-        return _prediction(embeddings, {key: np.concatenate([each[key] for each in answers]) for key in answers[0]}, {})
+        missing = np.isnan(embeddings).any(axis=1)
+        known = np.flatnonzero(~missing).tolist()
+        batches = (known[start : start + self._batch_size] for start in range(0, len(known), self._batch_size))
+
+        def inputs_of(places):
+            return {"embedding": embeddings[places]}
+
+        rows = self._rows("classify_embedding", inputs_of, batches, None, len(embeddings))
+        return _prediction(embeddings, rows, dict.fromkeys(np.flatnonzero(missing).tolist(), _NO_DESCRIPTOR))
 
     def predict(self, signature: str, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """One request as it is: the arrays of a signature's inputs to those of its outputs.
@@ -250,6 +255,21 @@ class Client(ABC):
                 batch.append(place)
                 size += more
             yield batch
+
+    def _rows(
+        self,
+        signature: str,
+        inputs_of: Callable[[list[int]], Mapping[str, np.ndarray]],
+        batches: Iterable[list[int]],
+        errors: dict[int, str] | None,
+        count: int,
+    ) -> dict[str, np.ndarray]:
+        """The outputs for `count` photos or descriptors, in order; NaN or -1 where no batch has an answer for them."""
+        answers = list(self._answers(signature, inputs_of, batches, errors))
+        if not answers:
+            sizes = self._with_retries(functools.partial(self._output_sizes, signature))
+            answers = [([], {name: np.zeros((0, *size), _DTYPES.get(name)) for name, size in sizes.items()})]
+        return _in_order(answers, count)
 
     def _answers(
         self,
@@ -521,10 +541,10 @@ def _may_pass(error: ServingError, photos: int | None) -> bool:
 
 
 def _unusable(error: ServingError) -> dict[int, str]:
-    """{number: reason} of the photos that the graph says it can't use."""
+    """{number: reason} of the photos or descriptors that the graph says it can't use."""
     if error.code != "INVALID_ARGUMENT":
         return {}
-    return {int(number): reason for number, reason in _UNUSABLE.findall(error.args[0])}
+    return {int(number): reason for _, number, reason in _UNUSABLE.findall(error.args[0])}
 
 
 def _instead(places: list[int], error: ServingError, errors: dict[int, str] | None) -> list[list[int]]:
@@ -548,7 +568,8 @@ def _instead(places: list[int], error: ServingError, errors: dict[int, str] | No
     if fitting and (errors is None or len(places) == 1):
         found = {places[number]: reason for number, reason in named.items()}
         if errors is None:
-            message = "; ".join(f"photo {place}: {reason}" for place, reason in found.items())
+            kind = match[1] if (match := _UNUSABLE.search(error.args[0])) else "photo"
+            message = "; ".join(f"{kind} {place}: {reason}" for place, reason in found.items())
             raise ServingError(error.code, message, error.http_status, found) from error
         errors.update(found)
         return []
@@ -639,4 +660,4 @@ def _listed(name: str, array: np.ndarray) -> list:
 
 
 def _prediction(embedding: np.ndarray, answer: Mapping[str, np.ndarray], errors: Mapping[int, str]) -> Prediction:
-    return Prediction(embedding, answer["logits"], answer["class"], answer["probability"], errors)
+    return Prediction(embedding, answer["logits"], answer["class"], answer["probability"], dict(sorted(errors.items())))

@@ -66,6 +66,20 @@ def test_describes_and_classifies_like_the_model_without_keras(exported, model, 
     np.testing.assert_allclose(found["logits"], model.classify(embeddings[1]), rtol=1e-3, atol=1e-3)
 
 
+def test_what_is_no_descriptor_gets_no_class(exported, images):
+    network = Exported.load(exported)
+    descriptors = network.describe(images, (2.0,))[0].numpy()
+    rows = np.insert(descriptors, [0, 2], np.nan, axis=0)
+    found = network.classify(rows)
+    np.testing.assert_array_equal(np.isnan(found).all(axis=1), [True, False, False, True, False, False])
+    np.testing.assert_allclose(found[[1, 2, 4, 5]], network.classify(descriptors), rtol=1e-5, atol=1e-5)
+    assert np.isnan(network.classify(rows[:1])).all()
+    for value, reason in ((0, "all 0"), (np.inf, "infinite")):
+        rows[1] = value
+        with pytest.raises(tf.errors.InvalidArgumentError, match=f"descriptor 0: values that are .*{reason}"):
+            network.classify(rows)
+
+
 def test_embeds_photos(exported, model, whitening, folder):  # noqa: F811
     from mg_keras.data.sources import photos
 

@@ -198,7 +198,7 @@ class MultiGrain(keras.Model):
         )
 
     def classify(self, embeddings):
-        """Class logits, NumPy float32 [N, C], of embeddings [N, d] as `describe` gives them."""
+        """Class logits, NumPy float32 [N, C], of embeddings [N, d] as `describe` gives them. Rows of NaN stay NaN."""
         kernel, bias = (np.asarray(weight) for weight in self.classifier.weights)
         return embeddings @ kernel + bias
 

@@ -353,6 +353,13 @@ class Graph(Client):
         pass
 
     def _predict(self, signature, inputs, until):
+        if signature == "classify_embedding":
+            values = inputs["embedding"][:, :1]
+            self.requests.append(list(values[:, 0]))
+            if (zero := np.flatnonzero(values == 0)).size:
+                told = "; ".join(f"descriptor {number}: all 0" for number in zero)
+                raise ServingError("INVALID_ARGUMENT", f"assertion failed: [{told}]")
+            return {"logits": values, "class": np.int64(values[:, 0]), "probability": values[:, 0]}
         files = list(inputs["image_bytes"])
         self.requests.append(files)
         if len(files) > self._max_photos:
@@ -371,7 +378,8 @@ class Graph(Client):
         return {}
 
     def _output_sizes(self, signature, until):
-        return {"embedding": [3], "logits": [1], "class": [], "probability": []}
+        sizes = {"embedding": [3], "logits": [1], "class": [], "probability": []}
+        return {name: size for name, size in sizes.items() if name != "embedding" or signature == "encoded"}
 
     def _sent_bytes(self, photo):
         return len(photo)
@@ -408,6 +416,32 @@ def test_broken_photos_are_skipped(broken):
     assert_only_these_are_missing(prediction, 20, broken)
     # each batch, what is left of it, and each broken photo by itself
     assert len(client.requests) <= 3 + 3 + len(broken)
+
+
+@pytest.mark.parametrize("broken", [{13}, {0, 7, 8, 19}, set(range(8, 16)), set(range(20)), set()])
+def test_a_photo_that_was_skipped_gets_no_class_from_its_row_either(broken):
+    client = Graph()
+    skipped = client.describe(numbered(20, broken), 0, on_error="skip").embedding
+    skipped += 1
+    client.requests.clear()
+    found = client.classify(skipped)
+    assert found.embedding is skipped
+    expected = np.float32([np.nan if number in broken else number + 1 for number in range(20)])
+    np.testing.assert_array_equal(found.logits, expected[:, None])
+    np.testing.assert_array_equal(found.probability, expected)
+    np.testing.assert_array_equal(found.classes, np.where(np.isnan(expected), -1, np.arange(20) + 1))
+    assert found.errors == dict.fromkeys(sorted(broken), "no descriptor: it holds NaN")
+    sent = [value for request in client.requests for value in request]
+    assert sent == [value for value in expected if not np.isnan(value)]
+
+
+def test_a_descriptor_at_fault_is_told_by_its_position():
+    rows = np.arange(1, 21, dtype=np.float32)[:, None]
+    rows[[3, 12, 14]] = [[np.nan], [0], [0]]
+    with pytest.raises(ServingError) as refused:
+        Graph().classify(rows)
+    assert str(refused.value) == "INVALID_ARGUMENT: descriptor 12: all 0; descriptor 14: all 0"
+    assert refused.value.photos == {12: "all 0", 14: "all 0"}
 
 
 def test_photos_of_other_clients_in_a_joint_batch():

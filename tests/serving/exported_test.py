@@ -69,6 +69,31 @@ def test_arrays_and_the_classes_of_what_was_stored(client, loaded, session):
     np.testing.assert_allclose(stored.logits, found["logits"], rtol=1e-5, atol=1e-5)
 
 
+def test_what_is_no_photo_and_no_descriptor_gets_no_class(client):
+    files = [jpeg(small.photos(1, seed=seed)[0]) for seed in range(3)]
+    prediction = client.describe([files[0], b"no photo", *files[1:]], 64, on_error="skip")
+    stored = client.classify(prediction.embedding)
+    np.testing.assert_array_equal(stored.classes, prediction.classes)
+    assert stored.classes[1] == prediction.classes[1] == -1
+    assert np.isnan(stored.probability).tolist() == np.isnan(stored.logits).all(axis=1).tolist() == [0, 1, 0, 0]
+    assert list(stored.errors) == list(prediction.errors) == [1]
+    pixels = np.float32(small.photos(3))
+    pixels[2, 5, 7, 1] = np.nan
+    reason = "pixels that are NaN, infinite or far beyond 0 to 255"
+    with pytest.raises(ServingError) as refused:
+        client.describe(pixels, p_star=3.0)
+    assert (refused.value.code, refused.value.photos) == ("INVALID_ARGUMENT", {2: reason})
+    skipped = client.describe(pixels, p_star=3.0, on_error="skip")
+    assert skipped.errors == {2: reason}
+    assert (skipped.classes == -1).tolist() == [False, False, True]
+    for value, what in ((np.nan, "NaN or infinite"), (0.0, "all 0, or nearly")):
+        embeddings = prediction.embedding[[0, 2]]
+        embeddings[1] = value
+        with pytest.raises(ServingError, match=f"descriptor 1: values that are {what}") as refused:
+            client.predict("classify_embedding", {"embedding": embeddings})
+        assert refused.value.code == "INVALID_ARGUMENT"
+
+
 @pytest.mark.parametrize("file", [b"", b"hello", b"\xff\xd8\xff\xe0" + bytes(100)], ids=["empty", "text", "no JPEG"])
 def test_a_file_that_is_no_photo_fails_its_request_alone(client, file):
     with pytest.raises(ServingError) as refused:
