@@ -256,7 +256,8 @@ class MultiGrain(keras.Model):
             class_weights: C floats >= 0, times the cross-entropy of a training image of that class
                 (`mg_keras.training.class_balance`); None: 1 each. Evaluation knows nothing of them.
             run_eagerly: bool, step by step in Python, to look into.
-            steps_per_execution: int >= 1, steps that `fit` and `evaluate` take between callbacks.
+            steps_per_execution: int >= 1, steps that `fit` and `evaluate` take between callbacks; above 1 on one
+                replica only.
 
         Raises:
             ValueError: a value is out of range, an argument or a kind of optimiser has no effect here, or the model
@@ -279,6 +280,10 @@ class MultiGrain(keras.Model):
             raise ValueError(f"trunk_rate must be greater than 0, received {trunk_rate}")
         if steps_per_execution < 1:
             raise ValueError(f"steps_per_execution must be at least 1, received {steps_per_execution}")
+        if steps_per_execution > 1 and self.distribute_strategy.num_replicas_in_sync > 1:
+            raise ValueError(
+                f"steps_per_execution {steps_per_execution} is for one replica, Keras's loop fails on several: take 1"
+            )
         if jit_compile and run_eagerly:
             raise ValueError("jit_compile and run_eagerly exclude each other: take one")
         if "float16" in (self.compute_dtype, self.trunk.compute_dtype):
@@ -595,7 +600,7 @@ def _output_shape(trunk):
             f"received {trunk!r} with output shape {shape}"
         )
     images = trunk.input_shape
-    if not isinstance(images, tuple) or len(images) != 4 or images[-1] != 3:
+    if not isinstance(images, tuple) or len(images) != 4 or images[-1] not in (3, None):
         raise ValueError(f"a trunk takes normalised images [B, H, W, 3], received one whose input shape is {images}")
     return shape
 

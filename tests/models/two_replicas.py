@@ -109,6 +109,15 @@ def distributed_ids(strategy, batch_size, parts):
     return np.stack([[v.numpy() for v in strategy.experimental_local_results(next(data)[2])] for _ in range(5)])
 
 
+def refusal(strategy):
+    """What compile says to several steps at a time."""
+    try:
+        build(strategy, steps_per_execution=2)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
 def main(path):
     """Everything that multigrain_test.py asserts on."""
     (device,) = tf.config.list_physical_devices("CPU")
@@ -129,6 +138,7 @@ def main(path):
             found["draws"] = draws(strategy, model)
     found["whole_ids"] = distributed_ids(two, batch_size=6, parts=1)
     found["cut_ids"] = distributed_ids(two, batch_size=5, parts=2)
+    found["refusal"] = refusal(two)
     np.savez(path, **found)
 
 
