@@ -1,4 +1,4 @@
-"""Packaging of mg_keras. Lower bounds lie at or just below what was tried, on Python 3.11."""
+"""Packaging of mg_keras. The lower bounds were tried, all at once, on Python 3.11."""
 
 from pathlib import Path
 
