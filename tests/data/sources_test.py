@@ -172,8 +172,8 @@ def test_a_class_is_a_line_of_text(tmp_path, name, shown):
     run.save_class_names(source.class_names)
     assert Run.open(tmp_path / "run").class_names == source.class_names
     # names from elsewhere come out in the same number
-    run.save_class_names(["one\ntwo", "three"])
-    assert Run.open(tmp_path / "run").class_names == [r"one\ntwo", "three"]
+    Run.start(tmp_path / "other", TrainConfig()).save_class_names(["one\ntwo", "three"])
+    assert Run.open(tmp_path / "other").class_names == [r"one\ntwo", "three"]
     # names of files are lines of lists, too
     (tmp_path / "photos" / "plain" / "1\n2.png").write_bytes(encoded(3))
     split = photos(tmp_path / "photos" / "plain")
