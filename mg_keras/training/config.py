@@ -16,7 +16,6 @@ from mg_keras.limits import Limits, check, wanted
 PLACES = ("data", "data_dir")
 """Settings that say where the photos lie, and nothing of what is learnt from them."""
 
-
 _Count = Annotated[int, Limits(at_least=1)]
 _CountOrNull = Annotated[int | None, Limits(at_least=1)]
 _Positive = Annotated[float, Limits(above=0)]

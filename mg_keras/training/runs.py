@@ -57,7 +57,8 @@ class Run:
         # one look for all: other workers start in the same folder meanwhile, and write aside under hidden names
         there = [item.name for item in path.iterdir() if not item.name.startswith(".")] if path.is_dir() else []
         if "config.yaml" in there:
-            changed = TrainConfig.load(path / "config.yaml").differences(config, without=PLACES)
+            # the whitening is fitted anew in any case
+            changed = TrainConfig.load(path / "config.yaml").differences(config, without=(*PLACES, "unlabelled"))
             if changed:
                 raise UserError(
                     f"{path} holds a run with other settings ({'; '.join(changed)}): give the same ones to go on with "
@@ -169,7 +170,10 @@ class Run:
         """
         if not (self.path / "classes.txt").is_file():
             return source
-        begun_with = self.data_record.get("classes", self.class_names)
+        # before there was such a record, only a network from elsewhere could be begun with classes not its own
+        from_elsewhere = [path.stem for path in self.checkpoints.paths()] == ["step-000000000"]
+        unknown = source.class_names if from_elsewhere else self.class_names
+        begun_with = self.data_record.get("classes", unknown)
         if not set(begun_with) <= set(self.class_names):
             return source
         if difference := _difference(begun_with, source.class_names):
@@ -196,7 +200,8 @@ class Run:
         if before in (None, now):
             return None
         found = f"{self.settings.data} has {now:,} training photos, where the run was begun with {before:,}"
-        if TrainConfig.load(self.path / "config.yaml").differences(self.settings):
+        noted = TrainConfig.load(self.path / "config.yaml")
+        if any(getattr(noted, place) != getattr(self.settings, place) for place in PLACES):
             raise UserError(
                 f"{found}: these are not the photos of {self.path}, moved; give those to go on with it, or another "
                 f"--run folder and --init {self.path} to train on with others"
@@ -292,10 +297,8 @@ class Run:
     @property
     def p_star(self):
         """Resolution in pixels -> the exponent chosen for it; empty before the choice."""
-        return {
-            int(resolution): value
-            for resolution, value in self._read(self.results / "p_star.json").get("p_star", {}).items()
-        }
+        table = self._read(self.results / "p_star.json").get("p_star", {})
+        return {int(resolution): value for resolution, value in table.items()}
 
     @property
     def p_star_scores(self):

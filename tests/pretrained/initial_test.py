@@ -55,12 +55,20 @@ def assert_taken(model, head):
     [
         (NAMES, True, "the whole model, the classifier of its 5 classes included"),
         (None, True, "the whole model, the classifier of its 5 classes included"),
-        (NAMES[::-1], False, "the trunk; new classifier, as its 5 classes have other names"),
+        ([*NAMES[1:], "class 7"], False, "the trunk; new classifier, as its 5 classes have other names"),
     ],
 )
 def test_a_run_gives_its_classifier_to_the_same_classes(model, run, names, head, note):
     assert initialize(model, run.path, "resnet18", names) == f"weights of {run.path}: {note}"
     assert_taken(model, head)
+
+
+def test_the_same_classes_in_another_order_keep_what_was_learnt_of_them(model, run):
+    order = [3, 0, 4, 1, 2]
+    assert "the whole model" in initialize(model, run.path, "resnet18", [NAMES[number] for number in order])
+    state = random_state()
+    np.testing.assert_array_equal(model.classifier.kernel, state["classifier.weight"][order].T)
+    np.testing.assert_array_equal(model.classifier.bias, state["classifier.bias"][order])
 
 
 def test_a_checkpoint_knows_no_names(model, checkpoint):

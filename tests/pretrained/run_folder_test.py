@@ -7,6 +7,7 @@ import pytest
 from mg_keras.errors import UserError
 from mg_keras.pretrained import from_torch_checkpoint, save_run
 from mg_keras.pretrained.layouts import MEAN, PROJECTION
+from mg_keras.training import stages
 from mg_keras.training.runs import load_run
 from tests.pretrained import torch_writer as by_hand
 from tests.pretrained.multigrain_test import CLASSES, SIZE, random_state
@@ -78,8 +79,28 @@ def test_class_names(network, data, tmp_path):
     assert run.p_star == {}
     assert run.whitening is None
     assert run.whitening_report == {}
-    _, note = save_run(with_names(network, names[::-1]), tmp_path / "turned", data)
+    # by name, whatever the order
+    turned, note = save_run(with_names(network, names[::-1]), tmp_path / "turned", data)
+    assert note is None
+    source = stages.open_run(turned.path)[1]
+    assert source.class_names == names[::-1]
+    assert [source.class_names[label] for label in source.val.labels] == [
+        name.split("/")[-2] for name in source.val.names
+    ]
+    # without a record, as an older release left it
+    (turned.path / "data.json").unlink()
+    assert stages.open_run(turned.path)[1].class_names == names[::-1]
+
+
+@pytest.mark.parametrize("recorded", [True, False])
+def test_classes_that_are_not_the_networks(network, data, tmp_path, recorded):
+    run, note = save_run(with_names(network, list("abcde")), tmp_path / "run", data)
     assert "class accuracy on them means nothing" in note
+    if not recorded:
+        (run.path / "data.json").unlink()
+    source = stages.open_run(run.path)[1]
+    assert source.class_names == sorted(DRAWN)
+    np.testing.assert_array_equal(source.val.labels, stages.open_source(run.settings).val.labels)
 
 
 @pytest.mark.parametrize(

@@ -11,18 +11,22 @@ import pytest
 
 from mg_keras.data.sources import open_source
 from mg_keras.errors import UserError
+from mg_keras.evaluation import report
 from mg_keras.models import trunks
 from mg_keras.programs import Parser
 from mg_keras.training import ablation, stages, whole_run
 from mg_keras.training.config import TrainConfig, add_settings, settings_of
+from mg_keras.training.loop import Trainer
 from mg_keras.training.runs import Run, load_run
 from tests.train.tiny import CLASSES, draw_folder, pinhole, run_in_process
 
 
 @pytest.fixture(autouse=True, scope="module")
 def quick():
-    """In place of a trunk one convolution, and nothing is measured after training."""
+    """In place of a trunk one convolution, and nothing is measured or drawn."""
     with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Trainer, "_validate", lambda trainer: {"val_top1": 0.5, "val_top5": 1.0})
+        patched.setattr(report, "training_curves", lambda *paths: None)
         patched.setattr(trunks, "build", pinhole)
         patched.setattr(whole_run, "_measure", lambda run, source: None)
         yield
@@ -208,6 +212,12 @@ def test_a_run_of_an_older_release_goes_on(place, capsys):
         "training_photos": 9,
         "validation_photos": 3,
     }
+
+
+def test_other_unlabelled_photos_are_no_other_run(place):
+    other = settings(place, unlabelled=str(place / "photos"))
+    whole_run.train_and_measure(other, place / "run", "single")
+    assert Run.open(place / "run").settings == other
 
 
 def test_more_epochs_on_a_finished_run(place, capsys):
