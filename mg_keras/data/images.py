@@ -11,14 +11,12 @@ from pathlib import Path
 
 import tensorflow as tf
 
+from mg_keras.data.apart import apart
 from mg_keras.errors import UserError
 
 MAX_PIXELS = 128_000_000
 MIN_SIDE = 8
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
-
-# For what few photos need: a branch of plain operations costs time even where it is not taken, one call does not.
-_apart = tf.function(experimental_attributes={"_noinline": True}, reduce_retracing=True)
 
 # where EXIF may stand: segments hold at most 64 KiB, and few programs write anything before it but a thumbnail's
 _HEADER_BYTES = 1 << 17
@@ -212,7 +210,7 @@ def declared_size(contents):
     return tf.cond(_is_jpeg(contents), jpeg, lambda: _declared_size_of_others(contents))
 
 
-@_apart
+@apart
 def _declared_size_of_others(contents):
     header = _header(contents, 64)
     bits = tf.bitwise.bitwise_and(_little(header, 21, 4), (1 << 28) - 1)
@@ -236,7 +234,7 @@ def _is_jpeg(contents):
     return tf.equal(tf.strings.substr(contents, 0, 3), b"\xff\xd8\xff")
 
 
-@_apart
+@apart
 def _first_frame(contents):
     byte = _bytes_of_gif(contents)
     frame = _first_descriptor(byte)
@@ -321,7 +319,7 @@ def _upright(image, contents):
     return tf.ensure_shape(tf.cond(has_exif, lambda: _turned(image, contents), lambda: image), [None, None, 3])
 
 
-@_apart
+@apart
 def _turned(image, contents):
     def transposed(value):
         return tf.transpose(value, [1, 0, 2])
