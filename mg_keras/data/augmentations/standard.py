@@ -3,6 +3,7 @@
 import tensorflow as tf
 
 from mg_keras.data import resolutions
+from mg_keras.data.augmentations import ops
 
 AREA = (0.08, 1.0)  # of the photo's area
 RATIO = (3 / 4, 4 / 3)  # width / height
@@ -23,9 +24,7 @@ def augment(image, size, seed):
     Raises:
         ValueError: `image` is not uint8 `[H, W, 3]`, or `size` is less than 1.
     """
-    image = tf.convert_to_tensor(image)
-    if image.dtype != tf.uint8:
-        raise ValueError(f"`image` must be uint8, 0-255. Received: dtype {image.dtype.name}")
+    image = ops.whole_levels(image)
     crop_seed, flip_seed = tf.unstack(tf.random.split(seed, 2))
     shape = tf.shape(image)
     top, left, height, width = sample_crop(shape[0], shape[1], crop_seed)
@@ -33,18 +32,20 @@ def augment(image, size, seed):
     return tf.image.stateless_random_flip_left_right(resolutions.resize(crop, size, size), flip_seed)
 
 
-def sample_crop(height, width, seed):
+def sample_crop(height, width, seed, area=AREA, ratio=RATIO):
     """Draws the part of a photo to keep, as torchvision's `RandomResizedCrop` does.
 
-    Ten rectangles are drawn, each with its area uniform in `AREA` of the photo's and the logarithm of its width/height
-    uniform in `RATIO`; the first that fits is placed uniformly. If none fits, the largest centred rectangle with its
-    width/height within `RATIO` is kept. (`tf.image.stateless_sample_distorted_bounding_box` draws the ratio itself
+    Ten rectangles are drawn, each with its area uniform in `area` of the photo's and the logarithm of its width/height
+    uniform in `ratio`; the first that fits is placed uniformly. If none fits, the largest centred rectangle with its
+    width/height within `ratio` is kept. (`tf.image.stateless_sample_distorted_bounding_box` draws the ratio itself
     uniformly, and keeps the whole photo when nothing fits.)
 
     Args:
         height: int32 scalar, the photo's height in pixels.
         width: int32 scalar, the photo's width in pixels.
         seed: int32 or int64 `[2]`.
+        area: the least and the largest share of the photo's area; numbers or float32 scalars.
+        ratio: the least and the largest width/height; numbers or float32 scalars.
 
     Returns:
         int32 scalars `top`, `left`, `height`, `width`, in pixels.
@@ -53,13 +54,13 @@ def sample_crop(height, width, seed):
     photo_height, photo_width = tf.cast(height, tf.float32), tf.cast(width, tf.float32)
 
     draws = tf.random.stateless_uniform([2, TRIES], shape_seed)
-    area = photo_height * photo_width * (AREA[0] + (AREA[1] - AREA[0]) * draws[0])
-    ratio = tf.exp(tf.math.log(RATIO[0]) + (tf.math.log(RATIO[1]) - tf.math.log(RATIO[0])) * draws[1])
-    widths, heights = tf.round(tf.sqrt(area * ratio)), tf.round(tf.sqrt(area / ratio))
+    areas = photo_height * photo_width * (area[0] + (area[1] - area[0]) * draws[0])
+    ratios = tf.exp(tf.math.log(ratio[0]) + (tf.math.log(ratio[1]) - tf.math.log(ratio[0])) * draws[1])
+    widths, heights = tf.round(tf.sqrt(areas * ratios)), tf.round(tf.sqrt(areas / ratios))
     fits = (widths >= 1) & (widths <= photo_width) & (heights >= 1) & (heights <= photo_height)
     first = tf.argmax(fits)  # of booleans: the first True
 
-    widest, tallest = tf.round(photo_height * RATIO[1]), tf.round(photo_width / RATIO[0])
+    widest, tallest = tf.round(photo_height * ratio[1]), tf.round(photo_width / ratio[0])
     crop_height = tf.where(tf.reduce_any(fits), heights[first], tf.minimum(photo_height, tallest))
     crop_width = tf.where(tf.reduce_any(fits), widths[first], tf.minimum(photo_width, widest))
 

@@ -31,6 +31,14 @@ def test_colour_operations_are_pil_s(operation, enhancer, factor):
     np.testing.assert_allclose(operation(tf.cast(image, tf.float32), factor), expected, atol=1.5)
 
 
+@pytest.mark.parametrize("exponent", [0.4, 1.0, 2.5])
+def test_gamma_is_pil_s_table(exponent):
+    image = photo(48, 64)
+    table = [round(255 * (value / 255) ** exponent) for value in range(256)]
+    expected = np.asarray(Image.fromarray(image).point(table * 3), np.float32)
+    np.testing.assert_allclose(ops.gamma(tf.cast(image, tf.float32), exponent), expected, atol=0.5)
+
+
 def test_the_jitter_applies_all_three_in_the_given_order():
     image, factors = photo(48, 64), np.float32([1.3, 0.7, 1.3])
     results = []
@@ -38,7 +46,7 @@ def test_the_jitter_applies_all_three_in_the_given_order():
         expected = Image.fromarray(image)
         for index in order:
             expected = ENHANCERS[index](expected).enhance(float(factors[index]))
-        result = full.color_jitter(tf.cast(image, tf.float32), tf.constant(order), tf.constant(factors)).numpy()
+        result = ops.color_jitter(tf.cast(image, tf.float32), tf.constant(order), tf.constant(factors)).numpy()
         # Each of three operations may be 1.5 levels away, and the later ones scale it by 1.3 at most.
         np.testing.assert_allclose(result, np.asarray(expected, np.float32), atol=1.5 * (1 + 1.3 + 1.3**2))
         results.append(result)
@@ -47,7 +55,7 @@ def test_the_jitter_applies_all_three_in_the_given_order():
 
 
 def test_jitter_distribution():
-    orders, factors = draw(full.sample_jitter, 2000)
+    orders, factors = draw(lambda seed: ops.sample_jitter(seed, full.JITTER), 2000)
     for column in factors.T:
         assert stats.kstest(column, stats.uniform(0.7, 0.6).cdf).pvalue > SIGNIFICANCE
     assert np.abs(np.corrcoef(factors.T) - np.eye(3)).max() < 4 / np.sqrt(2000)
@@ -79,7 +87,7 @@ def test_lighting_is_the_slow_definition(coefficients):
 def test_the_recipe_is_jitter_then_lighting(monkeypatch):
     """On a flat grey picture contrast and saturation do nothing, and any crop is the same."""
     coefficients = np.float32([1.0, 0.0, 0.0])
-    monkeypatch.setattr(full, "sample_jitter", lambda _: (tf.constant([2, 0, 1]), tf.constant([0.9, 0.7, 1.3])))
+    monkeypatch.setattr(ops, "sample_jitter", lambda *_: (tf.constant([2, 0, 1]), tf.constant([0.9, 0.7, 1.3])))
     monkeypatch.setattr(full, "sample_lighting", lambda _: tf.constant(coefficients))
     result = full.augment(np.full((30, 40, 3), 100, np.uint8), 16, [0, 0])
     expected = (0.9 * 100 - 255 * 0.2175 * np.array([0.5675, 0.5808, 0.5836])) / 1.1
