@@ -35,7 +35,7 @@ class TrainConfig:
         val_per_class: validation photos a class at most; null: by `val_fraction`.
         val_fraction: share of each class held out for validation.
         resolution: pixels of the square training crops.
-        augmentation: `full`, `standard`, `autoaugment` or `none`.
+        augmentation: `full`, `standard`, `autoaugment`, `copies` (what edits do to photos) or `none`.
         versions: m, versions of an image in a batch (repeated augmentations); 1 is ordinary sampling.
         trunk: a name of `mg_keras.models.trunks.TRUNKS`.
         init: what the weights start from: `imagenet`, the folder of a run, or a file (.pth, .safetensors, .weights.h5,

@@ -16,13 +16,14 @@ compute something else: `RandomSaturation` works in HSV, `RandomContrast` blends
 with the mean grey, `Equalization` rounds otherwise than PIL.
 """
 
-from mg_keras.data.augmentations import autoaugment, full, none, standard
+from mg_keras.data.augmentations import autoaugment, copies, full, none, standard
 from mg_keras.errors import UserError
 
 _RECIPES = {
     "full": full.augment,
     "standard": standard.augment,
     "autoaugment": autoaugment.augment,
+    "copies": copies.augment,
     "none": none.augment,
 }
 NAMES = tuple(_RECIPES)

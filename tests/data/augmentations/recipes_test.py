@@ -28,11 +28,11 @@ def versions(name, image, count):
 
 
 def test_names():
-    assert set(augmentations.NAMES) == {"full", "standard", "autoaugment", "none"}
+    assert set(augmentations.NAMES) == {"full", "standard", "autoaugment", "copies", "none"}
 
 
 def test_an_unknown_name_lists_the_known_ones():
-    with pytest.raises(UserError, match=r"'fulll'.*full, standard, autoaugment, none"):
+    with pytest.raises(UserError, match=r"'fulll'.*full, standard, autoaugment, copies, none"):
         augmentations.get("fulll")
 
 
