@@ -59,12 +59,21 @@ def test_input_pipeline_with_a_folder(tmp_path):
     assert "from 6 photos" in done.stdout
 
 
+def test_augmentations():
+    options = ("--recipes", "standard,full", "--sizes", "32", "--versions", 2, "--repeats", 1)
+    table = rows(run("augmentations.py", *options))
+    assert set(table) == {"standard", "full"}
+    assert all(float(cell.split()[0]) > 0 for cells in table.values() for cell in cells)
+
+
 @pytest.mark.parametrize(
     ("program", "arguments", "message"),
     [
         ("input_pipeline.py", ("--data", "tfds:mnist"), "received 'tfds:mnist'"),
         ("input_pipeline.py", ("--steps", "0"), "--steps must be at least 1, received 0"),
         ("train_step.py", ("--repeats", "0"), "received 0"),
+        ("augmentations.py", ("--versions", "0"), "--versions must be at least 1, received 0"),
+        ("augmentations.py", ("--sizes", "160,big"), "received 'big'"),
     ],
 )
 def test_mistakes_get_one_line(program, arguments, message):
