@@ -84,7 +84,7 @@ class TrainConfig:
     val_per_class: _CountOrNull = None
     val_fraction: Annotated[float, Limits(above=0, below=1)] = 0.2
     resolution: _Count = 224
-    augmentation: Literal["full", "standard", "autoaugment", "none"] = "full"
+    augmentation: Literal["full", "standard", "autoaugment", "copies", "none"] = "full"
     versions: _Count = 3
     trunk: str = "resnet50"
     init: str | None = None
