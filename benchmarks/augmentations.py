@@ -21,7 +21,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.photos import write_photos
 from benchmarks.timing import interleaved_times, machine, per_second, print_table
 from mg_keras.errors import UserError
-from mg_keras.programs import import_tensorflow, run_program
+from mg_keras.programs.common import run_program
+from mg_keras.quiet import import_tensorflow
 
 
 def contestant(photo, recipe, size, versions):

@@ -3,8 +3,8 @@
     python benchmarks/embedding.py
     python benchmarks/embedding.py --data folder:PATH --photos 500
 
-* `speed`: `mg_keras.embedding.embed` from files (decode, resize, same-shape batches, network) against the bare network
-  on the same batches from memory: ResNet-50 at s* = 500. Without `--data` the photos are JPEGs of about 500x375 pixels,
+* `speed`: `mg_keras.embedding` from files (decode, resize, same-shape batches, network) against the bare network on the
+  same batches from memory: ResNet-50 at s* = 500. Without `--data` the photos are JPEGs of about 500x375 pixels,
   each of its own size, made for the occasion.
 * `memory`: resident memory while `embed` goes through 900 such photos, in a process of its own.
 * `exponents`: ten pooling exponents from one pass of the trunk against one.
@@ -28,7 +28,8 @@ import numpy as np
 from benchmarks.photos import write_photos
 from benchmarks.timing import interleaved_times, machine, milliseconds, per_second, print_table, ratio, timed
 from mg_keras.errors import UserError
-from mg_keras.programs import import_tensorflow, list_of, run_program
+from mg_keras.programs.common import list_of, run_program
+from mg_keras.quiet import import_tensorflow
 
 NUM_CLASSES = 1000
 EXPONENTS = tuple(range(1, 11))
@@ -56,7 +57,7 @@ def photos_of(folder, count):
 
 def speed_part(folder, options):
     """Prints the table of images a second."""
-    from mg_keras.embedding import embed, forward_function, prepared_batches
+    from mg_keras.embedding.photos import embed, forward_function, prepared_batches
 
     model, split = build(options.trunk), photos_of(folder, options.photos)
     # the training resolution: below s*, so that photos keep their shapes
@@ -107,7 +108,7 @@ class Weighed:
 
 def memory_part(folder, options):
     """Prints the table of resident memory."""
-    from mg_keras.embedding import embed
+    from mg_keras.embedding.photos import embed
 
     network = Weighed(build(options.trunk))
     embed(network, photos_of(folder, options.memory_photos), options.resolution, options.resolution - 1)
@@ -135,7 +136,7 @@ def exponents_part(options):
     """Prints the table of one pass with one exponent and with ten."""
     import tensorflow as tf
 
-    from mg_keras.embedding import forward_function
+    from mg_keras.embedding.photos import forward_function
 
     rows, ratios = [], []
     for place in options.exponents_at:

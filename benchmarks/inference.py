@@ -28,7 +28,8 @@ import numpy as np
 
 from benchmarks.timing import interleaved_times, machine, print_table, ratio, timed_at_work
 from mg_keras.errors import UserError
-from mg_keras.programs import import_tensorflow, run_program
+from mg_keras.programs.common import run_program
+from mg_keras.quiet import import_tensorflow
 
 EXPONENT = 3.0
 NUM_CLASSES = 1000
@@ -57,8 +58,8 @@ def exported_contestant(model, precision, folder):
     """Images to a call that runs the exported model on them."""
     import tensorflow as tf
 
-    from export.check import generated_photos
-    from export.saved_model import export_saved_model
+    from mg_keras.export.check import generated_photos
+    from mg_keras.export.saved_model import export_saved_model
 
     # a low resolution, so that the check takes little time
     about = {"training": {"resolution": 64}}
@@ -267,8 +268,8 @@ def main():
     import_tensorflow()
     import keras
 
-    from export.optimize import optimized_trunk
     from mg_keras import MultiGrain
+    from mg_keras.export.optimize import optimized_trunk
 
     keras.utils.set_random_seed(0)
     model = MultiGrain(options.trunk, NUM_CLASSES)

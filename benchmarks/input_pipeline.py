@@ -23,7 +23,8 @@ import numpy as np
 from benchmarks.photos import write_photos
 from benchmarks.timing import interleaved_times, machine, per_second, print_table, ratio
 from mg_keras.errors import UserError
-from mg_keras.programs import import_tensorflow, run_program
+from mg_keras.programs.common import run_program
+from mg_keras.quiet import import_tensorflow
 
 VERSIONS = 3
 RECIPES = ("full", "standard")

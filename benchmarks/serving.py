@@ -34,7 +34,8 @@ import numpy as np
 from benchmarks.timing import machine, print_table
 from mg_keras.errors import UserError
 from mg_keras.files import atomic_path
-from mg_keras.programs import import_tensorflow, run_program
+from mg_keras.programs.common import run_program
+from mg_keras.quiet import import_tensorflow
 
 CLIENTS = (1, 4, 16)
 MAX_REQUEST_MB = 4
@@ -60,7 +61,7 @@ def draw_photos(count):
 
 def clients_of(server):
     """{name: function that makes a client}."""
-    from serving.client import GrpcClient, RestClient
+    from mg_keras.serving.client import GrpcClient, RestClient
 
     return {"REST": functools.partial(RestClient, server.rest), "gRPC": functools.partial(GrpcClient, server.grpc)}
 
@@ -132,7 +133,7 @@ def malformed_rest(address, resolution):
 
 def malformed_grpc(client, nameless, resolution):
     """{what is wrong: (function that sends it and returns the code, the code it must be)}."""
-    from serving.codes import ServingError
+    from mg_keras.serving.codes import ServingError
 
     def send(signature, to=client, **inputs):
         try:
@@ -279,8 +280,8 @@ def soak(server, versions, options, photos):
 
 def check_that_it_answers(server, source, photo, resolution):
     """A UserError for a model that takes no photos as files, such as one exported before that signature was."""
-    from serving.client import GrpcClient
-    from serving.codes import ServingError
+    from mg_keras.serving.client import GrpcClient
+    from mg_keras.serving.codes import ServingError
 
     with GrpcClient(server.grpc) as client:
         try:
@@ -310,7 +311,7 @@ def main():
             raise UserError(f"--{name} must be at least {least}, received {getattr(options, name)}")
     source = newest_version(options.model)
     import_tensorflow()
-    from serving.process import server_process
+    from mg_keras.serving.process import server_process
 
     print(machine())
     photos = draw_photos(8)

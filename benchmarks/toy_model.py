@@ -23,7 +23,7 @@ import numpy as np
 from benchmarks.timing import print_table
 from mg_keras.errors import UserError
 from mg_keras.files import atomic_path
-from mg_keras.programs import run_program
+from mg_keras.programs.common import run_program
 
 PER_CLASS = 100
 STEPS = 2 * PER_CLASS

@@ -22,7 +22,8 @@ import numpy as np
 
 from benchmarks.timing import interleaved_times, machine, milliseconds, print_table, ratio, timed
 from mg_keras.errors import UserError
-from mg_keras.programs import import_tensorflow, run_program
+from mg_keras.programs.common import run_program
+from mg_keras.quiet import import_tensorflow
 
 EMBEDDING_SIZE = 2048
 VERSIONS = 3  # of an image in a batch

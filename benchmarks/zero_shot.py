@@ -18,7 +18,8 @@ import numpy as np
 
 from benchmarks.timing import print_table
 from mg_keras.errors import UserError
-from mg_keras.programs import import_tensorflow, list_of, run_program
+from mg_keras.programs.common import list_of, run_program
+from mg_keras.quiet import import_tensorflow
 
 # Caltech-101's name -> the WordNet id of the one class of ImageNet's that has this name among its words
 SHARED = {
@@ -114,7 +115,7 @@ def recognised(folder, names, size, per_class=None):
         ImageNet's 1000. A photo that can't be used is not recognised.
     """
     from mg_keras.data import sources
-    from mg_keras.embedding import embed
+    from mg_keras.embedding.photos import embed
     from mg_keras.pretrained.lite0 import imagenet_network
 
     photos = sources.photos(folder)

@@ -6,7 +6,8 @@ from pathlib import Path
 # a checkout works as it is: the rooms beside this one are importable
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from mg_keras.programs import Parser, import_tensorflow, number, run_program
+from mg_keras.programs.common import Parser, number, run_program
+from mg_keras.quiet import import_tensorflow
 
 
 def main():
@@ -32,8 +33,8 @@ def main():
     )
     options = parser.parse_args()
     import_tensorflow()
-    from export.saved_model import export_run, usage
-    from mg_keras.training.runs import load_run
+    from mg_keras.export.saved_model import export_run, usage
+    from mg_keras.runs.run import load_run
 
     run = load_run(options.run, data=options.data)
     print(usage(export_run(run, options.out, options.version, options.precision, options.check_photos)))

@@ -5,7 +5,7 @@ import importlib
 __version__ = "0.1.0"
 __all__ = ["MultiGrain", "Whitening", "layers"]
 
-_WHERE = {"MultiGrain": "mg_keras.models", "Whitening": "mg_keras.whitening"}
+_WHERE = {"MultiGrain": "mg_keras.models", "Whitening": "mg_keras.embedding.whitening"}
 
 
 def __getattr__(name):

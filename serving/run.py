@@ -14,7 +14,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from mg_keras.errors import UserError
-from mg_keras.programs import Parser, import_tensorflow, run_program
+from mg_keras.programs.common import Parser, run_program
+from mg_keras.quiet import import_tensorflow
 
 _DAY = 24 * 60 * 60
 # flag: least and most
@@ -61,8 +62,8 @@ def main():
             raise UserError(f"--{name} must be at most {most}, received {options[name]}")
     import_tensorflow()
     try:
-        from serving.server import LocalServer
-        from serving.service import Limits
+        from mg_keras.serving.server import LocalServer
+        from mg_keras.serving.service import Limits
     except ModuleNotFoundError as error:
         raise UserError(f'{error}: pip install -e ".[serving]" in the checkout brings what serving needs') from error
 

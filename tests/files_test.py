@@ -165,7 +165,7 @@ def test_a_system_without_locks_loads_everything_and_locks_nothing(tmp_path):
     script = """
         import sys
         sys.modules["fcntl"] = None
-        import mg_keras.models, mg_keras.embedding, mg_keras.training.ablation, mg_keras.training.loop
+        import mg_keras.models, mg_keras.embedding, mg_keras.programs.ablations, mg_keras.training.loop
         from mg_keras.files import try_lock, wait_for_lock
         with open(sys.argv[1], "wb") as mine, open(sys.argv[1], "wb") as other:
             assert try_lock(mine) and try_lock(other)

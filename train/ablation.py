@@ -15,10 +15,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from mg_keras.errors import UserError
-from mg_keras.programs import Parser, list_of, run_program, with_preset
-from mg_keras.training.ablation import Member, is_finished, train_members, write_report
-from mg_keras.training.config import add_settings, settings_of
-from mg_keras.training.whole_run import train_and_measure
+from mg_keras.programs.ablations import Member, is_finished, train_members, write_report
+from mg_keras.programs.common import Parser, list_of, run_program, with_preset
+from mg_keras.programs.whole_run import train_and_measure
+from mg_keras.runs.config import add_settings, settings_of
 
 PRESETS = Path(__file__).resolve().parent / "presets"
 

@@ -10,7 +10,8 @@ from pathlib import Path
 # a checkout works as it is: the rooms beside this one are importable
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from mg_keras.programs import import_tensorflow, list_of, number, run_program, stage_arguments
+from mg_keras.programs.common import list_of, number, run_program, stage_arguments
+from mg_keras.quiet import import_tensorflow
 
 
 def main():
@@ -43,8 +44,8 @@ def main():
 
     from mg_keras.evaluation.report import sweep_table
     from mg_keras.evaluation.scores import METRICS
-    from mg_keras.pooling_exponent import EXPONENTS, best_exponent
-    from mg_keras.training import stages
+    from mg_keras.finishing import stages
+    from mg_keras.finishing.pooling_exponent import EXPONENTS, best_exponent
 
     run, source = stages.open_run(options.run, options.resolutions, options.checkpoint, options.data)
     chosen = stages.choose_p_star(

@@ -13,7 +13,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from mg_keras.errors import UserError
-from mg_keras.programs import Parser, import_tensorflow, number, run_program
+from mg_keras.programs.common import Parser, number, run_program
+from mg_keras.quiet import import_tensorflow
 
 
 def main():
@@ -34,7 +35,7 @@ def main():
     options = parser.parse_args()
     import_tensorflow()
     from mg_keras.data.sources import photos
-    from mg_keras.embedding import embed_to_files
+    from mg_keras.embedding.photos import embed_to_files
 
     split = photos(options.photos)
     network, settings = (of_run if options.run else of_model)(options)
@@ -51,8 +52,8 @@ def main():
 
 def of_run(options):
     """(network, what `embed_to_files` needs), as the run has chosen where the options don't say."""
-    from mg_keras.training.runs import load_run
-    from mg_keras.training.stages import exponent_at
+    from mg_keras.finishing.stages import exponent_at
+    from mg_keras.runs.run import load_run
 
     run = load_run(options.run)
     resolution = options.resolution or run.settings.resolution
@@ -75,7 +76,7 @@ def of_run(options):
 
 def of_model(options):
     """(network, what `embed_to_files` needs), as the SavedModel says where the options don't."""
-    from mg_keras.exported import Exported
+    from mg_keras.export.opened import Exported
 
     network = Exported.load(options.model)
     if options.whiten not in (None, network.whitened):

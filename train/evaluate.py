@@ -12,7 +12,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from mg_keras.errors import UserError
-from mg_keras.programs import import_tensorflow, list_of, run_program, stage_arguments
+from mg_keras.programs.common import list_of, run_program, stage_arguments
+from mg_keras.quiet import import_tensorflow
 
 
 def main():
@@ -50,7 +51,8 @@ def main():
 def evaluate_run(options):
     """A run: its own photos and any benchmark."""
     from mg_keras.evaluation.report import scores_table
-    from mg_keras.training import evaluation, stages
+    from mg_keras.finishing import scores as evaluation
+    from mg_keras.finishing import stages
 
     run, source = stages.open_run(options.run, options.resolutions, options.checkpoint, options.data)
     benchmarks = evaluation.open_benchmarks(run, source, options.benchmarks, options.rotations, options.distractors)
@@ -66,9 +68,9 @@ def evaluate_run(options):
 
 def evaluate_model(options):
     """A SavedModel: any benchmark with a folder of its own."""
-    from mg_keras.exported import Exported
+    from mg_keras.export.opened import Exported
     from mg_keras.files import atomic_write_json
-    from mg_keras.training.evaluation import evaluate_exported
+    from mg_keras.finishing.scores import evaluate_exported
 
     metrics = evaluate_exported(
         Exported.load(options.model), options.benchmarks, options.resolutions, options.rotations, options.distractors

@@ -9,9 +9,9 @@ from pathlib import Path
 # a checkout works as it is: the rooms beside this one are importable
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from mg_keras.programs import Parser, run_program, with_preset
-from mg_keras.training.config import add_settings, settings_of
-from mg_keras.training.whole_run import train_and_measure
+from mg_keras.programs.common import Parser, run_program, with_preset
+from mg_keras.programs.whole_run import train_and_measure
+from mg_keras.runs.config import add_settings, settings_of
 
 HERE = Path(__file__).resolve().parent
 
@@ -37,7 +37,7 @@ def presets():
 
 def finish(run):
     """Exports a run that is trained and measured, and says where to look."""
-    from export.saved_model import export_run, usage
+    from mg_keras.export.saved_model import export_run, usage
 
     print(usage(export_run(run, run.path / "saved_model")))
     print(f"\nLook at {run.path}/: retrieval.png, scores.png, p_star.png, curves.png; figures in metrics.json")

@@ -11,7 +11,8 @@ from pathlib import Path
 # a checkout works as it is: the rooms beside this one are importable
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from mg_keras.programs import import_tensorflow, number, run_program, stage_arguments
+from mg_keras.programs.common import number, run_program, stage_arguments
+from mg_keras.quiet import import_tensorflow
 
 
 def main():
@@ -41,7 +42,7 @@ def main():
     options = stage_arguments("train/whiten.py", __doc__, more)
     import_tensorflow()
     from mg_keras.evaluation.scores import METRICS
-    from mg_keras.training import stages
+    from mg_keras.finishing import stages
 
     run, source = stages.open_run(options.run, options.resolutions, options.checkpoint, options.data)
     run.use(

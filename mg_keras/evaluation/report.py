@@ -208,7 +208,7 @@ def sweep_picture(
     Args:
         path: the PNG to write, whole or not at all.
         sweep: resolution in pixels -> exponent -> `{"top1": share, "instance": 1 to 5}`, as `exponent_sweep` of
-            `mg_keras.pooling_exponent` gives it.
+            `mg_keras.finishing.pooling_exponent` gives it.
         p_star: resolution -> the exponent that cross-validation chose, a star where it is in `sweep`.
         fine_tuned: resolution -> the exponent that was learnt, a diamond where it is in `sweep`.
 
@@ -368,7 +368,7 @@ def ablation_table(summary: Mapping) -> Table:
     """Lay out an ablation: for each resolution a row a preset, mean ± standard deviation over its seeds.
 
     Args:
-        summary: what `mg_keras.training.ablation.collect` returns; `ablation.json` holds it.
+        summary: what `mg_keras.programs.ablations.collect` returns; `ablation.json` holds it.
 
     Returns:
         A table for `rich.print`.

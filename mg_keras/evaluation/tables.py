@@ -1,6 +1,6 @@
 """Measured scores in the layout of the paper's Tables 2 and 3, with the paper's own figures beside.
 
-Both take what `metrics.json` holds (`mg_keras.training.evaluation.evaluate` writes it): `benchmarks`, by name, with
+Both take what `metrics.json` holds (`mg_keras.finishing.scores.evaluate` writes it): `benchmarks`, by name, with
 `results` by resolution and row, and `method`, which says what was measured.
 """
 

@@ -3,7 +3,7 @@
 import keras
 from keras import ops
 
-from mg_keras import whitening as formulas
+from mg_keras import whitening_formulas as formulas
 
 
 @keras.saving.register_keras_serializable("mg_keras")

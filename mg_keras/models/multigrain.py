@@ -9,9 +9,9 @@ import numpy as np
 import tensorflow as tf
 
 from mg_keras import layers
-from mg_keras.embedding import RMAC
 from mg_keras.layers import DistanceWeightedSampling, GeM, MarginLoss
 from mg_keras.layers.gem import check_exponents
+from mg_keras.layers.poolings import RMAC
 from mg_keras.models import batches, trunks
 from mg_keras.models.trunks import IMAGENET_MEAN, IMAGENET_STD
 
@@ -184,7 +184,7 @@ class MultiGrain(keras.Model):
 
         Args:
             images: RGB in 0-255, float or uint8, [B, H, W, 3], any H and W.
-            poolings: tuple of exponents p* > 0 of GeM, `mg_keras.embedding.RMAC`, or None for the training exponent.
+            poolings: tuple of exponents p* > 0 of GeM, `RMAC`, or None for the training exponent.
 
         Returns:
             float32 [P, B, d], as pooled (not normalised).

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from mg_keras.errors import UserError
 from mg_keras.pretrained import open_torch_checkpoint
-from mg_keras.programs import Parser, import_tensorflow, run_program
+from mg_keras.programs.common import Parser, run_program
+from mg_keras.quiet import import_tensorflow
 
 
 def main():

@@ -5,7 +5,8 @@ n02110341, the classifier tells these apart; otherwise all 1000. The run's folde
 train/choose_p_star.py, train/whiten.py and export/run.py take.
 """
 
-from mg_keras.programs import Parser, import_tensorflow, run_program
+from mg_keras.programs.common import Parser, run_program
+from mg_keras.quiet import import_tensorflow
 
 
 def main():

@@ -86,7 +86,7 @@ def _fill_from_torch(trunk, path, trunk_name):
 
 def _fill_from_folder(trunk, path, trunk_name):
     # it builds on this package
-    from mg_keras.training.runs import Run
+    from mg_keras.runs.run import Run
 
     if (path / "config.yaml").is_file():
         run = Run.open(path)

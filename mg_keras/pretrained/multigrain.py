@@ -5,6 +5,7 @@ import dataclasses
 import keras_hub
 import numpy as np
 
+from mg_keras.embedding.whitening import Whitening
 from mg_keras.errors import UserError
 from mg_keras.models import MultiGrain, trunks
 from mg_keras.models.trunks import IMAGENET_MEAN, IMAGENET_STD
@@ -19,7 +20,6 @@ from mg_keras.pretrained.layouts import (
     parameters,
     resnet_layers,
 )
-from mg_keras.whitening import Whitening
 
 # by how much of its largest possible value a folded bias may miss the mean's logit: float32 leaves 1e-6, the other
 # reading of the projection 1e-2 and more

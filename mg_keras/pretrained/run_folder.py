@@ -1,11 +1,11 @@
 """A network that was trained elsewhere as a run, for all that comes after training."""
 
 from mg_keras.errors import UserError
+from mg_keras.finishing.stages import open_source
 from mg_keras.pretrained.layouts import MULTIGRAIN
-from mg_keras.training.checkpoints import snapshot
-from mg_keras.training.config import TrainConfig
-from mg_keras.training.runs import Run
-from mg_keras.training.stages import open_source
+from mg_keras.runs.checkpoints import snapshot
+from mg_keras.runs.config import TrainConfig
+from mg_keras.runs.run import Run
 
 # nothing was learnt here: no step, and no epoch to show
 _META = {"step": 0, "seconds": 0.0, "history": [], "best": None}

@@ -16,16 +16,16 @@ from mg_keras import pretrained
 from mg_keras.data import augmentations
 from mg_keras.data.images import BadImages
 from mg_keras.data.repeated import repeated_batches
-from mg_keras.embedding import embed
+from mg_keras.embedding.photos import embed
 from mg_keras.errors import UserError
 from mg_keras.evaluation import report
 from mg_keras.evaluation.metrics import top_k_accuracy
 from mg_keras.evaluation.scores import METRICS
 from mg_keras.files import atomic_write_text
-from mg_keras.models import MultiGrain
 from mg_keras.models.trunks import freeze_stages
 from mg_keras.progress import Progress
-from mg_keras.training.checkpoints import assign, snapshot
+from mg_keras.runs.checkpoints import assign, snapshot
+from mg_keras.runs.networks import build_model
 from mg_keras.training.class_balance import class_weights
 
 STRATEGIES = ("mirrored", "multiworker", "single")
@@ -63,25 +63,6 @@ def make_strategy(name):
     raise UserError(f"strategy must be one of {', '.join(STRATEGIES)}, received {name!r}")
 
 
-def build_model(config, num_classes):
-    """The untrained model of a configuration, the same for the same seed."""
-    keras.utils.set_random_seed(config.seed)
-    keras.mixed_precision.set_dtype_policy(config.dtype)
-    try:
-        return MultiGrain(
-            config.trunk,
-            num_classes,
-            pooling_exponent=config.pooling_exponent,
-            margin=config.margin,
-            initial_beta=config.initial_beta,
-            margin_normalization=config.margin_normalization,
-            versions=config.versions,
-            seed=config.seed,
-        )
-    finally:
-        keras.mixed_precision.set_dtype_policy("float32")
-
-
 def rate_schedule(config, initial):
     """The learning rate by step: `initial` under the configuration's schedule, a Keras `LearningRateSchedule`.
 
@@ -117,7 +98,7 @@ class Trainer:
     """Trains the model of a run from where its last checkpoint left it.
 
     Args:
-        run: `mg_keras.training.runs.Run`, the folder and its configuration.
+        run: `mg_keras.runs.run.Run`, the folder and its configuration.
         source: `mg_keras.data.sources.Source`.
         strategy: of `make_strategy`.
     """

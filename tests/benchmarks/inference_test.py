@@ -36,7 +36,7 @@ def test_a_table_of_every_contestant_that_is_installed(monkeypatch, capsys):
 
 
 def test_contestants_describe_the_same_photos_alike(tmp_path, monkeypatch):
-    from export.optimize import optimized_trunk
+    from mg_keras.export.optimize import optimized_trunk
 
     model = small_model()
     for name in ("openvino", "onnxruntime"):
@@ -57,7 +57,7 @@ def test_operations_are_those_of_the_convolutions():
     import keras
     from keras import layers
 
-    from export.optimize import optimized_trunk
+    from mg_keras.export.optimize import optimized_trunk
 
     inputs = keras.Input((None, None, 3))
     trunk = keras.Model(inputs, layers.Conv2D(5, 3, padding="same", use_bias=False)(inputs))

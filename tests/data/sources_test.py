@@ -12,8 +12,8 @@ from mg_keras.data.images import decode
 from mg_keras.data.sources import SplitOptions, contract, open_source, photos
 from mg_keras.data.sources import tfds as tfds_source
 from mg_keras.errors import UserError
-from mg_keras.training.config import TrainConfig
-from mg_keras.training.runs import Run
+from mg_keras.runs.config import TrainConfig
+from mg_keras.runs.run import Run
 
 
 def encoded(value, kind="PNG"):

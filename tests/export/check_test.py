@@ -3,8 +3,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from export import check
 from mg_keras.errors import UserError
+from mg_keras.export import check
 from mg_keras.models import trunks
 from tests.export.small import TINY_RESNET, photos
 

@@ -3,7 +3,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from export import encoded
+from mg_keras.export import encoded
 from tests.data.images_test import gif_of
 from tests.export.small import P_STAR, encoded_as, picture
 

@@ -7,7 +7,7 @@ import tensorflow as tf
 from keras import layers
 from tensorflow.python.grappler import tf_optimizer
 
-from export.optimize import optimized_trunk
+from mg_keras.export.optimize import optimized_trunk
 from mg_keras.models import trunks
 from tests.export.small import SERVABLE, cosines, made_up_statistics, operations
 from tests.models.trunks_test import TINY

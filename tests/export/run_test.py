@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from export.warm_up import PLACE
+from mg_keras.export.warm_up import PLACE
 from mg_keras.models import trunks
-from mg_keras.training.checkpoints import snapshot
-from mg_keras.training.config import TrainConfig
-from mg_keras.training.loop import build_model
-from mg_keras.training.runs import Run
+from mg_keras.runs.checkpoints import snapshot
+from mg_keras.runs.config import TrainConfig
+from mg_keras.runs.networks import build_model
+from mg_keras.runs.run import Run
 from tests.export.small import TINY_RESNET
 from tests.train.tiny import CLASSES, ROOT, SETTINGS, draw_folder, run_in_process
 

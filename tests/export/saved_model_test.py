@@ -8,12 +8,12 @@ import pytest
 import tensorflow as tf
 from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
 
-from export import check, saved_model
-from export.saved_model import export_run, export_saved_model, usage
 from mg_keras import MultiGrain, Whitening
 from mg_keras.data.sources import photos as photos_below
-from mg_keras.embedding import embed
+from mg_keras.embedding.photos import embed
 from mg_keras.errors import UserError
+from mg_keras.export import check, saved_model
+from mg_keras.export.saved_model import export_run, export_saved_model, usage
 from tests.export.small import (
     EXPONENTS,
     METADATA,

@@ -13,8 +13,8 @@ import numpy as np
 import tensorflow as tf
 from PIL import Image
 
-from export.saved_model import export_saved_model
 from mg_keras import MultiGrain, Whitening
+from mg_keras.export.saved_model import export_saved_model
 from mg_keras.models import trunks
 
 EXPONENTS = [1.0, 3.0, 4.5]

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from export import warm_up
+from mg_keras.export import warm_up
 from tests.export.small import P_STAR
 
 SIGNATURES = {

@@ -3,8 +3,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from mg_keras.embedding.whitening import Whitening as FittedWhitening
 from mg_keras.layers import Whitening
-from mg_keras.whitening import Whitening as FittedWhitening
 
 
 @pytest.fixture

@@ -7,11 +7,11 @@ import pytest
 
 from mg_keras import MultiGrain
 from mg_keras.errors import UserError
+from mg_keras.finishing import stages
 from mg_keras.models import trunks
 from mg_keras.pretrained import lite0
 from mg_keras.pretrained.torch_file import TorchFile
-from mg_keras.training import stages
-from mg_keras.training.runs import load_run
+from mg_keras.runs.run import load_run
 from tests.models.trunks_test import TINY
 from tests.pretrained import torch_writer as by_hand
 from tests.train.tiny import CLASSES, draw_folder

@@ -16,9 +16,9 @@ from tensorflow_serving.apis import (
     prediction_service_pb2_grpc,
 )
 
-from export.encoded import embed_encoded
-from serving.client import GrpcClient, RestClient
-from serving.codes import ServingError
+from mg_keras.export.encoded import embed_encoded
+from mg_keras.serving.client import GrpcClient, RestClient
+from mg_keras.serving.codes import ServingError
 from tests.serving import stand_in
 from tests.serving.conftest import KINDS, SERVERS
 

@@ -3,8 +3,8 @@ import threading
 import numpy as np
 import pytest
 
-from serving.batching import Batcher
-from serving.codes import ServingError
+from mg_keras.serving.batching import Batcher
+from mg_keras.serving.codes import ServingError
 
 
 class Doubler:

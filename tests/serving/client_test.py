@@ -20,9 +20,9 @@ import pytest
 from tensorflow_serving.apis import model_service_pb2_grpc, prediction_service_pb2_grpc
 from tensorflow_serving.apis.get_model_status_pb2 import GetModelStatusResponse
 
-import serving.client
-from serving.client import Client, GrpcClient, RestClient
-from serving.codes import ServingError
+import mg_keras.serving.client
+from mg_keras.serving.client import Client, GrpcClient, RestClient
+from mg_keras.serving.codes import ServingError
 from tests.serving import stand_in
 from tests.serving.conftest import free_port
 
@@ -93,7 +93,7 @@ def scripted_grpc():
 def waits(monkeypatch):
     """The waits between retries, which pass at once."""
     waited = []
-    monkeypatch.setattr(serving.client.time, "sleep", waited.append)
+    monkeypatch.setattr(mg_keras.serving.client.time, "sleep", waited.append)
     return waited
 
 
@@ -659,7 +659,7 @@ class StatusHandler(BaseHTTPRequestHandler):
 
 @pytest.mark.parametrize("kind", ["rest", "grpc"])
 def test_a_server_that_is_away_for_some_seconds(kind, monkeypatch):
-    monkeypatch.setattr(serving.client, "_LONGEST_DELAY", 0.5)
+    monkeypatch.setattr(mg_keras.serving.client, "_LONGEST_DELAY", 0.5)
     port = free_port()
     address = {"rest": f"http://127.0.0.1:{port}", "grpc": f"127.0.0.1:{port}"}[kind]
     running = []

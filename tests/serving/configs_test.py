@@ -17,7 +17,7 @@ import yaml
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format, wrappers_pb2
 from tensorflow_serving.config.model_server_config_pb2 import ModelServerConfig
 
-from serving.server import LocalServer
+from mg_keras.serving.server import LocalServer
 
 SERVING = Path(__file__).resolve().parents[2] / "serving"
 IMAGE = r"tensorflow/serving:\d+\.\d+\.\d+"

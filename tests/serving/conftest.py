@@ -9,10 +9,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from serving.client import GrpcClient, RestClient
-from serving.codes import ServingError
-from serving.server import LocalServer
-from serving.service import Limits
+from mg_keras.serving.client import GrpcClient, RestClient
+from mg_keras.serving.codes import ServingError
+from mg_keras.serving.server import LocalServer
+from mg_keras.serving.service import Limits
 from tests.serving import stand_in
 
 MAX_REQUEST_BYTES = 2 * 2**20

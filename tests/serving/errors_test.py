@@ -10,10 +10,10 @@ import pytest
 import tensorflow as tf
 from tensorflow_serving.apis import get_model_metadata_pb2, predict_pb2, prediction_service_pb2_grpc
 
-from serving import rest_format
-from serving.client import GrpcClient, RestClient
-from serving.codes import ServingError
-from serving.servable import Signature, Tensor
+from mg_keras.serving import rest_format
+from mg_keras.serving.client import GrpcClient, RestClient
+from mg_keras.serving.codes import ServingError
+from mg_keras.serving.servable import Signature, Tensor
 from tests.serving import stand_in
 
 PHOTO = stand_in.photo(0)

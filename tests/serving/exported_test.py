@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from serving.codes import ServingError
+from mg_keras.serving.codes import ServingError
 from tests.export import small
 from tests.serving.conftest import KINDS, SERVERS
 

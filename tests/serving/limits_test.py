@@ -11,9 +11,9 @@ import pytest
 import tensorflow as tf
 from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 
-from serving.client import GrpcClient, RestClient
-from serving.codes import ServingError
-from serving.service import Limits
+from mg_keras.serving.client import GrpcClient, RestClient
+from mg_keras.serving.codes import ServingError
+from mg_keras.serving.service import Limits
 from tests.serving import stand_in
 from tests.serving.conftest import MAX_REQUEST_BYTES, local_server
 from tests.serving.errors_test import assert_it_goes_on, send

@@ -9,8 +9,8 @@ import urllib.request
 import numpy as np
 import pytest
 
-from serving.client import GrpcClient, RestClient
-from serving.process import PROGRAM, server_process
+from mg_keras.serving.client import GrpcClient, RestClient
+from mg_keras.serving.process import PROGRAM, server_process
 from tests.serving import stand_in
 
 

@@ -9,7 +9,7 @@ import tensorflow as tf
 from PIL import Image
 from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
 
-from export import warm_up
+from mg_keras.export import warm_up
 from mg_keras.files import atomic_path
 
 SIZE, CLASSES = 4, 5

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from mg_keras.errors import UserError
-from serving.client import GrpcClient, RestClient
-from serving.codes import ServingError
-from serving.versions import Versions, VersionStatus
+from mg_keras.serving.client import GrpcClient, RestClient
+from mg_keras.serving.codes import ServingError
+from mg_keras.serving.versions import Versions, VersionStatus
 from tests.serving import stand_in
 from tests.serving.conftest import local_server
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import yaml
 
-from mg_keras.training.config import TrainConfig
+from mg_keras.runs.config import TrainConfig
 from tests.train.tiny import SETTINGS, draw_folder, finish, start
 
 PRESETS = {

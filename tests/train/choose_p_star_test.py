@@ -7,12 +7,12 @@ import pytest
 
 from mg_keras.errors import UserError
 from mg_keras.evaluation import report
-from mg_keras.pooling_exponent import FineTuned
-from mg_keras.training import stages
-from mg_keras.training.checkpoints import snapshot
-from mg_keras.training.config import TrainConfig
-from mg_keras.training.loop import build_model
-from mg_keras.training.runs import Run
+from mg_keras.finishing import stages
+from mg_keras.finishing.pooling_exponent import FineTuned
+from mg_keras.runs.checkpoints import snapshot
+from mg_keras.runs.config import TrainConfig
+from mg_keras.runs.networks import build_model
+from mg_keras.runs.run import Run
 from tests.train.tiny import CLASSES, draw_folder, finish, start
 
 

@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from export.saved_model import export_saved_model
 from mg_keras import MultiGrain
 from mg_keras.data.sources import photos
-from mg_keras.embedding import embed
-from mg_keras.training.checkpoints import snapshot
-from mg_keras.training.config import TrainConfig
-from mg_keras.training.loop import build_model
-from mg_keras.training.runs import Run
-from mg_keras.whitening import Whitening
+from mg_keras.embedding.photos import embed
+from mg_keras.embedding.whitening import Whitening
+from mg_keras.export.saved_model import export_saved_model
+from mg_keras.runs.checkpoints import snapshot
+from mg_keras.runs.config import TrainConfig
+from mg_keras.runs.networks import build_model
+from mg_keras.runs.run import Run
 from tests.train.tiny import CLASSES, ROOT, draw_folder, finish, run_in_process, start
 
 TRUNK, DIMENSIONS = "mobilenet_v3_small", 1024

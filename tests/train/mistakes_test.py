@@ -5,7 +5,7 @@ import re
 import pytest
 import yaml
 
-from mg_keras.training.config import TrainConfig
+from mg_keras.runs.config import TrainConfig
 from tests.train.tiny import ROOT, arguments, draw_folder, finish, run_in_process, start
 
 

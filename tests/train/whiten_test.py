@@ -8,17 +8,18 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from export.saved_model import export_run
-from mg_keras import embedder
-from mg_keras.embedding import RMAC, Embeddings, embed
+from mg_keras.embedding import embedder
+from mg_keras.embedding.photos import Embeddings, embed
+from mg_keras.embedding.whitening import Whitening
 from mg_keras.errors import UserError
+from mg_keras.export.saved_model import export_run
+from mg_keras.finishing import stages
+from mg_keras.layers.poolings import RMAC
 from mg_keras.models import trunks
-from mg_keras.training import stages
-from mg_keras.training.checkpoints import snapshot
-from mg_keras.training.config import TrainConfig
-from mg_keras.training.loop import build_model
-from mg_keras.training.runs import Run, load_run
-from mg_keras.whitening import Whitening
+from mg_keras.runs.checkpoints import snapshot
+from mg_keras.runs.config import TrainConfig
+from mg_keras.runs.networks import build_model
+from mg_keras.runs.run import Run, load_run
 from tests.train.tiny import CLASSES, SETTINGS, draw_folder, finish, run_in_process, start
 
 

@@ -1,12 +1,12 @@
 import numpy as np
 import pytest
 
+from mg_keras.finishing import stages
 from mg_keras.models import trunks
-from mg_keras.training import stages
+from mg_keras.runs.config import TrainConfig
+from mg_keras.runs.run import Run
 from mg_keras.training.class_balance import class_weights
-from mg_keras.training.config import TrainConfig
 from mg_keras.training.loop import Trainer, make_strategy
-from mg_keras.training.runs import Run
 from tests.train.tiny import draw_folder
 
 STAGES = {"stackwise_num_filters": [64, 64], "stackwise_num_blocks": [1, 1], "stackwise_num_strides": [1, 2]}

@@ -11,10 +11,10 @@ from mg_keras.data.sources import open_source
 from mg_keras.errors import UserError
 from mg_keras.evaluation import report
 from mg_keras.models import trunks
-from mg_keras.training import whole_run
-from mg_keras.training.config import TrainConfig
+from mg_keras.programs import whole_run
+from mg_keras.runs.config import TrainConfig
+from mg_keras.runs.run import Run
 from mg_keras.training.loop import Trainer, make_strategy, rate_schedule
-from mg_keras.training.runs import Run
 from tests.train.tiny import CLASSES, ROOT, draw_folder, pinhole
 
 PRESETS = sorted((ROOT / "train" / "presets").glob("*.yaml"))

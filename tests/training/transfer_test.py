@@ -3,9 +3,9 @@ import pytest
 
 from mg_keras.models import trunks
 from mg_keras.pretrained import lite0
-from mg_keras.training import whole_run
-from mg_keras.training.config import TrainConfig
-from mg_keras.training.runs import load_run
+from mg_keras.programs import whole_run
+from mg_keras.runs.config import TrainConfig
+from mg_keras.runs.run import load_run
 from tests.train.tiny import ROOT, draw_folder
 
 STAGES = {"stackwise_num_filters": [64, 64], "stackwise_num_blocks": [1, 1], "stackwise_num_strides": [1, 2]}

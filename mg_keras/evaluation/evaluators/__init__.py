@@ -1,0 +1,75 @@
+"""Benchmarks with one contract: photos to describe, and scores of what a network says of them.
+
+`contract` says what a `Benchmark` is. Those with a folder of their own are opened by name, as programs do, with
+`open_benchmark`; each checks its folder and says what is missing and where it comes from. `classes`, `in_aug`, `copies`
+and `views` measure on any photos.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from mg_keras.errors import UserError
+from mg_keras.evaluation.evaluators.classification import classes, imagenet
+from mg_keras.evaluation.evaluators.contract import Answers, Benchmark, Search
+from mg_keras.evaluation.evaluators.copy_detection import copies, image_similarity
+from mg_keras.evaluation.evaluators.groups import in_aug, ukb, views
+from mg_keras.evaluation.evaluators.retrieval import copydays, holidays, revisited
+
+__all__ = [
+    "NAMES",
+    "Answers",
+    "Benchmark",
+    "Search",
+    "classes",
+    "copies",
+    "copydays",
+    "holidays",
+    "image_similarity",
+    "imagenet",
+    "in_aug",
+    "open_benchmark",
+    "revisited",
+    "ukb",
+    "views",
+]
+
+NAMES = ("imagenet", "holidays", "ukb", "copydays", "revisited", "image_similarity")
+"""What `open_benchmark` opens."""
+
+
+def open_benchmark(
+    spec: str,
+    class_names: Sequence[str],
+    *,
+    rotations: str | Path | None = None,
+    distractors: str | Path | None = None,
+    data_dir: str | None = None,
+) -> Benchmark:
+    """Open a benchmark by its name and folder.
+
+    Args:
+        spec: `NAME=PATH`, NAME one of `NAMES`: `holidays=data/holidays`; ImageNet also as `imagenet=tfds:imagenet2012`.
+        class_names: the network's classes in the order of its logits, for ImageNet.
+        rotations: the file of rotations, for Holidays.
+        distractors: folder of distractor photos, for Copydays.
+        data_dir: where tensorflow-datasets keeps its files, for ImageNet.
+
+    Raises:
+        UserError: no such benchmark, or a folder that is missing or not right.
+
+    Example:
+        >>> open_benchmark("ukb=data/ukbench", class_names=[]).description  # doctest: +SKIP
+        'UKB: 10,200 photos'
+    """
+    name, _, place = spec.partition("=")
+    if name not in NAMES or not place:
+        raise UserError(f"a benchmark with a folder must be NAME=PATH of {', '.join(NAMES)}; received {spec!r}")
+    openers = {
+        "imagenet": lambda: imagenet(place, class_names, data_dir),
+        "holidays": lambda: holidays(place, rotations),
+        "ukb": lambda: ukb(place),
+        "copydays": lambda: copydays(place, distractors),
+        "revisited": lambda: revisited(place),
+        "image_similarity": lambda: image_similarity(place),
+    }
+    return openers[name]()

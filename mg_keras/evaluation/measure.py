@@ -1,0 +1,129 @@
+"""A network on benchmarks: each photo is embedded once a resolution, and every row of the tables scored from that."""
+
+from dataclasses import dataclass
+
+from mg_keras.data import augmentations
+from mg_keras.embedding.photos import embed_versions
+from mg_keras.embedding.whitening import Whitening
+from mg_keras.evaluation.evaluators import Answers
+from mg_keras.layers.poolings import RMAC
+
+
+@dataclass(frozen=True)
+class Row:
+    """A way to make descriptors from a trunk's activations: one row of a table.
+
+    Attributes:
+        name: what `metrics.json` calls it.
+        pooling: p* of GeM, or `RMAC`.
+        whitening: `Whitening` of embeddings pooled so, or None.
+    """
+
+    name: str
+    pooling: float | str
+    whitening: Whitening | None = None
+
+    @property
+    def classifies(self):
+        """Whether the classifier reads embeddings pooled so: it was trained on GeM, and whitening changes no class."""
+        return self.pooling != RMAC and self.whitening is None
+
+
+def rows(p_star, whitening_of, comparison=False):
+    """The rows of one resolution: GeM at p*, and for comparison average pooling and R-MAC on the same trunk.
+
+    Args:
+        p_star: the exponent chosen for the resolution.
+        whitening_of: pooling -> `Whitening` or None; where there is one, the pooling has a whitened row too.
+        comparison: whether to add the rows for comparison.
+
+    Returns:
+        list of `Row`.
+    """
+    poolings = {"gem": float(p_star)}
+    if comparison:
+        poolings.update(average=1.0, rmac=RMAC)
+    found = []
+    for name, pooling in poolings.items():
+        found.append(Row(name, pooling))
+        if whitening := whitening_of(pooling):
+            found.append(Row(f"{name}_whitened", pooling, whitening))
+    return found
+
+
+def measure(embedder, benchmark, resolution, table_rows, seed=0):
+    """Scores every row on one benchmark at one resolution.
+
+    Args:
+        embedder: `Embedder`, which embeds photos that benchmarks share once.
+        benchmark: `Benchmark`.
+        resolution: s*, pixels; up to the training resolution the centre crop, beyond it whole photos (section 7).
+        table_rows: list of `Row`.
+        seed: of the augmentations, for benchmarks of augmented versions.
+
+    Returns:
+        (scores, found): {row name: {metric: value}}, without the rows that the classifier can't read where it's a
+        benchmark of classes, and the `Embeddings` of its photos, by the rows' poolings.
+    """
+    poolings = tuple(dict.fromkeys(row.pooling for row in table_rows))
+    network, label = embedder.network, f"{benchmark.name} at {resolution} px"
+    if benchmark.versions:
+        augment = augmentations.get("full")
+        found = embed_versions(
+            network, benchmark.photos, augment, resolution, benchmark.versions, poolings, seed=seed, label=label
+        )
+    else:
+        found = embedder.embed(benchmark.photos, resolution, poolings, label)
+    scores = {}
+    for row in table_rows:
+        if benchmark.needs_logits and not row.classifies:
+            continue
+        values = found.values[poolings.index(row.pooling)]
+        logits = network.classify(values) if benchmark.needs_logits else None
+        descriptors = row.whitening.transform(values) if row.whitening else values
+        scores[row.name] = benchmark.measure(Answers(found.rows, descriptors, logits))
+    return scores, found
+
+
+def measure_all(embedder, benchmarks, rows_at, known=None, seed=0, keep=None):
+    """Measures benchmarks at several resolutions.
+
+    Args:
+        embedder: `Embedder`.
+        benchmarks: list of `Benchmark`.
+        rows_at: {resolution: list of `Row`}.
+        known: (benchmark, resolution) -> {row name: {metric: value}} measured before, or None; what is known is not
+            measured again.
+        seed: of the augmentations.
+        keep: (benchmark, resolution, `Embeddings`) -> None, called with what each measure is made from.
+
+    Returns:
+        What `metrics.json` calls `benchmarks`: by name the benchmark's `description`, `warnings`, number of `photos`,
+        names of the `unusable` ones, scores of `chance`, and `results`: {resolution: {row name: {"pooling": p* or
+        "rmac", metric: value}}}.
+    """
+    measured = {
+        benchmark.name: {
+            "description": benchmark.description,
+            "warnings": list(benchmark.warnings),
+            "photos": len(benchmark.photos),
+            "unusable": [],
+            "chance": dict(benchmark.chance),
+            "results": {},
+        }
+        for benchmark in benchmarks
+    }
+    for resolution, table_rows in rows_at.items():
+        poolings = {row.name: row.pooling for row in table_rows}
+        for benchmark in benchmarks:
+            entry = measured[benchmark.name]
+            scores = known(benchmark, resolution) if known else None
+            if scores is None:
+                scores, found = measure(embedder, benchmark, resolution, table_rows, seed)
+                entry["unusable"] = [benchmark.photos.names[row] for row in found.unusable]
+                if keep:
+                    keep(benchmark, resolution, found)
+            entry["results"][resolution] = {
+                name: {"pooling": poolings[name], **values} for name, values in scores.items()
+            }
+    return measured

@@ -1,0 +1,1 @@
+"""A trained network as a SavedModel: its graph, its check, and opening what was written."""

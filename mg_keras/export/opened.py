@@ -1,0 +1,130 @@
+"""An exported SavedModel as a network: TensorFlow and no Keras."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+
+from mg_keras.errors import UserError
+from mg_keras.layers.poolings import RMAC
+
+
+class Exported:
+    """A SavedModel that export/run.py wrote; a network of `mg_keras.embedding.photos`.
+
+    Its descriptors are those that it serves: of unit norm and, where it was exported with a whitening, whitened.
+    The graph takes one exponent an image, so unlike `MultiGrain` it runs the trunk anew for each pooling.
+
+    Attributes:
+        path: Path of the version's folder.
+        about: dict, what `assets/multigrain.json` says.
+        class_names: list of str, or None where it names none.
+        p_star: {resolution in pixels: exponent}, perhaps empty.
+        pooling_exponent: the training exponent.
+        train_resolution: pixels of the training crops, or None where it does not say.
+        whitened: whether the descriptors are whitened.
+    """
+
+    def __init__(self, path, about, loaded):
+        self.path, self.about = path, about
+        self.class_names = about.get("class_names")
+        self.p_star = {int(resolution): float(value) for resolution, value in about.get("p_star", {}).items()}
+        self.pooling_exponent = float(about["pooling_exponent"])
+        self.train_resolution = about.get("training", {}).get("resolution")
+        self.whitened = bool(about["whitened"])
+        # the signatures work only as long as the object they came with
+        self._loaded = loaded
+        self._describe = loaded.signatures["serving_default"]
+        self._classify = loaded.signatures["classify_embedding"]
+
+    @classmethod
+    def load(cls, path):
+        """Opens a SavedModel.
+
+        Args:
+            path: the folder of a version, `models/multigrain/1`, or of the model, `models/multigrain`, whose newest
+                version is taken.
+
+        Returns:
+            `Exported`.
+
+        Raises:
+            UserError: there is no SavedModel, or one that export/run.py did not write.
+
+        Example:
+            >>> network = Exported.load("models/multigrain")  # doctest: +SKIP
+            >>> found = embed(network, photos("holiday"), 500, network.train_resolution, [4.0])  # doctest: +SKIP
+        """
+        path = _version_folder(Path(path).expanduser())
+        notes = path / "assets" / "multigrain.json"
+        try:
+            about = json.loads(notes.read_text(encoding="utf-8"))
+            return cls(path, about, tf.saved_model.load(str(path)))
+        except FileNotFoundError as error:
+            raise UserError(f"{path} is a SavedModel, but export/run.py did not write it: it lacks {notes}") from error
+        # what a damaged file makes TensorFlow raise is one of many types
+        except (OSError, ValueError, TypeError, AttributeError, KeyError, RuntimeError, tf.errors.OpError) as error:
+            raise UserError(
+                f"{path} can't be loaded as a SavedModel of export/run.py: "
+                f"{(str(error).strip() or type(error).__name__).splitlines()[0]}"
+            ) from error
+
+    def describe(self, images, poolings):
+        """Descriptors of images at several exponents.
+
+        Args:
+            images: RGB in 0-255, float32 [B, H, W, 3], any H and W.
+            poolings: tuple of exponents p* > 0, or None for the training exponent.
+
+        Returns:
+            float32 [P, B, D], unit norm.
+
+        Raises:
+            UserError: a pooling is `RMAC`.
+        """
+        if RMAC in poolings:
+            raise UserError(f"{self.path} pools by GeM alone: R-MAC needs the run that it was exported from")
+        exponents = [self.pooling_exponent if pooling is None else pooling for pooling in poolings]
+        count = tf.shape(images)[:1]
+        return tf.stack(
+            [self._describe(images=images, p_star=tf.fill(count, float(value)))["embedding"] for value in exponents]
+        )
+
+    def classify(self, embeddings):
+        """Class logits, NumPy float32 [N, C], of descriptors [N, D] as `describe` gives them.
+
+        A row with a NaN, as clients leave for a photo that could not be used, is no descriptor and gets logits NaN.
+
+        Raises:
+            tf.errors.InvalidArgumentError: a descriptor is infinite or all 0.
+        """
+        embeddings = np.asarray(embeddings, np.float32)
+        logits = np.full((len(embeddings), self.about["num_classes"]), np.nan, np.float32)
+        known = ~np.isnan(embeddings).any(axis=1)
+        if known.any():
+            logits[known] = self._classify(embedding=tf.constant(embeddings[known]))["logits"]
+        return logits
+
+    def fingerprint(self):
+        """A str that is equal for SavedModels that describe images alike: a hash of its graph and weights."""
+        digest = hashlib.sha256()
+        for file in [self.path / "saved_model.pb", *sorted((self.path / "variables").glob("*"))]:
+            with open(file, "rb") as content:
+                while block := content.read(1 << 22):
+                    digest.update(block)
+        return digest.hexdigest()
+
+
+def _version_folder(path):
+    """`path` itself, or the highest-numbered version in it."""
+    if (path / "saved_model.pb").is_file():
+        return path
+    versions = [found.parent for found in path.glob("*/saved_model.pb") if found.parent.name.isdecimal()]
+    if not versions:
+        raise UserError(
+            f"no SavedModel in {path}: give the folder that export/run.py wrote, which holds numbered versions, or one "
+            "of those"
+        )
+    return max(versions, key=lambda version: int(version.name))

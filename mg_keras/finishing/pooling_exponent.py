@@ -1,0 +1,275 @@
+"""Choosing the test exponent p* of a resolution: cross-validation on IN-aug, or fine-tuning p alone (section 3.5)."""
+
+import dataclasses
+
+import numpy as np
+import tensorflow as tf
+
+from mg_keras.data import augmentations
+from mg_keras.embedding.photos import embed, embed_versions, prepared_batches
+from mg_keras.errors import UserError
+from mg_keras.evaluation.metrics import group_score, top_k_accuracy
+from mg_keras.layers.gem import SMALLEST_EXPONENT
+from mg_keras.models import MultiGrain
+from mg_keras.progress import Progress
+
+EXPONENTS = tuple(range(1, 11))
+VERSIONS = 5
+
+# photos whose feature maps are held at once in fine-tuning, counted in pixels: with ResNet-50, 400 MB
+_PIXELS_A_BLOCK = 1024 * 224 * 224
+
+
+def in_aug_photos(split, per_class, seed=0):
+    """`per_class` photos of each class, drawn with a seed, as a split: what IN-aug is made of."""
+    return split.subset(_rows_of_classes(split, per_class, seed))
+
+
+def in_aug_scores(network, photos, resolution, exponents=EXPONENTS, seed=0, label=None):
+    """The IN-aug score of each exponent at one resolution.
+
+    Five "full" augmentations of each photo, each a query: the mean number of versions of its own photo among its five
+    nearest, itself included, 1 to 5. The trunk runs once for all exponents.
+
+    Args:
+        network: `MultiGrain`, or another network with `describe` (`mg_keras.embedding.photos`).
+        photos: split of `in_aug_photos`.
+        resolution: pixels s* of the augmented crops.
+        exponents: the p* to try, each > 0.
+        seed: of the augmentations.
+        label: what to call it while it runs; None shows nothing.
+
+    Returns:
+        dict exponent -> score.
+    """
+    found = embed_versions(network, photos, augmentations.get("full"), resolution, VERSIONS, exponents, seed, label)
+    return {
+        exponent: group_score(values, found.rows, VERSIONS)
+        for exponent, values in zip(exponents, found.values, strict=True)
+    }
+
+
+def best_exponent(scores):
+    """The exponent with the highest score; the smallest of equals."""
+    return min(scores, key=lambda exponent: (-scores[exponent], exponent))
+
+
+def exponent_sweep(network, val, photos, sizes, train_resolution, exponents=EXPONENTS, also=None, seed=0, label=None):
+    """Class accuracy and IN-aug score of each exponent at each resolution (Figure 4, with the accuracy beside it).
+
+    At each resolution the trunk runs once over the validation photos and once over the versions of IN-aug.
+
+    Args:
+        network: `MultiGrain`, or another network with `describe` and `classify` (`mg_keras.embedding.photos`).
+        val: split of the validation photos; those that can't be used are left out.
+        photos: split of `in_aug_photos`.
+        sizes: resolutions s*, pixels.
+        train_resolution: pixels of the training crops.
+        exponents: the p* to measure at every resolution, each > 0.
+        also: dict resolution -> further exponents to measure there, such as a fine-tuned one.
+        seed: of the augmentations of IN-aug.
+        label: what to call it while it runs; None shows nothing.
+
+    Returns:
+        dict resolution -> dict exponent, ascending -> `{"top1": share, "top5": share, "instance": IN-aug score}`.
+        With fewer than five classes `top5` looks at all of them.
+
+    Raises:
+        UserError: none of the validation photos can be used.
+
+    Example:
+        >>> sweep = exponent_sweep(model, source.val, in_aug_photos(source.train, 2), [224, 500], 224)  # doctest: +SKIP
+        >>> sweep[500][4]["top1"]  # doctest: +SKIP
+        0.786
+    """
+    sweep = {}
+    for size in sizes:
+        tried = sorted({*exponents, *(also or {}).get(size, ())})
+        found = embed(network, val, size, train_resolution, tried, label and f"{label} at {size} px, test photos")
+        if not len(found.rows):
+            raise UserError("none of the validation photos can be used: nothing to measure")
+        labels = val.labels[found.rows]
+        instance = in_aug_scores(network, photos, size, tried, seed, label and f"{label} at {size} px, versions")
+        sweep[size] = {}
+        for number, exponent in enumerate(tried):
+            logits = found.logits(network, number)
+            sweep[size][exponent] = {
+                "top1": top_k_accuracy(logits, labels, 1),
+                "top5": top_k_accuracy(logits, labels, min(5, logits.shape[1])),
+                "instance": instance[exponent],
+            }
+    return sweep
+
+
+@dataclasses.dataclass(frozen=True)
+class FineTuned:
+    """An exponent learnt by `fine_tune_exponent`, and its history.
+
+    Attributes:
+        initial: where p started.
+        exponents: float64 [steps], p after each step.
+        losses: float64 [steps], the mean cross-entropy of the step's photos before it; NaN where none could be used.
+        batches: for each step the rows of its photos in the split, int64; the unusable ones are missing.
+    """
+
+    initial: float
+    exponents: np.ndarray
+    losses: np.ndarray
+    batches: list
+
+    @property
+    def p_star(self):
+        """The learnt exponent."""
+        return float(self.exponents[-1])
+
+    @property
+    def photos(self):
+        """How many photos it was learnt from."""
+        return len(np.unique(np.concatenate(self.batches)))
+
+
+def fine_tune_exponent(
+    network,
+    split,
+    resolution,
+    train_resolution,
+    initial=None,
+    per_class=50,
+    learning_rate=0.005,
+    momentum=0.9,
+    batch_size=4,
+    epochs=1,
+    seed=0,
+    label=None,
+):
+    """Learns the test exponent of a resolution by SGD, everything else in the network fixed (section 7; supplement E).
+
+    The loss is the cross-entropy of the network's own classifier on photos prepared as for a test at s*, batch norm in
+    inference mode. Step i of n, with g the mean of its photos' gradients in p:
+
+        v ← momentum v + g,    p ← max(p - learning_rate (1 - i/n)^0.9 v, 0.1)
+
+    p itself is learnt, as in the reference, not its logarithm. The bound of 0.1 is the one of a learnt `GeM`
+    (`mg_keras.layers.gem.SMALLEST_EXPONENT`). Every epoch goes through the drawn photos in an order of its own; a photo
+    that can't be used is missing from its step.
+
+    The photos of a step may differ in shape, so each is pooled from a feature map of its own. The trunk makes these for
+    many steps at a time, photos of one shape together: about 1000 photos of 224x224, or fewer larger ones, however many
+    there are in all.
+
+    Args:
+        network: `MultiGrain`. Its weights, the training exponent among them, stay as they are.
+        split: labelled photos to learn from, those of training.
+        resolution: s*, pixels.
+        train_resolution: pixels of the training crops.
+        initial: p to start from, at least 0.1; None: the training exponent.
+        per_class: photos of each class at most, drawn with the seed.
+        learning_rate: > 0, of the first step.
+        momentum: in [0, 1).
+        batch_size: photos in a step; the last one of an epoch may have fewer.
+        epochs: passes over the photos.
+        seed: of the draw and the orders.
+        label: what to call it while it runs; None shows nothing.
+
+    Returns:
+        `FineTuned`.
+
+    Raises:
+        ValueError: a value is out of range, the classifier has no class of that label, or the network is no
+            `MultiGrain`.
+        UserError: none of the photos can be used, or a step gave no number.
+
+    Example:
+        >>> fine_tune_exponent(model, source.train, 500, train_resolution=224).p_star  # doctest: +SKIP
+        4.37
+    """
+    if not isinstance(network, MultiGrain):
+        raise ValueError(f"network must be a MultiGrain, whose trunk and classifier can be told apart, got {network!r}")
+    initial = float(network.pool.pooling_exponent if initial is None else initial)
+    if not initial >= SMALLEST_EXPONENT:
+        raise ValueError(f"initial must be at least {SMALLEST_EXPONENT}, got {initial}")
+    if not learning_rate > 0:
+        raise ValueError(f"learning_rate must be > 0, got {learning_rate}")
+    if not 0 <= momentum < 1:
+        raise ValueError(f"momentum must lie in [0, 1), got {momentum}")
+    for name, value in (("per_class", per_class), ("batch_size", batch_size), ("epochs", epochs)):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+    labels = split.labels
+    if not len(labels) or labels.min() < 0 or labels.max() >= network.num_classes:
+        raise ValueError(f"labels must be from 0 to {network.num_classes - 1}, got {np.unique(labels)}")
+
+    rows, rng = _rows_of_classes(split, per_class, seed), np.random.default_rng([seed, 1])
+    orders = [rng.permutation(rows) for _ in range(epochs)]
+    batches = [order[start : start + batch_size] for order in orders for start in range(0, len(rows), batch_size)]
+    # an order of several short epochs fits one block, and its photos pass through the trunk once
+    steps_a_block = max(1, _PIXELS_A_BLOCK // (resolution**2 * batch_size))
+    blocks = [np.unique(np.concatenate(batches[i : i + steps_a_block])) for i in range(0, len(batches), steps_a_block)]
+    trunk, loss_and_gradient = _trunk(network), _loss_and_gradient(network)
+
+    exponent, velocity = initial, 0.0
+    exponents, losses, used = [], [], []
+    with Progress(label or "", sum(map(len, blocks)) if label else 0, "photos") as progress:
+        for step, batch in enumerate(batches):
+            if step % steps_a_block == 0:
+                maps = {}  # those of the last block must be gone before the next ones come
+                photos = prepared_batches(split, resolution, train_resolution, blocks[step // steps_a_block])
+                for found, unusable, images in photos:
+                    if len(found):
+                        maps.update(zip(found.tolist(), tf.split(trunk(images), len(found)), strict=True))
+                    if label:
+                        progress.advance(len(found) + len(unusable))
+            used.append(np.array([row for row in batch if row in maps], np.int64))
+            loss = np.nan
+            if len(used[-1]):
+                pairs = [loss_and_gradient(maps[row], labels[row], exponent) for row in used[-1]]
+                loss, gradient = np.mean(np.array(pairs, np.float64), axis=0)
+                velocity = momentum * velocity + gradient
+                rate = learning_rate * (1 - step / len(batches)) ** 0.9
+                exponent = max(exponent - rate * velocity, SMALLEST_EXPONENT)
+                if not np.isfinite(loss + exponent):
+                    raise UserError(
+                        f"fine-tuning p at {resolution} px: step {step + 1} gave the loss {loss:g} and p {exponent:g}"
+                    )
+            exponents.append(exponent)
+            losses.append(loss)
+    if not any(map(len, used)):
+        raise UserError(f"none of the {len(rows)} photos to fine-tune p on can be used")
+    return FineTuned(initial, np.array(exponents), np.array(losses), used)
+
+
+def _rows_of_classes(split, per_class, seed):
+    """int64, ascending: `per_class` rows of each class, drawn with the seed."""
+    rng = np.random.default_rng(seed)
+    rows = [rng.permutation(np.flatnonzero(split.labels == label))[:per_class] for label in np.unique(split.labels)]
+    return np.sort(np.concatenate(rows))
+
+
+def _trunk(network):
+    """Images float32 [B, H, W, 3] in 0-255 -> float32 [B, h, w, d], whatever their shape."""
+
+    @tf.function(input_signature=[tf.TensorSpec([None, None, None, 3], tf.float32)])
+    def trunk(images):
+        return tf.cast(network.trunk(network.normalize(images), training=False), tf.float32)
+
+    return trunk
+
+
+def _loss_and_gradient(network):
+    """One photo's feature map [1, h, w, d], its label and p -> cross-entropy and its derivative in p."""
+
+    @tf.function(
+        input_signature=[
+            tf.TensorSpec([1, None, None, network.embedding_dimension], tf.float32),
+            tf.TensorSpec([], tf.int32),
+            tf.TensorSpec([], tf.float32),
+        ]
+    )
+    def loss_and_gradient(features, label, exponent):
+        with tf.GradientTape() as tape:
+            tape.watch(exponent)
+            logits = network.classifier(network.pool(features, p_star=exponent))
+            loss = tf.nn.sparse_softmax_cross_entropy_with_logits(label[None], logits)[0]
+        return loss, tape.gradient(loss, exponent)
+
+    return loss_and_gradient

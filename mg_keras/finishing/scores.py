@@ -1,0 +1,284 @@
+"""Measuring a trained run, or an exported SavedModel, on benchmarks; a run's scores stay in its folder."""
+
+import dataclasses
+import functools
+
+import numpy as np
+import tensorflow as tf
+
+from mg_keras.data import sources
+from mg_keras.data.images import decode
+from mg_keras.embedding.embedder import Embedder
+from mg_keras.errors import UserError
+from mg_keras.evaluation import evaluators as benchmarks
+from mg_keras.evaluation import measure, paper, report
+from mg_keras.evaluation.search import nearest
+from mg_keras.finishing.pooling_exponent import VERSIONS, in_aug_photos
+from mg_keras.finishing.stages import COMPARISON, choose_p_star, embedder_of, exponent_at, fit_whitening
+from mg_keras.progress import announce
+
+_QUERIES, _NEIGHBOURS = 6, 7
+
+
+def open_benchmarks(run, source, specs=None, rotations=None, distractors=None):
+    """The benchmarks of a run.
+
+    Args:
+        run: `Run`.
+        source: its photos.
+        specs: of `classes`, `in_aug`, `copies`, `views` (the run's own photos), and `NAME=PATH` as
+            `benchmarks.open_benchmark` takes them; None: all of the run's own.
+        rotations: file that turns the photos of Holidays upright, or None.
+        distractors: folder of photos to search the copies among, or None.
+
+    Returns:
+        list of `Benchmark`.
+
+    Raises:
+        UserError: there is no such benchmark, or its folder lacks something.
+    """
+    config = run.settings
+    own = {
+        "classes": lambda: benchmarks.classes(source.val, run.class_names),
+        "in_aug": lambda: benchmarks.in_aug(
+            in_aug_photos(source.train, config.in_aug_per_class, config.seed), VERSIONS
+        ),
+        "copies": lambda: benchmarks.copies(
+            source.val, sources.photos(distractors, config.data_dir) if distractors else None, seed=config.seed
+        ),
+    }
+    if source.val.instances is not None:
+        own["views"] = lambda: benchmarks.views(source.val)
+    opened = []
+    for spec in own if specs is None else specs:
+        if "=" in spec:
+            opened.append(_open_by_folder(spec, run.class_names, rotations, distractors, config.data_dir))
+        elif spec in own:
+            opened.append(own[spec]())
+        else:
+            raise UserError(
+                f"this run has no benchmark {spec!r}: of its own photos there are {', '.join(own)}; others need a "
+                "folder, as in holidays=PATH"
+            )
+    return opened
+
+
+def _open_by_folder(spec, class_names, rotations, distractors, data_dir):
+    return benchmarks.open_benchmark(
+        spec, class_names=class_names, rotations=rotations, distractors=distractors, data_dir=data_dir
+    )
+
+
+def complete(run, source, embedder=None):
+    """Chooses p* and fits the whitening at those of the run's resolutions where that is still to be done.
+
+    Args:
+        run: `Run`.
+        source: its photos.
+        embedder: `stages.embedder_of` the run, shared with `evaluate`; None: one of its own.
+
+    Yields:
+        str, what was done.
+    """
+    missing = [size for size in run.settings.resolutions if size not in run.p_star]
+    if missing:
+        chosen = choose_p_star(run, source, resolutions=missing)
+        yield "p* " + ", ".join(f"{size} px: {chosen[size]:g}" for size in missing)
+    missing = [size for size in run.settings.resolutions if not _whitened(run, size)]
+    if missing:
+        places = ", ".join(f"{size} px" for size in missing)
+        try:
+            fitted_on = fit_whitening(run, source, COMPARISON, resolutions=missing, embedder=embedder)
+            yield f"whitening at {places} fitted on {fitted_on}"
+        except UserError as error:
+            yield f"not whitened at {places}: {error}"
+
+
+def _whitened(run, size):
+    """Whether there is a whitening of a resolution's descriptors as p* has them now."""
+    fitted_at = run.whitening_report.get(size, {}).get("p_star", exponent_at(run, size))
+    return run.whitening_at(size) is not None and fitted_at == exponent_at(run, size)
+
+
+def evaluate(run, source, chosen=None, comparison=False, embedder=None):
+    """Measures a run on benchmarks, at each of its resolutions, with its p*, with and without its whitening.
+
+    Writes metrics.json, in which the scores of other benchmarks and resolutions stay, and for the run's own photos
+    scores.png and retrieval.png.
+
+    Args:
+        run: `Run`.
+        source: its photos.
+        chosen: list of `Benchmark`; None: those of the run's own photos.
+        comparison: whether to measure average pooling and R-MAC on the same trunk, too.
+        embedder: `stages.embedder_of` the run, shared with the stages before; None: one of its own.
+
+    Returns:
+        dict, what metrics.json holds: `resolutions`, `chance` and `sizes` in short for the run's own photos;
+        `benchmarks` in full, as `measure_all` gives them; `method`, which says what was measured; and the
+        figures of the `paper`.
+
+    Raises:
+        UserError: none of the photos of a benchmark can be used.
+    """
+    config = run.settings
+    chosen = open_benchmarks(run, source) if chosen is None else chosen
+    rows_at = {}
+    for size in config.resolutions:
+        p_star = exponent_at(run, size)
+        rows_at[size] = measure.rows(p_star, functools.partial(_whitening_of, run, size, p_star), comparison)
+
+    def known(benchmark, size):
+        # p* was chosen by this score: without rows for comparison there is nothing more to find out
+        score = run.p_star_scores.get(size, {}).get(exponent_at(run, size))
+        return {"gem": {"score": score}} if benchmark.name == "in_aug" and score and not comparison else None
+
+    def keep(benchmark, size, found):
+        if benchmark.name == "copies" and size == config.resolution:
+            _picture(run, source, benchmark, found)
+
+    left = [benchmark for benchmark in chosen if not all(known(benchmark, size) for size in config.resolutions)]
+    announce(_plan(left, config.resolutions))
+    measured = measure.measure_all(embedder or embedder_of(run), chosen, rows_at, known, config.seed, keep)
+    everything = _merged(run.metrics.get("benchmarks", {}), measured)
+    metrics = {
+        **_summary(everything, {size: exponent_at(run, size) for size in config.resolutions}),
+        "sizes": {
+            "classes": len(run.class_names),
+            "train_photos": len(source.train),
+            "test_photos": len(source.val),
+            "unusable_test_photos": everything.get("classes", {}).get("unusable", []),
+        },
+        "method": {
+            "name": config.trunk,
+            "classification_weight": config.classification_weight,
+            "augmentation": config.augmentation,
+            "pooling_exponent": config.pooling_exponent,
+        },
+        "benchmarks": everything,
+        "paper": _paper(),
+    }
+    run.save_metrics(metrics)
+    if metrics["resolutions"]:
+        report.scores_picture(run.results / "scores.png", metrics)
+    return metrics
+
+
+def _plan(chosen, sizes):
+    """What is going to be measured, in a line."""
+    counts = ", ".join(f"{benchmark.name} ({len(benchmark.photos):,} photos)" for benchmark in chosen)
+    return f"measuring at {', '.join(map(str, sizes))} px: {counts}"
+
+
+def _whitening_of(run, size, p_star, pooling):
+    """The whitening of embeddings pooled so, or None. At p* = 1 average pooling is GeM."""
+    return run.whitening_at(size, None if pooling == p_star else pooling)
+
+
+def evaluate_exported(exported, specs, sizes=None, rotations=None, distractors=None):
+    """Measures an exported SavedModel on benchmarks that have a folder of their own.
+
+    Args:
+        exported: `mg_keras.export.opened.Exported`.
+        specs: list of `NAME=PATH`, as `benchmarks.open_benchmark` takes them.
+        sizes: s*, pixels; None: those that the SavedModel has a p* for, or else the training resolution.
+        rotations, distractors: as `open_benchmarks` takes them.
+
+    Returns:
+        dict: `benchmarks`, `method` and `paper`, as in `evaluate`.
+
+    Raises:
+        UserError: no benchmark, or one that can't be opened.
+    """
+    if not specs or any("=" not in spec for spec in specs):
+        raise UserError(f"a SavedModel is measured on --benchmarks NAME=PATH, received {specs}")
+    if exported.train_resolution is None:
+        raise UserError(
+            f"{exported.path} does not say at which resolution it was trained: export it with export/run.py"
+        )
+    sizes = sizes or sorted(exported.p_star) or [exported.train_resolution]
+    chosen = [_open_by_folder(spec, exported.class_names, rotations, distractors, None) for spec in specs]
+    rows_at = {size: [measure.Row("exported", exported.p_star.get(size, exported.pooling_exponent))] for size in sizes}
+    announce(_plan(chosen, sizes))
+    measured = measure.measure_all(Embedder(exported, exported.train_resolution), chosen, rows_at)
+    about = {"name": exported.about["trunk"], "pooling_exponent": exported.pooling_exponent}
+    return {"benchmarks": _merged({}, measured), "method": about, "paper": _paper()}
+
+
+def _merged(before, measured):
+    """Benchmarks as JSON has them: what was measured now in place of the same from before, the rest as it was."""
+    merged = dict(before)
+    for name, entry in measured.items():
+        same_photos = before.get(name, {}).get("description") == entry["description"]
+        results = dict(before[name]["results"]) if same_photos else {}
+        results.update({str(size): scores for size, scores in entry["results"].items()})
+        merged[name] = {**entry, "results": dict(sorted(results.items(), key=lambda item: int(item[0])))}
+    return merged
+
+
+def _summary(everything, p_star):
+    """The run's own scores in short, by resolution, with the levels of chance."""
+    places = {
+        "top1": ("classes", "gem", "top1"),
+        "top5": ("classes", "gem", "top5"),
+        "instance": ("in_aug", "gem", "score"),
+        "copies": ("copies", "gem_whitened", "mAP"),
+        "copies_unwhitened": ("copies", "gem", "mAP"),
+        "views": ("views", "gem", "score"),
+    }
+    rows, chance = {}, {}
+    for key, (name, row, metric) in places.items():
+        for size, results in everything.get(name, {}).get("results", {}).items():
+            value = results.get(row, {}).get(metric)
+            if int(size) in p_star and value is not None:
+                rows.setdefault(size, {"p_star": p_star[int(size)]})[key] = value
+        if metric in everything.get(name, {}).get("chance", {}):
+            chance[key] = everything[name]["chance"][metric]
+    for row in rows.values():
+        # without a whitening, the descriptor is the plain one
+        if "copies_unwhitened" in row:
+            row.setdefault("copies", row["copies_unwhitened"])
+    return {"resolutions": dict(sorted(rows.items(), key=lambda item: int(item[0]))), "chance": chance}
+
+
+def _paper():
+    """The paper's tables as JSON has them."""
+    tables = {"table_2": paper.TABLE_2, "table_3": paper.TABLE_3}
+    return {name: [dataclasses.asdict(row) for row in table] for name, table in tables.items()}
+
+
+def _picture(run, source, benchmark, found):
+    """Draws some queries of the copies benchmark with what they find: their edited copies and the other test photos."""
+    search, photos, whitening = benchmark.search, benchmark.photos, run.whitening
+    values = found.values[0]
+    descriptors = whitening.transform(values) if whitening else values
+    place_of = {int(row): place for place, row in enumerate(found.rows)}
+    usable = [i for i, query in enumerate(search.queries) if int(query) in place_of]
+    chosen = np.random.default_rng(run.settings.seed + 1).permutation(usable)[:_QUERIES]
+    original_of = {int(copy): int(search.queries[i]) for i, copies in enumerate(search.positives) for copy in copies}
+
+    def photo(row):
+        picture = decode(photos.read(tf.constant(row, tf.int64))).numpy()
+        original = original_of.get(row, row)
+        if original >= len(source.val):
+            return report.Photo(picture, "distractor", f"distractor {row}")
+        instances = source.val.instances
+        instance = original if instances is None else instances[original]
+        return report.Photo(picture, run.class_names[source.val.labels[original]], str(instance))
+
+    # the queries' own copies, and every test photo and distractor, the queries too: as a person would search
+    strangers = set(original_of) - {int(copy) for i in chosen for copy in search.positives[i]}
+    database = np.array([place for row, place in place_of.items() if row not in strangers])
+    queries = [int(search.queries[i]) for i in chosen]
+    if not queries:
+        return
+    similarities, indices = nearest(
+        descriptors[[place_of[query] for query in queries]],
+        descriptors[database],
+        min(_NEIGHBOURS + 1, len(database)),
+    )
+    neighbours = []
+    for query, *pair in zip(queries, indices, similarities, strict=True):
+        rows = [(int(found.rows[database[i]]), similarity) for i, similarity in zip(*pair, strict=True)]
+        neighbours.append([(photo(row), similarity) for row, similarity in rows if row != query][:_NEIGHBOURS])
+    report.retrieval_picture(run.results / "retrieval.png", [photo(query) for query in queries], neighbours)

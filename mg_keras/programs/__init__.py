@@ -1,0 +1,1 @@
+"""What the programs do: arguments, calls, printing. `train/`, `export/` and `serving/` are thin doors to these."""

@@ -1,0 +1,332 @@
+"""Ablations: presets that are each trained with several seeds, one run after another, and the table of their scores.
+
+An ablation is a folder of ordinary runs, named `<preset>-seed<seed>`; whatever makes them, the table is read from their
+`metrics.json`.
+"""
+
+import contextlib
+import dataclasses
+import datetime
+import multiprocessing
+import os
+import re
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+
+from mg_keras.errors import UserError
+from mg_keras.files import atomic_write_json, atomic_write_text, check_writable, try_lock, wait_for_lock
+from mg_keras.runs.config import PLACES, TrainConfig
+from mg_keras.runs.run import Run
+
+SCORES = ("top1", "instance", "copies", "copies_unwhitened")
+_NAME = re.compile(r"(?P<preset>.+)-seed\d+")
+
+
+@dataclasses.dataclass(frozen=True)
+class Member:
+    """One run of an ablation.
+
+    Attributes:
+        preset: its name in the table.
+        config: `TrainConfig`, with its seed.
+        out: the ablation's folder.
+    """
+
+    preset: str
+    config: TrainConfig
+    out: Path
+
+    @property
+    def name(self):
+        """`<preset>-seed<seed>`."""
+        return f"{self.preset}-seed{self.config.seed}"
+
+    @property
+    def run(self):
+        """The `Run` in its folder, which need not exist yet."""
+        return Run(Path(self.out) / self.name, self.config)
+
+
+def trained_share(run):
+    """How much of a run's training has been saved, 0-1."""
+    paths = run.checkpoints.paths()
+    step = int(paths[-1].stem.removeprefix("step-")) if paths else 0
+    return step / (run.settings.epochs * run.settings.iterations)
+
+
+def is_finished(run):
+    """Whether a run is trained to its end and measured. Its checkpoints may have been removed since."""
+    return bool(run.metrics.get("resolutions")) and (not run.checkpoints.paths() or trained_share(run) >= 1)
+
+
+def runs_in(out):
+    """The runs in an ablation's folder, begun or finished, as dict preset -> list of `Run` by rising seed."""
+    found = {}
+    for path in sorted(Path(out).glob("*-seed*")):
+        name = _NAME.fullmatch(path.name)
+        if name and (path / "config.yaml").is_file():
+            found.setdefault(name["preset"], []).append(Run.open(path))
+    return {preset: sorted(runs, key=lambda run: run.settings.seed) for preset, runs in found.items()}
+
+
+def check_members(members):
+    """Refuses what would end in a table that compares unlike runs, before hours go into it.
+
+    Raises:
+        UserError: two presets of one name, a seed twice, or a run of one of the presets in the folder that has other
+            settings, with the differences.
+    """
+    names = [member.name for member in members]
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise UserError(f"each preset and each seed must be given once; twice: {', '.join(repeated)}")
+    there = runs_in(members[0].out) if members else {}
+    for member in members:
+        for run in there.get(member.preset, []):
+            _check_alike(run, member.config)
+
+
+def _check_alike(run, config):
+    """A preset's runs differ in their seed alone; their photos may have moved meanwhile."""
+    changed = run.settings.differences(dataclasses.replace(config, seed=run.settings.seed), without=PLACES)
+    if changed:
+        raise UserError(
+            f"{run.path} holds a run with other settings ({'; '.join(changed)}): the runs of a preset must differ in "
+            "their seed alone; give the same settings, or another --out folder"
+        )
+
+
+def _check_same_photos(run, other):
+    """Moved photos are the same; a table of runs on others would compare what can't be compared."""
+    records = run.data_record, other.data_record
+    if all(records) and records[0] != records[1]:
+        raise UserError(
+            f"{run.path} was trained on other photos ({run.settings.data}) than {other.path} "
+            f"({other.settings.data}): give another --out folder"
+        )
+
+
+def train_members(members, train, report=None):
+    """Trains what is not finished yet, one member after the other, each in a process of its own.
+
+    A member that fails or is killed doesn't keep the others from their turn. SIGINT and SIGTERM are passed on to the
+    member at work, which saves, and nothing else is started. If this process is killed itself, the member saves and
+    ends too. The same call goes on from there.
+
+    Args:
+        members: list of `Member`, in the order of their turns.
+        train: (config, folder) -> None, which pickle must know (`functools.partial` of a module's function); called in
+            a new Python, where an exit status other than 0 or an exception is a failure.
+        report: () -> None, called after each member that was finished.
+
+    Returns:
+        (failures, stopped): dict name -> reason, and the number of the signal that asked to stop, or None.
+
+    Raises:
+        UserError: of `check_members`.
+    """
+    check_members(members)
+    for member in members[:1]:
+        check_writable(member.out)
+    failures, seconds = {}, {}
+    with _pass_signals_on() as relay:
+        for number, member in enumerate(members, start=1):
+            if relay.received:
+                break
+            if is_finished(member.run):
+                print(f"run {number} of {len(members)}: {member.name} is finished", flush=True)
+                continue
+            left = _time_left(members[number - 1 :], seconds)
+            print(f"run {number} of {len(members)}: {member.name}" + (f", {left}" if left else ""), flush=True)
+            fresh, began = not trained_share(member.run), time.monotonic()
+            reason = _train_apart(member, train, relay)
+            if reason is None:
+                if fresh:
+                    seconds.setdefault(member.preset, []).append(time.monotonic() - began)
+                if report:
+                    report()
+            elif not relay.received:
+                failures[member.name] = reason
+                print(f"{member.name} failed: {reason}", file=sys.stderr, flush=True)
+    return failures, relay.received
+
+
+def _time_left(members, seconds):
+    """`about 1:02:30 left`, judged by whole runs of this sitting, by those of the same preset where there are any."""
+    if not seconds:
+        return ""
+    every = [value for values in seconds.values() for value in values]
+    left = sum(
+        (1 - trained_share(member.run)) * np.mean(seconds.get(member.preset, every))
+        for member in members
+        if not is_finished(member.run)
+    )
+    return f"about {datetime.timedelta(seconds=round(left))} left"
+
+
+class _Relay:
+    """Hands signals to the process at work; `received` is the last one's number."""
+
+    def __init__(self):
+        self.received = self.process = None
+
+    def handle(self, number, frame):
+        del frame
+        self.received = number
+        self.send()
+
+    def send(self):
+        if self.process is not None:
+            # it may be ending just now
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.process.pid, self.received)
+
+
+@contextlib.contextmanager
+def _pass_signals_on():
+    relay = _Relay()
+    before = {number: signal.signal(number, relay.handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield relay
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _train_apart(member, train, relay):
+    """Trains a member in a new process; returns why it failed, or None."""
+    # spawned, not forked: TensorFlow must start afresh, with its own threads, devices and random state
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_child, args=(train, member.config, member.run.path, sender))
+    process.start()
+    sender.close()
+    relay.process = process
+    if relay.received:
+        # it came while the process was being made
+        relay.send()
+    while process.is_alive():
+        # in turns: a signal that another thread of NumPy's took is looked at only when this wait ends
+        process.join(0.5)
+    relay.process = None
+    with receiver:
+        try:
+            said = receiver.recv()
+        except EOFError:
+            said = None
+    if process.exitcode == 0:
+        return None
+    if process.exitcode < 0:
+        return f"killed by signal {signal.Signals(-process.exitcode).name}"
+    return said or f"ended with exit status {process.exitcode}"
+
+
+def _child(train, config, folder, sender):
+    """What the new process does."""
+    # Ctrl-C in a terminal reaches its whole group: out of it, this process gets only what is passed on, and once
+    os.setsid()
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    folder.mkdir(parents=True, exist_ok=True)
+    # held until this process ends
+    descriptor = os.open(folder, os.O_RDONLY)
+    if not try_lock(descriptor):
+        print(f"{folder}: waiting for another process that still works there", flush=True)
+        wait_for_lock(descriptor)
+
+    try:
+        train(config, folder)
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
+    except UserError as error:
+        sender.send(str(error))
+        sys.exit(2)
+    except Exception as error:
+        sender.send(f"{type(error).__name__}: {error}")
+        raise
+
+
+def _end_with_parent():
+    """Asks this process to stop, as Ctrl-C does, once the one that started it is gone, even by `kill -9`."""
+    multiprocessing.parent_process().join()
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def collect(out, presets=None):
+    """The scores of an ablation's finished runs.
+
+    Args:
+        out: the ablation's folder.
+        presets: names, in the order of the table; None takes all there are.
+
+    Returns:
+        dict, as `ablation.json` holds it: {"presets": {name: {"seeds": [0, 1], "resolutions": {"64": {"p_star": [3.0,
+        4.0], "top1": {"mean", "deviation", "values"}, ...}}}}}, with `SCORES` by resolution; one value a seed, in the
+        order of the seeds. `deviation` is the standard deviation of a sample (n - 1), None of a single value. Presets
+        without a finished run and scores that no run has are left out.
+
+    Raises:
+        UserError: runs of a preset differ in more than their seed.
+    """
+    found = {}
+    there = runs_in(out)
+    for preset in presets or there:
+        runs = [run for run in there.get(preset, []) if is_finished(run)]
+        if not runs:
+            continue
+        for run in runs:
+            _check_alike(run, runs[0].settings)
+            _check_same_photos(run, runs[0])
+        tables = [run.metrics["resolutions"] for run in runs]
+        found[preset] = {
+            "seeds": [run.settings.seed for run in runs],
+            "resolutions": {
+                size: _over_seeds([table[size] for table in tables if size in table])
+                for size in sorted({size for table in tables for size in table}, key=int)
+            },
+        }
+    return {"presets": found}
+
+
+def _over_seeds(rows):
+    """The scores of one preset at one resolution, from a row of metrics.json a seed."""
+    entry = {"p_star": [row["p_star"] for row in rows]}
+    for score in SCORES:
+        values = [row[score] for row in rows if row.get(score) is not None]
+        if values:
+            entry[score] = {
+                "mean": float(np.mean(values)),
+                "deviation": float(np.std(values, ddof=1)) if len(values) > 1 else None,
+                "values": values,
+            }
+    return entry
+
+
+def write_report(out, presets=None):
+    """Writes `ablation.json`, `ablation.md` and `ablation.png` into an ablation's folder.
+
+    Args:
+        out: as `collect` takes it.
+        presets: as `collect` takes it.
+
+    Returns:
+        What `collect` returns.
+
+    Raises:
+        UserError: no run is finished, or what `collect` raises.
+    """
+    from mg_keras.evaluation import report
+
+    summary = collect(out, presets)
+    if not summary["presets"]:
+        wanted = f" of {', '.join(presets)}" if presets else ""
+        raise UserError(f"no finished run{wanted} in {out}: nothing to put into a table")
+    out = Path(out)
+    atomic_write_json(out / "ablation.json", summary)
+    atomic_write_text(out / "ablation.md", report.ablation_markdown(summary))
+    report.ablation_picture(out / "ablation.png", summary)
+    return summary

@@ -1,0 +1,150 @@
+"""What every program shares: arguments from YAML presets and flags, and one clear line for what a user can mend."""
+
+import builtins
+import difflib
+import errno
+import re
+import sys
+from pathlib import Path
+from typing import Annotated
+
+from jsonargparse import ArgumentParser
+
+from mg_keras.errors import UserError
+from mg_keras.limits import Limits, fits, wanted
+
+# what the place of a file can be guilty of, and its user can mend
+_OF_THE_PLACE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR)
+
+
+def run_program(main):
+    """Runs `main()`; a `UserError` becomes one line and exit status 2, Ctrl-C the status of its signal.
+
+    So does a file that can't be written because of where it lies: a full disk, a folder without the right to write.
+    """
+    try:
+        main()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        if error.errno not in _OF_THE_PLACE or error.filename is None:
+            raise
+        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+def with_preset(arguments, folder):
+    """Replaces `--preset NAME` by `--config FOLDER/NAME.yaml`, in front, so that other flags override it.
+
+    Returns:
+        (arguments, name): the name is None where no preset was asked for.
+
+    Raises:
+        UserError: there is no such preset.
+    """
+    arguments = list(arguments)
+    for place, argument in enumerate(arguments):
+        flag, equals, name = argument.partition("=")
+        if flag != "--preset":
+            continue
+        if not equals:
+            name = arguments[place + 1] if place + 1 < len(arguments) else ""
+        rest = arguments[:place] + arguments[place + (1 if equals else 2) :]
+        path = Path(folder) / f"{name}.yaml"
+        if not path.is_file():
+            known = ", ".join(sorted(path.stem for path in Path(folder).glob("*.yaml")))
+            near = difflib.get_close_matches(name, known.split(", "), 1)
+            hint = f", did you mean {near[0]!r}?" if near else f"; known: {known}"
+            raise UserError(f"unknown preset {name!r}{hint}")
+        return ["--config", str(path), *rest], name
+    return arguments, None
+
+
+class Parser(ArgumentParser):
+    """The arguments of a program; what is wrong with them is one line, a `UserError`.
+
+    Args:
+        program: its path, as in `train/run.py`.
+        description: its help.
+    """
+
+    def __init__(self, program, description):
+        super().__init__(prog=program, description=description, allow_abbrev=False)
+        # argument -> what it may be, in words, where its type alone doesn't say it
+        self.wanted = {}
+
+    def error(self, message, ex=None):
+        """Raises a `UserError` in place of jsonargparse's lines of usage."""
+        raise UserError(self._plain(message)) from ex
+
+    def _plain(self, message):
+        """A message of jsonargparse's in this project's words; one that is not known, as one line."""
+        name = re.match(r'Parser key "(.+?)":', message)
+        kind = re.search(r"Expected an? <class '(.+?)'>", message)
+        value = re.search(r"(?:Got|Given) value: (.*)", message)
+        if name and value and (kind or name[1] in self.wanted):
+            words = self.wanted.get(name[1]) or wanted(getattr(builtins, kind[1]))
+            return f"--{name[1]} must be {words}; received {value[1]!r}"
+        if invalid := re.fullmatch(r"argument (--\w+): invalid (.+) value: (.*)", message):
+            return "{} must be {}; received {}".format(*invalid.groups())
+        if unknown := re.match(r"unrecognized arguments: --(\w+)", message):
+            near = difflib.get_close_matches(unknown[1], vars(self.get_defaults()), 1)
+            return message + (f"; did you mean --{near[0]}?" if near else "")
+        return " ".join(message.split())
+
+
+class _ArgumentType:
+    """A type for arguments, which help and errors call what it takes."""
+
+    def __init__(self, kind, bounds, parse):
+        self.kind, self.parse = Annotated[kind, Limits(**bounds)] if bounds else kind, parse
+        self.__name__ = wanted(self.kind)
+
+    def __call__(self, text):
+        value = self.parse(text)
+        if not fits(value, self.kind):
+            raise ValueError(f"{text} is not {self}")
+        return value
+
+    def __repr__(self):
+        return self.__name__
+
+
+def number(kind, **bounds):
+    """A type for arguments: an int or a float within bounds, those of `Limits`."""
+    return _ArgumentType(kind, bounds, kind)
+
+
+def list_of(kind, **bounds):
+    """A type for arguments: `224,500`, `[224,500]` (as YAML has it) or one value -> a list of `kind`, within bounds."""
+
+    def parse(text):
+        values = text if isinstance(text, list | tuple) else str(text).strip().strip("[]").split(",")
+        return [kind(value.strip() if isinstance(value, str) else value) for value in values]
+
+    return _ArgumentType(list[kind], bounds, parse)
+
+
+def stage_arguments(program, description, more=None, run_required=True):
+    """The arguments of a program that comes after training: those that all have, and what `more(parser)` adds."""
+    parser = Parser(program, description)
+    parser.add_argument("--run", type=str, required=run_required, help="the run's folder, such as runs/demo")
+    parser.add_argument("--data", type=str, help="where the run's photos lie now; default: where they were")
+    parser.add_argument(
+        "--resolutions",
+        type=list_of(int, at_least=1),
+        help="pixels, such as 224,500,800; default: those of the run's settings",
+    )
+    parser.add_argument(
+        "--checkpoint",
+        default="last",
+        choices=["last", "best"],
+        help="which one to take; the results of best go into the run's folder best/",
+    )
+    if more:
+        more(parser)
+    return parser.parse_args()

@@ -1,0 +1,108 @@
+"""A run from its settings to its scores, as the programs that train do it."""
+
+import sys
+
+from mg_keras.errors import UserError
+from mg_keras.quiet import import_tensorflow
+
+
+def train_and_measure(config, folder, strategy_name):
+    """Trains, chooses p*, fits the whitening and measures, saying on the way what it does.
+
+    A run that was stopped or killed goes on where it was.
+
+    Args:
+        config: `TrainConfig`.
+        folder: the run's folder; a new one is made.
+        strategy_name: `mirrored`, `multiworker` or `single`.
+
+    Returns:
+        The `Run`, with metrics.json and all else but the SavedModel in its folder; None on the workers that only help.
+
+    Raises:
+        UserError: what a user can mend.
+        SystemExit: a signal came while it trained, and it was saved; the exit status is the signal's.
+    """
+    import_tensorflow()
+    from mg_keras.finishing import stages
+    from mg_keras.runs.run import Run
+    from mg_keras.training.loop import Stopped, Trainer, enable_determinism, make_strategy
+
+    strategy = make_strategy(strategy_name)
+    enable_determinism(config)
+    # what is refused is refused before anything is written: a finished run stays as it is
+    run = Run.at(folder, config)
+    print(f"run {run.path}: {config.trunk} on {config.data}, strategy {strategy_name}", flush=True)
+    source = run.matched(stages.open_source(config))
+    note = run.check_same_photos(source)
+    print(
+        f"{len(source.class_names)} classes, {len(source.train)} training and {len(source.val)} validation photos",
+        flush=True,
+    )
+    if note:
+        print(f"note: {note}", file=sys.stderr)
+    if source.passed_over:
+        print(f"files and folders that are passed over are listed in {run.path / 'bad_images.txt'}", flush=True)
+    trainer = Trainer(run, source, strategy)
+    stages.check_later_stages(run, source, trainer.model.embedding_dimension)
+    going_on = trainer.restore()
+    if going_on:
+        print(f"going on from step {trainer.state.step}", flush=True)
+    elif config.init:
+        print(trainer.initialize(), flush=True)
+    data = trainer.batches()
+    run.begin(source, trainer.is_chief)
+    trainer.note_passed_over()
+    if trainer.is_chief and not going_on:
+        _warn_of_leaks(run, source)
+    try:
+        trainer.train(data)
+    except Stopped as stopped:
+        print(f"saved at step {trainer.state.step}; the same command goes on from there", file=sys.stderr)
+        sys.exit(128 + stopped.number)
+    if not trainer.is_chief:
+        return None
+    _measure(run, source, trainer)
+    return run
+
+
+def _warn_of_leaks(run, source):
+    """Scores on photos that were trained on mean little: they are named before hours are spent."""
+    from mg_keras.data.leaks import find_leaks
+    from mg_keras.files import atomic_write_text
+
+    listed = run.path / "leaks.txt"
+    listed.unlink(missing_ok=True)
+    leaks = find_leaks(source)
+    if leaks:
+        atomic_write_text(listed, leaks.text())
+    for line in leaks.lines(listed):
+        print(line, flush=True)
+
+
+def _measure(run, source, trainer):
+    """The stages after training."""
+    from rich.console import Console
+
+    from mg_keras.evaluation.report import scores_table
+    from mg_keras.finishing import scores as evaluation
+    from mg_keras.finishing import stages
+
+    embedder = stages.embedder_of(run)
+    if trainer.validated and trainer.copy.fingerprint() == run.model.fingerprint():
+        embedder.put(source.val, run.settings.resolution, *trainer.validated)
+    p_star = stages.choose_p_star(run, source)
+    print("p* " + ", ".join(f"{size} px: {value}" for size, value in p_star.items()), flush=True)
+    try:
+        print(
+            f"whitening fitted on {stages.fit_whitening(run, source, stages.COMPARISON, embedder=embedder)}", flush=True
+        )
+    except UserError as error:
+        # hours of training must not end without scores and a model: the descriptor is taken as it is
+        print(f"not whitened: {error}", file=sys.stderr)
+    metrics = evaluation.evaluate(run, source, embedder=embedder)
+    Console().print(scores_table(metrics))
+    bad_images = run.path / "bad_images.txt"
+    if bad_images.exists():
+        count = len(bad_images.read_text(encoding="utf-8").splitlines())
+        print(f"{count} photos could not be used or were passed over: see {bad_images}", flush=True)

@@ -1,0 +1,256 @@
+"""What a training run is: every value that can be set, its default and its meaning."""
+
+import dataclasses
+import difflib
+import functools
+import typing
+from pathlib import Path
+from typing import Annotated, Literal
+
+import yaml
+from jsonargparse import ActionConfigFile, get_loader
+
+from mg_keras.errors import UserError
+from mg_keras.limits import Limits, check, wanted
+
+PLACES = ("data", "data_dir")
+"""Settings that say where the photos lie, and nothing of what is learnt from them."""
+
+_Count = Annotated[int, Limits(at_least=1)]
+_CountOrNull = Annotated[int | None, Limits(at_least=1)]
+_Positive = Annotated[float, Limits(above=0)]
+_NotNegative = Annotated[float, Limits(at_least=0)]
+
+
+@dataclasses.dataclass
+class TrainConfig:
+    """Everything that decides what a run learns. The defaults are the paper's (section 4.1).
+
+    Args:
+        data: `demo`, `folder:PATH` or `tfds:NAME`.
+        data_dir: where generated and downloaded data are kept; null: the caches in the home folder.
+        unlabelled: folder of photos to fit the whitening on, or `training` for the training photos; null: the source's
+            own, or else its training photos.
+        train_per_class: training photos a class, for a source without its own split; null: all that are left.
+        val_per_class: validation photos a class at most; null: by `val_fraction`.
+        val_fraction: share of each class held out for validation.
+        resolution: pixels of the square training crops.
+        augmentation: `full`, `standard`, `autoaugment`, `copies` (what edits do to photos) or `none`.
+        versions: m, versions of an image in a batch (repeated augmentations); 1 is ordinary sampling.
+        trunk: a name of `mg_keras.models.trunks.TRUNKS`.
+        init: what the weights start from: `imagenet`, the folder of a run, or a file (.pth, .safetensors, .weights.h5,
+            .keras); null: fresh ones. The classifier is taken over where the classes are the same.
+        frozen_stages: stages of the trunk, from the image on, that are not trained; stage k ends where the feature map
+            has 1 / 2^k of the image's side.
+        trunk_rate: times the learning rate, for the trunk; below 1 for one that was trained before.
+        pooling_exponent: p of GeM in training.
+        classification_weight: lambda; 1 is cross-entropy alone.
+        class_balance: `weights` weighs the cross-entropy of an image by its class, inversely to the class's number of
+            training photos (`mg_keras.training.class_balance`); `none` counts images alike.
+        margin: alpha of the margin loss.
+        initial_beta: where the learnt threshold of the margin loss starts.
+        margin_normalization: `pairs` (the paper's) or `active` (the reference's).
+        batch_size: items in a step, over all replicas.
+        accumulation_steps: parts that a replica's batch is passed in, one after the other.
+        epochs: epochs in all.
+        iterations: steps in an epoch.
+        learning_rate: of the weights, before the schedule.
+        beta_learning_rate: of beta; the schedule scales it too.
+        momentum: of SGD, for both.
+        weight_decay: times the weight is added to the gradient.
+        schedule: `step` (times `decay` after each milestone) or `cosine` (to zero).
+        milestones: epochs after which the step schedule decays.
+        decay: factor of the step schedule.
+        warmup_epochs: epochs of linear rise of the cosine schedule.
+        dtype: `float32` or `mixed_bfloat16`.
+        jit_compile: compile the forward and backward pass with XLA.
+        deterministic: the same bits on every run with a seed, at some cost in speed.
+        seed: of everything random.
+        val_every: epochs between validations.
+        checkpoint_every: steps between checkpoints (one at the end of each epoch besides).
+        keep_checkpoints: how many of the last checkpoints stay (the best one besides).
+        on_bad_image: `skip` unusable photos and list them in bad_images.txt, or `fail` at the first.
+        evaluation_resolutions: pixels at which to choose p* and measure; null: the training size, 1.5 and 2 times it.
+        in_aug_per_class: training images a class for IN-aug.
+        max_whitening_photos: photos to fit the whitening on at most.
+        whitening_shrinkage: s in 0-1 of `Whitening.fit`, for fewer photos than dimensions; null: none.
+        whitening_dimensions: values of a whitened descriptor, those of largest variance; null: all of them.
+    """
+
+    data: str = "demo"
+    data_dir: str | None = None
+    unlabelled: str | None = None
+    train_per_class: _CountOrNull = None
+    val_per_class: _CountOrNull = None
+    val_fraction: Annotated[float, Limits(above=0, below=1)] = 0.2
+    resolution: _Count = 224
+    augmentation: Literal["full", "standard", "autoaugment", "copies", "none"] = "full"
+    versions: _Count = 3
+    trunk: str = "resnet50"
+    init: str | None = None
+    frozen_stages: Annotated[int, Limits(at_least=0)] = 0
+    trunk_rate: _Positive = 1.0
+    pooling_exponent: _Positive = 3.0
+    classification_weight: Annotated[float, Limits(at_least=0, at_most=1)] = 0.5
+    class_balance: Literal["none", "weights"] = "none"
+    margin: _Positive = 0.2
+    initial_beta: float = 1.2
+    margin_normalization: Literal["pairs", "active"] = "pairs"
+    batch_size: _Count = 512
+    accumulation_steps: _Count = 1
+    epochs: _Count = 120
+    iterations: _Count = 5005
+    learning_rate: _Positive = 0.1
+    beta_learning_rate: _NotNegative = 0.1
+    momentum: Annotated[float, Limits(at_least=0, below=1)] = 0.9
+    weight_decay: _NotNegative = 1e-4
+    schedule: Literal["step", "cosine"] = "step"
+    milestones: Annotated[list[int], Limits(at_least=0, rising=True)] = dataclasses.field(
+        default_factory=lambda: [30, 60, 90]
+    )
+    decay: Annotated[float, Limits(above=0, at_most=1)] = 0.1
+    warmup_epochs: _NotNegative = 0.0
+    dtype: Literal["float32", "mixed_bfloat16"] = "float32"
+    jit_compile: bool = False
+    deterministic: bool = False
+    seed: Annotated[int, Limits(at_least=0, at_most=2**32 - 1)] = 0
+    val_every: _Count = 1
+    checkpoint_every: _Count = 500
+    keep_checkpoints: _Count = 2
+    on_bad_image: Literal["skip", "fail"] = "skip"
+    evaluation_resolutions: Annotated[list[int] | None, Limits(at_least=1)] = None
+    in_aug_per_class: _Count = 2
+    max_whitening_photos: _Count = 20_000
+    whitening_shrinkage: Annotated[float | None, Limits(above=0, at_most=1)] = None
+    whitening_dimensions: _CountOrNull = None
+
+    def __post_init__(self):
+        for name, value in vars(self).items():
+            _check(name, value)
+        if self.classification_weight < 1 and self.versions < 2:
+            raise UserError(
+                f"versions {self.versions} gives no positive pairs: take at least 2, or classification_weight 1"
+            )
+        if self.schedule == "cosine" and self.warmup_epochs >= self.epochs:
+            raise UserError(
+                f"warmup_epochs {self.warmup_epochs:g} leaves nothing of {self.epochs} epochs: take fewer of them"
+            )
+
+    @property
+    def resolutions(self):
+        """The resolutions to measure at, the training resolution first."""
+        wanted = self.evaluation_resolutions or [self.resolution * 3 // 2, self.resolution * 2]
+        return [self.resolution, *(value for value in wanted if value != self.resolution)]
+
+    def part_size(self, replicas):
+        """Items in one part of one replica's batch.
+
+        Raises:
+            UserError: the batch can't be divided so, or a part can't hold two photos in `versions` versions.
+        """
+        parts = replicas * self.accumulation_steps
+        if self.batch_size % parts:
+            raise UserError(
+                f"batch_size {self.batch_size} can't be divided over {replicas} replicas x {self.accumulation_steps} "
+                f"accumulation steps: take a multiple of {parts}"
+            )
+        size = self.batch_size // parts
+        if self.classification_weight < 1 and size <= self.versions:
+            raise UserError(
+                f"a batch of {size} for each replica and accumulation step is too small for {self.versions} versions "
+                f"of an image: take at least {self.versions + 1}, so that every image has another to differ from"
+            )
+        return size
+
+    def save(self, path):
+        """Writes the values as YAML."""
+        Path(path).write_text(yaml.safe_dump(dataclasses.asdict(self), sort_keys=False), encoding="utf-8")
+
+    @classmethod
+    def load(cls, path):
+        """Reads what `save` wrote, perhaps edited by hand since.
+
+        Raises:
+            UserError: it can't be read, or a setting is unknown or not what it may be.
+        """
+        values = read_settings(path)
+        try:
+            return cls(**values)
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from error
+
+    def differences(self, other, without=()):
+        """Lines `name: this value -> other's value`, for all that is not the same and not named in `without`."""
+        mine, theirs = dataclasses.asdict(self), dataclasses.asdict(other)
+        changed = [name for name in mine if mine[name] != theirs[name] and name not in without]
+        return [f"{name}: {mine[name]} -> {theirs[name]}" for name in changed]
+
+
+@functools.cache
+def _kinds():
+    """Setting -> what it may be, as `limits.check` takes it."""
+    return typing.get_type_hints(TrainConfig, include_extras=True)
+
+
+def _check(name, value):
+    check(name, value, _kinds()[name])
+
+
+def read_settings(path, beside=()):
+    """The settings in a YAML file, each of them checked by itself.
+
+    Args:
+        path: the file, a line `name: value` for each of them.
+        beside: names of what else may be in it, which is passed over.
+
+    Returns:
+        dict name -> value.
+
+    Raises:
+        UserError: it can't be read, or a setting is unknown or not what it may be; the message names the file.
+    """
+    try:
+        # for it, unlike for YAML 1.1, 1e-3 is a number
+        values = get_loader("yaml")(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path} can't be read: {error.strerror}") from error
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" (line {mark.line + 1})" if mark else ""
+        raise UserError(f"{path} is no YAML{where}: {getattr(error, 'problem', None) or error}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path} holds no settings: a line for each is wanted, such as `epochs: 10`")
+    values = {name: value for name, value in values.items() if name not in beside}
+    for name, value in values.items():
+        if name not in _kinds():
+            near = difflib.get_close_matches(str(name), _kinds(), 1)
+            raise UserError(f"{path}: unknown setting {name!r}" + (f", did you mean {near[0]!r}?" if near else ""))
+        try:
+            _check(name, value)
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from error
+    return values
+
+
+class _SettingsFile(ActionConfigFile):
+    """A file of settings on the command line; what is wrong in it is said with its name."""
+
+    def __call__(self, parser, cfg, values, option_string=None):
+        read_settings(values, beside=set(vars(parser.get_defaults())) - set(_kinds()))
+        super().__call__(parser, cfg, values, option_string)
+
+
+def add_settings(parser, help):
+    """Adds `--config FILE`, with its help, and a flag for every setting to a `mg_keras.programs.common.Parser`."""
+    parser.add_argument("--config", action=_SettingsFile, help=help)
+    parser.add_class_arguments(TrainConfig)
+    parser.wanted.update({name: wanted(kind) for name, kind in _kinds().items()})
+
+
+def settings_of(options):
+    """The `TrainConfig` of what a parser with `add_settings` has parsed.
+
+    Raises:
+        UserError: a setting is not what it may be, or some don't go together.
+    """
+    return TrainConfig(**{name: getattr(options, name) for name in _kinds()})

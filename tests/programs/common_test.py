@@ -1,0 +1,75 @@
+"""What programs share: mistyped arguments in one line, and files that can't be written."""
+
+import errno
+
+import pytest
+
+from mg_keras.errors import UserError
+from mg_keras.programs.common import Parser, list_of, number, run_program
+
+
+@pytest.fixture
+def parser():
+    parser = Parser("train/some.py", "Does something.")
+    parser.add_argument("--size", type=number(int, at_least=1), default=3)
+    parser.add_argument("--share", type=number(float, above=0, at_most=1))
+    parser.add_argument("--sizes", type=list_of(int, at_least=1))
+    parser.add_argument("--names", type=list_of(str))
+    parser.add_argument("--whole", type=int)
+    parser.add_argument("--really", type=bool, default=False)
+    parser.add_argument("--which", choices=["last", "best"], default="last")
+    return parser
+
+
+def test_arguments_of_each_type(parser):
+    options = parser.parse_args(
+        ["--size=1", "--share=1", "--sizes=[3, 4]", "--names=a,b", "--really=true", "--whole=-1"]
+    )
+    assert (options.size, options.share, options.sizes, options.names) == (1, 1.0, [3, 4], ["a", "b"])
+    assert (options.really, options.whole, options.which) == (True, -1, "last")
+    assert parser.parse_args([]).size == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--size=0"], "--size must be a whole number, at least 1; received '0'"),
+        (["--size=2.5"], "--size must be a whole number, at least 1; received '2.5'"),
+        (["--share=nan"], "--share must be a number, above 0 and at most 1; received 'nan'"),
+        (["--sizes=3,0"], "--sizes must be a list of whole numbers, at least 1; received '3,0'"),
+        (["--whole=x"], "--whole must be a whole number; received 'x'"),
+        (["--really=perhaps"], "--really must be true or false; received 'perhaps'"),
+        (["--which=first"], "argument --which: invalid choice: 'first' (choose from"),
+        (["--whol=1"], "unrecognized arguments: --whol=1; did you mean --whole?"),
+        (["--xyz"], "unrecognized arguments: --xyz"),
+        (["stray"], "unrecognized arguments: stray"),
+        (["--size"], "argument --size: expected one argument"),
+    ],
+)
+def test_mistyped_arguments(parser, arguments, message, capsys):
+    with pytest.raises(UserError) as refused:
+        parser.parse_args(arguments)
+    assert str(refused.value).startswith(message)
+    assert "\n" not in str(refused.value)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_help_says_what_an_argument_takes(parser):
+    help = " ".join(parser.format_help().split())
+    assert "(type: a number, above 0 and at most 1, default: null)" in help
+
+
+def test_a_file_that_its_place_does_not_take_is_one_line(capsys):
+    def full():
+        raise OSError(errno.ENOSPC, "No space left on device", "runs/demo/curves.png")
+
+    with pytest.raises(SystemExit) as stopped:
+        run_program(full)
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err == "error: runs/demo/curves.png: No space left on device\n"
+
+    def our_bug():
+        open("/no/such/file")  # noqa: SIM115
+
+    with pytest.raises(FileNotFoundError):
+        run_program(our_bug)

@@ -1,0 +1,109 @@
+"""The stages after training, in one sitting: they share what they find out about the photos."""
+
+import dataclasses
+from collections import Counter
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from mg_keras.embedding import embedder
+from mg_keras.embedding.photos import Embeddings, embed
+from mg_keras.finishing import scores as evaluation
+from mg_keras.finishing import stages
+from mg_keras.models import trunks
+from mg_keras.programs import whole_run
+from mg_keras.runs.config import TrainConfig
+from mg_keras.runs.networks import build_model
+from mg_keras.training import loop
+from tests.train.tiny import draw_folder
+
+STAGES = {"stackwise_num_filters": [64, 24], "stackwise_num_blocks": [1, 1], "stackwise_num_strides": [1, 2]}
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory):
+    """(a run trained and measured with the training exponent as p*, what was embedded for it, what was said)."""
+    folder = tmp_path_factory.mktemp("run")
+    backbone, arguments = trunks.TRUNKS["resnet18"]
+    passes, said = Counter(), []
+
+    def counted(network, split, size, *arguments):
+        passes[len(split)] += len(split)
+        return embed(network, split, size, *arguments)
+
+    def choose(run, source):
+        run.save_p_star({32: 3.0}, {32: {3.0: 4.0}}, {})
+        return run.p_star
+
+    config = TrainConfig(
+        data=f"folder:{draw_folder(folder / 'photos')}",
+        trunk="resnet18",
+        resolution=32,
+        augmentation="standard",
+        evaluation_resolutions=[32],
+        batch_size=8,
+        epochs=2,
+        iterations=1,
+        whitening_dimensions=4,
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(trunks.TRUNKS, "resnet18", (backbone, {**arguments, **STAGES}))
+        for module in (embedder, loop):
+            patch.setattr(module, "embed", counted)
+        for module in (stages, evaluation):
+            patch.setattr(module, "announce", said.append)
+        patch.setattr(stages, "choose_p_star", choose)
+        run = whole_run.train_and_measure(config, folder / "run", "single")
+        yield run, passes, said
+
+
+def test_photos_are_embedded_once(measured):
+    run, passes, _ = measured
+    source = stages.open_source(run.settings)
+    assert (len(source.train), len(source.val)) == (30, 6)
+    # the six validation photos after each of two epochs, and for neither class agreement nor accuracy again; the six
+    # edited copies of them
+    assert passes == {30: 30, 6: 2 * 6 + 6}
+    assert {"class_agreement", "validation_photos"} <= set(run.whitening_report[32])
+
+
+def test_scores_are_those_that_each_stage_finds_by_itself(measured):
+    run, passes, _ = measured
+    together, report, whitening = run.metrics, run.whitening_report, run.whitening
+    passes.clear()
+    source = stages.open_source(run.settings)
+    stages.fit_whitening(run, source, stages.COMPARISON)
+    evaluation.evaluate(run, source)
+    assert run.metrics == together
+    assert run.whitening_report == report
+    np.testing.assert_array_equal(run.whitening.projection_, whitening.projection_)
+    # they were found anew, for each stage: it was no comparison with itself
+    assert passes == {30: 30, 6: 2 * 6 + 6}
+
+
+def test_only_embeddings_of_the_weights_that_were_saved_are_taken_over(measured, monkeypatch):
+    run, _, _ = measured
+    source = stages.open_source(run.settings)
+    other = build_model(dataclasses.replace(run.settings, seed=5), 3)
+    validated = [3.0], Embeddings(np.arange(6), np.zeros((1, 6, 24), np.float32), np.arange(0))
+    found = []
+
+    def note(run, source, embedder):
+        found.append(embedder.embed(source.val, 32, [3.0]).values)
+        return {"resolutions": {"32": {"p_star": 3.0}}}
+
+    monkeypatch.setattr(stages, "fit_whitening", lambda *arguments, embedder: "no photos")
+    monkeypatch.setattr(evaluation, "evaluate", note)
+    for copy in (run.model, other):
+        whole_run._measure(run, source, SimpleNamespace(copy=copy, validated=validated))
+    assert not found[0].any()
+    np.testing.assert_array_equal(found[1], embed(run.model, source.val, 32, 32, [3.0]).values)
+
+
+def test_what_takes_long_is_said_before(measured):
+    _, _, said = measured
+    first, second = said[:2]
+    assert first.startswith("fitting a whitening at 32 px on 30 training photos")
+    # IN-aug's score is known from the choice of p*
+    assert second == "measuring at 32 px: classes (6 photos), copies (12 photos)"

@@ -1,0 +1,180 @@
+"""Settings: what each may be, from Python, the command line and a hand-edited file."""
+
+import dataclasses
+import math
+import typing
+
+import pytest
+import yaml
+
+from mg_keras.data import augmentations
+from mg_keras.errors import UserError
+from mg_keras.programs.common import Parser
+from mg_keras.runs.config import TrainConfig, add_settings, settings_of
+from tests.train.tiny import ROOT
+
+FIELDS = {field.name: field for field in dataclasses.fields(TrainConfig)}
+HINTS = typing.get_type_hints(TrainConfig)
+# the numbers at each end, and beyond it
+ENDS = {
+    "train_per_class": ([1], [0]),
+    "val_per_class": ([1], [0]),
+    "val_fraction": ([0.01, 0.99], [0.0, 1.0]),
+    "resolution": ([1], [0]),
+    "versions": ([2], [0]),
+    "frozen_stages": ([0], [-1]),
+    "trunk_rate": ([1e-6], [0.0]),
+    "pooling_exponent": ([1e-6], [0.0]),
+    "classification_weight": ([0, 1], [-0.1, 1.1]),
+    "margin": ([1e-6], [0.0]),
+    "initial_beta": ([-1.0], []),
+    "batch_size": ([1], [0]),
+    "accumulation_steps": ([1], [0]),
+    "epochs": ([1], [0]),
+    "iterations": ([1], [0]),
+    "learning_rate": ([1e-9], [0.0]),
+    "beta_learning_rate": ([0.0], [-1.0]),
+    "momentum": ([0.0, 0.99], [-3.0, 1.0]),
+    "weight_decay": ([0.0], [-1.0]),
+    "decay": ([1e-6, 1], [0.0, 1.1]),
+    "warmup_epochs": ([0.0, 0.5], [-1.0]),
+    "seed": ([0, 2**32 - 1], [-1, 2**32]),
+    "val_every": ([1], [0]),
+    "checkpoint_every": ([1], [0]),
+    "keep_checkpoints": ([1], [0, -1]),
+    "in_aug_per_class": ([1], [0]),
+    "max_whitening_photos": ([1], [0]),
+    "whitening_shrinkage": ([1e-6, 1], [0.0, 1.5]),
+    "whitening_dimensions": ([1], [0]),
+}
+
+
+def of_numbers(name):
+    parts = () if typing.get_origin(HINTS[name]) is list else typing.get_args(HINTS[name])
+    return {int, float} & {HINTS[name], *parts}
+
+
+def test_every_number_has_its_ends_tried():
+    assert {name for name in FIELDS if of_numbers(name)} == set(ENDS)
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_every_setting_refuses_what_it_may_not_be(name):
+    wrong = [{"a": 1}, object(), math.nan]
+    wrong += [] if type(None) in typing.get_args(HINTS[name]) else [None]
+    wrong += [] if HINTS[name] in (str, str | None) else ["float99"]
+    wrong += [[1]] if of_numbers(name) else [-7]
+    for value in wrong + ENDS.get(name, ([], []))[1]:
+        with pytest.raises(UserError, match=f"^{name} must be"):
+            TrainConfig(**{name: value})
+    for value in [FIELDS[name].default, *ENDS.get(name, ([], []))[0]]:
+        if value is not dataclasses.MISSING:
+            assert getattr(TrainConfig(**{name: value}), name) == value
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"milestones": [3, 1]},
+        {"milestones": [1, 1]},
+        {"milestones": [-1]},
+        {"milestones": [0.5]},
+        {"milestones": 3},
+        {"evaluation_resolutions": [96, 0]},
+        {"evaluation_resolutions": 96},
+        {"versions": 1},
+        {"schedule": "cosine", "epochs": 2, "warmup_epochs": 2.0},
+    ],
+    ids=str,
+)
+def test_lists_and_what_does_not_go_together(values):
+    with pytest.raises(UserError, match=next(reversed(values))):
+        TrainConfig(**values)
+
+
+def test_lists_that_may_be():
+    assert TrainConfig(milestones=[]).milestones == []
+    assert TrainConfig(milestones=[0, 5]).milestones == [0, 5]
+    assert TrainConfig(resolution=64, evaluation_resolutions=[96]).resolutions == [64, 96]
+
+
+def test_the_augmentations_are_those_there_are():
+    assert set(typing.get_args(HINTS["augmentation"])) == set(augmentations.NAMES)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("epochs: three", "epochs must be a whole number, at least 1; received 'three'"),
+        ("epochs: '3'", "epochs must be a whole number, at least 1; received '3'"),
+        ("epochs: null", "epochs must be a whole number, at least 1; received null"),
+        ("learning_rate: [0.1]", r"learning_rate must be a number, above 0; received \[0.1\]"),
+        ("milestones: 30", "milestones must be a list of whole numbers.*; received 30"),
+        ("deterministic: 1", "deterministic must be true or false; received 1"),
+        ("dtype: float99", "dtype must be one of float32, mixed_bfloat16; received 'float99'"),
+        ("momentum: 1.5", "momentum must be a number, at least 0 and below 1; received 1.5"),
+        ("versions: 1", "versions 1 gives no positive pairs"),
+        ("learning_rat: 1", "unknown setting 'learning_rat', did you mean 'learning_rate'?"),
+        ("3: 1", "unknown setting 3"),
+        ("- epochs", " holds no settings: a line for each is wanted"),
+        ("epochs", " holds no settings: a line for each is wanted"),
+        ("", " holds no settings: a line for each is wanted"),
+        ("epochs: [1", r" is no YAML \(line \d\): "),
+        ("a: !!python/object:os.system x", r" is no YAML \(line 1\): could not determine a constructor"),
+        (b"data: \xff", " is no YAML: 'utf-8' codec can't decode"),
+    ],
+)
+def test_a_file_edited_by_hand(text, message, tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(UserError, match=message) as refused:
+        TrainConfig.load(path)
+    assert str(refused.value).startswith(str(path))
+    assert "\n" not in str(refused.value)
+
+
+def test_a_file_that_is_not_there(tmp_path):
+    with pytest.raises(UserError, match=r"none\.yaml can't be read: No such file"):
+        TrainConfig.load(tmp_path / "none.yaml")
+
+
+def test_what_is_saved_is_read_and_what_an_older_release_lacked_has_its_default(tmp_path):
+    config = TrainConfig(learning_rate=1e-5, milestones=[], init="imagenet", evaluation_resolutions=[96])
+    config.save(tmp_path / "config.yaml")
+    assert TrainConfig.load(tmp_path / "config.yaml") == config
+    values = yaml.safe_load((tmp_path / "config.yaml").read_text())
+    del values["whitening_dimensions"], values["frozen_stages"]
+    # a person's way to write it, which YAML 1.1 takes for a text
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(values).replace("1.0e-05", "1e-5"))
+    assert "learning_rate: 1e-5" in (tmp_path / "config.yaml").read_text()
+    assert TrainConfig.load(tmp_path / "config.yaml") == config
+
+
+def parse(*arguments):
+    parser = Parser("train/some.py", "Trains.")
+    add_settings(parser, "a YAML file")
+    parser.add_argument("--strategy")
+    return settings_of(parser.parse_args(list(map(str, arguments))))
+
+
+def test_settings_of_the_command_line_and_of_files(tmp_path):
+    path = tmp_path / "mine.yaml"
+    # what --print_config writes has the program's other arguments, too
+    path.write_text("epochs: 7\nstrategy: single\nmilestones: [2]\n")
+    assert parse("--config", path, "--epochs=8") == TrainConfig(epochs=8, milestones=[2])
+    assert parse("--config", ROOT / "train" / "presets" / "demo.yaml").resolution == 64
+    for arguments, message in (
+        (["--epochs=x"], "--epochs must be a whole number, at least 1; received 'x'"),
+        (["--milestones=3"], "--milestones must be a list of whole numbers"),
+        (["--schedule=stp"], "--schedule must be one of step, cosine; received 'stp'"),
+        (["--momentum=2"], "momentum must be a number, at least 0 and below 1; received 2"),
+        (["--config", tmp_path / "no.yaml"], f"{tmp_path / 'no.yaml'} can't be read"),
+    ):
+        with pytest.raises(UserError, match=message):
+            parse(*arguments)
+    path.write_text("epochs: 7\nmomentum: 2\n")
+    with pytest.raises(UserError, match=rf"{path}: momentum must be a number, at least 0 and below 1; received 2"):
+        parse("--config", path)
+    path.write_text("epohcs: 7\n")
+    with pytest.raises(UserError, match=rf"{path}: unknown setting 'epohcs', did you mean 'epochs'"):
+        parse("--config", path)
