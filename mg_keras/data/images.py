@@ -1,8 +1,9 @@
 """Photo bytes to RGB pixels, in the graph: the one place that decides what a usable photo is.
 
-JPEG (greyscale, RGB and CMYK), PNG (any depth; alpha is dropped), WebP, BMP and the first frame of a GIF become uint8
-[H, W, 3] RGB; a JPEG's EXIF orientation is applied. A photo is refused when it can't be decoded whole, has more than
-`MAX_PIXELS` pixels (read from its header, before any memory is spent on it) or a side below `MIN_SIDE`.
+JPEG (greyscale, RGB and CMYK), PNG (any depth), WebP and GIF (of animations the first frame) and uncompressed BMP
+become uint8 [H, W, 3] RGB. Alpha is dropped, and the EXIF orientation of a JPEG, PNG or WebP is applied. A photo is
+refused when it can't be decoded whole, has more than `MAX_PIXELS` pixels (read from its header, before any memory is
+spent on it) or a side below `MIN_SIDE`.
 """
 
 import re
@@ -12,24 +13,38 @@ from pathlib import Path
 import tensorflow as tf
 
 from mg_keras.data.apart import apart
+from mg_keras.data.formats import bmp, fields, gif, jpeg, webp
+from mg_keras.data.formats import orientation as orientations
+from mg_keras.data.formats.caught import caught
 from mg_keras.errors import UserError
 
 MAX_PIXELS = 128_000_000
 MIN_SIDE = 8
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
 
-# where EXIF may stand: segments hold at most 64 KiB, and few programs write anything before it but a thumbnail's
-_HEADER_BYTES = 1 << 17
-
-# a place behind the end of any file that is looked at byte by byte
-_BEHIND = 1 << 30
-
-_MEANINGS = {
-    "Input is empty": "the file is empty",
-    "Unknown image file format": "not a JPEG, PNG, WebP, BMP or GIF file",
-    "Invalid JPEG data": "JPEG data is broken or cut off",
-    "Invalid PNG data": "PNG data is broken or cut off",
-}
+# by what stands in them from which byte on
+_KINDS = [
+    (0, b"\xff\xd8\xff", "JPEG"),
+    (0, b"\x89PNG", "PNG"),
+    (8, b"WEBP", "WebP"),
+    (0, b"BM", "BMP"),
+    (0, b"GIF8", "GIF"),
+]
+# what may come in place of those
+_OTHERS = [
+    (4, b"ftypavif", "an AVIF photo"),
+    (4, b"ftypavis", "an AVIF photo"),
+    *((4, b"ftyp" + brand, "a HEIC photo") for brand in (b"hei", b"hev", b"mif1", b"msf1")),
+    (4, b"ftyp", "a video"),
+    (4, b"JXL ", "a JPEG XL photo"),
+    (0, b"\xff\x0a", "a JPEG XL photo"),
+    (4, b"jP  ", "a JPEG 2000 photo"),
+    (0, b"\xff\x4f\xff\x51", "a JPEG 2000 photo"),
+    *((0, start, "a TIFF or raw camera file") for start in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")),
+    (0, b"8BPS", "a Photoshop file"),
+    (0, b"%PDF", "a PDF file"),
+]
+_NO_PHOTO = "not a JPEG, PNG, WebP, BMP or GIF file"
 
 
 def decode(contents):
@@ -44,22 +59,7 @@ def decode(contents):
     Raises:
         tf.errors.InvalidArgumentError: the photo is not usable; the message says why.
     """
-    contents, frame = first_frame(contents)
-    return _upright(_decode_as_stored(contents, frame), contents)
-
-
-def first_frame(contents):
-    """A GIF without what follows its first frame: TensorFlow decodes all, of any number and size. For strangers' files.
-
-    Args:
-        contents: scalar string tensor, the bytes of a file.
-
-    Returns:
-        (contents, size): the bytes, those of other files as they are, and int32 [height, width] of the frame, which may
-        be larger than `declared_size`; the decoder takes the larger one. (0, 0) where there is none.
-    """
-    is_gif = tf.strings.substr(contents, 0, 4) == b"GIF8"
-    return tf.cond(is_gif, lambda: _first_frame(contents), lambda: (tf.identity(contents), tf.zeros([2], tf.int32)))
+    return _decoded_or_refused(contents)
 
 
 def try_decode(read, key):
@@ -75,14 +75,23 @@ def try_decode(read, key):
 
     def attempt(key):
         contents = tf.ensure_shape(read(key), [])
-        return True, contents, _decode_as_stored(contents)
+        return contents, _common(contents)
 
-    # A one-element dataset whose errors are ignored is a try/except within the graph. Its function is set up anew for
-    # each photo, which takes longer than the decoding if there is much in it: it holds what can fail, no more.
-    decoded = tf.data.Dataset.from_tensors(key).map(attempt)
-    sentinel = tf.data.Dataset.from_tensors((False, "", tf.zeros((1, 1, 3), tf.uint8)))
-    ok, contents, image = decoded.ignore_errors().concatenate(sentinel).take(1).get_single_element()
-    return tf.ensure_shape(ok, []), _upright(tf.ensure_shape(image, [None, None, 3]), contents)
+    ok, contents, image = caught(attempt, key, ("", _no_photo()))
+    is_jpeg = _is_jpeg(contents)
+    ok, image = tf.cond(is_jpeg | _is_png(contents), lambda: (ok, image), lambda: _of_other_kinds(contents))
+    image = tf.ensure_shape(image, [None, None, 3])
+    ok &= tf.reduce_min(tf.shape(image)[:2]) >= MIN_SIDE
+    image = tf.cond(ok & orientations.may_turn(contents, is_jpeg), lambda: _upright(image, contents), lambda: image)
+    return ok, tf.ensure_shape(image, [None, None, 3])
+
+
+def declared_size(contents):
+    """int32 [height, width] as the file's header declares them; (0, 0) for what is no photo and what can't be read.
+
+    A GIF's holds its first frame too, an animation's all frames.
+    """
+    return tf.cond(_is_jpeg(contents), lambda: jpeg.declared_size(contents), lambda: _declared_size_of_others(contents))
 
 
 def load(path):
@@ -92,18 +101,23 @@ def load(path):
         UserError: the photo is not usable; the message names it and says why.
     """
     try:
-        return decode(tf.io.read_file(str(path))).numpy()
+        contents = tf.io.read_file(str(path))
     except tf.errors.OpError as error:
         raise UserError(f"{path}: {_reason(error)}") from None
+    reason, image = _examined(contents)
+    if reason != "":
+        raise UserError(f"{path}: {reason.numpy().decode()}")
+    return image.numpy()
 
 
 def problem(read):
     """Why a photo can't be used, in a few words, or None where it can: `read()` returns its bytes."""
     try:
-        decode(read())
+        contents = read()
     except tf.errors.OpError as error:
         return _reason(error)
-    return None
+    reason, _ = _examined(contents)
+    return reason.numpy().decode() or None
 
 
 class BadImages:
@@ -151,187 +165,116 @@ class BadImages:
 
 
 def _reason(error):
-    """What a TensorFlow error says of the photo, in a few words, without node names and traces."""
+    """What a TensorFlow error says of reading a file, in a few words, without node names and traces."""
     text = re.sub(r"\{\{.*?\}\}|\[Op:.*", "", error.message or "").strip().splitlines()
     text = text[0].strip() if text else "could not be read"
-    for sign, meaning in _MEANINGS.items():
-        if sign in text:
-            return meaning
-    return text
+    return re.sub(r"^assertion failed: \[(.*)\]$", r"\1", text)
 
 
-def _decode_as_stored(contents, frame=None):
-    """uint8 [H, W, 3] RGB, as the file has it, before any EXIF orientation; at least `frame`, [height, width]."""
-    height, width = declared_size(contents)
-    if frame is not None:
-        height, width = tf.maximum(height, frame[0]), tf.maximum(width, frame[1])
-    limit = tf.debugging.assert_less_equal(
-        tf.cast(height, tf.int64) * tf.cast(width, tf.int64),
-        tf.constant(MAX_PIXELS, tf.int64),
-        f"larger than {MAX_PIXELS:,} pixels",
-    )
-    with tf.control_dependencies([] if limit is None else [limit]):
-        image = tf.io.decode_image(contents, channels=3, expand_animations=False)
-    image = tf.ensure_shape(image, [None, None, 3])
-    check = tf.debugging.assert_greater_equal(
-        tf.reduce_min(tf.shape(image)[:2]), MIN_SIDE, f"smaller than {MIN_SIDE} pixels on a side"
-    )
-    with tf.control_dependencies([] if check is None else [check]):
+@tf.function(input_signature=[tf.TensorSpec([], tf.string)], autograph=False)
+def _examined(contents):
+    """(why a photo can't be used, or "", the photo)."""
+    ok, image = try_decode(tf.identity, contents)
+    return tf.cond(ok, lambda: "", lambda: why_not(contents)), image
+
+
+@tf.function(input_signature=[tf.TensorSpec([], tf.string)], autograph=False)
+def _decoded_or_refused(contents):
+    reason, image = _examined(contents)
+    with tf.control_dependencies([tf.debugging.Assert(reason == "", [reason])]):
         return tf.identity(image)
 
 
-def _header(contents, count):
-    """The first `count` bytes as int32, zero-padded so that any small offset can be read."""
-    start = tf.strings.substr(contents, 0, count)
-    return tf.concat([tf.cast(tf.io.decode_raw(start, tf.uint8), tf.int32), tf.zeros([64], tf.int32)], 0)
+@apart
+def why_not(contents):
+    """Why a photo that `try_decode` can't decode can't be used, in a few words: scalar string."""
+    kind = fields.first_text([(fields.has(contents, place, sign), name) for place, sign, name in _KINDS])
+    named = fields.first_text([(fields.has(contents, place, sign), f"{name}, ") for place, sign, name in _OTHERS])
+    size = tf.cast(declared_size(contents), tf.int64)
+    reasons = [
+        (tf.strings.length(contents) == 0, "the file is empty"),
+        (kind == "", tf.strings.join([named, _NO_PHOTO])),
+        (tf.reduce_prod(size) > MAX_PIXELS, f"larger than {MAX_PIXELS:,} pixels"),
+        (tf.reduce_all(size > 0) & (tf.reduce_min(size) < MIN_SIDE), f"smaller than {MIN_SIDE} pixels on a side"),
+    ]
+    unsupported = {"BMP": bmp.unsupported, "JPEG": jpeg.unsupported}
+    for name, find in unsupported.items():
+        found = tf.cond(kind == name, lambda find=find: find(contents), lambda: "")
+        reasons.append((found != "", found))
+    return fields.first_text([*reasons, (True, tf.strings.join([kind, " data is broken or cut off"]))])
 
 
-def _little(header, position, count):
-    values = tf.gather(header, tf.range(position, position + count))
-    return tf.reduce_sum(values * [1 << (8 * i) for i in range(count)])
+def _is_jpeg(contents):
+    return fields.has(contents, 0, b"\xff\xd8\xff")
 
 
-def _big(header, position, count):
-    values = tf.gather(header, tf.range(position, position + count))
-    return tf.reduce_sum(values * [1 << (8 * i) for i in reversed(range(count))])
+def _is_png(contents):
+    return fields.has(contents, 0, b"\x89PNG")
 
 
-def _starts_with(header, *values):
-    return tf.reduce_all(header[: len(values)] == list(values))
+def _no_photo():
+    return tf.zeros([1, 1, 3], tf.uint8)
 
 
-def declared_size(contents):
-    """(height, width) as the file's header declares them; (0, 0) for what is no photo."""
+def _may_be_decoded(size):
+    return (tf.reduce_min(size) > 0) & (tf.reduce_prod(tf.cast(size, tf.int64)) <= MAX_PIXELS)
 
-    def jpeg():
-        shape = tf.io.extract_jpeg_shape(contents)
-        return shape[0], shape[1]
 
-    return tf.cond(_is_jpeg(contents), jpeg, lambda: _declared_size_of_others(contents))
+def _decoded(contents):
+    image = tf.io.decode_image(contents, channels=3, expand_animations=False)
+    return tf.ensure_shape(image, [None, None, 3])
+
+
+def _common(contents):
+    """JPEG and PNG as they are stored; one pixel of what is something else or too large."""
+
+    def png():
+        return tf.reverse(tf.io.decode_raw(tf.strings.substr(contents, 16, 8), tf.int32, little_endian=False), [0])
+
+    size = tf.cond(
+        _is_jpeg(contents),
+        lambda: tf.io.extract_jpeg_shape(contents)[:2],
+        lambda: tf.cond(_is_png(contents), png, lambda: tf.zeros([2], tf.int32)),
+    )
+    return tf.cond(_may_be_decoded(size), lambda: _decoded(contents), _no_photo)
+
+
+@apart
+def _of_other_kinds(contents):
+    """(whether it could be decoded, the photo as it is stored or one pixel)."""
+
+    def of_gif():
+        return caught(lambda frame: (_decoded(frame),), gif.first_frame(contents)[0], (_no_photo(),))
+
+    kinds = [
+        (0, b"GIF8", of_gif),
+        (0, b"BM", lambda: bmp.decode(contents)),
+        (8, b"WEBP", lambda: webp.decode(contents)),
+    ]
+    is_kind = [fields.has(contents, place, sign) for place, sign, _ in kinds]
+    none = ~(tf.reduce_any(is_kind) & _may_be_decoded(_declared_size_of_others(contents)))
+    number = tf.argmax(tf.cast([none, *is_kind], tf.int32), output_type=tf.int32)
+    return tf.switch_case(number, [lambda: (tf.constant(False), _no_photo()), *(decode for *_, decode in kinds)])
 
 
 @apart
 def _declared_size_of_others(contents):
-    header = _header(contents, 64)
-    bits = tf.bitwise.bitwise_and(_little(header, 21, 4), (1 << 28) - 1)
-    is_webp = _starts_with(header, *b"RIFF")
-    kind = header[15]
-    cases = [
-        (_starts_with(header, 0x89, 0x50, 0x4E, 0x47), _big(header, 20, 4), _big(header, 16, 4)),
-        (_starts_with(header, *b"GIF8"), _little(header, 8, 2), _little(header, 6, 2)),
-        (_starts_with(header, *b"BM"), tf.abs(_little(header, 22, 4)), tf.abs(_little(header, 18, 4))),
-        (is_webp & (kind == ord("L")), bits // 16384 + 1, bits % 16384 + 1),
-        (is_webp & (kind == ord("X")), _little(header, 27, 3) + 1, _little(header, 24, 3) + 1),
-        (is_webp, _little(header, 28, 2) % 16384, _little(header, 26, 2) % 16384),
+    def png():
+        size = fields.at(contents, 16, 8)
+        return tf.stack([fields.big(size[4:]), fields.big(size[:4])])
+
+    kinds = [
+        (0, b"\x89PNG", png),
+        (0, b"GIF8", lambda: gif.first_frame(contents)[1]),
+        (0, b"BM", lambda: bmp.declared_size(contents)),
+        (8, b"WEBP", lambda: webp.declared_size(contents)),
     ]
-    height = width = tf.constant(0)
-    for matches, case_height, case_width in reversed(cases):
-        height, width = tf.where(matches, case_height, height), tf.where(matches, case_width, width)
-    return height, width
-
-
-def _is_jpeg(contents):
-    return tf.equal(tf.strings.substr(contents, 0, 3), b"\xff\xd8\xff")
+    size = tf.zeros([2], tf.int32)
+    for place, sign, find in kinds:
+        size = tf.cond(fields.has(contents, place, sign), find, lambda size=size: size)
+    return size
 
 
 @apart
-def _first_frame(contents):
-    byte = _bytes_of_gif(contents)
-    frame = _first_descriptor(byte)
-    height, width = (byte(frame + place) + 256 * byte(frame + place + 1) for place in (7, 5))
-    pixels = frame + 10 + _table_bytes(byte(frame + 9)) + 1
-    end = tf.while_loop(lambda p: byte(p) > 0, lambda p: (p + 1 + byte(p),), (pixels,), parallel_iterations=1)[0] + 1
-    # a file that ends within the frame stays broken
-    cut = tf.strings.join([tf.strings.substr(contents, 0, end), tf.where(byte(frame) == 0x2C, b";", b"")])
-    return cut, tf.stack([height, width])
-
-
-def _first_descriptor(byte):
-    """Where a GIF's first frame begins; behind the end of the file if it has none."""
-
-    def is_passed_over(position, within):
-        return within | (byte(position) == 0x21)
-
-    def next_block(position, within):
-        # an extension is a label and blocks of up to 255 bytes, the last of which is empty
-        length = byte(position)
-        return tf.where(within, position + 1 + length, position + 2), ~within | (length > 0)
-
-    start = 13 + _table_bytes(byte(10)), tf.constant(False)
-    position, _ = tf.while_loop(is_passed_over, next_block, start, parallel_iterations=1)
-    return tf.where(byte(position) == 0x2C, position, _BEHIND)
-
-
-def _table_bytes(flags):
-    """Bytes of a GIF's table of colours."""
-    return tf.where(flags >= 128, tf.gather([3 * 2 ** (bits + 1) for bits in range(8)], flags % 8), 0)
-
-
-def _bytes_of_gif(contents):
-    """A function: place -> the byte there, 0 behind the end."""
-    data = tf.concat([tf.io.decode_raw(contents, tf.uint8), tf.constant([0], tf.uint8)], 0)
-    last = tf.size(data) - 1
-    return lambda position: tf.cast(data[tf.minimum(position, last)], tf.int32)
-
-
-def _exif_orientation(header):
-    """The EXIF orientation, 1 to 8, of a JPEG's first bytes; 1 where there is none or it makes no sense."""
-    size = tf.shape(header)[0] - 64
-
-    def byte(position):
-        return header[tf.clip_by_value(position, 0, size + 63)]
-
-    def segment_length(position):
-        return byte(position + 2) * 256 + byte(position + 3)
-
-    def is_exif(position):
-        return (byte(position + 1) == 0xE1) & (byte(position + 4) == ord("E")) & (byte(position + 5) == ord("x"))
-
-    def is_passed_over(position):
-        # up to the scan (0xDA): after it come pixels, not segments
-        inside = (position + 4 <= size) & (byte(position) == 0xFF) & (byte(position + 1) != 0xDA)
-        return inside & ~is_exif(position) & (segment_length(position) >= 2)
-
-    position = tf.while_loop(is_passed_over, lambda p: (p + 2 + segment_length(p),), (tf.constant(2),))[0]
-    tiff = position + 10
-    little = byte(tiff) == ord("I")
-
-    def number(where, count):
-        values = tf.gather(header, tf.clip_by_value(where[..., None] + tf.range(count), 0, size + 63))
-        weights = [1 << (8 * i) for i in range(count)]
-        return tf.reduce_sum(values * tf.where(little, weights, list(reversed(weights))), -1)
-
-    # an offset beyond the bytes read, or negative, makes no sense of the entries: clipped, they match nothing
-    directory = tiff + tf.clip_by_value(number(tiff + 4, 4), 8, _HEADER_BYTES)
-    entries = directory + 2 + 12 * tf.range(tf.clip_by_value(number(directory, 2), 0, 512))
-    found = tf.boolean_mask(number(entries + 8, 2), number(entries, 2) == 0x0112)
-    orientation = tf.concat([found, [1]], 0)[0]
-    sensible = is_exif(position) & (orientation >= 1) & (orientation <= 8)
-    return tf.where(sensible, orientation, 1)
-
-
 def _upright(image, contents):
-    """Applies the orientation that the photo's bytes ask for."""
-    # a scan of the bytes, since all but few photos need no more and the segments cost more to walk than to scan
-    has_exif = _is_jpeg(contents) & tf.strings.regex_full_match(
-        tf.strings.substr(contents, 0, _HEADER_BYTES), r"\C*Exif\C*"
-    )
-    return tf.ensure_shape(tf.cond(has_exif, lambda: _turned(image, contents), lambda: image), [None, None, 3])
-
-
-@apart
-def _turned(image, contents):
-    def transposed(value):
-        return tf.transpose(value, [1, 0, 2])
-
-    turns = [
-        lambda: image,
-        lambda: image[:, ::-1],
-        lambda: image[::-1, ::-1],
-        lambda: image[::-1],
-        lambda: transposed(image),
-        lambda: transposed(image)[:, ::-1],
-        lambda: transposed(image)[::-1, ::-1],
-        lambda: transposed(image)[::-1],
-    ]
-    return tf.switch_case(_exif_orientation(_header(contents, _HEADER_BYTES)) - 1, turns)
+    return orientations.upright(image, orientations.orientation(contents))

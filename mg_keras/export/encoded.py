@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from mg_keras.data import images, resolutions
+from mg_keras.data.formats import fields
 
 MAX_BYTES = 32 << 20
 MAX_SIDE = 65_535  # of a photo as it is; JPEG's own limit
@@ -43,7 +44,8 @@ def embed_encoded(
     Args:
         embed: images float32 [n, H, W, 3] in 0-255 and exponents float32 [n] -> embeddings float32 [n, size].
         size: d.
-        image_bytes: string [B], each a JPEG, PNG, GIF (its first frame), BMP or, if the runtime has it, WebP file.
+        image_bytes: string [B], each a JPEG, PNG, GIF, uncompressed BMP or, if the runtime has it, WebP file; of an
+            animation the first frame counts.
         resolution: int32 [B], pixels of the largest side, up to `MAX_RESOLUTION`; 0 leaves the photo as it is.
         p_star: float32 [B]; where it is 0 or less, the exponent that the table has for the nearest resolution (of two
             as near, the lower one). A photo left as it is counts with its largest side.
@@ -54,7 +56,8 @@ def embed_encoded(
 
     Raises:
         tf.errors.InvalidArgumentError: (when it runs) the inputs have other lengths than one value a photo, or photos
-            can't be used: empty, no photo, broken, or beyond a limit; the message gives their numbers, from 0, and why.
+            can't be used: empty, no photo, of an unsupported kind, broken, or beyond a limit; the message gives their
+            numbers, from 0, and why.
     """
     count = tf.size(image_bytes)
     lengths = tf.stack([tf.size(resolution), tf.size(p_star)])
@@ -114,16 +117,11 @@ def _decoded(image_bytes, resolution, count):
 
 def _photo(contents, resolution):
     """(photo as the network takes it, "") or (one black pixel, why it can't be used)."""
-    kinds = [(b"\xff\xd8\xff", "JPEG"), (b"\x89PNG", "PNG"), (b"", "image")]
-    starts = [(tf.strings.substr(contents, 0, len(magic)) == magic, name) for magic, name in kinds]
-    broken = tf.strings.join([_first_reason(starts), " data is broken or cut off"])
-    contents, frame = images.first_frame(contents)
-    within, size = _declared_size(contents)
-    size = tf.maximum(size, tf.cast(frame, tf.int64))
-    reason = _first_reason([*_header_reasons(contents, size, resolution), (~within, broken)])
+    size = tf.cast(images.declared_size(contents), tf.int64)
+    reason = fields.first_text(_header_reasons(contents, size, resolution))
     # what the header rules out is not decoded
-    ok, image = images.try_decode(lambda contents: contents, tf.where(reason == "", contents, ""))
-    reason = _first_reason([(reason != "", reason), (~ok, broken)])
+    ok, image = images.try_decode(tf.identity, tf.where(reason == "", contents, ""))
+    reason = tf.cond(ok | (reason != ""), lambda: reason, lambda: images.why_not(contents))
 
     def prepared():
         return tf.cond(
@@ -135,33 +133,19 @@ def _photo(contents, resolution):
     return tf.cond(reason == "", prepared, lambda: tf.zeros([1, 1, 3])), reason
 
 
-def _declared_size(contents):
-    """(whether there is a header, int64 [height, width] by it); (0, 0) for what is no photo."""
-
-    def attempt(contents):
-        return True, tf.cast(tf.stack(images.declared_size(contents)), tf.int64)
-
-    # a JPEG cut off in its header makes reading it fail: caught as in `images.try_decode`
-    found = tf.data.Dataset.from_tensors(contents).map(attempt).ignore_errors()
-    sentinel = tf.data.Dataset.from_tensors((False, tf.fill([2], tf.constant(images.MIN_SIDE, tf.int64))))
-    return found.concatenate(sentinel).take(1).get_single_element()
-
-
 def _header_reasons(contents, size, resolution):
-    """(refused, why) pairs, of what can be told without decoding."""
+    """(refused, why) pairs, of the limits that a photo's size and its resolution may go beyond."""
     length = tf.strings.length(contents)
-    height, width = tf.unstack(tf.ensure_shape(size, [2]))
-    largest, smallest = tf.maximum(height, width), tf.minimum(height, width)
+    height, width = tf.unstack(size)
+    # of what is no photo it is 0, which is no size to refuse it for
+    largest = tf.maximum(tf.maximum(height, width), 1)
     scale = tf.where(resolution > 0, tf.cast(resolution, tf.float64) / tf.cast(largest, tf.float64), 1.0)
     pixels = tf.cast(scale**2 * tf.cast(height * width, tf.float64), tf.int64)
     too_many = f"pixels for the network, more than {MAX_NETWORK_PIXELS:,}: ask for a lower resolution"
     return [
-        (length == 0, "the file is empty"),
         (length > MAX_BYTES, _said(length, f"bytes, more than {MAX_BYTES:,}")),
-        (largest == 0, "not a JPEG, PNG, WebP, BMP or GIF file"),
         (height * width > images.MAX_PIXELS, f"larger than {images.MAX_PIXELS:,} pixels"),
         (largest > MAX_SIDE, _said(largest, f"pixels on a side, more than {MAX_SIDE:,}")),
-        (smallest < images.MIN_SIDE, f"smaller than {images.MIN_SIDE} pixels on a side"),
         (resolution < 0, _said(resolution, "is no resolution: give pixels, or 0 for the photo as it is")),
         (resolution > MAX_RESOLUTION, _said(resolution, f"is too high a resolution: at most {MAX_RESOLUTION:,}")),
         (pixels > MAX_NETWORK_PIXELS, _said(pixels, too_many)),
@@ -170,13 +154,6 @@ def _header_reasons(contents, size, resolution):
 
 def _said(number, text):
     return tf.strings.join([tf.strings.as_string(number), f" {text}"])
-
-
-def _first_reason(pairs):
-    reason = tf.constant("")
-    for refused, why in reversed(pairs):
-        reason = tf.where(refused, why, reason)
-    return reason
 
 
 def refuse_unusable(reasons, what="photo"):

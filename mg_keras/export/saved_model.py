@@ -204,15 +204,16 @@ def usage(path: str | os.PathLike) -> str:
         inputs = ", ".join(_shown(spec) for _, spec in sorted(signature.structured_input_signature[1].items()))
         outputs = [output for output in ("embedding", *_OUTPUTS) if output in signature.structured_outputs]
         lines.append(f"  {name}({inputs}) -> {', '.join(outputs)}")
-    exponent = next(iter(about.get("p_star", {}).values()), about["pooling_exponent"])
+    resolution, exponent = next(iter(about.get("p_star", {}).items()), (0, about["pooling_exponent"]))
+    values = f"resolution=tf.constant([{int(resolution)}]), p_star=tf.constant([{float(exponent)}])"
     return "\n".join(
         [
             *lines,
             "Load it with TensorFlow alone:",
             "  import tensorflow as tf",
-            f"  served = tf.saved_model.load({str(path)!r}).signatures['serving_default']",
-            "  images = tf.cast(tf.io.decode_image(tf.io.read_file('photo.jpg'), 3)[None], tf.float32)",
-            f"  print(served(images=images, p_star=tf.constant([{float(exponent)}])))",
+            f"  model = tf.saved_model.load({str(path)!r})",
+            "  files = tf.stack([tf.io.read_file('photo.jpg')])",
+            f"  print(model.signatures['encoded'](image_bytes=files, {values}))",
         ]
     )
 

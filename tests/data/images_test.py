@@ -8,19 +8,13 @@ from PIL import Image, ImageOps
 
 from mg_keras.data import images
 from mg_keras.errors import UserError
+from tests.data.formats.pillow_files import by_pillow, encoded
 
 
 def picture(height=40, width=60, seed=0):
     """A smooth picture, so that lossy formats stay close to it."""
     grid = np.random.default_rng(seed).uniform(0, 255, (4, 5, 3)).astype("uint8")
     return np.asarray(Image.fromarray(grid).resize((width, height), Image.BICUBIC))
-
-
-def encoded(array, kind, **options):
-    buffer = io.BytesIO()
-    image = array if isinstance(array, Image.Image) else Image.fromarray(array)
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
 
 
 @pytest.mark.parametrize(
@@ -55,6 +49,12 @@ def test_first_frame_of_a_gif():
     frames[0].save(buffer, "GIF", save_all=True, append_images=frames[1:])
     image = images.decode(tf.constant(buffer.getvalue())).numpy()
     np.testing.assert_array_equal(image[8, 8], [255, 0, 0])
+
+
+@pytest.mark.parametrize("options", [{"transparency": 3}, {"interlace": 1}, {"interlace": 0}, {"comment": b"some"}])
+def test_gif_like_pillow(options):
+    contents = encoded(Image.fromarray(picture()).quantize(64), "GIF", **options)
+    np.testing.assert_array_equal(images.decode(tf.constant(contents)), by_pillow(contents))
 
 
 def gif_of(*frames, screen):

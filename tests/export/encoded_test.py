@@ -4,6 +4,9 @@ import tensorflow as tf
 from PIL import Image
 
 from mg_keras.export import encoded
+from tests.data.formats.bmp_test import COLOURS, bmp
+from tests.data.formats.orientation_test import LONG, exif_of, exif_segment, patched
+from tests.data.formats.pillow_files import by_pillow
 from tests.data.images_test import gif_of
 from tests.export.small import P_STAR, encoded_as, picture
 
@@ -77,6 +80,24 @@ def test_the_table_chooses_p_star_by_the_nearest_resolution(resolution, side, wa
     assert np.abs(found - served([file], resolution, other)["embedding"]).max() > 1e-3
 
 
+def test_odd_files_give_what_their_pixels_give(served):
+    transparent = picture(48, 64, 1)
+    transparent.putalpha(Image.fromarray(np.tile(np.arange(0, 256, 4, dtype=np.uint8), (48, 1))))
+    turned, moving = picture(48, 64, 2), picture(48, 64, 3)
+    exif = exif_segment(exif_of(6, LONG, ">"))[10:]
+    files = [
+        bmp(INDICES, 8, colours=COLOURS),
+        bmp(INDICES % 16, 4, top_down=True, colours=COLOURS[:16]),
+        encoded_as(transparent, "WEBP", lossless=True, exact=True),
+        encoded_as(turned, exif=exif),
+        encoded_as(moving, "WEBP", lossless=True, save_all=True, append_images=[turned]),
+        encoded_as(moving.quantize(16), "GIF", transparency=3),
+    ]
+    plain = [encoded_as(Image.fromarray(by_pillow(contents))) for contents in files]
+    for name, value in served(plain, 0).items():
+        np.testing.assert_allclose(served(files, 0)[name], value, rtol=1e-4, atol=1e-5)
+
+
 def test_no_photo_at_all(served):
     found = served([])
     assert found["embedding"].shape == (0, 17)
@@ -90,6 +111,17 @@ def png_header(width, height):
 
 
 GOOD = encoded_as(picture(48, 48))
+INDICES = np.random.default_rng(0).integers(0, 256, (20, 30))
+OTHERS = [
+    ("an AVIF photo", encoded_as(picture(48, 48), "AVIF")),
+    ("a HEIC photo", b"\0\0\0\x18ftypheic\0\0\0\0mif1heic"),
+    ("a video", b"\0\0\0\x18ftypisom\0\0\0\0"),
+    ("a JPEG XL photo", b"\xff\x0a\xfa\x1f\x41\x91\x08\x06\x01\0"),
+    ("a JPEG 2000 photo", encoded_as(picture(48, 48), "JPEG2000")),
+    ("a TIFF or raw camera file", encoded_as(picture(48, 48), "TIFF")),
+    ("a Photoshop file", b"8BPS\0\x01"),
+    ("a PDF file", encoded_as(picture(48, 48), "PDF")),
+]
 
 
 @pytest.mark.parametrize(
@@ -99,7 +131,11 @@ GOOD = encoded_as(picture(48, 48))
         (b"hello, this is no photo", 0, "photo 1: not a JPEG, PNG, WebP, BMP or GIF file"),
         (GOOD[:200], 0, "photo 1: PNG data is broken or cut off"),
         (encoded_as(picture(48, 48), "JPEG")[:400], 0, "photo 1: JPEG data is broken or cut off"),
-        (encoded_as(picture(48, 48), "BMP")[:400], 0, "photo 1: image data is broken or cut off"),
+        (encoded_as(picture(48, 48), "BMP")[:400], 0, "photo 1: BMP data is broken or cut off"),
+        (encoded_as(picture(48, 48), "WEBP")[:300], 0, "photo 1: WebP data is broken or cut off"),
+        (bmp(INDICES, 8, compression=1), 0, "photo 1: BMP with run-length encoding: uncompressed ones of 1, 2, 4, 8,"),
+        (patched(0xC0, 4, 12), 0, "photo 1: JPEG with 12 bits a channel: those with 8 are supported"),
+        *((contents, 0, f"photo 1: {name}, not a JPEG, PNG, WebP, BMP or GIF file") for name, contents in OTHERS),
         (png_header(20_000, 20_000), 64, "photo 1: larger than 128,000,000 pixels"),
         (gif_of((11_400, 11_400), screen=(64, 64)), 64, "photo 1: larger than 128,000,000 pixels"),
         (png_header(70_000, 100), 64, "photo 1: 70000 pixels on a side, more than 65,535"),

@@ -1,0 +1,20 @@
+"""A try/except within the graph."""
+
+import tensorflow as tf
+
+
+def caught(function, value, otherwise):
+    """(True, *function(value)), or (False, *otherwise) where that fails; graph code.
+
+    A one-element dataset whose errors are ignored. Its function is set up anew each time, which takes longer than
+    decoding a small photo if there is much in it: it should hold what can fail, no more.
+
+    Args:
+        function: tensor -> tuple of tensors.
+        value: the tensor.
+        otherwise: tuple of tensors of the same types.
+    """
+    found = tf.data.Dataset.from_tensors(value).map(lambda value: (True, *function(value))).ignore_errors()
+    sentinel = tf.data.Dataset.from_tensors((False, *otherwise))
+    ok, *results = found.concatenate(sentinel).take(1).get_single_element()
+    return tf.ensure_shape(ok, []), *results
