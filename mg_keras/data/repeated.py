@@ -1,11 +1,12 @@
 """Repeated-augmentation batches (PAPER: section 3.3): a photo is decoded once and seen in m versions.
 
-The stream is a pure function of (seed, position): which photos a step sees, and how each is transformed, depends on
+The order is a pure function of (seed, position): which photos a step sees, and how each is transformed, depends on
 nothing that came before. So a run resumes in the middle of an epoch by starting at its step, on any number of threads.
 A photo that can't be used is replaced by another, drawn from its position too.
 """
 
 import math
+import os
 
 import tensorflow as tf
 
@@ -37,6 +38,8 @@ def repeated_batches(
     accumulation. Each pass over the photos is a permutation of them, drawn from the seed and the pass; the few that
     don't fill a step at its end wait for another pass, so that a step never meets a photo twice. (One that stands in
     for an unusable photo may be among the step's others by chance: their versions then share their id, as they should.)
+    Where the split reads its photos as a stream, a pass is in the stream's order instead, and datasets for several
+    machines have a share of the photos each.
 
     Args:
         split: `Split`, the photos.
@@ -58,7 +61,7 @@ def repeated_batches(
         instance_ids int32 [...]), `len(local_replicas)` elements a step. Items with one id come from one photo.
 
     Raises:
-        ValueError: a number is out of range.
+        ValueError: a number is out of range, or the replicas are no equal share where the split has a stream.
         UserError: there are fewer photos than a step takes.
 
     Example:
@@ -84,6 +87,7 @@ def repeated_batches(
             f"but there are only {len(split)} to train on: take a smaller batch"
         )
     local = tf.constant(local_replicas, tf.int64)
+    photos_a_row = photos_a_part * parts * len(local_replicas)
     steps_a_pass = len(split) // photos_a_step
     labels = tf.constant(split.labels)
 
@@ -110,9 +114,23 @@ def repeated_batches(
         position = local_to_global(number)
         return position, photo_number(position, tf.constant(0, tf.int64))
 
-    def fetch(position, index):
+    def located():
+        """(position, number of the photo), and its bytes where the split reads them in an order of its own."""
+        first, stop = start_step * photos_a_row, tf.int64.max // 2
+        places = tf.data.Dataset.range(first, stop if steps is None else first + steps * photos_a_row)
+        if split.stream is None:
+            return places.map(locate)
+        photos = split.stream(
+            seed=seed, photos_a_step=photos_a_row, share=_share(local_replicas, replicas), start_step=start_step
+        )
+        places = tf.data.Dataset.zip(places.map(local_to_global), photos)
+        return places.map(lambda position, photo: (position, *photo))
+
+    def fetch(position, index, *contents):
+        # the first attempt; what takes its place is read by number
+        read, key = (tf.identity, *contents) if contents else (split.read, index)
         if bad_images is None:
-            return position, index, decode(split.read(index))
+            return position, index, decode(read(key))
 
         def attempt_again(ok, attempt, index, image):
             del ok, image
@@ -122,7 +140,7 @@ def repeated_batches(
             ok, image = try_decode(split.read, index)
             return ok, attempt + 1, index, image
 
-        ok, image = try_decode(split.read, index)
+        ok, image = try_decode(read, key)
         ok, _, index, image = tf.while_loop(
             lambda ok, attempt, index, image: ~ok & (attempt < _ATTEMPTS),
             attempt_again,
@@ -151,12 +169,23 @@ def repeated_batches(
     def join(*values):
         return tuple(tf.reshape(value, [parts * batch_size, *value.shape[2:]]) for value in values)
 
-    photos_a_row = photos_a_part * parts * len(local)
-    stop = tf.int64.max // 2 if steps is None else (start_step + steps) * photos_a_row
-    dataset = tf.data.Dataset.range(start_step * photos_a_row, stop).map(locate)
-    # as many at a time as the cores and the disk take; the order stays that of the stream
-    dataset = dataset.map(fetch, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-    dataset = dataset.map(transform, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    # as many at a time as the cores and the disk take; the order stays that of the stream. Threads that wait for shards
+    # would count as cores: on two of them, decoding on 18 threads takes up to twice as long
+    parallel = tf.data.AUTOTUNE if split.stream is None else os.cpu_count() or 1
+    dataset = located().map(fetch, num_parallel_calls=parallel, deterministic=True)
+    dataset = dataset.map(transform, num_parallel_calls=parallel, deterministic=True)
     dataset = dataset.batch(photos_a_part, drop_remainder=True).map(one_part)
     dataset = dataset.batch(parts, drop_remainder=True).map(join)
     return dataset.prefetch(2 * len(local))
+
+
+def _share(local_replicas, replicas):
+    """(number, how many in all) of the equal shares of replicas, of which these are one."""
+    size = len(local_replicas)
+    number = local_replicas[0] // size
+    if replicas % size or list(local_replicas) != list(range(number * size, (number + 1) * size)):
+        raise ValueError(
+            f"local_replicas must be one of equal shares of {replicas} replicas for photos in shards, received "
+            f"{list(local_replicas)}"
+        )
+    return number, replicas // size

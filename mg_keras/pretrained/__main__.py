@@ -19,14 +19,14 @@ def main():
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--describe", action="store_true", help="only say what the file is, as without --run")
     what.add_argument("--run", type=str, help="the folder of a new run")
-    parser.add_argument("--data", type=str, help="with --run: photos to measure on: demo, folder:PATH or tfds:NAME")
+    parser.add_argument("--data", type=str, help="with --run: photos to measure on: what train/run.py takes")
     parser.add_argument(
         "--class_names", type=str, help="with --run: a file, a class a line, in the order of the logits"
     )
     parser.add_argument("--strict", type=bool, default=True, help="refuse a file with tensors of unknown names (true)")
     options = parser.parse_args()
     if options.run and not options.data:
-        raise UserError("--run needs --data, the photos that the run is measured on: demo, folder:PATH or tfds:NAME")
+        raise UserError("--run needs --data, the photos that the run is measured on: what train/run.py takes")
     if not options.run and (options.data or options.class_names):
         raise UserError("--data and --class_names are a run's: give --run, the folder of a new one")
     print(open_torch_checkpoint(options.checkpoint).describe())

@@ -13,7 +13,7 @@ def main():
     """Arguments, the network and the run."""
     parser = Parser("python -m mg_keras.pretrained.imagenet", __doc__)
     parser.add_argument("--run", type=str, required=True, help="the folder of a new run")
-    parser.add_argument("--data", type=str, required=True, help="photos to measure on: demo, folder:PATH or tfds:NAME")
+    parser.add_argument("--data", type=str, required=True, help="photos to measure on: what train/run.py takes")
     options = parser.parse_args()
     import_tensorflow()
     from mg_keras.pretrained import save_imagenet_run

@@ -27,8 +27,9 @@ class TrainConfig:
     """Everything that decides what a run learns. The defaults are the paper's (section 4.1).
 
     Args:
-        data: `demo`, `folder:PATH` or `tfds:NAME`.
-        data_dir: where generated and downloaded data are kept; null: the caches in the home folder.
+        data: `demo`, `folder:PATH`, `tfds:NAME`, `tfrecord:PATTERN` or `webdataset:PATTERN`.
+        data_dir: where generated and downloaded data and indexes of shards are kept; null: the caches in the home
+            folder.
         unlabelled: folder of photos to fit the whitening on, or `training` for the training photos; null: the source's
             own, or else its training photos.
         train_per_class: training photos a class, for a source without its own split; null: all that are left.

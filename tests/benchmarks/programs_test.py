@@ -45,16 +45,18 @@ PIPELINE = ("--size", 32, "--batch-size", 6, "--steps", 1, "--repeats", 1)
 
 
 def test_input_pipeline_with_generated_photos():
-    table = rows(run("input_pipeline.py", *PIPELINE))
-    assert set(table) == {"full", "standard"}
-    assert all(float(cells[-1]) > 0 for cells in table.values())
+    done = run("input_pipeline.py", *PIPELINE, "--latency", 1)
+    table = rows(done)
+    assert set(table) == {"full", "standard", "files by number", "records by number", "interleaved shards"}
+    assert all(float(table[recipe][-1]) > 0 for recipe in ("full", "standard"))
+    assert "interleaved shards / files and records by number: " in done.stdout
 
 
 def test_input_pipeline_with_a_folder(tmp_path):
     for number in range(6):
         pixels = np.random.default_rng(number).integers(0, 256, (60, 80, 3), np.uint8)
         Image.fromarray(pixels).save(tmp_path / f"{number}.jpg")
-    done = run("input_pipeline.py", "--data", f"folder:{tmp_path}", *PIPELINE)
+    done = run("input_pipeline.py", "--part", "decoding", "--data", f"folder:{tmp_path}", *PIPELINE)
     assert set(rows(done)) == {"full", "standard"}
     assert "from 6 photos" in done.stdout
 

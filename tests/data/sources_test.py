@@ -346,7 +346,7 @@ def test_a_mistake_in_a_folder_is_named(tmp_path, mistake):
 
 @pytest.mark.parametrize("spec", ["flickr", "web:cats", "folder", "folder:", "tfds", "demo:large", "", None])
 def test_unknown_source(spec):
-    with pytest.raises(UserError, match=f"folder:PATH or tfds:NAME, received {spec!r}"):
+    with pytest.raises(UserError, match=f"tfds:NAME, tfrecord:PATTERN or webdataset:PATTERN, received {spec!r}"):
         open_source(spec)
 
 

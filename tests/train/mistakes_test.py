@@ -18,7 +18,10 @@ def folder(tmp_path):
     ("changes", "message"),
     [
         ({"data": "folder:/no/such/place"}, "no such folder: /no/such/place"),
-        ({"data": "cloud:x"}, "data must be demo, folder:PATH or tfds:NAME, received 'cloud:x'"),
+        (
+            {"data": "cloud:x"},
+            "data must be demo, folder:PATH, tfds:NAME, tfrecord:PATTERN or webdataset:PATTERN, received 'cloud:x'",
+        ),
         ({"trunk": "resnet19"}, "unknown trunk 'resnet19'"),
         ({"augmentation": "wild"}, "--augmentation must be one of full, standard, autoaugment, none; received 'wild'"),
         ({"strategy": "parallel"}, "strategy must be one of mirrored, multiworker, single, received 'parallel'"),

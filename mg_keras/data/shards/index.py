@@ -1,0 +1,140 @@
+"""What lies in shards, and where: made once by reading each of them, and kept in a cache.
+
+With it a photo of a TFRecord file or a tar is a range of bytes: it is read by number, and a stream begins anywhere.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+
+from mg_keras.data.shards.layouts import LAYOUTS, BrokenShardError, Entry
+from mg_keras.data.shards.stores import store_of
+from mg_keras.errors import UserError
+from mg_keras.files import atomic_path, printable_name
+from mg_keras.progress import mapped
+
+# counts up when an index of an earlier release can't be read or means something else
+_VERSION = 1
+
+# seconds before a store that did not answer is asked again
+_RETRIES = (0.5, 2.0, 8.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Index:
+    """Photos in shards, in the order that they lie in.
+
+    Attributes:
+        paths: the files.
+        shard: int32 [N], number of each photo's file.
+        position, length: int64 [N], its bytes there.
+        label: int64 [N], as it is written; -1: none.
+        text: str [N], name of the class; empty: none.
+        names: what to call each photo.
+    """
+
+    paths: list
+    shard: np.ndarray
+    position: np.ndarray
+    length: np.ndarray
+    label: np.ndarray
+    text: np.ndarray
+    names: list
+
+    def __len__(self):
+        return len(self.names)
+
+    def take(self, rows):
+        """The photos numbered `rows`, int [M], ascending."""
+        columns = {name: getattr(self, name)[rows] for name in ("shard", "position", "length", "label", "text")}
+        return Index(self.paths, names=[self.names[row] for row in rows], **columns)
+
+    def read(self, first: int, count: int = 1) -> list[bytes]:
+        """The encoded bytes of `count` photos of one shard from number `first` on, by one request.
+
+        Raises:
+            OSError: the store does not give them.
+        """
+        rows = slice(first, first + count)
+        path, start = self.paths[self.shard[first]], int(self.position[first])
+        starts, lengths = self.position[rows] - start, self.length[rows]
+        content = _patiently(partial(store_of(path).read, path, start, start + int((starts + lengths).max())))
+        return [content[begin : begin + size] for begin, size in zip(starts.tolist(), lengths.tolist(), strict=True)]
+
+
+def _patiently(request):
+    """What a store answers, asked again where it does not; a file that is not there will not be there later."""
+    for seconds in (*_RETRIES, None):
+        try:
+            return request()
+        except Exception as error:  # stores raise types of their own
+            if seconds is None or isinstance(error, FileNotFoundError | PermissionError | tf.errors.NotFoundError):
+                raise OSError(f"{type(error).__name__}: {error}") from error
+        time.sleep(seconds)
+
+
+def open_index(paths: list[str], layout: str, cache: Path) -> Index:
+    """The index of shards, from the cache where they have not changed.
+
+    Args:
+        paths: files or URLs.
+        layout: a key of `LAYOUTS`.
+        cache: folder that keeps an index for each shard.
+
+    Raises:
+        UserError: a shard can't be read, or is not whole.
+    """
+    found = mapped(partial(_of_shard, layout=layout, cache=cache), paths, "index of shards", "shards", together=1)
+    shard = np.repeat(np.arange(len(paths), dtype=np.int32), [len(one["position"]) for one in found])
+    numbers = {name: np.concatenate([np.zeros(0, np.int64), *(one[name] for one in found)]) for name in _NUMBERS}
+    # a class is called the same a thousand times
+    text = np.array([sys.intern(str(value)) for one in found for value in one["text"]], object)
+    names = [
+        printable_name(f"{os.path.basename(path)}/{name}")
+        for path, one in zip(paths, found, strict=True)
+        for name in one["name"].tolist()
+    ]
+    return Index(list(paths), shard, text=text, names=names, **numbers)
+
+
+_NUMBERS = ("position", "length", "label")
+
+
+def _of_shard(path, layout, cache):
+    """Column -> values of one shard."""
+    try:
+        store = store_of(path)
+        size, stamp = store.stat(path)
+        identity = json.dumps([_VERSION, layout, path if "://" in path else os.path.abspath(path), size, stamp])
+        kept = cache / f"{hashlib.sha256(identity.encode()).hexdigest()[:32]}.npz"
+        if kept.exists():
+            with np.load(kept) as columns:
+                return dict(columns)
+        with store.open(path) as file:
+            if file.read(2) == b"\x1f\x8b":
+                raise BrokenShardError("is compressed: photos are so already, and are read where they lie; unpack it")
+            file.seek(0)
+            entries = list(LAYOUTS[layout](file, size))
+    except BrokenShardError as error:
+        raise UserError(f"{path} {error}") from None
+    except UserError:
+        raise
+    except Exception as error:  # stores raise types of their own
+        raise UserError(f"{path} can't be read: {type(error).__name__}: {error}".splitlines()[0]) from error
+    columns = {
+        name: np.array([getattr(entry, name) for entry in entries], np.int64 if name in _NUMBERS else np.str_)
+        for name in Entry._fields
+    }
+    # where nothing can be kept the index is made each time, which is slow, no more
+    with contextlib.suppress(OSError), atomic_path(kept) as partial_file:
+        np.savez(partial_file, **columns)
+    return columns

@@ -1,0 +1,138 @@
+"""The two layouts of shards, TFRecord files and WebDataset tars: where each photo lies in the file, and its label."""
+
+import json
+import os
+import struct
+import tarfile
+from collections.abc import Iterator
+from typing import BinaryIO, NamedTuple
+
+import tensorflow as tf
+from google.protobuf.message import DecodeError
+
+from mg_keras.data.images import EXTENSIONS
+
+# (photo, label) of records: ImageNet's usual layout, and that of tensorflow-datasets
+_FEATURES = (("image/encoded", "image/class/label"), ("image", "label"))
+# what a class is called, the choice that tells classes apart first: two of ImageNet's are "crane"
+_CLASS_NAMES = ("image/class/synset", "image/class/text")
+_LABEL_EXTENSIONS = ("cls", "json", "txt")
+_LABEL_KEYS = ("label", "cls", "class", "class_name")
+_MAX_LABEL_BYTES = 1 << 20
+
+
+class Entry(NamedTuple):
+    """A photo in a shard.
+
+    Attributes:
+        name: what to call it, within the shard.
+        position, length: bytes of the encoded photo in the file; length 0: the record has none.
+        label: class number as it is written; -1: none.
+        text: name of the class; empty: none.
+    """
+
+    name: str
+    position: int
+    length: int
+    label: int = -1
+    text: str = ""
+
+
+class BrokenShardError(Exception):
+    """A file is no shard, or not a whole one; the message says what is wrong, without its name."""
+
+
+def tfrecord_entries(file: BinaryIO, size: int) -> Iterator[Entry]:
+    """The photos of a TFRecord file of `size` bytes, read once from end to end.
+
+    A record is the length of its data (8 bytes, little-endian), a checksum (4), the data (a `tf.train.Example`) and a
+    checksum (4). A record that can't be parsed, or without a photo, is an entry of length 0.
+
+    Raises:
+        BrokenShardError: the file does not end with a record.
+    """
+    position, number = 0, 0
+    while position < size:
+        header = file.read(12)
+        length = struct.unpack("<Q", header[:8])[0] if len(header) == 12 else size
+        if position + length + 16 > size:
+            raise BrokenShardError(f"is cut off after {number} records, or is no TFRecord file")
+        data = file.read(length)
+        file.read(4)
+        yield _example_entry(data, position + 12, str(number))
+        position, number = position + length + 16, number + 1
+
+
+def _example_entry(data, position, name):
+    try:
+        features = tf.train.Example.FromString(data).features.feature
+    except DecodeError:
+        return Entry(name, position, 0)
+    photo, label = next(((photo, label) for photo, label in _FEATURES if photo in features), (None, None))
+    if photo is None or not features[photo].bytes_list.value:
+        return Entry(name, position, 0)
+    encoded = features[photo].bytes_list.value[0]
+    number = features[label].int64_list.value if label in features else ()
+    texts = [features[key].bytes_list.value for key in (*_CLASS_NAMES, label) if key in features]
+    text = next((values[0].decode(errors="backslashreplace") for values in texts if values), "")
+    # the bytes of the photo stand in the record as they are, so that it can be read without the rest
+    return Entry(name, position + data.find(encoded), len(encoded), int(number[0]) if number else -1, text)
+
+
+def tar_entries(file: BinaryIO, size: int) -> Iterator[Entry]:
+    """The photos of a WebDataset tar of `size` bytes, in the order they lie in.
+
+    Members of one name up to the first dot are one sample, in any order: a photo (`.jpg`, `.png`, `.webp`, ...) and its
+    label: `.cls`, `.json` (its value `label`, `cls`, `class` or `class_name`) or `.txt`, a number or a name.
+
+    Raises:
+        BrokenShardError: the file is no whole tar.
+    """
+    if not size:
+        return
+    photos, labels = {}, {}
+    try:
+        with tarfile.open(fileobj=file, mode="r:") as tar:
+            for member in tar:
+                folder, base = os.path.split(member.name)
+                stem, _, extension = base.partition(".")
+                key, extension = os.path.join(folder, stem), extension.lower()
+                if not member.isfile() or not stem or stem.startswith("__"):
+                    continue
+                # one that was added later takes the place of the first, as when a tar is unpacked
+                if f".{extension}" in EXTENSIONS:
+                    photos[key] = (member.name, member.offset_data, member.size)
+                elif extension in _LABEL_EXTENSIONS and member.size <= _MAX_LABEL_BYTES:
+                    labels[key, extension] = tar.extractfile(member).read()
+            file.seek(tar.offset)
+            # tarfile takes half a header for the end
+            rest = file.read(tarfile.BLOCKSIZE)
+            if rest.strip(b"\0") or len(rest) % tarfile.BLOCKSIZE:
+                raise tarfile.ReadError("unexpected end of data")
+    except tarfile.TarError as error:
+        raise BrokenShardError(f"is cut off, or is no tar file ({error})") from None
+    for key, photo in sorted(photos.items(), key=lambda item: item[1][1]):
+        found = (
+            _label(labels[key, extension], extension) for extension in _LABEL_EXTENSIONS if (key, extension) in labels
+        )
+        yield Entry(*photo, *next((label for label in found if label != (-1, "")), (-1, "")))
+
+
+def _label(content, extension):
+    """(number, name) of a label's file; (-1, "") where it has none."""
+    value = content.decode(errors="backslashreplace").strip()
+    if extension == "json":
+        try:
+            table = json.loads(value)
+        except ValueError:
+            return -1, ""
+        value = next((table[key] for key in _LABEL_KEYS if key in table), "") if isinstance(table, dict) else table
+    if isinstance(value, int):
+        return value, ""
+    try:
+        return int(value), ""
+    except (TypeError, ValueError):
+        return -1, value if isinstance(value, str) else ""
+
+
+LAYOUTS = {"tfrecord": tfrecord_entries, "webdataset": tar_entries}
