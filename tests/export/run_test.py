@@ -28,7 +28,7 @@ import sys
 sys.path.insert(0, {str(ROOT)!r})
 import keras
 import numpy as np
-from export.saved_model import export_saved_model
+from mg_keras.export.saved_model import export_saved_model
 from mg_keras import MultiGrain
 model = MultiGrain(keras.Sequential([keras.Input((None, None, 3)), keras.layers.Conv2D(4, 3, activation="relu")]), 3)
 while True:

@@ -316,11 +316,11 @@ def test_wrong_arguments(make, address, keywords, message):
 
 REST_ALONE = """
 import sys
-for blocked in ("tensorflow", "keras", "grpc", "google.protobuf", "mg_keras"):
+for blocked in ("tensorflow", "keras", "grpc", "google.protobuf"):
     sys.modules[blocked] = None
 from pathlib import Path
 import numpy as np
-from serving.client import RestClient
+from mg_keras.serving.client import RestClient
 with RestClient(sys.argv[1]) as client:
     np.save(sys.argv[3], client.describe([Path(sys.argv[2]).read_bytes()], 0, p_star=2).embedding)
 """

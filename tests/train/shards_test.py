@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
+from mg_keras.training.config import TrainConfig
 
 from mg_keras.models import trunks
 from mg_keras.training import whole_run
-from mg_keras.training.config import TrainConfig
 from tests.data.shards_test import example, tar, tfrecords
 from tests.train.tiny import CLASSES, draw_folder, weights
 
