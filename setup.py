@@ -20,8 +20,10 @@ setup(
     long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     python_requires=">=3.11,<3.14",
-    # not serving, export and train: they are run from the checkout, and names so common would hide those of others
+    # train/, export/ and serving/ are the same programs at paths of the checkout
     packages=find_packages(include=["mg_keras", "mg_keras.*"]),
+    package_data={"mg_keras": ["py.typed", "presets/*.yaml"]},
+    entry_points={"console_scripts": ["mg-keras=mg_keras.programs.command:run"]},
     install_requires=[
         # not tensorflow-cpu beside it: keras-hub brings tensorflow-text, which brings the full wheel
         "tensorflow>=2.21",

@@ -1,7 +1,7 @@
 """Times the augmentation recipes: versions of a decoded photo that one core makes in a second.
 
-    python benchmarks/augmentations.py
-    python benchmarks/augmentations.py --recipes full,copies --sizes 224
+    python -m benchmarks.augmentations
+    python -m benchmarks.augmentations --recipes full,copies --sizes 224
 
 The photo is of about 500x375 pixels, made for the occasion. Each recipe makes versions in a `tf.data` map, as in
 training, but one at a time on one thread. The processor's time counts, so that other work on the machine matters
@@ -10,13 +10,9 @@ little. Contestants take turns; the table gives medians.
 
 import argparse
 import os
-import sys
 import tempfile
 import time
 from pathlib import Path
-
-# a checkout works as it is: the rooms beside this one are importable
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.photos import write_photos
 from benchmarks.timing import interleaved_times, machine, per_second, print_table

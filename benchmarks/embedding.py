@@ -1,7 +1,7 @@
 """Times and weighs the embedding of photos of mixed sizes, and what several pooling exponents add to it.
 
-    python benchmarks/embedding.py
-    python benchmarks/embedding.py --data folder:PATH --photos 500
+    python -m benchmarks.embedding
+    python -m benchmarks.embedding --data folder:PATH --photos 500
 
 * `speed`: `mg_keras.embedding` from files (decode, resize, same-shape batches, network) against the bare network on the
   same batches from memory: ResNet-50 at s* = 500. Without `--data` the photos are JPEGs of about 500x375 pixels,
@@ -19,9 +19,6 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-
-# a checkout works as it is: the rooms beside this one are importable
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
@@ -200,7 +197,7 @@ def main():
             sys.stdout.flush()
             alone = ["--part=memory", f"--data=folder:{path}", f"--trunk={options.trunk}"]
             alone += [f"--memory-photos={options.memory_photos}", f"--resolution={options.resolution}"]
-            subprocess.run([sys.executable, __file__, *alone], check=True)
+            subprocess.run([sys.executable, "-m", "benchmarks.embedding", *alone], check=True)
 
 
 if __name__ == "__main__":

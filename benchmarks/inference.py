@@ -1,11 +1,11 @@
 """Times a network that describes photos: the Keras model, its exports and other runtimes, in one run on one machine.
 
-    python benchmarks/inference.py
+    python -m benchmarks.inference
 
 ResNet-50 with GeM at 224, 500 and 800 px, one photo and eight at a time:
 
 * `Keras`: the model under `tf.function`, the one that the others are compared with;
-* `export float32`, `export bfloat16`: the SavedModels that `export/run.py` writes, through `tf.saved_model.load`;
+* `export float32`, `export bfloat16`: the SavedModels that `mg-keras export` writes, through `tf.saved_model.load`;
 * `OpenVINO float32`, `OpenVINO bfloat16`, `ONNX Runtime`: the same network with its batch norms folded, given to them
   (`pip install openvino onnxruntime tf2onnx`, or this project's extra `benchmark`);
 * `PyTorch`: its own ResNet-50 with GeM (`pip install torch`).
@@ -17,12 +17,8 @@ the bfloat16 contestants.
 
 import argparse
 import functools
-import sys
 import tempfile
 from pathlib import Path
-
-# a checkout works as it is: the rooms beside this one are importable
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 

@@ -1,8 +1,8 @@
 """Times repeated augmentation: one decode for the m versions of a photo, and ways to read photos.
 
-    python benchmarks/input_pipeline.py
-    python benchmarks/input_pipeline.py --part decoding --data folder:PATH
-    python benchmarks/input_pipeline.py --part reading --latency 40
+    python -m benchmarks.input_pipeline
+    python -m benchmarks.input_pipeline --part decoding --data folder:PATH
+    python -m benchmarks.input_pipeline --part reading --latency 40
 
 All give batches of 96 versions at 224 px through `repeated_batches`, as training does. `--part decoding`: m = 3
 versions of 32 photos against one version of 96. `--part reading`: m = 3, photos of files and of TFRecords by number
@@ -14,13 +14,9 @@ same files, so they come from the disk's cache. Contestants take turns; the tabl
 
 import argparse
 import dataclasses
-import sys
 import tempfile
 import time
 from pathlib import Path
-
-# a checkout works as it is: the rooms beside this one are importable
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 

@@ -1,7 +1,7 @@
 """Times the local server by REST and gRPC, and soaks it in good and malformed requests.
 
-    python benchmarks/serving.py --model models/multigrain
-    python benchmarks/serving.py --model models/multigrain --soak 10000
+    python -m benchmarks.serving --model models/multigrain
+    python -m benchmarks.serving --model models/multigrain --soak 10000
 
 The first prints latency and throughput of requests for one photo each (a JPEG of about 320x240 pixels, signature
 `encoded`), from 1, 4 and 16 clients at a time; clients and server share the machine's cores.
@@ -25,9 +25,6 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-
-# a checkout works as it is: the rooms beside this one are importable
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
@@ -287,14 +284,14 @@ def check_that_it_answers(server, source, photo, resolution):
         try:
             client.describe([photo], resolution)
         except ServingError as error:
-            raise UserError(f"{source} does not answer (export/run.py writes a model that does): {error}") from error
+            raise UserError(f"{source} does not answer (mg-keras export writes a model that does): {error}") from error
 
 
 def newest_version(folder):
     """The folder of a model's newest version."""
     found = [path for path in Path(folder).glob("*") if path.name.isdecimal() and path.is_dir()]
     if not found:
-        raise UserError(f"{folder} holds no version of a model: export/run.py --out {folder} writes one")
+        raise UserError(f"{folder} holds no version of a model: mg-keras export --out {folder} writes one")
     return max(found, key=lambda path: int(path.name))
 
 

@@ -1,6 +1,6 @@
 """Pairs a point with its mirror in each batch, or draws batches at random: which learns faster? (supplement A)
 
-    python benchmarks/toy_model.py --out toy_model.png
+    python -m benchmarks.toy_model --out toy_model.png
 
 Each run draws 100 positive and 100 negative points, x ~ N(0, 5) and y ~ N(label, 1), adds the mirror (-x, y) of each,
 which keeps its label, and trains a linear SVM w·p on the hinge loss max(0, 1 - label w·p) by plain SGD, in batches of
@@ -12,11 +12,6 @@ there is no other regularisation. The test accuracy is exact: that on infinitely
 
 import argparse
 import math
-import sys
-from pathlib import Path
-
-# a checkout works as it is: the rooms beside this one are importable
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 

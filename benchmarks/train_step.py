@@ -1,6 +1,6 @@
 """Times what MultiGrain's training adds to a step, beside its peers, in one run on one machine.
 
-    python benchmarks/train_step.py
+    python -m benchmarks.train_step
 
 * `step`: the joint step (classification weight 0.5, three versions an image, sampling and margin loss) against plain
   cross-entropy (classification weight 1) on the same trunk and the same batches: ResNet-18 at 96 px, batches of 96.
@@ -12,11 +12,6 @@
 """
 
 import argparse
-import sys
-from pathlib import Path
-
-# a checkout works as it is: the rooms beside this one are importable
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 

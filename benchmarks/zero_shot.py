@@ -1,18 +1,14 @@
 """Recognises Caltech-101's photos with EfficientNet-Lite0 as it was trained on ImageNet, learning from none of them.
 
-    python benchmarks/zero_shot.py --data PATH --run runs/zero_shot
+    python -m benchmarks.zero_shot --data PATH --run runs/zero_shot
 
 `--data` is the folder of Caltech-101's classes (a class in each subfolder). Those that ImageNet has too, by name, are
 measured: top-1 among these classes, and among all 1000. The folder that `--run` names becomes a run on these photos,
-for train/choose_p_star.py, train/evaluate.py and export/run.py. Needs the extra `offline`.
+for mg-keras choose-p-star, mg-keras evaluate and mg-keras export. Needs the extra `offline`.
 """
 
 import argparse
-import sys
 from pathlib import Path
-
-# a checkout works as it is: the rooms beside this one are importable
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
@@ -73,7 +69,7 @@ def main():
     parser.add_argument("--run", help="a new folder, to make a run of the network on these photos in")
     options = parser.parse_args()
     import_tensorflow()
-    from mg_keras.pretrained import save_imagenet_run
+    from mg_keras.programs.imagenet import save_imagenet_run
 
     names = shared_classes(options.data)
     for size in options.resolutions:
@@ -86,7 +82,7 @@ def main():
     if options.run:
         folder = link_by_id(options.data, names, Path(f"{options.run}-photos"))
         run, _ = save_imagenet_run(options.run, f"folder:{folder}")
-        print(f"written: {run.path}, for train/choose_p_star.py --run {run.path} and what else takes a run")
+        print(f"written: {run.path}, for mg-keras choose-p-star --run {run.path} and what else takes a run")
 
 
 def shared_classes(folder):

@@ -1,95 +1,10 @@
-"""Trains and measures presets with several seeds, one run after another, and prints the table of means and deviations.
+"""Trains and measures presets with several seeds: python train/ablation.py --presets A,B --seeds 0,1.
 
-    python train/ablation.py --presets [caltech101_uniform_p1,caltech101_ra_p1] --seeds [0,1] --data folder:PATH
-
-Any setting of a run can be given too and overrides every preset's. OUT/<preset>-seed<seed> are ordinary runs; what is
-finished is not done again, and the same command goes on after Ctrl-C, a crash or `kill -9`. Writes ablation.json,
-ablation.md and ablation.png into OUT.
+`mg-keras ablation` is the same program; `--help` says what it takes.
 """
 
-import sys
-from functools import partial
-from pathlib import Path
-
-# a checkout works as it is: the rooms beside this one are importable
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from mg_keras.errors import UserError
-from mg_keras.programs.ablations import Member, is_finished, train_members, write_report
-from mg_keras.programs.common import Parser, list_of, run_program, with_preset
-from mg_keras.programs.whole_run import train_and_measure
-from mg_keras.runs.config import add_settings, settings_of
-
-PRESETS = Path(__file__).resolve().parent / "presets"
-
-
-def main():
-    """Arguments, the runs, the table, and what failed."""
-    parser = Parser("train/ablation.py", __doc__)
-    add_settings(parser, "a YAML file of settings for all runs")
-    parser.add_argument("--presets", type=list_of(str), help="names, or paths of YAML files; rows of the table")
-    parser.add_argument("--seeds", type=list_of(int, at_least=0), default=[0, 1], help="of the runs of each preset")
-    parser.add_argument("--out", type=str, default="runs/ablation", help="the folder of the runs and the table")
-    parser.add_argument(
-        "--strategy", choices=["mirrored", "single"], default="mirrored", help="all GPUs, or one device"
-    )
-    parser.add_argument("--table_only", type=bool, default=False, help="train nothing; the table of finished runs")
-    options = parser.parse_args()
-    names = [preset_file(preset)[0] for preset in options.presets or []]
-    if options.table_only:
-        show(write_report(options.out, names or None), options.out)
-        return
-    if not names:
-        raise UserError("--presets must name at least one preset or YAML file")
-    if any(argument.partition("=")[0] == "--seed" for argument in sys.argv[1:]):
-        raise UserError("an ablation takes its seeds from --seeds, a list such as [0,1], and no --seed")
-
-    # seed by seed: a table of all presets stands early
-    members = [
-        Member(name, settings(parser, path, seed), Path(options.out))
-        for seed in options.seeds
-        for name, path in map(preset_file, options.presets)
-    ]
-    train = partial(train_and_measure, strategy_name=options.strategy)
-    failures, stopped = train_members(members, train, report=lambda: write_report(options.out, names))
-    if any(is_finished(member.run) for member in members):
-        show(write_report(options.out, names), options.out)
-    for name, reason in failures.items():
-        print(f"failed: {name}: {reason}", file=sys.stderr)
-    if stopped:
-        print("stopped; the same command goes on from there", file=sys.stderr)
-        sys.exit(128 + stopped)
-    sys.exit(1 if failures else 0)
-
-
-def preset_file(preset):
-    """(name in the table, YAML file) of a preset given by its name or as a file."""
-    path = Path(preset)
-    if path.suffix in (".yaml", ".yml"):
-        if not path.is_file():
-            raise UserError(f"no such preset file: {preset}")
-        return path.stem, path
-    (_, path, *_), name = with_preset(["--preset", preset], PRESETS)
-    return name, Path(path)
-
-
-def settings(parser, path, seed):
-    """The `TrainConfig` of one run: the preset's, then the command line's, then the seed."""
-    options = parser.parse_args(["--config", str(path), *sys.argv[1:], f"--seed={seed}"])
-    return settings_of(options)
-
-
-def show(summary, out):
-    """Prints the table and where it lies."""
-    from rich.console import Console
-
-    from mg_keras.evaluation.report import ablation_table
-
-    # a log file counts as 80 columns wide
-    console = Console()
-    (console if console.is_terminal else Console(width=120)).print(ablation_table(summary))
-    print(f"written: {Path(out) / 'ablation.json'}, ablation.md and ablation.png beside it", flush=True)
-
+from mg_keras.programs.ablation import main
+from mg_keras.programs.common import run_program
 
 if __name__ == "__main__":
     run_program(main)

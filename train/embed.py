@@ -1,97 +1,10 @@
 """Writes the descriptors of photos: python train/embed.py --run runs/demo --photos FOLDER --out features.npy.
 
-The network is a run's (--run) or a SavedModel (--model). features.npy is float32 [N, D], a row a photo; features.txt
-beside it lists the photos, features.unusable.txt those that could not be used. A run's descriptors are of unit norm
-where they are whitened, and as pooled otherwise; a SavedModel's are those that it serves. The same command after
-Ctrl-C, a crash or `kill -9` goes on where it was.
+`mg-keras embed` is the same program; `--help` says what it takes.
 """
 
-import sys
-from pathlib import Path
-
-# a checkout works as it is: the rooms beside this one are importable
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from mg_keras.errors import UserError
-from mg_keras.programs.common import Parser, number, run_program
-from mg_keras.quiet import import_tensorflow
-
-
-def main():
-    """Arguments, the descriptors, and where they are."""
-    parser = Parser("train/embed.py", __doc__)
-    network = parser.add_mutually_exclusive_group(required=True)
-    network.add_argument("--run", type=str, help="the run's folder, such as runs/demo")
-    network.add_argument("--model", type=str, help="a SavedModel of export/run.py, such as models/multigrain")
-    parser.add_argument("--photos", type=str, required=True, help="folder of photos, at any depth")
-    parser.add_argument("--out", type=str, required=True, help="the array to write, such as features.npy")
-    parser.add_argument("--resolution", type=number(int, at_least=1), help="s*, pixels; default: that of training")
-    parser.add_argument(
-        "--p_star", type=number(float, above=0), help="exponent; default: the one chosen for the resolution"
-    )
-    parser.add_argument(
-        "--whiten", type=bool, help="true or false; default: where one was fitted for the resolution and p*"
-    )
-    options = parser.parse_args()
-    import_tensorflow()
-    from mg_keras.data.sources import photos
-    from mg_keras.embedding.photos import embed_to_files
-
-    split = photos(options.photos)
-    network, settings = (of_run if options.run else of_model)(options)
-    described, unusable = embed_to_files(network, split, options.out, **settings, label="photos")
-    whitened = "whitened" if settings["whitening"] or getattr(network, "whitened", False) else "not whitened"
-    print(
-        f"written: {options.out}, {described:,} photos at {settings['resolution']} px, "
-        f"p* = {settings['pooling']:g}, {whitened}"
-    )
-    if unusable or split.passed_over:
-        listed = Path(options.out).with_suffix(".unusable.txt")
-        print(f"{unusable + len(split.passed_over):,} photos could not be used or were passed over: see {listed}")
-
-
-def of_run(options):
-    """(network, what `embed_to_files` needs), as the run has chosen where the options don't say."""
-    from mg_keras.finishing.stages import exponent_at
-    from mg_keras.runs.run import load_run
-
-    run = load_run(options.run)
-    resolution = options.resolution or run.settings.resolution
-    chosen = exponent_at(run, resolution)
-    # the whitening is of descriptors as the chosen p* makes them: with another p* it has to be asked for
-    wanted = options.p_star in (None, chosen) if options.whiten is None else options.whiten
-    whitening = run.whitening_at(resolution) if wanted else None
-    if options.whiten and whitening is None:
-        raise UserError(
-            f"{run.path} has no whitening for {resolution} px: run train/whiten.py --run {run.path} "
-            f"--resolutions {resolution}, or give --whiten false"
-        )
-    return run.model, {
-        "resolution": resolution,
-        "train_resolution": run.settings.resolution,
-        "pooling": options.p_star or chosen,
-        "whitening": whitening,
-    }
-
-
-def of_model(options):
-    """(network, what `embed_to_files` needs), as the SavedModel says where the options don't."""
-    from mg_keras.export.opened import Exported
-
-    network = Exported.load(options.model)
-    if options.whiten not in (None, network.whitened):
-        there = "are whitened" if network.whitened else "are not whitened"
-        raise UserError(f"--whiten must be left out with --model: the descriptors of {network.path} {there}")
-    if network.train_resolution is None:
-        raise UserError(f"{network.path} does not say at which resolution it was trained: export it with export/run.py")
-    resolution = options.resolution or network.train_resolution
-    return network, {
-        "resolution": resolution,
-        "train_resolution": network.train_resolution,
-        "pooling": options.p_star or network.p_star.get(resolution, network.pooling_exponent),
-        "whitening": None,
-    }
-
+from mg_keras.programs.common import run_program
+from mg_keras.programs.embed import main
 
 if __name__ == "__main__":
     run_program(main)

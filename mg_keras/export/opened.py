@@ -12,7 +12,7 @@ from mg_keras.layers.poolings import RMAC
 
 
 class Exported:
-    """A SavedModel that export/run.py wrote; a network of `mg_keras.embedding.photos`.
+    """A SavedModel that mg-keras export wrote; a network of `mg_keras.embedding.photos`.
 
     Its descriptors are those that it serves: of unit norm and, where it was exported with a whitening, whitened.
     The graph takes one exponent an image, so unlike `MultiGrain` it runs the trunk anew for each pooling.
@@ -51,7 +51,7 @@ class Exported:
             `Exported`.
 
         Raises:
-            UserError: there is no SavedModel, or one that export/run.py did not write.
+            UserError: there is no SavedModel, or one that mg-keras export did not write.
 
         Example:
             >>> network = Exported.load("models/multigrain")  # doctest: +SKIP
@@ -63,11 +63,13 @@ class Exported:
             about = json.loads(notes.read_text(encoding="utf-8"))
             return cls(path, about, tf.saved_model.load(str(path)))
         except FileNotFoundError as error:
-            raise UserError(f"{path} is a SavedModel, but export/run.py did not write it: it lacks {notes}") from error
+            raise UserError(
+                f"{path} is a SavedModel, but mg-keras export did not write it: it lacks {notes}"
+            ) from error
         # what a damaged file makes TensorFlow raise is one of many types
         except (OSError, ValueError, TypeError, AttributeError, KeyError, RuntimeError, tf.errors.OpError) as error:
             raise UserError(
-                f"{path} can't be loaded as a SavedModel of export/run.py: "
+                f"{path} can't be loaded as a SavedModel of mg-keras export: "
                 f"{(str(error).strip() or type(error).__name__).splitlines()[0]}"
             ) from error
 
@@ -124,7 +126,7 @@ def _version_folder(path):
     versions = [found.parent for found in path.glob("*/saved_model.pb") if found.parent.name.isdecimal()]
     if not versions:
         raise UserError(
-            f"no SavedModel in {path}: give the folder that export/run.py wrote, which holds numbered versions, or one "
-            "of those"
+            f"no SavedModel in {path}: give the folder that mg-keras export wrote, which holds numbered versions, or "
+            "one of those"
         )
     return max(versions, key=lambda version: int(version.name))

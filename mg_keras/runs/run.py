@@ -105,7 +105,7 @@ class Run:
         """
         path = Path(path)
         if not (path / "config.yaml").is_file():
-            raise UserError(f"no run in {path}: it has no config.yaml; train/run.py makes one")
+            raise UserError(f"no run in {path}: it has no config.yaml; mg-keras train makes one")
         return cls(path, TrainConfig.load(path / "config.yaml"))
 
     @property
@@ -253,7 +253,7 @@ class Run:
         """The model of the `"last"` or the `"best"` checkpoint."""
         found = self.checkpoints.load(which)
         if found is None:
-            raise UserError(f"{self.path} has no checkpoint yet: run train/run.py first")
+            raise UserError(f"{self.path} has no checkpoint yet: run mg-keras train first")
         path, arrays, _ = found
         # TensorFlow's seconds are spent where there is a network to build
         from mg_keras.runs.networks import build_model

@@ -1,6 +1,6 @@
 """Clients of a served model, by REST (NumPy alone) and by gRPC: photos in, descriptors and classes out as NumPy arrays.
 
-Both talk to TF Serving and to the local server of serving/run.py:
+Both talk to TF Serving and to the local server of `mg-keras serve`:
 
 >>> client = RestClient("http://127.0.0.1:8501")  # or GrpcClient("127.0.0.1:8500")
 >>> photos = [Path("a.jpg").read_bytes(), Path("b.png").read_bytes()]

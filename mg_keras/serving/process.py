@@ -8,12 +8,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-PROGRAM = Path(__file__).with_name("run.py")
+PROGRAM = (sys.executable, "-m", "mg_keras", "serve")
 
 
 @dataclass(frozen=True)
 class ServerProcess:
-    """A running serving/run.py.
+    """A running `mg-keras serve`.
 
     Attributes:
         process: its `subprocess.Popen`.
@@ -34,7 +34,7 @@ class ServerProcess:
 
 @contextlib.contextmanager
 def server_process(model: str | os.PathLike, *flags: str) -> Iterator[ServerProcess]:
-    """Run serving/run.py on free ports until the block ends.
+    """Run `mg-keras serve` on free ports until the block ends.
 
     Args:
         model: the model's folder.
@@ -44,7 +44,7 @@ def server_process(model: str | os.PathLike, *flags: str) -> Iterator[ServerProc
         RuntimeError: the program ended before it listened; its errors are on this process's standard error.
     """
     ports = ("--rest_port", "0", "--grpc_port", "0")
-    command = [sys.executable, str(PROGRAM), "--model", os.fspath(model), *ports, *flags]
+    command = [*PROGRAM, "--model", os.fspath(model), *ports, *flags]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         addresses = {}

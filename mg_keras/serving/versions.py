@@ -65,7 +65,7 @@ class Versions:
         self._dropped = False
         self._trouble = None
         if not self._folder.is_dir():
-            raise UserError(f"no such folder: {folder} (export/run.py --out {folder} makes it)")
+            raise UserError(f"no such folder: {folder} (mg-keras export --out {folder} makes it)")
         try:
             left_out = self._look()
         except OSError as error:

@@ -11,7 +11,7 @@ SMALL = (
 
 
 def test_all_parts_print_their_tables():
-    done = run("embedding.py", *SMALL)
+    done = run("embedding", *SMALL)
     table = rows(done)
     assert table["bare network, same batches"][-1] == "1.000"
     rate = table["from files, embed()"][-1]
@@ -33,7 +33,7 @@ def test_all_parts_print_their_tables():
     ],
 )
 def test_mistakes_get_one_line(arguments, message):
-    done = run("embedding.py", *arguments)
+    done = run("embedding", *arguments)
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
     assert line.startswith("error: ")

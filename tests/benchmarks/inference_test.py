@@ -23,7 +23,7 @@ def test_a_table_of_every_contestant_that_is_installed(monkeypatch, capsys):
     monkeypatch.setattr(trunks, "build", functools.partial(trunks.build, **TINY_RESNET))
     monkeypatch.setattr(inference, "MATRIX_SIDE", 64)
     flags = ("--trunk", "resnet18", "--resolutions", "32", "--batch-sizes", "2", "--repeats", "1")
-    monkeypatch.setattr(sys, "argv", ["benchmarks/inference.py", *flags])
+    monkeypatch.setattr(sys, "argv", ["inference", *flags])
     inference.main()
     output = capsys.readouterr().out
     table = rows(SimpleNamespace(returncode=0, stdout=output))
@@ -66,6 +66,6 @@ def test_operations_are_those_of_the_convolutions():
 
 @pytest.mark.parametrize("flag", ["--resolutions", "--batch-sizes", "--repeats"])
 def test_mistakes_get_one_line(flag):
-    done = run("inference.py", flag, "0")
+    done = run("inference", flag, "0")
     assert done.returncode == 2
     assert done.stderr == f"error: {flag} must be at least 1, received 0\n"

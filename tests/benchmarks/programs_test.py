@@ -14,8 +14,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def run(program, *arguments):
     environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, str(ROOT / "benchmarks" / program), *map(str, arguments)]
-    return subprocess.run(command, cwd="/", env=environment, capture_output=True, text=True, check=False)
+    command = [sys.executable, "-m", f"benchmarks.{program}", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
 
 
 def rows(done):
@@ -27,7 +27,7 @@ def rows(done):
 
 
 def test_train_step():
-    done = run("train_step.py", "--part", "step", "--repeats", 2, "--resolution", 32, "--batch-size", 6)
+    done = run("train_step", "--part", "step", "--repeats", 2, "--resolution", 32, "--batch-size", 6)
     table = rows(done)
     assert set(table) == {"cross-entropy", "joint"}
     assert table["cross-entropy"][-1] == "1.000"
@@ -36,7 +36,7 @@ def test_train_step():
 
 def test_the_loss_beside_its_peer():
     pytest.importorskip("pytorch_metric_learning")
-    table = rows(run("train_step.py", "--part", "loss", "--repeats", 1))
+    table = rows(run("train_step", "--part", "loss", "--repeats", 1))
     assert set(table) == {"96", "510"}
     assert all(cells[-1].startswith("1/") for cells in table.values())
 
@@ -45,7 +45,7 @@ PIPELINE = ("--size", 32, "--batch-size", 6, "--steps", 1, "--repeats", 1)
 
 
 def test_input_pipeline_with_generated_photos():
-    done = run("input_pipeline.py", *PIPELINE, "--latency", 1)
+    done = run("input_pipeline", *PIPELINE, "--latency", 1)
     table = rows(done)
     assert set(table) == {"full", "standard", "files by number", "records by number", "interleaved shards"}
     assert all(float(table[recipe][-1]) > 0 for recipe in ("full", "standard"))
@@ -56,14 +56,14 @@ def test_input_pipeline_with_a_folder(tmp_path):
     for number in range(6):
         pixels = np.random.default_rng(number).integers(0, 256, (60, 80, 3), np.uint8)
         Image.fromarray(pixels).save(tmp_path / f"{number}.jpg")
-    done = run("input_pipeline.py", "--part", "decoding", "--data", f"folder:{tmp_path}", *PIPELINE)
+    done = run("input_pipeline", "--part", "decoding", "--data", f"folder:{tmp_path}", *PIPELINE)
     assert set(rows(done)) == {"full", "standard"}
     assert "from 6 photos" in done.stdout
 
 
 def test_augmentations():
     options = ("--recipes", "standard,full", "--sizes", "32", "--versions", 2, "--repeats", 1)
-    table = rows(run("augmentations.py", *options))
+    table = rows(run("augmentations", *options))
     assert set(table) == {"standard", "full"}
     assert all(float(cell.split()[0]) > 0 for cells in table.values() for cell in cells)
 
@@ -71,11 +71,11 @@ def test_augmentations():
 @pytest.mark.parametrize(
     ("program", "arguments", "message"),
     [
-        ("input_pipeline.py", ("--data", "tfds:mnist"), "received 'tfds:mnist'"),
-        ("input_pipeline.py", ("--steps", "0"), "--steps must be at least 1, received 0"),
-        ("train_step.py", ("--repeats", "0"), "received 0"),
-        ("augmentations.py", ("--versions", "0"), "--versions must be at least 1, received 0"),
-        ("augmentations.py", ("--sizes", "160,big"), "received 'big'"),
+        ("input_pipeline", ("--data", "tfds:mnist"), "received 'tfds:mnist'"),
+        ("input_pipeline", ("--steps", "0"), "--steps must be at least 1, received 0"),
+        ("train_step", ("--repeats", "0"), "received 0"),
+        ("augmentations", ("--versions", "0"), "--versions must be at least 1, received 0"),
+        ("augmentations", ("--sizes", "160,big"), "received 'big'"),
     ],
 )
 def test_mistakes_get_one_line(program, arguments, message):

@@ -7,7 +7,6 @@ import sys
 import pytest
 import tensorflow as tf
 
-from tests.benchmarks.programs_test import ROOT
 from tests.serving import stand_in
 
 
@@ -23,8 +22,8 @@ def run(monkeypatch, capsys):
     """Runs the program in this process, which has TensorFlow already; the server has one of its own all the same."""
 
     def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["benchmarks/serving.py", *map(str, arguments)])
-        runpy.run_path(str(ROOT / "benchmarks" / "serving.py"), run_name="__main__")
+        monkeypatch.setattr(sys, "argv", ["serving", *map(str, arguments)])
+        runpy.run_module("benchmarks.serving", run_name="__main__")
         return capsys.readouterr().out
 
     return run
@@ -54,7 +53,7 @@ def test_a_model_that_takes_no_files_gets_one_line(tmp_path, run, capsys):
         run("--model", tmp_path, "--soak", 10)
     assert stopped.value.code == 2
     error = capsys.readouterr().err.splitlines()[-1]
-    assert error.startswith(f"error: {tmp_path / '1'} does not answer (export/run.py writes a model that does): ")
+    assert error.startswith(f"error: {tmp_path / '1'} does not answer (mg-keras export writes a model that does): ")
     assert 'key "encoded" not found' in error
 
 

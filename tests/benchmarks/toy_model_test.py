@@ -102,8 +102,8 @@ def test_bad_arguments_are_named(wrong):
 
 
 def run(*arguments):
-    command = [sys.executable, str(ROOT / "benchmarks" / "toy_model.py"), *map(str, arguments)]
-    return subprocess.run(command, cwd="/", capture_output=True, text=True, check=False)
+    command = [sys.executable, "-m", "benchmarks.toy_model", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
 def test_the_program_prints_what_the_experiment_gives_and_writes_the_plot(tmp_path):

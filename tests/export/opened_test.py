@@ -121,13 +121,13 @@ def test_what_is_no_such_saved_model_is_refused(exported, tmp_path):
     with pytest.raises(UserError, match=f"no SavedModel in {tmp_path / 'nowhere'}: give the folder"):
         Exported.load(tmp_path / "nowhere")
     tf.saved_model.save(tf.Module(), tmp_path / "foreign")
-    with pytest.raises(UserError, match=r"is a SavedModel, but export/run\.py did not write it"):
+    with pytest.raises(UserError, match=r"is a SavedModel, but mg-keras export did not write it"):
         Exported.load(tmp_path / "foreign")
     (tmp_path / "foreign" / "assets").mkdir(exist_ok=True)
     about = (exported / "assets" / "multigrain.json").read_text()
     for text in ("{", "[]", "{}", about):
         (tmp_path / "foreign" / "assets" / "multigrain.json").write_text(text)
-        with pytest.raises(UserError, match=r"can't be loaded as a SavedModel of export/run\.py"):
+        with pytest.raises(UserError, match=r"can't be loaded as a SavedModel of mg-keras export"):
             Exported.load(tmp_path / "foreign")
     shutil.copytree(exported, tmp_path / "cut")
     (tmp_path / "cut" / "saved_model.pb").write_bytes((exported / "saved_model.pb").read_bytes()[:1000])

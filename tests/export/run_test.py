@@ -23,9 +23,8 @@ from tests.train.tiny import CLASSES, ROOT, SETTINGS, draw_folder, run_in_proces
 PROGRAM = str(ROOT / "export" / "run.py")
 
 # Exports version after version of a network of one convolution.
-AGAIN_AND_AGAIN = f"""
+AGAIN_AND_AGAIN = """
 import sys
-sys.path.insert(0, {str(ROOT)!r})
 import keras
 import numpy as np
 from mg_keras.export.saved_model import export_saved_model
@@ -33,7 +32,7 @@ from mg_keras import MultiGrain
 model = MultiGrain(keras.Sequential([keras.Input((None, None, 3)), keras.layers.Conv2D(4, 3, activation="relu")]), 3)
 while True:
     photo = np.full((32, 32, 3), 99, np.uint8)
-    export_saved_model(model, None, sys.argv[1], metadata={{"training": {{"resolution": 32}}}}, photos=[photo])
+    export_saved_model(model, None, sys.argv[1], metadata={"training": {"resolution": 32}}, photos=[photo])
 """
 
 
@@ -66,7 +65,8 @@ def check_whole(path):
 
 def test_killed_at_any_moment_it_leaves_whole_versions(tmp_path):
     command = [sys.executable, "-c", AGAIN_AND_AGAIN, str(tmp_path)]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as exporting:
+    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, cwd=ROOT, text=True, **pipes) as exporting:
         # from the first one on, any moment of the next two or three
         while exporting.poll() is None and not versions(tmp_path):
             time.sleep(0.02)

@@ -13,7 +13,8 @@ from mg_keras.data.sources import photos as photos_below
 from mg_keras.embedding.photos import embed
 from mg_keras.errors import UserError
 from mg_keras.export import check, saved_model
-from mg_keras.export.saved_model import export_run, export_saved_model, usage
+from mg_keras.export.saved_model import export_saved_model, usage
+from mg_keras.programs.export import export_run
 from tests.export.small import (
     EXPONENTS,
     METADATA,

@@ -4,7 +4,8 @@ import pytest
 
 from mg_keras import MultiGrain
 from mg_keras.errors import UserError
-from mg_keras.pretrained import from_torch_checkpoint, initialize, lite0, save_run
+from mg_keras.pretrained import from_torch_checkpoint, initialize, lite0
+from mg_keras.programs.import_weights import save_run
 from tests.pretrained import torch_writer as by_hand
 from tests.pretrained.multigrain_test import CLASSES, SIZE, random_state
 from tests.pretrained.safetensors_file_test import write as write_safetensors

@@ -1,6 +1,3 @@
-import runpy
-import sys
-
 import keras
 import numpy as np
 import pytest
@@ -11,6 +8,7 @@ from mg_keras.finishing import stages
 from mg_keras.models import trunks
 from mg_keras.pretrained import lite0
 from mg_keras.pretrained.torch_file import TorchFile
+from mg_keras.programs import imagenet
 from mg_keras.runs.run import load_run
 from tests.models.trunks_test import TINY
 from tests.pretrained import torch_writer as by_hand
@@ -167,10 +165,9 @@ def photos(tmp_path_factory):
     return folder
 
 
-def test_a_run_of_it_chooses_p_star_by_both_methods(photos, tmp_path, monkeypatch, capsys):
+def test_a_run_of_it_chooses_p_star_by_both_methods(photos, tmp_path, capsys):
     arguments = [f"--run={tmp_path / 'run'}", f"--data=folder:{photos}"]
-    monkeypatch.setattr(sys, "argv", ["imagenet.py", *arguments])
-    runpy.run_module("mg_keras.pretrained.imagenet", run_name="__main__")
+    imagenet.main(arguments)
     output = capsys.readouterr().out
     assert f"written: {tmp_path / 'run'}" in output
     assert "note:" not in output

@@ -10,7 +10,7 @@ from mg_keras.programs.common import Parser, list_of, number, run_program
 
 @pytest.fixture
 def parser():
-    parser = Parser("train/some.py", "Does something.")
+    parser = Parser("mg-keras some", "Does something.")
     parser.add_argument("--size", type=number(int, at_least=1), default=3)
     parser.add_argument("--share", type=number(float, above=0, at_most=1))
     parser.add_argument("--sizes", type=list_of(int, at_least=1))

@@ -9,9 +9,8 @@ import yaml
 
 from mg_keras.data import augmentations
 from mg_keras.errors import UserError
-from mg_keras.programs.common import Parser
+from mg_keras.programs.common import PRESETS, Parser
 from mg_keras.runs.config import TrainConfig, add_settings, settings_of
-from tests.train.tiny import ROOT
 
 FIELDS = {field.name: field for field in dataclasses.fields(TrainConfig)}
 HINTS = typing.get_type_hints(TrainConfig)
@@ -151,7 +150,7 @@ def test_what_is_saved_is_read_and_what_an_older_release_lacked_has_its_default(
 
 
 def parse(*arguments):
-    parser = Parser("train/some.py", "Trains.")
+    parser = Parser("mg-keras some", "Trains.")
     add_settings(parser, "a YAML file")
     parser.add_argument("--strategy")
     return settings_of(parser.parse_args(list(map(str, arguments))))
@@ -162,7 +161,7 @@ def test_settings_of_the_command_line_and_of_files(tmp_path):
     # what --print_config writes has the program's other arguments, too
     path.write_text("epochs: 7\nstrategy: single\nmilestones: [2]\n")
     assert parse("--config", path, "--epochs=8") == TrainConfig(epochs=8, milestones=[2])
-    assert parse("--config", ROOT / "train" / "presets" / "demo.yaml").resolution == 64
+    assert parse("--config", PRESETS / "demo.yaml").resolution == 64
     for arguments, message in (
         (["--epochs=x"], "--epochs must be a whole number, at least 1; received 'x'"),
         (["--milestones=3"], "--milestones must be a list of whole numbers"),

@@ -230,7 +230,7 @@ def test_more_epochs_on_a_finished_run(place, capsys):
     # what it says, done
     said = str(refused.value).split("give another --run folder and ")[1].split()
     assert said == ["--config", str(place / "run" / "config.yaml"), "--init", str(place / "run")]
-    parser = Parser("train/run.py", "Trains.")
+    parser = Parser("mg-keras train", "Trains.")
     add_settings(parser, "a YAML file")
     config = settings_of(parser.parse_args([*said, "--epochs=1", "--iterations=1"]))
     assert config == settings(place, iterations=1, init=str(place / "run"))

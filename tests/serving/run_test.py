@@ -1,17 +1,16 @@
 """The program: what it prints, how it ends, and what it says of mistakes."""
 
-import runpy
 import signal
 import socket
-import sys
 import urllib.request
 
 import numpy as np
 import pytest
 
 from mg_keras.serving.client import GrpcClient, RestClient
-from mg_keras.serving.process import PROGRAM, server_process
+from mg_keras.serving.process import server_process
 from tests.serving import stand_in
+from tests.train.tiny import run_in_process
 
 
 def test_it_serves_until_it_is_told_to_stop(model):
@@ -32,10 +31,7 @@ def test_it_serves_until_it_is_told_to_stop(model):
 
 def mistake(arguments, monkeypatch, capsys):
     """The exit status and the last line on standard error."""
-    monkeypatch.setattr(sys, "argv", ["serving/run.py", *map(str, arguments)])
-    with pytest.raises(SystemExit) as stopped:
-        runpy.run_path(str(PROGRAM), run_name="__main__")
-    return stopped.value.code, capsys.readouterr().err.strip().splitlines()[-1]
+    return run_in_process("serving/run.py", arguments, monkeypatch, capsys)
 
 
 @pytest.mark.parametrize(

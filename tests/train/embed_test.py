@@ -128,7 +128,7 @@ def test_a_saved_model_describes_as_it_serves(folder, tmp_path, monkeypatch, cap
         ({"out": "features.txt"}, r"a name in \.npy, received features\.txt"),
         ({"resolution": 0}, "--resolution must be greater than 0, received 0"),
         ({"p_star": -1}, r"--p_star must be greater than 0, received -1\.0"),
-        ({"resolution": 64, "whiten": "true"}, r"no whitening for 64 px: run train/whiten\.py --run .* --whiten false"),
+        ({"resolution": 64, "whiten": "true"}, r"no whitening for 64 px: run mg-keras whiten --run .* --whiten false"),
     ],
     ids=lambda value: str(value)[:40],
 )

@@ -5,8 +5,9 @@ import re
 import pytest
 import yaml
 
+from mg_keras.programs.common import PRESETS
 from mg_keras.runs.config import TrainConfig
-from tests.train.tiny import ROOT, arguments, draw_folder, finish, run_in_process, start
+from tests.train.tiny import arguments, draw_folder, finish, run_in_process, start
 
 
 @pytest.fixture
@@ -23,7 +24,7 @@ def folder(tmp_path):
             "data must be demo, folder:PATH, tfds:NAME, tfrecord:PATTERN or webdataset:PATTERN, received 'cloud:x'",
         ),
         ({"trunk": "resnet19"}, "unknown trunk 'resnet19'"),
-        ({"augmentation": "wild"}, "--augmentation must be one of full, standard, autoaugment, none; received 'wild'"),
+        ({"augmentation": "wild"}, "--augmentation must be one of full, standard, autoaugment, copies, none; received 'wild'"),
         ({"strategy": "parallel"}, "strategy must be one of mirrored, multiworker, single, received 'parallel'"),
         ({"strategy": "multiworker"}, "TF_CONFIG"),
         ({"batch_size": 3}, "a batch of 3 .* is too small for 3 versions"),
@@ -94,7 +95,7 @@ def test_later_programs_name_a_folder_that_is_no_run(program, tmp_path, monkeypa
 
 
 def test_presets_are_the_papers_settings():
-    presets = {path.stem: yaml.safe_load(path.read_text()) for path in (ROOT / "train" / "presets").glob("*.yaml")}
+    presets = {path.stem: yaml.safe_load(path.read_text()) for path in PRESETS.glob("*.yaml")}
     assert {"demo", "caltech101", "resnet50_imagenet", "resnet50_imagenet_autoaugment", "resnet50_baseline"} <= set(
         presets
     )

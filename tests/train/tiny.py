@@ -58,7 +58,8 @@ def arguments(folder, run, **changes):
 
 def start(program, *arguments, **options):
     """Starts a program as a user does; its output is collected."""
-    environment = {**os.environ, **options.pop("env", {})}
+    # the checkout that is tested, whichever is installed
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **options.pop("env", {})}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     command = [sys.executable, str(ROOT / program), *map(str, arguments)]
     return subprocess.Popen(command, text=True, env=environment, **{**pipes, **options})

@@ -11,13 +11,13 @@ from mg_keras.data.sources import open_source
 from mg_keras.errors import UserError
 from mg_keras.evaluation import report
 from mg_keras.models import trunks
-from mg_keras.programs import whole_run
+from mg_keras.programs import common, whole_run
 from mg_keras.runs.config import TrainConfig
 from mg_keras.runs.run import Run
 from mg_keras.training.loop import Trainer, make_strategy, rate_schedule
-from tests.train.tiny import CLASSES, ROOT, draw_folder, pinhole
+from tests.train.tiny import CLASSES, draw_folder, pinhole
 
-PRESETS = sorted((ROOT / "train" / "presets").glob("*.yaml"))
+PRESETS = sorted(common.PRESETS.glob("*.yaml"))
 EPOCHS, ITERATIONS = 2, 3
 SCHEDULES = {
     "step, as far as it gets": {"milestones": [30, 60, 90]},

@@ -4,9 +4,10 @@ import pytest
 from mg_keras.models import trunks
 from mg_keras.pretrained import lite0
 from mg_keras.programs import whole_run
+from mg_keras.programs.common import PRESETS
 from mg_keras.runs.config import TrainConfig
 from mg_keras.runs.run import load_run
-from tests.train.tiny import ROOT, draw_folder
+from tests.train.tiny import draw_folder
 
 STAGES = {"stackwise_num_filters": [64, 64], "stackwise_num_blocks": [1, 1], "stackwise_num_strides": [1, 2]}
 
@@ -51,7 +52,7 @@ def test_a_transfer_starts_from_weights_and_goes_on_without_them(tmp_path, monke
 
 @pytest.mark.parametrize("name", ["transfer", "caltech101_transfer"])
 def test_presets_start_from_weights_that_are_to_be_had(name):
-    config = TrainConfig.load(ROOT / "train" / "presets" / f"{name}.yaml")
+    config = TrainConfig.load(PRESETS / f"{name}.yaml")
     assert (config.trunk, config.init) == (lite0.TRUNK, "imagenet")
     # one replica and two hold whole groups
     assert config.part_size(2) % config.versions == 0

@@ -1,18 +1,72 @@
-"""A network that was trained elsewhere as a run, for all that comes after training."""
+"""Looks into a PyTorch checkpoint, and makes a run of it: mg-keras import-weights CHECKPOINT --run runs/NAME.
+
+Without --run it only says what the file is. Nothing of the file is run, and PyTorch is not needed. The run's folder is
+one that mg-keras evaluate, mg-keras choose-p-star, mg-keras whiten and mg-keras export take.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mg_keras.errors import UserError
-from mg_keras.finishing.stages import open_source
+from mg_keras.pretrained import open_torch_checkpoint
 from mg_keras.pretrained.layouts import MULTIGRAIN
-from mg_keras.runs.checkpoints import snapshot
+from mg_keras.programs.common import Parser
+from mg_keras.quiet import import_tensorflow
 from mg_keras.runs.config import TrainConfig
-from mg_keras.runs.run import Run
+
+if TYPE_CHECKING:
+    from mg_keras.pretrained import Pretrained
+    from mg_keras.runs.run import Run
 
 # nothing was learnt here: no step, and no epoch to show
 _META = {"step": 0, "seconds": 0.0, "history": [], "best": None}
 
 
-def save_run(pretrained, folder, data):
-    """Makes a run's folder of a network, which train/evaluate.py, choose_p_star.py, whiten.py and export/run.py take.
+def main(arguments: Sequence[str] | None = None):
+    """Arguments, what the file is, and the run."""
+    parser = Parser("mg-keras import-weights", __doc__)
+    parser.add_argument("checkpoint", type=str, help="a .pth file: MultiGrain's, or a ResNet of torchvision")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--describe", action="store_true", help="only say what the file is, as without --run")
+    what.add_argument("--run", type=str, help="the folder of a new run")
+    parser.add_argument("--data", type=str, help="with --run: photos to measure on: what mg-keras train takes")
+    parser.add_argument(
+        "--class_names", type=str, help="with --run: a file, a class a line, in the order of the logits"
+    )
+    parser.add_argument("--strict", type=bool, default=True, help="refuse a file with tensors of unknown names (true)")
+    options = parser.parse_args(arguments)
+    if options.run and not options.data:
+        raise UserError("--run needs --data, the photos that the run is measured on: what mg-keras train takes")
+    if not options.run and (options.data or options.class_names):
+        raise UserError("--data and --class_names are a run's: give --run, the folder of a new one")
+    print(open_torch_checkpoint(options.checkpoint).describe())
+    if options.run:
+        make_run(options)
+
+
+def make_run(options):
+    """The network and its folder."""
+    names = options.class_names and read_names(Path(options.class_names))
+    import_tensorflow()
+    from mg_keras.pretrained import from_torch_checkpoint
+
+    run, note = save_run(from_torch_checkpoint(options.checkpoint, names, options.strict), options.run, options.data)
+    if note:
+        print(f"note: {note}")
+    print(f"written: {run.path}, for mg-keras evaluate --run {run.path} and what else takes a run")
+
+
+def read_names(path):
+    """The lines of a file."""
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} can't be read as a list of classes: {error}") from error
+
+
+def save_run(pretrained: "Pretrained", folder: str | Path, data: str) -> "tuple[Run, str | None]":
+    """Makes a run's folder of a network, which every program after training takes.
 
     The settings are the paper's (section 4.1): the training resolution 224, measured at 224, 500 and 800. What the
     checkpoint does not tell, such as lambda, has the paper's value; another layout's network, which no margin loss
@@ -32,6 +86,10 @@ def save_run(pretrained, folder, data):
     Raises:
         UserError: the folder holds something, the data cannot be opened, or they have classes that the network has not.
     """
+    from mg_keras.finishing.stages import open_source
+    from mg_keras.runs.checkpoints import snapshot
+    from mg_keras.runs.run import Run
+
     checkpoint, model = pretrained.checkpoint, pretrained.model
     baseline = {"classification_weight": 1.0, "versions": 1, "augmentation": "standard"}
     config = TrainConfig(

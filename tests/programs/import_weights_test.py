@@ -6,8 +6,9 @@ import pytest
 
 from mg_keras.errors import UserError
 from mg_keras.finishing import stages
-from mg_keras.pretrained import from_torch_checkpoint, save_run
+from mg_keras.pretrained import from_torch_checkpoint
 from mg_keras.pretrained.layouts import MEAN, PROJECTION
+from mg_keras.programs.import_weights import save_run
 from mg_keras.runs.run import load_run
 from tests.pretrained import torch_writer as by_hand
 from tests.pretrained.multigrain_test import CLASSES, SIZE, random_state

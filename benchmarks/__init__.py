@@ -1,0 +1,1 @@
+"""This project beside its peers, in speed: `python -m benchmarks.NAME`, from the root of the checkout."""

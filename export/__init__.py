@@ -1,1 +1,0 @@
-"""Exporting a run as a SavedModel."""

@@ -1,0 +1,72 @@
+"""Chooses the test exponent p* of a run for each resolution: mg-keras choose-p-star --run runs/demo.
+
+By cross-validation on IN-aug over p* = 1 to 10, or by fine-tuning p alone on the training photos. Writes p_star.json
+and p_star.png into the run; with --sweep true also class accuracy by exponent, as sweep.json and sweep.png.
+"""
+
+from collections.abc import Sequence
+
+from mg_keras.programs.common import list_of, number, stage_arguments
+from mg_keras.quiet import import_tensorflow
+
+
+def main(arguments: Sequence[str] | None = None):
+    """Arguments, the choice, and what was chosen."""
+
+    def more(parser):
+        parser.add_argument(
+            "--method",
+            default="cross-validation",
+            choices=["cross-validation", "fine-tuning", "both"],
+            help="with both, the p* in use is cross-validation's and the fine-tuned one is noted beside",
+        )
+        parser.add_argument(
+            "--exponents",
+            type=list_of(float, above=0),
+            help="those that cross-validation tries, such as 1,2,3.5; default: 1 to 10",
+        )
+        at_least_one = number(int, at_least=1)
+        parser.add_argument(
+            "--per_class", type=at_least_one, default=50, help="photos of each class to fine-tune on, at most"
+        )
+        parser.add_argument("--epochs", type=at_least_one, default=1, help="of fine-tuning")
+        parser.add_argument(
+            "--sweep", type=bool, default=False, help="measure the validation photos at every exponent, too"
+        )
+
+    options = stage_arguments("mg-keras choose-p-star", __doc__, arguments, more)
+    import_tensorflow()
+    from rich.console import Console
+
+    from mg_keras.evaluation.report import sweep_table
+    from mg_keras.evaluation.scores import METRICS
+    from mg_keras.finishing import stages
+    from mg_keras.finishing.pooling_exponent import EXPONENTS, best_exponent
+
+    run, source = stages.open_run(options.run, options.resolutions, options.checkpoint, options.data)
+    chosen = stages.choose_p_star(
+        run,
+        source,
+        options.exponents or EXPONENTS,
+        options.method,
+        options.per_class,
+        options.epochs,
+        options.sweep,
+    )
+    scores, fine_tuned = run.p_star_scores, run.p_star_fine_tuned
+    best = {size: best_exponent(found) for size, found in scores.items()}
+    if options.sweep:
+        learnt = {size: found["p_star"] for size, found in fine_tuned.items()}
+        Console().print(sweep_table(run.exponent_sweep, best, learnt))
+    for size, exponent in sorted(chosen.items()):
+        line = f"{size} px: p* = {exponent:.4g}"
+        if size in best:
+            line += (
+                f"; cross-validation {best[size]:g} (IN-aug {METRICS['instance'].text(scores[size][best[size]])} of 5)"
+            )
+        if size in fine_tuned:
+            line += "; fine-tuning {p_star:.4g} (from {initial:g}, on {photos} photos)".format(**fine_tuned[size])
+        print(line)
+    written = ["p_star.json", "p_star.png"] if scores else ["p_star.json"]
+    written += ["sweep.json", "sweep.png"] if options.sweep else []
+    print(f"written: {', '.join(str(run.results / name) for name in written)}")

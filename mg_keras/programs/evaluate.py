@@ -1,0 +1,103 @@
+"""Measures a run, or an exported SavedModel, on benchmarks: mg-keras evaluate --run runs/demo.
+
+With a benchmark's folder it gives the paper's number: --benchmarks holidays=PATH,ukb=PATH --resolutions 224,500,800.
+The tables have the layout of the paper's Tables 2 and 3, with the paper's figures beside. Writes metrics.json,
+scores.png and retrieval.png into the run.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from mg_keras.errors import UserError
+from mg_keras.programs.common import list_of, stage_arguments
+from mg_keras.quiet import import_tensorflow
+
+
+def main(arguments: Sequence[str] | None = None):
+    """Arguments, the measures, and the tables."""
+
+    def more(parser):
+        parser.add_argument("--model", type=str, help="an exported SavedModel to measure in place of a run")
+        parser.add_argument(
+            "--benchmarks",
+            type=list_of(str),
+            help="of classes, in_aug, copies and views (the run's own photos) and NAME=PATH of imagenet, holidays, "
+            "ukb, copydays, revisited and image_similarity; default: the run's own",
+        )
+        parser.add_argument(
+            "--comparison", type=bool, default=True, help="rows of average pooling and R-MAC on the same trunk too"
+        )
+        parser.add_argument(
+            "--rotations", type=str, help="file that turns Holidays photos upright: NAME DEGREES a line"
+        )
+        parser.add_argument("--distractors", type=str, help="folder of photos to hide the copies among")
+        parser.add_argument("--out", type=str, help="with --model: the file that gets the figures, as JSON")
+
+    options = stage_arguments("mg-keras evaluate", __doc__, arguments, more, run_required=False)
+    if bool(options.run) == bool(options.model):
+        raise UserError("give either --run (a run's folder) or --model (an exported SavedModel)")
+    if options.model and options.data:
+        raise UserError("--data names the photos of a --run; a SavedModel is measured on --benchmarks NAME=PATH")
+    import_tensorflow()
+    if options.run:
+        evaluate_run(options)
+    else:
+        evaluate_model(options)
+
+
+def evaluate_run(options):
+    """A run: its own photos and any benchmark."""
+    from mg_keras.evaluation.report import scores_table
+    from mg_keras.finishing import scores as evaluation
+    from mg_keras.finishing import stages
+
+    run, source = stages.open_run(options.run, options.resolutions, options.checkpoint, options.data)
+    benchmarks = evaluation.open_benchmarks(run, source, options.benchmarks, options.rotations, options.distractors)
+    embedder = stages.embedder_of(run, also=stages.COMPARISON if options.comparison else ())
+    for note in evaluation.complete(run, source, embedder):
+        print(note, flush=True)
+    metrics = evaluation.evaluate(run, source, benchmarks, options.comparison, embedder)
+    if metrics["resolutions"]:
+        show(scores_table(metrics))
+    show_tables(metrics)
+    print(f"written: {run.results / 'metrics.json'}, and the pictures beside it")
+
+
+def evaluate_model(options):
+    """A SavedModel: any benchmark with a folder of its own."""
+    from mg_keras.export.opened import Exported
+    from mg_keras.files import atomic_write_json
+    from mg_keras.finishing.scores import evaluate_exported
+
+    metrics = evaluate_exported(
+        Exported.load(options.model), options.benchmarks, options.resolutions, options.rotations, options.distractors
+    )
+    show_tables(metrics)
+    if options.out:
+        atomic_write_json(Path(options.out), metrics)
+        print(f"written: {options.out}")
+
+
+def show_tables(metrics):
+    """Tables 2 and 3, and what is to be known about the benchmarks' folders."""
+    from mg_keras.evaluation.tables import class_table, retrieval_table
+
+    for table in (class_table(metrics), retrieval_table(metrics)):
+        if table:
+            show(table)
+    for name, benchmark in metrics["benchmarks"].items():
+        print(f"{name}: {benchmark['description']}")
+        for warning in benchmark["warnings"]:
+            print(f"  note: {warning}")
+        if benchmark["unusable"]:
+            print(f"  {len(benchmark['unusable'])} unusable photos count as not found: {benchmark['unusable'][:5]}")
+
+
+def show(table):
+    """Prints a table, whole where there is no terminal to fit it into."""
+    from rich.console import Console
+
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=200)
+    console.print(table)

@@ -1,0 +1,114 @@
+"""Exports a run as a SavedModel: mg-keras export --run runs/demo --out models/multigrain."""
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mg_keras.errors import UserError
+from mg_keras.programs.common import Parser, number
+from mg_keras.quiet import import_tensorflow
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from mg_keras.runs.run import Run
+
+CHECK_PHOTOS = 16
+
+
+def main(arguments: Sequence[str] | None = None):
+    """Arguments, the export, and how to use what it wrote."""
+    parser = Parser("mg-keras export", __doc__)
+    parser.add_argument("--run", type=str, required=True, help="the run's folder, such as runs/demo")
+    parser.add_argument("--data", type=str, help="where the run's photos lie now; default: where they were")
+    parser.add_argument("--out", type=str, required=True, help="the model's folder; versions are numbered inside")
+    parser.add_argument(
+        "--version", type=number(int, at_least=1), help="the number to write; default: the next free one"
+    )
+    parser.add_argument(
+        "--precision",
+        choices=["float32", "bfloat16"],
+        default="float32",
+        help="what the trunk computes in; bfloat16 needs a processor with avx512_bf16 or AMX to be fast",
+    )
+    parser.add_argument(
+        "--check_photos",
+        type=number(int, at_least=1),
+        default=CHECK_PHOTOS,
+        help="validation photos to compare with the Keras model",
+    )
+    options = parser.parse_args(arguments)
+    import_tensorflow()
+    from mg_keras.export.saved_model import usage
+    from mg_keras.runs.run import load_run
+
+    run = load_run(options.run, data=options.data)
+    print(usage(export_run(run, options.out, options.version, options.precision, options.check_photos)))
+
+
+def export_run(
+    run: "Run",
+    folder: str | os.PathLike,
+    version: int | None = None,
+    precision: str = "float32",
+    photos: int = CHECK_PHOTOS,
+) -> Path:
+    """Exports a trained run with its whitening, classes, p* table and settings.
+
+    Args:
+        run: `mg_keras.runs.run.Run`.
+        folder, version, precision: as `mg_keras.export.saved_model.export_saved_model` takes them.
+        photos: of the run's validation photos to check on, at least 1. Where those are not to be had it is checked on
+            generated ones; standard error says so if they are others, or fewer, than was asked for.
+
+    Returns:
+        The path of the version.
+
+    Raises:
+        UserError: as `export_saved_model`; or `photos` is below 1.
+    """
+    from mg_keras.export.saved_model import export_saved_model
+
+    if photos < 1:
+        raise UserError(f"at least one photo is needed to check the model on, received {photos}")
+    metadata = {
+        "trunk": run.settings.trunk,
+        "class_names": run.class_names,
+        "p_star": run.p_star,
+        "training": run.config,
+    }
+    chosen, trouble = _validation_photos(run, photos)
+    if trouble:
+        used = f"{len(chosen)} of {photos} validation photos" if chosen else "generated photos"
+        print(f"the export is checked on {used}: {trouble}", file=sys.stderr)
+    return export_saved_model(run.model, run.whitening, folder, version, metadata, precision, chosen or None)
+
+
+def _validation_photos(run: "Run", count: int) -> "tuple[list[np.ndarray], str]":
+    """(up to `count` usable validation photos of a run, the same ones each time; why there are no more, or "").
+
+    They are shrunk to twice the training resolution, so that any number of them fits into memory.
+    """
+    import numpy as np
+    import tensorflow as tf
+
+    from mg_keras.data.images import try_decode
+    from mg_keras.data.resolutions import largest_side
+    from mg_keras.finishing.stages import open_source
+
+    try:
+        split = open_source(run.settings).val
+    except UserError as error:
+        return [], str(error)
+    found, side = [], 2 * run.settings.resolution
+    for row in np.random.default_rng(0).permutation(len(split)):
+        ok, photo = try_decode(split.read, tf.constant(row, tf.int64))
+        if ok and max(photo.shape) > side:
+            photo = tf.cast(tf.clip_by_value(tf.round(largest_side(photo, side)), 0, 255), tf.uint8)
+        if ok:
+            found.append(photo.numpy())
+        if len(found) == count:
+            return found, ""
+    return found, "there are no more that can be used"

@@ -1,0 +1,33 @@
+"""Trains a MultiGrain, measures it and exports it: mg-keras train --preset demo.
+
+The same command after Ctrl-C, a crash or `kill -9` goes on where the run was.
+"""
+
+from collections.abc import Sequence
+
+from mg_keras.programs.common import PRESETS, Parser, given, preset_names, with_preset
+from mg_keras.programs.export import export_run
+from mg_keras.programs.whole_run import train_and_measure
+from mg_keras.runs.config import add_settings, settings_of
+
+
+def main(arguments: Sequence[str] | None = None):
+    """Arguments, then every stage of a run."""
+    arguments, preset = with_preset(given(arguments), PRESETS)
+    parser = Parser("mg-keras train", __doc__)
+    add_settings(parser, "a YAML file of settings")
+    parser.add_argument("--preset", help=f"settings by name: {', '.join(preset_names(PRESETS))}")
+    parser.add_argument("--run", help="the run's folder; default: runs/<preset>")
+    parser.add_argument("--strategy", default="mirrored", help="mirrored (all GPUs), multiworker (TF_CONFIG) or single")
+    options = parser.parse_args(arguments)
+    run = train_and_measure(settings_of(options), options.run or f"runs/{preset or 'run'}", options.strategy)
+    if run:
+        finish(run)
+
+
+def finish(run):
+    """Exports a run that is trained and measured, and says where to look."""
+    from mg_keras.export.saved_model import usage
+
+    print(usage(export_run(run, run.path / "saved_model")))
+    print(f"\nLook at {run.path}/: retrieval.png, scores.png, p_star.png, curves.png; figures in metrics.json")

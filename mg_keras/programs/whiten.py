@@ -1,0 +1,61 @@
+"""Fits the whitening of a run's descriptors: mg-keras whiten --run runs/demo --unlabelled FOLDER.
+
+With --dimensions 128 a descriptor keeps the 128 directions of largest variance. Writes whitening.npz (the one that
+mg-keras export folds into the classifier), whitening-SIZE.npz of the other resolutions, and whitening.json: what they
+were fitted on, and how often the class read from a descriptor is the one read from the whole embedding.
+"""
+
+from collections.abc import Sequence
+
+from mg_keras.programs.common import number, stage_arguments
+from mg_keras.quiet import import_tensorflow
+
+
+def main(arguments: Sequence[str] | None = None):
+    """Arguments, the fit, what it was fitted on and what it costs."""
+
+    def more(parser):
+        parser.add_argument(
+            "--unlabelled", type=str, help="folder of photos, or training: the training photos; default: the run's own"
+        )
+        parser.add_argument(
+            "--shrinkage",
+            type=number(float, above=0, at_most=1),
+            help="for fewer photos than dimensions; default: the run's",
+        )
+        parser.add_argument(
+            "--dimensions",
+            type=number(int, at_least=1),
+            help="values of a descriptor; default: the run's, or else all",
+        )
+        parser.add_argument(
+            "--comparison",
+            type=bool,
+            default=True,
+            help="whiten average pooling and R-MAC on the same trunk, too, for the tables of mg-keras evaluate",
+        )
+
+    options = stage_arguments("mg-keras whiten", __doc__, arguments, more)
+    import_tensorflow()
+    from mg_keras.evaluation.scores import METRICS
+    from mg_keras.finishing import stages
+
+    run, source = stages.open_run(options.run, options.resolutions, options.checkpoint, options.data)
+    run.use(
+        unlabelled=options.unlabelled,
+        whitening_shrinkage=options.shrinkage,
+        whitening_dimensions=options.dimensions,
+    )
+    poolings = stages.COMPARISON if options.comparison else ()
+    print(f"whitening fitted on {stages.fit_whitening(run, source, poolings, measure_classes=True)}")
+    for size in run.settings.resolutions:
+        entry = run.whitening_report[size]
+        variance, agreement = (f"{METRICS[name].text(entry[name])}%" for name in ("variance_kept", "class_agreement"))
+        top1, full = (f"{METRICS['top1'].text(entry[f'top1_{name}'])}%" for name in ("descriptor", "embedding"))
+        print(
+            f"{size} px, p* {entry['p_star']:g}: {entry['dimensions']} of {entry['embedding_dimensions']} dimensions, "
+            f"{variance} of the variance; descriptor and embedding give the same class for {agreement} of "
+            f"{entry['validation_photos']} validation photos (top-1 {top1}, from the embedding {full})"
+        )
+    paths = [*(run.whitening_path(size) for size in run.settings.resolutions), run.results / "whitening.json"]
+    print(f"written: {', '.join(map(str, paths))}")

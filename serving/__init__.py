@@ -1,1 +1,0 @@
-"""Serving an exported model: a client, a local server with TF Serving's interfaces, and TF Serving's settings."""
