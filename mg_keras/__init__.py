@@ -3,15 +3,24 @@
 import importlib
 
 __version__ = "0.1.0"
-__all__ = ["MultiGrain", "Whitening", "layers"]
 
-_WHERE = {"MultiGrain": "mg_keras.models", "Whitening": "mg_keras.embedding.whitening"}
+# name -> the module that has it; None: it is a module itself
+_WHERE = {
+    "MultiGrain": "mg_keras.models",
+    "Whitening": "mg_keras.embedding.whitening",
+    "layers": None,
+    "load": "mg_keras.loading",
+}
+__all__ = ["MultiGrain", "Whitening", "layers", "load"]
+
+
+def __dir__():
+    return [*__all__, "__version__"]
 
 
 def __getattr__(name):
     # loaded on first use: `--help` and the data tools need no TensorFlow, which takes seconds to import
-    if name == "layers":
-        return importlib.import_module("mg_keras.layers")
-    if name in _WHERE:
-        return getattr(importlib.import_module(_WHERE[name]), name)
-    raise AttributeError(f"module 'mg_keras' has no attribute {name!r}")
+    if name not in _WHERE:
+        raise AttributeError(f"module 'mg_keras' has no attribute {name!r}")
+    where = _WHERE[name]
+    return getattr(importlib.import_module(where), name) if where else importlib.import_module(f"mg_keras.{name}")

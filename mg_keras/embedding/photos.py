@@ -24,7 +24,7 @@ import numpy as np
 import tensorflow as tf
 
 from mg_keras.data import resolutions
-from mg_keras.data.images import BadImages, problem, try_decode
+from mg_keras.data.images import BadImages
 from mg_keras.data.repeated import repeated_batches
 from mg_keras.errors import UserError
 from mg_keras.files import atomic_path, atomic_write_json, atomic_write_text, printable_name, try_lock
@@ -67,7 +67,7 @@ def embed(network, split, resolution, train_resolution, poolings=None, label=Non
 
     Args:
         network: `MultiGrain`, or another network (see above).
-        split: `mg_keras.data.sources.Split`.
+        split: `mg_keras.data.sources.Split`, or what else `mg_keras.data.given.given_photos` gives.
         resolution: s*, pixels.
         train_resolution: pixels of the training crops.
         poolings: list of p* and `RMAC`; None: the training exponent alone. The trunk runs once for all of them.
@@ -145,13 +145,9 @@ def prepared_batches(split, resolution, train_resolution, rows=None):
     size = _photos_a_batch(resolution, resolution)
 
     def load(row):
-        ok, image = try_decode(split.read, row)
+        ok, image = split.image(row)
         # an unusable photo goes on as a black one, since a pipeline has no other way to say nothing
-        image = tf.cond(
-            ok,
-            lambda: split.adjust(row, image) if split.adjust else image,
-            lambda: tf.zeros((resolution, resolution, 3), tf.uint8),
-        )
+        image = tf.cond(ok, lambda: image, lambda: tf.zeros((resolution, resolution, 3), image.dtype))
         return row, ok, prepare(tf.ensure_shape(image, [None, None, 3]), resolution)
 
     rows = np.arange(len(split)) if rows is None else np.asarray(rows, np.int64)
@@ -360,13 +356,10 @@ def _write_all(path, split, usable, partial, made_from):
         # a name with a line break in it would put the list out of step with the array
         return "".join(f"{printable_name(split.names[row])}{more(row)}\n" for row in np.flatnonzero(chosen))
 
-    def reason(row):
-        return problem(lambda: split.read(tf.constant(row))) or "could not be read"
-
     if not usable.any():
-        raise UserError(f"none of the {len(split)} photos can be used; the first, {split.names[0]}: {reason(0)}")
+        raise UserError(f"none of the {len(split)} photos can be used; the first, {split.names[0]}: {split.reason(0)}")
     atomic_write_text(path.with_suffix(".txt"), listed(usable))
-    unusable = listed(~usable, lambda row: f"\t{reason(row)}")
+    unusable = listed(~usable, lambda row: f"\t{split.reason(row)}")
     unusable += "".join(f"{name}\t{reason}\n" for name, reason in split.passed_over)
     if unusable:
         atomic_write_text(path.with_suffix(".unusable.txt"), unusable)

@@ -25,6 +25,7 @@ class Exported:
         pooling_exponent: the training exponent.
         train_resolution: pixels of the training crops, or None where it does not say.
         whitened: whether the descriptors are whitened.
+        served: (images float32 [B, H, W, 3], p_star float32 [B]) -> dict of tensors: the signature `serving_default`.
     """
 
     def __init__(self, path, about, loaded):
@@ -36,7 +37,7 @@ class Exported:
         self.whitened = bool(about["whitened"])
         # the signatures work only as long as the object they came with
         self._loaded = loaded
-        self._describe = loaded.signatures["serving_default"]
+        self.served = loaded.signatures["serving_default"]
         self._classify = loaded.signatures["classify_embedding"]
 
     @classmethod
@@ -91,7 +92,7 @@ class Exported:
         exponents = [self.pooling_exponent if pooling is None else pooling for pooling in poolings]
         count = tf.shape(images)[:1]
         return tf.stack(
-            [self._describe(images=images, p_star=tf.fill(count, float(value)))["embedding"] for value in exponents]
+            [self.served(images=images, p_star=tf.fill(count, float(value)))["embedding"] for value in exponents]
         )
 
     def classify(self, embeddings):

@@ -28,6 +28,9 @@ PRESETS = {
     "vgg19": "vgg_19_imagenet",
 }
 
+# of a MultiGrain
+_EXPONENT = "layers/ge_m/vars/0"
+
 # what of a backbone's configuration changes no answer
 _WITHOUT_EFFECT = {"name", "trainable", "dtype", "image_shape", "input_shape", "dropout", "batch_norm_momentum"}
 
@@ -102,6 +105,16 @@ def fill_from_file(trunk, path, trunk_name):
                 array[...] = found[name][()]
         trunk.load_weights(template)
     return head
+
+
+def pooling_exponent(path):
+    """The exponent p that a `MultiGrain` in a `.weights.h5` or `.keras` file pools with; None for a trunk's file.
+
+    Raises:
+        UserError: the file can't be read.
+    """
+    with tempfile.TemporaryDirectory() as folder, _opened(path, folder) as file:
+        return float(file[_EXPONENT][()]) if _EXPONENT in file else None
 
 
 @contextlib.contextmanager

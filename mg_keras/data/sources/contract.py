@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
+from mg_keras.data.images import problem, try_decode
 from mg_keras.errors import UserError
 
 
@@ -79,6 +80,24 @@ class Split:
 
     def __len__(self):
         return len(self.names)
+
+    def image(self, row):
+        """The photo numbered `row`, decoded and as `adjust` makes it; graph code.
+
+        Args:
+            row: int64 scalar tensor.
+
+        Returns:
+            (ok, image): a bool scalar, and RGB in 0-255 [H, W, 3], or one of 1x1 pixel where it can't be used.
+        """
+        ok, image = try_decode(self.read, row)
+        if self.adjust:
+            image = tf.cond(ok, lambda: self.adjust(row, image), lambda: image)
+        return ok, image
+
+    def reason(self, row):
+        """Why the photo numbered `row` can't be used, in a few words."""
+        return problem(lambda: self.read(tf.constant(row))) or "could not be read"
 
     @functools.cached_property
     def labels(self):

@@ -1,0 +1,362 @@
+"""`mg_keras.load`: a run, a SavedModel or a file of weights as one object that embeds and classifies photos."""
+
+import dataclasses
+import math
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from mg_keras import MultiGrain, Whitening
+from mg_keras.data.given import given_photos
+from mg_keras.embedding.photos import embed
+from mg_keras.errors import UserError
+from mg_keras.export.opened import Exported
+from mg_keras.models import trunks
+from mg_keras.pretrained import from_torch_checkpoint, keras_weights, lite0
+from mg_keras.pretrained.layouts import RESNETS
+from mg_keras.runs.run import load_run
+
+# of training where a file of weights doesn't say it: ImageNet's
+_RESOLUTION = 224
+
+_TORCH = (".pth", ".pt", ".safetensors")
+_KERAS = (".h5", ".keras")
+_WANTED = (
+    "give the folder of a run (with config.yaml), that of a SavedModel or one of its versions, or a file of weights "
+    "(.pth, .safetensors, .keras, .weights.h5)"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Classes:
+    """The classes of photos.
+
+    Attributes:
+        names: list of N str, the likeliest class of each photo; None for one that could not be used.
+        probabilities: float32 [N, C], the softmax of the logits; NaN for a photo that could not be used.
+        class_names: list of C str, in the order of the columns.
+    """
+
+    names: list[str | None]
+    probabilities: np.ndarray
+    class_names: list[str]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+class Loaded:
+    """A trained network, opened to be used; `load` makes it.
+
+    Its descriptors have unit norm and are whitened where the run or the SavedModel is; where it is not, they are the
+    embedding with a 1 appended, [e; 1], so that the class can be read from them too. They are those that the SavedModel
+    of the same run serves.
+
+    Attributes:
+        path: Path of what was opened.
+        class_names: list of str, in the order of the logits, `class 0` and so on where they are not known; None where
+            there is no classifier.
+        resolution: pixels of training, which photos are embedded at where no other is given.
+        p_star: {resolution in pixels: the exponent that was chosen for it}, perhaps empty.
+        pooling_exponent: the exponent of training, taken at resolutions for which none was chosen.
+        whitened: whether descriptors are whitened.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        network: Any,
+        whitening_at: Callable[[int], Whitening] | None,
+        class_names: list[str] | None,
+        resolution: int,
+        pooling_exponent: float,
+        p_star: dict[int, float],
+        whitened: bool,
+    ):
+        self.path, self.class_names, self.whitened = path, class_names, whitened
+        self.resolution, self.pooling_exponent, self.p_star = resolution, float(pooling_exponent), dict(p_star)
+        self._network = network
+        # None: the network's values are its descriptors
+        self._whitening_at = whitening_at
+
+    def __repr__(self) -> str:
+        classes = len(self.class_names) if self.class_names else "no"
+        whitened = "whitened" if self.whitened else "not whitened"
+        return f"<{self.path}: {classes} classes, trained at {self.resolution} px, {whitened}>"
+
+    def embed(
+        self, photos: Any, resolution: int | None = None, p_star: float | None = None, on_error: str = "raise"
+    ) -> np.ndarray:
+        """Descriptors of photos of any sizes and kinds.
+
+        Args:
+            photos: a folder; or one photo or several: paths, bytes of files, arrays [H, W, 3] of RGB in 0-255 (uint8 or
+                float), PIL images.
+            resolution: s*, pixels, as every measure here takes it: up to the resolution of training a square crop,
+                beyond it the largest side. None: that of training.
+            p_star: pooling exponent > 0; None: the one that was chosen for the resolution.
+            on_error: what a photo that can't be used does: `"raise"`, or `"skip"`, which leaves NaN in its row.
+
+        Returns:
+            NumPy float32 [N, D], a row a photo, in their order; unit norm.
+
+        Raises:
+            UserError: a photo can't be used (the message names it and says why), `photos` is nothing of the kind, or
+                `resolution` or `p_star` is out of range.
+
+        Example:
+            >>> descriptors = mg_keras.load("runs/demo").embed(["a.jpg", "b.png"])  # doctest: +SKIP
+            >>> similarity = descriptors @ descriptors.T  # doctest: +SKIP
+        """
+        resolution = self._resolution(resolution)
+        rows, values, count = self._values(self._network, photos, resolution, p_star, on_error)
+        if self._whitening_at and len(rows):
+            values = self._whitening_at(resolution).transform(values)
+        elif self._whitening_at:
+            values = np.empty((0, self._whitening_at(resolution).projection_.shape[1]), np.float32)
+        return _filled(rows, values, count)
+
+    def classify(
+        self,
+        photos_or_descriptors: Any,
+        resolution: int | None = None,
+        p_star: float | None = None,
+        on_error: str = "raise",
+    ) -> Classes:
+        """The classes of photos, or of descriptors that were embedded before.
+
+        From a descriptor of all dimensions the class is that of the photo; from one whose whitening left dimensions out
+        it is nearly always.
+
+        Args:
+            photos_or_descriptors: photos, as `embed` takes them, or descriptors as it gives them, an array [N, D]; a
+                row of NaN stands for a photo that could not be used.
+            resolution, p_star, on_error: as `embed` takes them; of descriptors the resolution that they were embedded
+                at.
+
+        Returns:
+            `Classes`.
+
+        Raises:
+            UserError: as `embed`; descriptors of another size; or there is no classifier.
+
+        Example:
+            >>> mg_keras.load("runs/demo").classify("photo.jpg").names  # doctest: +SKIP
+            ['disks']
+        """
+        if self.class_names is None:
+            raise UserError(f"{self.path} holds a trunk without a classifier: it embeds and can't classify")
+        resolution = self._resolution(resolution)
+        if getattr(photos_or_descriptors, "ndim", None) == 2:
+            logits = self._classes_of_descriptors(np.asarray(photos_or_descriptors), resolution)
+        else:
+            network = self._network if self._whitening_at else _Classifier(self._network)
+            rows, values, count = self._values(network, photos_or_descriptors, resolution, p_star, on_error)
+            logits = _filled(rows, self._network.classify(values) if self._whitening_at else values, count)
+        probabilities = _softmax(logits)
+        likeliest = np.where(np.isnan(logits).any(axis=1), -1, np.argmax(logits, axis=1)) if len(logits) else []
+        names = [self.class_names[number] if number >= 0 else None for number in likeliest]
+        return Classes(names, probabilities, self.class_names)
+
+    def _resolution(self, resolution):
+        if resolution is None:
+            return self.resolution
+        if not (isinstance(resolution, int | np.integer) and resolution >= 1):
+            raise UserError(f"resolution must be a whole number of pixels, at least 1, received {resolution!r}")
+        return int(resolution)
+
+    def _values(self, network, photos, resolution, p_star, on_error):
+        """(rows of the photos that can be used, what the network makes of them [n, ...], how many there are in all)."""
+        if on_error not in ("raise", "skip"):
+            raise UserError(f'on_error must be "raise" or "skip", received {on_error!r}')
+        if p_star is None:
+            p_star = self.p_star.get(resolution, self.pooling_exponent)
+        elif not (isinstance(p_star, int | float | np.number) and 0 < p_star < math.inf):
+            raise UserError(f"p_star must be a number > 0, received {p_star!r}")
+        split = given_photos(photos)
+        found = embed(network, split, resolution, self.resolution, [float(p_star)])
+        if len(found.unusable) and on_error == "raise":
+            first = int(found.unusable[0])
+            more = f", and {len(found.unusable) - 1} more" if len(found.unusable) > 1 else ""
+            raise UserError(
+                f'{split.names[first]}: {split.reason(first)}{more} (on_error="skip" leaves NaN in the place of a photo '
+                "that can't be used)"
+            )
+        return found.rows, found.values[0], len(split)
+
+    def _classes_of_descriptors(self, descriptors, resolution):
+        """Logits [N, C] of descriptors [N, D]."""
+        size = self._network.about["embedding_size"] if self._whitening_at is None else None
+        size = size or self._whitening_at(resolution).projection_.shape[1]
+        if descriptors.shape[1] != size:
+            raise UserError(f"descriptors of {self.path} have {size} values, received {descriptors.shape[1]}")
+        if self._whitening_at is None:
+            return self._network.classify(descriptors)
+        rows = np.flatnonzero(~np.isnan(descriptors).any(axis=1))
+        unit = self._whitening_at(resolution).undo(descriptors[rows])
+        return _filled(rows, self._network.classify(unit[:, :-1] / unit[:, -1:]), len(descriptors))
+
+
+class _Classifier:
+    """A SavedModel as a network whose values are the logits of the photos themselves, which lose no dimension."""
+
+    def __init__(self, exported):
+        self.exported = exported
+
+    def describe(self, images, poolings):
+        """float32 [P, B, C]."""
+        count = tf.shape(images)[:1]
+        return tf.stack(
+            [self.exported.served(images=images, p_star=tf.fill(count, value))["logits"] for value in poolings]
+        )
+
+
+def load(
+    what: str | os.PathLike,
+    trunk: str | None = None,
+    class_names: list[str] | None = None,
+    checkpoint: str = "last",
+) -> Loaded:
+    """Opens a trained network to embed and classify photos with it.
+
+    Args:
+        what: one of
+
+            * the folder of a run, `runs/demo`;
+            * a SavedModel, `models/multigrain` (its newest version) or `models/multigrain/3`;
+            * a file of weights: MultiGrain's or torchvision's ResNets in `.pth` or `.safetensors`; with `trunk`,
+              `.keras` and `.weights.h5` of a `MultiGrain` or of a trunk, and EfficientNet-Lite0's `.pth`. Nothing of it
+              is run.
+        trunk: the name of a weights file's trunk, such as `"resnet50"`, where the file doesn't tell it.
+        class_names: of a weights file, which has none; in the order of the logits.
+        checkpoint: of a run: `"last"`, or `"best"`, with what was made of it.
+
+    Returns:
+        `Loaded`.
+
+    Raises:
+        UserError: there is no such thing, or it can't be read; the message says what would be right.
+
+    Example:
+        >>> network = mg_keras.load("runs/demo")  # doctest: +SKIP
+        >>> network.embed("photos").shape, network.classify("photos").names[:2]  # doctest: +SKIP
+        ((120, 513), ['disks', 'crosses'])
+    """
+    path = Path(what).expanduser()
+    if not path.exists():
+        raise UserError(f"there is nothing at {path}: {_WANTED}")
+    if path.is_file():
+        return _of_weights(path, trunk, class_names)
+    if trunk is not None or class_names is not None:
+        raise UserError(f"trunk and class_names are for a file of weights; {path} is a folder, which has its own")
+    if (path / "config.yaml").is_file():
+        return _of_run(path, checkpoint)
+    if (path / "saved_model.pb").is_file() or any(path.glob("*/saved_model.pb")):
+        return _of_saved_model(path)
+    raise UserError(f"{path} is no run and no SavedModel: {_WANTED}")
+
+
+def _of_run(path, checkpoint):
+    if checkpoint not in ("last", "best"):
+        raise UserError(f'checkpoint must be "last" or "best", received {checkpoint!r}')
+    run = load_run(path, checkpoint=checkpoint)
+    exported = run.whitening
+    fitted = {run.settings.resolution: exported or _identity(run.model)}
+
+    def whitening_at(resolution):
+        # one that was not measured gets the whitening that is exported, as the SavedModel has it
+        if resolution not in fitted:
+            fitted[resolution] = (exported and run.whitening_at(resolution)) or fitted[run.settings.resolution]
+        return fitted[resolution]
+
+    return Loaded(
+        path,
+        run.model,
+        whitening_at,
+        run.class_names,
+        run.settings.resolution,
+        run.settings.pooling_exponent,
+        run.p_star,
+        exported is not None,
+    )
+
+
+def _of_saved_model(path):
+    exported = Exported.load(path)
+    if exported.train_resolution is None:
+        raise UserError(f"{exported.path} does not say its training resolution: export it with mg-keras export")
+    names = exported.class_names or _numbered(exported.about["num_classes"])
+    return Loaded(
+        exported.path,
+        exported,
+        None,
+        names,
+        exported.train_resolution,
+        exported.pooling_exponent,
+        exported.p_star,
+        exported.whitened,
+    )
+
+
+def _of_weights(path, trunk, class_names):
+    suffix = path.suffix.lower()
+    if suffix in _TORCH and trunk in (None, *RESNETS):
+        pretrained = from_torch_checkpoint(path, class_names)
+        found = pretrained.checkpoint
+        if trunk not in (None, found.trunk):
+            raise UserError(f"{path} holds a {found.trunk}, where the trunk is {trunk}")
+        names = class_names or _numbered(pretrained.model.num_classes)
+        return _of_network(path, pretrained.model, pretrained.whitening, names, found.pooling_exponent)
+    if suffix not in (*_TORCH, *_KERAS):
+        raise UserError(f"{path} is no file of weights: {_WANTED}")
+    if trunk is None:
+        raise UserError(f'{path} does not tell its trunk: name it, as in load({path.name!r}, trunk="resnet50")')
+    if suffix in _TORCH and trunk != lite0.TRUNK:
+        raise UserError(f"{suffix} files are read for {', '.join((*RESNETS, lite0.TRUNK))}, received {trunk}")
+    # the trunk first: how many classes there are is found with its weights
+    layers = trunks.build(trunk)
+    head = lite0.fill(layers, path) if suffix in _TORCH else keras_weights.fill_from_file(layers, path, trunk)
+    # a network that was trained to classify alone pools by the average
+    exponent = (keras_weights.pooling_exponent(path) if suffix in _KERAS else None) or 1.0
+    mean, std = trunks.normalization(trunk)
+    model = MultiGrain(layers, len(head.bias) if head else 1, exponent, pixel_mean=mean, pixel_std=std)
+    if head is None:
+        return _of_network(path, model, None, None, exponent)
+    if class_names is not None and len(class_names) != len(head.bias):
+        raise UserError(f"{path} has {len(head.bias)} classes, received {len(class_names)} class names")
+    model.classifier.kernel.assign(head.kernel)
+    model.classifier.bias.assign(head.bias)
+    return _of_network(path, model, None, class_names or head.class_names or _numbered(len(head.bias)), exponent)
+
+
+def _of_network(path, model, whitening, class_names, exponent):
+    fitted = whitening or _identity(model)
+    return Loaded(path, model, lambda _: fitted, class_names, _RESOLUTION, exponent, {}, whitening is not None)
+
+
+def _identity(model):
+    """The whitening that changes nothing: unit-norm [e; 1], as the export has it of a run without one."""
+    size = model.embedding_dimension + 1
+    return Whitening(np.zeros(size), np.eye(size))
+
+
+def _numbered(count):
+    return [f"class {number}" for number in range(count)]
+
+
+def _filled(rows, values, count):
+    """float32 [count, ...]: `values` in their rows, NaN in the others."""
+    filled = np.full((count, values.shape[-1]), np.nan, np.float32)
+    filled[rows] = values
+    return filled
+
+
+def _softmax(logits):
+    if not len(logits):
+        return logits
+    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return powers / powers.sum(axis=1, keepdims=True)
