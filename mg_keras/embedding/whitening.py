@@ -294,12 +294,12 @@ def class_agreement(whitening, embeddings, labels, classify):
     Args:
         whitening: a `Whitening` with the bias channel.
         embeddings: [N, d], not normalised.
-        labels: integers [N].
+        labels: integers [N]; -1: no label.
         classify: embeddings [N, d] -> logits [N, C].
 
     Returns:
         dict: `class_agreement`, the share of embeddings whose class is the same from both; `top1_embedding` and
-        `top1_descriptor`, the shares that are classified as their label says.
+        `top1_descriptor`, the shares of those with a label that are classified as it says, where there are any.
 
     Raises:
         ValueError: a whitening without the bias channel, whose descriptors don't hold the embedding's norm; no
@@ -311,11 +311,12 @@ def class_agreement(whitening, embeddings, labels, classify):
         raise ValueError("class agreement needs at least 1 embedding, got 0")
     unit = whitening.undo(whitening.transform(embeddings))
     full, reduced = (np.argmax(classify(rows), axis=1) for rows in (embeddings, unit[:, :-1] / unit[:, -1:]))
-    shares = {
-        "class_agreement": full == reduced,
-        "top1_embedding": full == labels,
-        "top1_descriptor": reduced == labels,
-    }
+    labels = np.asarray(labels)
+    known = labels >= 0
+    shares = {"class_agreement": full == reduced}
+    if known.any():
+        shares["top1_embedding"] = full[known] == labels[known]
+        shares["top1_descriptor"] = reduced[known] == labels[known]
     return {name: float(np.mean(hits)) for name, hits in shares.items()}
 
 

@@ -49,19 +49,23 @@ class Photo:
 
     Attributes:
         image: uint8 [H, W, 3] RGB, or the path of a photo.
-        class_name: what its caption says.
+        class_name: what its caption says; None when not known.
         instance: the same for all photos of one object, or for a photo and its copies; None when not known.
     """
 
     image: np.ndarray | str | os.PathLike
-    class_name: str
+    class_name: str | None
     instance: str | None = None
 
     def kinship(self, other: "Photo") -> str:
-        """Say how `other` relates to this photo: "same instance", "same class" or "another class"."""
+        """Say how `other` relates to this photo: "same instance", "same class" or "another class".
+
+        Photos of which no class is known are of another one each.
+        """
         if self.instance is not None and self.instance == other.instance:
             return "same instance"
-        return "same class" if self.class_name == other.class_name else "another class"
+        known = self.class_name is not None
+        return "same class" if known and self.class_name == other.class_name else "another class"
 
 
 def retrieval_picture(
@@ -502,7 +506,8 @@ def _draw_photo(axes: Axes, photo: Photo, frame: str, width: float, note: str) -
     axes.set_anchor("S")
     for spine in axes.spines.values():
         spine.set(edgecolor=frame, linewidth=width)
-    name = photo.class_name if len(photo.class_name) <= 18 else photo.class_name[:17] + "…"
+    name = photo.class_name or ""
+    name = name if len(name) <= 18 else name[:17] + "…"
     axes.set_xlabel(f"{name}\n{note}", fontsize=8, labelpad=4, parse_math=False)
 
 

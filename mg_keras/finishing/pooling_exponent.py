@@ -16,12 +16,20 @@ from mg_keras.progress import Progress
 EXPONENTS = tuple(range(1, 11))
 VERSIONS = 5
 
+# unlabelled photos are taken for IN-aug as if they were of so many classes
+_CLASSES_UNLABELLED = 100
+
 # photos whose feature maps are held at once in fine-tuning, counted in pixels: with ResNet-50, 400 MB
 _PIXELS_A_BLOCK = 1024 * 224 * 224
 
 
 def in_aug_photos(split, per_class, seed=0):
-    """`per_class` photos of each class, drawn with a seed, as a split: what IN-aug is made of."""
+    """`per_class` photos of each class, drawn with a seed, as a split: what IN-aug is made of.
+
+    Of photos without labels, as many as of 100 classes.
+    """
+    if not split.labelled:
+        per_class *= _CLASSES_UNLABELLED
     return split.subset(_rows_of_classes(split, per_class, seed))
 
 
@@ -75,13 +83,15 @@ def exponent_sweep(network, val, photos, sizes, train_resolution, exponents=EXPO
         With fewer than five classes `top5` looks at all of them.
 
     Raises:
-        UserError: none of the validation photos can be used.
+        UserError: the validation photos have no labels, or none of them can be used.
 
     Example:
         >>> sweep = exponent_sweep(model, source.val, in_aug_photos(source.train, 2), [224, 500], 224)  # doctest: +SKIP
         >>> sweep[500][4]["top1"]  # doctest: +SKIP
         0.786
     """
+    if not val.labelled:
+        raise UserError("a sweep measures the accuracy on classes, and these photos have none: leave it out")
     sweep = {}
     for size in sizes:
         tried = sorted({*exponents, *(also or {}).get(size, ())})
@@ -177,7 +187,7 @@ def fine_tune_exponent(
     Raises:
         ValueError: a value is out of range, the classifier has no class of that label, or the network is no
             `MultiGrain`.
-        UserError: none of the photos can be used, or a step gave no number.
+        UserError: the photos have no labels, none of them can be used, or a step gave no number.
 
     Example:
         >>> fine_tune_exponent(model, source.train, 500, train_resolution=224).p_star  # doctest: +SKIP
@@ -196,6 +206,8 @@ def fine_tune_exponent(
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
     labels = split.labels
+    if len(labels) and not split.labelled:
+        raise UserError("p is fine-tuned on the classes of photos, and these have none: choose it by cross-validation")
     if not len(labels) or labels.min() < 0 or labels.max() >= network.num_classes:
         raise ValueError(f"labels must be from 0 to {network.num_classes - 1}, got {np.unique(labels)}")
 

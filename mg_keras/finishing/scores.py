@@ -27,7 +27,8 @@ def open_benchmarks(run, source, specs=None, rotations=None, distractors=None):
         run: `Run`.
         source: its photos.
         specs: of `classes`, `in_aug`, `copies`, `views` (the run's own photos), and `NAME=PATH` as
-            `benchmarks.open_benchmark` takes them; None: all of the run's own.
+            `benchmarks.open_benchmark` takes them; None: all of the run's own, without
+            `classes` where the photos have no labels.
         rotations: file that turns the photos of Holidays upright, or None.
         distractors: folder of photos to search the copies among, or None.
 
@@ -49,8 +50,10 @@ def open_benchmarks(run, source, specs=None, rotations=None, distractors=None):
     }
     if source.val.instances is not None:
         own["views"] = lambda: benchmarks.views(source.val)
+    if specs is None:
+        specs = [name for name in own if name != "classes" or source.val.labelled]
     opened = []
-    for spec in own if specs is None else specs:
+    for spec in specs:
         if "=" in spec:
             opened.append(_open_by_folder(spec, run.class_names, rotations, distractors, config.data_dir))
         elif spec in own:
@@ -264,7 +267,8 @@ def _picture(run, source, benchmark, found):
             return report.Photo(picture, "distractor", f"distractor {row}")
         instances = source.val.instances
         instance = original if instances is None else instances[original]
-        return report.Photo(picture, run.class_names[source.val.labels[original]], str(instance))
+        label = source.val.labels[original]
+        return report.Photo(picture, run.class_names[label] if label >= 0 else None, str(instance))
 
     # the queries' own copies, and every test photo and distractor, the queries too: as a person would search
     strangers = set(original_of) - {int(copy) for i in chosen for copy in search.positives[i]}

@@ -346,8 +346,11 @@ def test_a_mistake_in_a_folder_is_named(tmp_path, mistake):
 
 @pytest.mark.parametrize("spec", ["flickr", "web:cats", "folder", "folder:", "tfds", "demo:large", "", None])
 def test_unknown_source(spec):
-    with pytest.raises(UserError, match=f"tfds:NAME, tfrecord:PATTERN or webdataset:PATTERN, received {spec!r}"):
+    with pytest.raises(UserError) as raised:
         open_source(spec)
+    known = [f"{kind}:{place}" if place else kind for kind, (_, place) in sources._KINDS.items()]
+    assert "csv:FILE" in known
+    assert str(raised.value) == f"data must be {', '.join(known[:-1])} or {known[-1]}, received {spec!r}"
 
 
 def test_missing_places(tmp_path):

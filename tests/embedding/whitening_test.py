@@ -291,6 +291,19 @@ def test_class_agreement_rises_with_the_dimensions(classes):
     assert rows[0]["class_agreement"] != rows[0]["top1_descriptor"] != rows[0]["top1_embedding"] < 1
 
 
+def test_class_agreement_of_photos_some_of_which_have_labels(classes):
+    embeddings, labels, classify = classes
+    whitening = Whitening.fit(embeddings[:300], dimensions=6)
+    measured, labels = embeddings[300:], labels[300:].copy()
+    everything = class_agreement(whitening, measured, labels, classify)
+    first = class_agreement(whitening, measured[:100], labels[:100], classify)
+    labels[100:] = -1
+    some = class_agreement(whitening, measured, labels, classify)
+    assert some == {**first, "class_agreement": everything["class_agreement"]}
+    none = class_agreement(whitening, measured, np.full(len(measured), -1), classify)
+    assert none == {"class_agreement": everything["class_agreement"]}
+
+
 def test_saves_and_loads(embeddings, tmp_path):
     for bias_channel, dimensions in ((True, None), (False, None), (True, 5)):
         whitening = Whitening.fit(embeddings, bias_channel=bias_channel, dimensions=dimensions)

@@ -60,6 +60,8 @@ def test_frames_tell_instance_class_and_the_rest(tmp_path, neighbour, expected):
 
 def test_unknown_instances_are_not_the_same():
     assert Photo(grey_photo(), "cup").kinship(Photo(grey_photo(), "cup")) == "same class"
+    assert Photo(grey_photo(), None).kinship(Photo(grey_photo(), None)) == "another class"
+    assert Photo(grey_photo(), None, "7").kinship(Photo(grey_photo(), None, "7")) == "same instance"
 
 
 def test_captions_give_class_and_similarity_as_they_are(tmp_path, figures):

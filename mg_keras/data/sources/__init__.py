@@ -1,4 +1,4 @@
-"""Where photos come from: `demo`, `folder:PATH`, `tfds:NAME`, shards, each behind the same small contract.
+"""Where photos come from: folders, a CSV, shards, tensorflow-datasets, each kind behind the same small contract.
 
 A `Source` has a training and a validation `Split` (and perhaps unlabelled photos). A split knows its labels, and reads
 the encoded bytes of any photo by number within the graph; nothing is decoded here. To add a kind of source, write a
@@ -6,20 +6,25 @@ module with a function that makes a `Source` and name it in `_KINDS`.
 """
 
 from mg_keras.data.sources.contract import Source, Split, SplitOptions
+from mg_keras.data.sources.csv_file import open_csv
 from mg_keras.data.sources.demo import open_demo
-from mg_keras.data.sources.folder import open_folder, photos, validation_folder
+from mg_keras.data.sources.folder import open_folder, validation_folder
 from mg_keras.data.sources.shards import open_tfrecord, open_webdataset
 from mg_keras.data.sources.tfds import open_tfds
+from mg_keras.data.sources.unlabelled import open_photos, photos
 from mg_keras.errors import UserError
 
 __all__ = ["Source", "Split", "SplitOptions", "open_source", "photos", "validation_folder"]
 
+# kind -> (what opens it, what follows its name)
 _KINDS = {
-    "demo": open_demo,
-    "folder": open_folder,
-    "tfds": open_tfds,
-    "tfrecord": open_tfrecord,
-    "webdataset": open_webdataset,
+    "demo": (open_demo, None),
+    "folder": (open_folder, "PATH"),
+    "photos": (open_photos, "PATH"),
+    "csv": (open_csv, "FILE"),
+    "tfds": (open_tfds, "NAME"),
+    "tfrecord": (open_tfrecord, "PATTERN"),
+    "webdataset": (open_webdataset, "PATTERN"),
 }
 
 
@@ -35,6 +40,9 @@ def open_source(spec, options=None, *, resolution=128, data_dir=None):
               `unlabelled/` beside them is set apart. Photos are told by their content; what is none of them, or can't
               be read, is named in `Source.passed_over`, and counted in a line on standard error. Hidden files and what
               systems leave (thumbnails, lists, notes) are no photos;
+            * `"photos:PATH"`: all photos below a folder, at any depth and without classes, found as those of `folder:`;
+            * `"csv:FILE"`: a table with the columns `path` and `label`, perhaps `split`. `"csv:FILE?label=fine,coarse"`
+              names other columns of labels, the one to train on first. See `mg_keras.data.sources.csv_file`;
             * `"tfds:NAME"`: a set of tensorflow-datasets with the features `image` and `label`, as `NAME`,
               `NAME/CONFIG` or `NAME:VERSION`. Its `validation` split, or else its `test` split, is for validation if
               it has labels; otherwise `train` is divided. What is prepared already is read as it is;
@@ -55,8 +63,8 @@ def open_source(spec, options=None, *, resolution=128, data_dir=None):
         >>> source.class_names[source.train.labels[0]], source.train.read(tf.constant(0))  # doctest: +SKIP
     """
     kind, _, argument = str(spec).partition(":")
-    if kind not in _KINDS or bool(argument) == (kind == "demo"):
-        raise UserError(
-            f"data must be demo, folder:PATH, tfds:NAME, tfrecord:PATTERN or webdataset:PATTERN, received {spec!r}"
-        )
-    return _KINDS[kind](argument, options or SplitOptions(), resolution, data_dir)
+    opener, place = _KINDS.get(kind, (None, None))
+    if opener is None or bool(argument) == (place is None):
+        known = [f"{name}:{place}" if place else name for name, (_, place) in _KINDS.items()]
+        raise UserError(f"data must be {', '.join(known[:-1])} or {known[-1]}, received {spec!r}")
+    return opener(argument, options or SplitOptions(), resolution, data_dir)

@@ -20,6 +20,8 @@ from mg_keras.errors import UserError
 class SplitOptions:
     """How a source without its own validation photos is divided; drawn class by class with the seed.
 
+    Photos without classes are divided as if they were one.
+
     Args:
         train_per_class: photos a class for training at most, drawn before those for validation; None takes all that
             validation leaves.
@@ -66,6 +68,8 @@ class Split:
         passed_over: (name, reason) of what was found beside these photos and can't be one of them.
         stream: how photos are read for training where that is quicker in an order of the source's own: as
             `mg_keras.data.shards.Stream` is called. None: by number.
+        label_columns: of photos that have several labels, such as coarse and fine: column -> int32 [N], numbers of
+            `Source.label_columns`.
     """
 
     names: list
@@ -77,6 +81,7 @@ class Split:
     files: list | None = None
     passed_over: tuple = ()
     stream: Callable | None = None
+    label_columns: dict = dataclasses.field(default_factory=dict)
 
     def __len__(self):
         return len(self.names)
@@ -104,6 +109,11 @@ class Split:
         """int32 [N]; read once, when first asked for."""
         return np.asarray(self.load_labels(), np.int32)
 
+    @property
+    def labelled(self):
+        """Whether any of the photos has a label."""
+        return bool((self.labels >= 0).any())
+
     @functools.cached_property
     def instances(self):
         """int32 [N], equal for photos of one instance, or None where the source does not know."""
@@ -122,6 +132,7 @@ class Split:
             self.instance_of,
             self.adjust and (lambda index, image: self.adjust(table[index], image)),
             files=self.files and [self.files[row] for row in rows],
+            label_columns={name: labels[rows] for name, labels in self.label_columns.items()},
         )
 
 
@@ -131,10 +142,13 @@ class Source:
 
     Attributes:
         description: a few words on it.
-        class_names: a line of text each, all different, Unicode in its composed form (NFC).
+        class_names: a line of text each, all different, Unicode in its composed form (NFC); none where the photos have
+            no labels.
         train, val: `Split`.
         unlabelled: `Split`, or None where there are none.
         passed_over: (name, reason) of files and folders that were found and hold no photos that can be used.
+        label_columns: of photos that have several labels: column -> names of its classes, in the order of their
+            numbers in `Split.label_columns`. `with_classes` leaves them as they are.
     """
 
     description: str
@@ -143,6 +157,7 @@ class Source:
     val: Split
     unlabelled: Split | None = None
     passed_over: tuple = ()
+    label_columns: dict = dataclasses.field(default_factory=dict)
 
     def with_classes(self, names):
         """The same photos, a class numbered by the place of its name in `names`.
@@ -151,9 +166,14 @@ class Source:
             names: list of str, in any order, with every class of this source among them; a name in another Unicode form
                 is the same.
 
+        Returns:
+            A `Source`; the same one where the photos have no classes.
+
         Raises:
             KeyError: a class is not among them.
         """
+        if not self.class_names:
+            return self
         place = {unicodedata.normalize("NFC", name): number for number, name in enumerate(names)}
         numbers = np.array([place[unicodedata.normalize("NFC", name)] for name in self.class_names], np.int32)
 
@@ -164,8 +184,8 @@ class Source:
 
 
 def usable(source, place):
-    """The source itself, if it has classes to tell apart and photos to measure on."""
-    if len(source.class_names) < 2:
+    """The source itself, if it has classes to tell apart, or none at all, and photos to measure on."""
+    if len(source.class_names) == 1:
         raise UserError(f"{place} has one class only ({source.class_names[0]!r}): at least two are needed")
     if not len(source.val):
         raise UserError(

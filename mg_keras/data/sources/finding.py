@@ -8,6 +8,7 @@ import dataclasses
 import heapq
 import importlib.util
 import os
+import stat
 import struct
 from collections import Counter
 
@@ -50,6 +51,8 @@ _RAW = frozenset(
     )
     for ending in line.split()
 )
+
+_IS_RAW = "a camera's raw file, which is not read: a JPEG or TIFF made of it is"
 
 _HEADER_BYTES = 64
 _BMP_HEADERS = (12, 16, 40, 52, 56, 64, 108, 124)
@@ -96,6 +99,29 @@ def find_photos(folder, above=()):
                 found.kinds[path] = kind
     found.files.sort()
     return found
+
+
+def look_at(paths, label):
+    """Files that are named, as `Found`: in the order of `paths`, without those that are not there.
+
+    Args:
+        paths: list of str.
+        label: what to call it while it runs.
+
+    Returns:
+        (found, missing): `Found`; and the paths that lead to no file, in order.
+    """
+    found, missing = Found([], {}, {}), []
+    for path, (kind, problem, there) in zip(paths, mapped(_named, paths, label), strict=True):
+        if not there:
+            missing.append(path)
+        elif problem:
+            found.passed_over[path] = problem
+        else:
+            found.files.append(path)
+            if kind in CONVERTED:
+                found.kinds[path] = kind
+    return found, missing
 
 
 def subfolders(folder):
@@ -197,6 +223,21 @@ def _listed(folder):
         return sorted((entry for entry in entries if not is_ignored(entry.name)), key=lambda entry: entry.name)
 
 
+def _named(path):
+    """(kind or None, why it can't be used or None, whether it is there) of a file of this path."""
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            return None, "not a file", True
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return None, None, False
+    except OSError as error:
+        return None, _unreadable(error), True
+    ending = os.path.splitext(path)[1].lower()
+    if ending in _RAW:
+        return None, _IS_RAW, True
+    return (None, None, True) if ending in EXTENSIONS else (*_kind(path), True)
+
+
 def _sort_of(entry):
     """(`"folder"`, `"photo"`, `"unknown"` or None; why it is passed over or None). Asks the disk about links alone."""
     ending = os.path.splitext(entry.name)[1].lower()
@@ -210,7 +251,7 @@ def _sort_of(entry):
     except OSError as error:
         return None, _unreadable(error)
     if ending in _RAW:
-        return None, "a camera's raw file, which is not read: a JPEG or TIFF made of it is"
+        return None, _IS_RAW
     return "photo" if ending in EXTENSIONS else "unknown", None
 
 

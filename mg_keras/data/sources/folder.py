@@ -6,44 +6,25 @@ import unicodedata
 from pathlib import Path
 
 import numpy as np
-import tensorflow as tf
 
-from mg_keras.data.sources.contract import Source, Split, divide, say, usable
-from mg_keras.data.sources.conversion import convert
-from mg_keras.data.sources.finding import CONVERTED, KINDS, find_photos, reasons, subfolders
+from mg_keras.data.sources.contract import Source, divide, say, usable
+from mg_keras.data.sources.file_splits import (
+    HELD_OUT,
+    TRAINING,
+    UNLABELLED,
+    converted,
+    existing,
+    file_split,
+    told,
+    why_none,
+)
+from mg_keras.data.sources.finding import KINDS, find_photos, subfolders
+from mg_keras.data.sources.unlabelled import photos
 from mg_keras.errors import UserError
 from mg_keras.files import printable_name
 
-# what the folders are called, in any case; of those with validation photos the better choice first
-_TRAINING = ("train", "training")
-_HELD_OUT = ("val", "valid", "validation", "dev", "eval", "test", "testing")
+# a contest's test photos come without labels
 _TESTS = ("test", "testing")
-_UNLABELLED = ("unlabelled", "unlabeled")
-
-
-def photos(folder, data_dir=None):
-    """All photos below `folder`, whatever its structure, as an unlabelled `Split`, in order of name.
-
-    What is found there and can't be used is counted in a line on standard error, and named in `Split.passed_over`.
-
-    Args:
-        folder: the folder.
-        data_dir: where photos converted from TIFF, AVIF and HEIC are kept; None: the cache in the home folder.
-
-    Raises:
-        UserError: there is no such folder, or no photo in it.
-    """
-    folder = _existing(folder)
-    found = find_photos(folder)
-    if not found.files:
-        raise UserError(f"no photo below {printable_name(folder)}: {_why_none(found.passed_over, folder)}")
-    copies, problems = _converted(found.files, found.kinds, folder, data_dir)
-    found.passed_over |= problems
-    files = [file for file in found.files if file not in problems]
-    if not files:
-        raise UserError(f"no photo below {printable_name(folder)}: {_why_none(found.passed_over, folder)}")
-    split = _file_split(files, np.full(len(files), -1), copies)
-    return dataclasses.replace(split, passed_over=_told(found.passed_over, folder))
 
 
 def open_folder(argument, options, resolution, data_dir, instance_of=None, description=None):
@@ -52,7 +33,7 @@ def open_folder(argument, options, resolution, data_dir, instance_of=None, descr
     `unlabelled/` is set apart.
     """
     del resolution
-    root = _existing(argument)
+    root = existing(argument)
     layout = _layout(root)
     train, val = layout.train, layout.val
     if val is None:
@@ -64,7 +45,7 @@ def open_folder(argument, options, resolution, data_dir, instance_of=None, descr
         # what is to be refused is refused before a conversion that may take hours
         _source(train, val, copies, root)
         everything = [file for part in (train, val) for files in part.values() for file in files]
-        copies, problems = _converted(everything, layout.kinds, root, data_dir)
+        copies, problems = converted(everything, layout.kinds, root, data_dir)
         layout.passed_over |= problems
         train, val = (
             {name: [file for file in files if file not in problems] for name, files in part.items()}
@@ -75,13 +56,13 @@ def open_folder(argument, options, resolution, data_dir, instance_of=None, descr
     if layout.unused:
         unused = _some([os.path.relpath(path, root) for path in layout.unused])
         say(f"not used for training or validation in {printable_name(root)}: {unused}")
-    told = _told(layout.passed_over, root) + (unlabelled.passed_over if unlabelled else ())
-    return dataclasses.replace(source, unlabelled=unlabelled, passed_over=told)
+    passed_over = told(layout.passed_over, root) + (unlabelled.passed_over if unlabelled else ())
+    return dataclasses.replace(source, unlabelled=unlabelled, passed_over=passed_over)
 
 
 def validation_folder(root):
     """The folder in `root` that is called as validation photos are; None where there is none."""
-    held_out = _called(subfolders(root)[0], [name for name in _HELD_OUT if name not in _TESTS])
+    held_out = _called(subfolders(root)[0], [name for name in HELD_OUT if name not in _TESTS])
     return held_out[0] if held_out else None
 
 
@@ -124,10 +105,10 @@ class _Layout:
 def _layout(root):
     inside, loose = subfolders(root)
     layout = _Layout(os.fspath(root), passed_over=loose)
-    for folder in _called(inside, _UNLABELLED):
+    for folder in _called(inside, UNLABELLED):
         layout.unlabelled = folder
         del inside[os.path.basename(folder)]
-    training, held_out = _called(inside, _TRAINING), _called(inside, _HELD_OUT)
+    training, held_out = _called(inside, TRAINING), _called(inside, HELD_OUT)
     if training and (held_out or subfolders(training[0])[0]):
         return _split_layout(root, layout, inside, training, held_out)
     if held_out:
@@ -152,7 +133,6 @@ def _split_layout(root, layout, inside, training, held_out):
     layout.passed_over |= loose
     chosen, val_classes = None, None
     for folder in held_out:
-        # a contest's test photos come without labels
         is_test = os.path.basename(folder).casefold() in _TESTS
         if is_test and not set(_by_name(subfolders(folder)[0])) & set(layout.folders):
             continue
@@ -184,7 +164,7 @@ def _refuse_strangers(training, classes, others):
     for folder in alike or [folder for folder in others if find_photos(folder).files]:
         raise UserError(
             f"{printable_name(folder)} lies beside {printable_name(training)}, and its name does not say what for: if "
-            f"it is for validation, call it {', '.join(_HELD_OUT[:-1])} or {_HELD_OUT[-1]}, otherwise move it "
+            f"it is for validation, call it {', '.join(HELD_OUT[:-1])} or {HELD_OUT[-1]}, otherwise move it "
             f"elsewhere; if both are classes, give {os.path.basename(training)}/ another name"
         )
 
@@ -198,12 +178,12 @@ def _divide_by_class(root, layout):
             # class / part / ...: what lies in the class's folder itself has no part
             inner = file[start:].split(os.sep, 2)
             parts[name].setdefault(inner[1].casefold() if len(inner) > 2 else None, []).append(file)
-    if not any(set(found) & set(_TRAINING) and set(found) & set(_HELD_OUT) for found in parts.values()):
+    if not any(set(found) & set(TRAINING) and set(found) & set(HELD_OUT) for found in parts.values()):
         return
-    held_out = next(name for name in _HELD_OUT if any(name in found for found in parts.values()))
+    held_out = next(name for name in HELD_OUT if any(name in found for found in parts.values()))
     layout.val = {}
     for name, found in parts.items():
-        layout.train[name] = [file for part in _TRAINING for file in found.pop(part, [])]
+        layout.train[name] = [file for part in TRAINING for file in found.pop(part, [])]
         layout.val[name] = found.pop(held_out, [])
         if not layout.train[name]:
             raise UserError(
@@ -266,48 +246,8 @@ def _refuse_empty(classes, folders, passed_over, place):
     }
     message = f"no photo for class {', '.join(map(repr, empty))} in {printable_name(place)}: "
     if lost:
-        raise UserError(message + _why_none(lost, place))
+        raise UserError(message + why_none(lost, place))
     raise UserError(f"{message}add photos ({KINDS}) or remove the empty folder")
-
-
-def _why_none(passed_over, place):
-    if not passed_over:
-        return f"none of its files is a {KINDS}"
-    return reasons(_by_printable_name(passed_over), place)
-
-
-def _told(passed_over, folder):
-    """What was passed over, as (name, reason); the user is told how much."""
-    named = _by_printable_name(passed_over)
-    if named:
-        count = "1 file or folder" if len(named) == 1 else f"{len(named):,} files or folders"
-        say(f"passed over in {printable_name(folder)}: {count}: {reasons(named, folder)}")
-    return named
-
-
-def _by_printable_name(passed_over):
-    return tuple((printable_name(path), printable_name(reason)) for path, reason in sorted(passed_over.items()))
-
-
-def _existing(folder):
-    folder = Path(folder).expanduser()
-    if not folder.is_dir():
-        raise UserError(f"no such folder: {printable_name(folder)}")
-    return folder
-
-
-def _converted(files, kinds, folder, data_dir):
-    wanted = {file: kinds[file] for file in files if file in kinds} if kinds else {}
-    label = f"converting {', '.join(CONVERTED)} of {printable_name(folder)}"
-    return convert(wanted, data_dir, label) if wanted else ({}, {})
-
-
-def _file_split(files, labels, copies, instance_of=None):
-    # opened by its bytes, which need not be valid UTF-8, and called something that can be printed
-    places = [copies.get(file, file) for file in files]
-    table = tf.constant([os.fsencode(place) for place in places], tf.string)
-    names = [printable_name(file) for file in files]
-    return Split(names, lambda index: tf.io.read_file(table[index]), lambda: labels, instance_of, files=places)
 
 
 def _source(train, val, copies, root, instance_of=None, description=None):
@@ -316,7 +256,7 @@ def _source(train, val, copies, root, instance_of=None, description=None):
     def split(classes):
         pairs = [(file, label) for label, name in enumerate(names) for file in classes.get(name, [])]
         labels = np.array([label for _, label in pairs])
-        return _file_split([file for file, _ in pairs], labels, copies, instance_of)
+        return file_split([file for file, _ in pairs], labels, copies, instance_of)
 
     description = description or f"folder {printable_name(root.name)}"
     return usable(Source(description, names, split(train), split(val)), printable_name(root))

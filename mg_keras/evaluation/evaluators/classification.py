@@ -36,7 +36,12 @@ def classes(
         name: what to call it.
         description: a line on it; None: how many photos and classes there are.
         warnings: what keeps the scores from being those of a published set.
+
+    Raises:
+        UserError: the photos have no labels.
     """
+    if not split.labelled:
+        raise UserError(f"the benchmark {name} needs photos of known classes, received {len(split):,} without labels")
     top5 = min(5, len(class_names))
 
     def measure(answers: Answers) -> dict[str, float]:
