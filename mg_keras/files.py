@@ -55,8 +55,10 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
         OSError: `path` is a folder with something in it, the disk is full, or a folder cannot be written to.
 
     Example:
-        >>> with atomic_path("runs/demo/curves.png") as partial:
-        ...     figure.savefig(partial)
+        >>> with atomic_path("scores.txt") as partial:
+        ...     characters = partial.write_text("top-1 92.1 %")
+        >>> Path("scores.txt").read_text()
+        'top-1 92.1 %'
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,6 @@
 """What the documentation's site makes of the repository's own pages.
 
-The README is its first page, and a link to a file of code, which is no page, becomes the file's name.
+The README is its first page, CONTRIBUTING one of the others, and a link to a file of code, which is no page, becomes the file's name.
 """
 
 import re
@@ -13,11 +13,11 @@ _LINK = re.compile(r"(?<!!)\[([^\]]*)\]\((?!https?:|#|mailto:)([^)#]+)(#[^)]*)?\
 
 
 def on_files(files, config):
-    """Adds the README as the first page."""
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    # seen from docs/, which is the site's root
-    text = re.sub(r"\]\(docs/", "](", readme)
-    files.append(File.generated(config, "index.md", content=text))
+    """Adds the README as the first page, and CONTRIBUTING."""
+    for page, source in (("index.md", "README.md"), ("contributing.md", "CONTRIBUTING.md")):
+        # seen from docs/, which is the site's root
+        text = re.sub(r"\]\(docs/", "](", (ROOT / source).read_text(encoding="utf-8"))
+        files.append(File.generated(config, page, content=text))
     return files
 
 

@@ -102,7 +102,10 @@ def strong_edit(image: np.ndarray, seed: int | Sequence[int]) -> tuple[str, np.n
         ValueError: another shape or type of image.
 
     Example:
-        >>> name, copy = strong_edit(photo, seed=(0, photo_number))
+        >>> photo = np.zeros([240, 320, 3], np.uint8)
+        >>> name, copy = strong_edit(photo, seed=(0, 17))
+        >>> name in STRONG_EDITS, copy.dtype
+        (True, dtype('uint8'))
     """
     image = np.asarray(image)
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:

@@ -89,9 +89,12 @@ def retrieval_picture(
         ValueError: no queries, or not one list of neighbours a query.
 
     Example:
-        >>> similarities, indices = nearest(embeddings[:5], embeddings, k=7)
+        >>> from mg_keras.evaluation.search import nearest
+        >>> photos = [Photo(np.full([30, 40, 3], 20 * i, np.uint8), "cup") for i in range(4)]
+        >>> embeddings = np.eye(4) + 0.1
+        >>> similarities, indices = nearest(embeddings[:2], embeddings, k=3)
         >>> rows = [[(photos[i], s) for i, s in zip(*row)] for row in zip(indices[:, 1:], similarities[:, 1:])]
-        >>> retrieval_picture("retrieval.png", photos[:5], rows)
+        >>> retrieval_picture("retrieval.png", photos[:2], rows)
     """
     if not queries or len(queries) != len(neighbours):
         raise ValueError(

@@ -36,7 +36,10 @@ def optimized_trunk(trunk, precision: str = "float32") -> Callable[[tf.Tensor], 
         ValueError: another `precision`.
 
     Example:
-        >>> features = optimized_trunk(model.trunk, "bfloat16")(model.normalize(images))
+        >>> model = mg_keras.MultiGrain("mobilenet_v3_small", num_classes=10)
+        >>> images = tf.zeros([2, 64, 64, 3])
+        >>> optimized_trunk(model.trunk, "bfloat16")(model.normalize(images)).shape
+        TensorShape([2, 2, 2, 576])
     """
     if precision not in PRECISIONS:
         raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")

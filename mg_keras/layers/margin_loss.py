@@ -83,6 +83,7 @@ class MarginLoss(keras.layers.Layer):
 
     Example:
 
+    >>> from mg_keras.layers import DistanceWeightedSampling
     >>> loss = MarginLoss()
     >>> embeddings = ops.normalize(keras.random.normal((6, 16)), axis=-1)
     >>> triplets = DistanceWeightedSampling(max_positives=1)(embeddings, ops.convert_to_tensor([0, 0, 1, 1, 2, 2]))

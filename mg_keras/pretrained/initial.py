@@ -37,8 +37,8 @@ def initialize(model, weights, trunk_name, class_names=None):
         UserError: the weights can't be had or read, or are another network's.
 
     Example:
-        >>> model = MultiGrain("efficientnet_lite0", 101)
-        >>> print(initialize(model, "imagenet", "efficientnet_lite0"))
+        >>> model = mg_keras.MultiGrain("efficientnet_lite0", 101)  # doctest: +SKIP
+        >>> print(initialize(model, "imagenet", "efficientnet_lite0"))  # doctest: +SKIP
         weights of imagenet: the trunk; new classifier, as its 1000 classes are not the 101 here
     """
     head = _fill(model.trunk, weights, trunk_name)

@@ -126,7 +126,8 @@ def imagenet_network(classes=None):
         UserError: the package is not installed, or an id is none of ImageNet's.
 
     Example:
-        >>> imagenet_network(["n02110341", "n02509815"]).model(images)["logits"].shape  # dalmatian or red panda
+        >>> found = imagenet_network(["n02110341", "n02509815"])  # doctest: +SKIP
+        >>> found.model(images)["logits"].shape  # dalmatian or red panda  # doctest: +SKIP
         TensorShape([2, 2])
     """
     path, ids = package_file(), class_ids()

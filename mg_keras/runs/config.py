@@ -27,7 +27,8 @@ class TrainConfig:
     """Everything that decides what a run learns. The defaults are the paper's (section 4.1).
 
     Args:
-        data: `demo`, `folder:PATH`, `tfds:NAME`, `tfrecord:PATTERN` or `webdataset:PATTERN`.
+        data: `demo`, `folder:PATH`, `photos:PATH` (unlabelled), `csv:FILE`, `tfds:NAME`, `tfrecord:PATTERN` or
+            `webdataset:PATTERN`.
         data_dir: where generated and downloaded data and indexes of shards are kept; null: the caches in the home
             folder.
         unlabelled: folder of photos to fit the whitening on, or `training` for the training photos; null: the source's
@@ -72,7 +73,7 @@ class TrainConfig:
         keep_checkpoints: how many of the last checkpoints stay (the best one besides).
         on_bad_image: `skip` unusable photos and list them in bad_images.txt, or `fail` at the first.
         evaluation_resolutions: pixels at which to choose p* and measure; null: the training size, 1.5 and 2 times it.
-        in_aug_per_class: training images a class for IN-aug.
+        in_aug_per_class: training images a class for IN-aug; of unlabelled ones, as many as of 100 classes.
         max_whitening_photos: photos to fit the whitening on at most.
         whitening_shrinkage: s in 0-1 of `Whitening.fit`, for fewer photos than dimensions; null: none.
         whitening_dimensions: values of a whitened descriptor, those of largest variance; null: all of them.

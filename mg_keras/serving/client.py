@@ -3,10 +3,10 @@
 Both talk to TF Serving and to the local server of `mg-keras serve`:
 
 >>> client = RestClient("http://127.0.0.1:8501")  # or GrpcClient("127.0.0.1:8500")
->>> photos = [Path("a.jpg").read_bytes(), Path("b.png").read_bytes()]
->>> prediction = client.describe(photos, resolution=500)
->>> prediction.embedding @ prediction.embedding.T  # cosine similarities
->>> client.classify(prediction.embedding).classes  # the classes of stored descriptors, without their photos
+>>> photos = [Path("a.jpg").read_bytes(), Path("b.png").read_bytes()]  # doctest: +SKIP
+>>> prediction = client.describe(photos, resolution=500)  # doctest: +SKIP
+>>> prediction.embedding @ prediction.embedding.T  # cosine similarities  # doctest: +SKIP
+>>> client.classify(prediction.embedding).classes  # of stored descriptors, without their photos  # doctest: +SKIP
 """
 
 import base64

@@ -45,7 +45,7 @@ class LocalServer:
         UserError: no folder, no version in it, or a port that is taken.
 
     Example:
-        >>> with LocalServer("models/multigrain", rest_port=0, grpc_port=0) as server:
+        >>> with LocalServer("models/multigrain", rest_port=0, grpc_port=0) as server:  # doctest: +SKIP
         ...     client = RestClient(f"http://127.0.0.1:{server.rest_port}")
         ...     prediction = client.describe([Path("photo.jpg").read_bytes()], resolution=224)
     """
