@@ -51,11 +51,14 @@ def main(arguments: Sequence[str] | None = None):
     for size in run.settings.resolutions:
         entry = run.whitening_report[size]
         variance, agreement = (f"{METRICS[name].text(entry[name])}%" for name in ("variance_kept", "class_agreement"))
-        top1, full = (f"{METRICS['top1'].text(entry[f'top1_{name}'])}%" for name in ("descriptor", "embedding"))
+        accuracies = ""
+        if "top1_descriptor" in entry:  # missing for photos without labels
+            top1, full = (f"{METRICS['top1'].text(entry[f'top1_{name}'])}%" for name in ("descriptor", "embedding"))
+            accuracies = f" (top-1 {top1}, from the embedding {full})"
         print(
             f"{size} px, p* {entry['p_star']:g}: {entry['dimensions']} of {entry['embedding_dimensions']} dimensions, "
             f"{variance} of the variance; descriptor and embedding give the same class for {agreement} of "
-            f"{entry['validation_photos']} validation photos (top-1 {top1}, from the embedding {full})"
+            f"{entry['validation_photos']} validation photos{accuracies}"
         )
     paths = [*(run.whitening_path(size) for size in run.settings.resolutions), run.results / "whitening.json"]
     print(f"written: {', '.join(map(str, paths))}")
