@@ -183,8 +183,8 @@ class Loaded:
             first = int(found.unusable[0])
             more = f", and {len(found.unusable) - 1} more" if len(found.unusable) > 1 else ""
             raise UserError(
-                f'{split.names[first]}: {split.reason(first)}{more} (on_error="skip" leaves NaN in the place of a photo '
-                "that can't be used)"
+                f'{split.names[first]}: {split.reason(first)}{more} (on_error="skip" leaves NaN in the place of a '
+                "photo that can't be used)"
             )
         return found.rows, found.values[0], len(split)
 
