@@ -1,7 +1,7 @@
 """What the documentation's site makes of the repository's own pages.
 
-The README is its first page, CONTRIBUTING one of the others, and a link to a file of code, which is no page, becomes the
-file's name.
+The README is its first page, CONTRIBUTING one of the others, and a link to a file of code, which is no page, becomes
+the file's name.
 """
 
 import re
