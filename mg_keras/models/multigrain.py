@@ -600,7 +600,7 @@ def _output_shape(trunk):
             f"received {trunk!r} with output shape {shape}"
         )
     images = trunk.input_shape
-    if not isinstance(images, tuple) or len(images) != 4 or images[-1] not in (3, None):
+    if not isinstance(images, tuple) or len(images) != 4 or images[-1] != 3:
         raise ValueError(f"a trunk takes normalised images [B, H, W, 3], received one whose input shape is {images}")
     return shape
 
