@@ -74,14 +74,14 @@ def imagenet(spec: str, class_names: Sequence[str], data_dir: str | None = None)
     Args:
         spec: `folder:PATH` or the path alone, of a folder with one subfolder for each class, named by its WordNet id,
             or of one that has those in `val/`, `valid/` or `validation/`; or `tfds:imagenet2012`, the validation split
-            of that set.
+            of that set; or `tfrecord:PATTERN` or `webdataset:PATTERN`, whose classes are called by their WordNet ids.
         class_names: the network's classes, WordNet ids in the order of its logits.
         data_dir: where tensorflow-datasets keeps its files and converted photos are; None: their own caches.
 
     Raises:
         UserError: no such folder or set, or photos of classes that the network does not have.
     """
-    if spec.startswith("tfds:"):
+    if spec.startswith(("tfds:", "tfrecord:", "webdataset:")):
         source = sources.open_source(spec, data_dir=data_dir)
         photos, names = source.val, source.class_names
     else:
