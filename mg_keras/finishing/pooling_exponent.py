@@ -187,7 +187,7 @@ def fine_tune_exponent(
     Raises:
         ValueError: a value is out of range, the classifier has no class of that label, or the network is no
             `MultiGrain`.
-        UserError: the photos have no labels, none of them can be used, or a step gave no number.
+        UserError: none of the photos can be used, or a step gave no number.
 
     Example:
         >>> fine_tune_exponent(model, source.train, 500, train_resolution=224).p_star  # doctest: +SKIP
@@ -206,8 +206,6 @@ def fine_tune_exponent(
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
     labels = split.labels
-    if len(labels) and not split.labelled:
-        raise UserError("p is fine-tuned on the classes of photos, and these have none: choose it by cross-validation")
     if not len(labels) or labels.min() < 0 or labels.max() >= network.num_classes:
         raise ValueError(f"labels must be from 0 to {network.num_classes - 1}, got {np.unique(labels)}")
 

@@ -130,6 +130,8 @@ def choose_p_star(
     for name, value in (("per_class", per_class), ("epochs", epochs)):
         if value < 1:
             raise UserError(f"{name} must be at least 1, received {value}")
+    if method != "cross-validation" and not source.train.labelled:
+        raise UserError("p is fine-tuned on the classes of photos, and these have none: choose it by cross-validation")
     config = run.settings
     photos = in_aug_photos(source.train, config.in_aug_per_class, config.seed)
     p_star, scores, fine_tuned, swept = run.p_star, run.p_star_scores, run.p_star_fine_tuned, run.exponent_sweep
