@@ -1,15 +1,9 @@
 import numpy as np
 import pytest
 
-from mg_keras.embedding.whitening import (
-    Whitening,
-    class_agreement,
-    folded_logits,
-    unit_embeddings,
-    unwhitened,
-    whitened,
-)
+from mg_keras.embedding.whitening import Whitening, class_agreement
 from mg_keras.errors import UserError
+from mg_keras.whitening_formulas import folded_logits, unit_embeddings, unwhitened, whitened
 from tests.shared import shared_path
 
 
