@@ -7,7 +7,7 @@ import tensorflow as tf
 from PIL import Image
 
 from mg_keras.data.sources import Split
-from mg_keras.layers.poolings import RMAC
+from mg_keras.poolings import RMAC
 
 
 class Colours:

@@ -28,7 +28,7 @@ from mg_keras.data.images import BadImages
 from mg_keras.data.repeated import repeated_batches
 from mg_keras.errors import UserError
 from mg_keras.files import atomic_path, atomic_write_json, atomic_write_text, printable_name, try_lock
-from mg_keras.layers.poolings import checked
+from mg_keras.poolings import checked
 from mg_keras.progress import Progress
 
 # pixels in a batch at most: 64 photos of 224x224, so that memory stays level whatever the resolution

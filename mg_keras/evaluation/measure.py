@@ -6,7 +6,7 @@ from mg_keras.data import augmentations
 from mg_keras.embedding.photos import embed_versions
 from mg_keras.embedding.whitening import Whitening
 from mg_keras.evaluation.evaluators import Answers
-from mg_keras.layers.poolings import RMAC
+from mg_keras.poolings import RMAC
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from mg_keras.errors import UserError
-from mg_keras.layers.poolings import RMAC
+from mg_keras.poolings import RMAC
 
 
 class Exported:

@@ -22,7 +22,7 @@ from mg_keras.finishing.pooling_exponent import (
     in_aug_photos,
     in_aug_scores,
 )
-from mg_keras.layers.poolings import RMAC
+from mg_keras.poolings import RMAC
 from mg_keras.progress import announce
 from mg_keras.runs.run import load_run
 

@@ -11,9 +11,9 @@ import tensorflow as tf
 from mg_keras import layers
 from mg_keras.layers import DistanceWeightedSampling, GeM, MarginLoss
 from mg_keras.layers.gem import check_exponents
-from mg_keras.layers.poolings import RMAC
 from mg_keras.models import batches, trunks
 from mg_keras.models.trunks import IMAGENET_MEAN, IMAGENET_STD
+from mg_keras.poolings import RMAC
 
 # of `keras.Model.compile`: what this model has of its own
 _OWN_IN_COMPILE = ("loss", "loss_weights", "metrics", "weighted_metrics")

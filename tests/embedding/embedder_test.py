@@ -6,7 +6,7 @@ from mg_keras.embedding import embedder
 from mg_keras.embedding.embedder import Embedder
 from mg_keras.embedding.photos import Embeddings, embed
 from mg_keras.evaluation.evaluators.contract import joined
-from mg_keras.layers.poolings import RMAC
+from mg_keras.poolings import RMAC
 from tests.colours import Colours, colour_split
 
 PHOTOS = [f"photo {number}" for number in range(12)]

@@ -18,7 +18,7 @@ from mg_keras.embedding.photos import embed, embed_to_files, embed_versions, pre
 from mg_keras.embedding.whitening import Whitening
 from mg_keras.errors import UserError
 from mg_keras.layers import RMAC as RegionalPooling
-from mg_keras.layers.poolings import RMAC
+from mg_keras.poolings import RMAC
 
 SIZES = [(40, 30), (30, 40), (40, 30), (64, 32), (30, 40), (33, 40), (40, 30), (20, 50), (40, 30), (60, 45), (30, 40)]
 BROKEN = (2, 7)

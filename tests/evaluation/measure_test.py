@@ -7,7 +7,7 @@ from mg_keras.data.sources import Split
 from mg_keras.embedding.embedder import Embedder
 from mg_keras.evaluation import evaluators as benchmarks
 from mg_keras.evaluation import measure
-from mg_keras.layers.poolings import RMAC
+from mg_keras.poolings import RMAC
 from tests.colours import Colours, colour_split
 
 COLOURS = np.random.default_rng(0).integers(0, 256, (12, 3))

@@ -13,7 +13,7 @@ from mg_keras.embedding.photos import embed
 from mg_keras.errors import UserError
 from mg_keras.export.opened import Exported
 from mg_keras.export.saved_model import export_saved_model
-from mg_keras.layers.poolings import RMAC
+from mg_keras.poolings import RMAC
 from tests.embedding.photos_test import folder  # noqa: F401
 
 METADATA = {"class_names": ["a", "b", "c"], "p_star": {32: 3.0, 48: 4.5}, "training": {"resolution": 32}}
@@ -24,7 +24,7 @@ import sys
 for blocked in ("keras", "keras_hub"):
     sys.modules[blocked] = None
 import numpy as np
-from mg_keras.exported import Exported
+from mg_keras.export.opened import Exported
 network = Exported.load(sys.argv[1])
 images = np.load(sys.argv[2])
 descriptors = network.describe(images, (2.0, 4.5)).numpy()

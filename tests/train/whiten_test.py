@@ -14,8 +14,8 @@ from mg_keras.embedding.photos import Embeddings, embed
 from mg_keras.embedding.whitening import Whitening
 from mg_keras.errors import UserError
 from mg_keras.finishing import stages
-from mg_keras.layers.poolings import RMAC
 from mg_keras.models import trunks
+from mg_keras.poolings import RMAC
 from mg_keras.programs.export import export_run
 from mg_keras.runs.checkpoints import snapshot
 from mg_keras.runs.config import TrainConfig
