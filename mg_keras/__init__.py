@@ -6,7 +6,7 @@ __version__ = "0.1.0"
 
 # name -> the module that has it; None: it is a module itself
 _WHERE = {
-    "MultiGrain": "mg_keras.models",
+    "MultiGrain": "mg_keras.multigrain",
     "Whitening": "mg_keras.embedding.whitening",
     "layers": None,
     "load": "mg_keras.loading",

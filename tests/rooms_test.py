@@ -10,7 +10,18 @@ PACKAGE = Path(__file__).resolve().parents[1] / "mg_keras"
 
 # each room may import those before it and itself; a module beside the rooms is a room of its own
 ROOMS = (
-    *("errors", "files", "limits", "progress", "safe_pickle", "quiet", "poolings", "whitening_formulas", "metric"),
+    *(
+        "errors",
+        "files",
+        "limits",
+        "progress",
+        "safe_pickle",
+        "quiet",
+        "poolings",
+        "whitening_formulas",
+        "metric",
+        "checkpoints",
+    ),
     *("layers", "models", "objectives", "data", "embedding", "evaluation", "pretrained"),
     *("multigrain", "runs", "training", "finishing", "export", "search", "serving", "loading", "programs"),
 )

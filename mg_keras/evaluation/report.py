@@ -16,6 +16,8 @@ photos; `instance` is the IN-aug score, the mean number of an image's own five a
 """
 
 import csv
+import itertools
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -31,6 +33,7 @@ from rich.table import Table
 from mg_keras.errors import UserError
 from mg_keras.evaluation.scores import METRICS, MISSING, Metric
 from mg_keras.files import atomic_path
+from mg_keras.metric import TrainingMetric
 
 # Okabe and Ito's colours, which stay apart for colour-blind readers.
 _BLUE, _GREEN, _RED, _ORANGE, _PURPLE = "#0072B2", "#009E73", "#D55E00", "#E69F00", "#AA5599"
@@ -296,43 +299,52 @@ def _exponent_ticks(axes: Axes, exponents: set[float]) -> None:
     axes.set_xticks(sorted(exponents), [f"{p:g}" for p in sorted(exponents)])
 
 
-def training_curves(csv_path: str | os.PathLike, png_path: str | os.PathLike) -> None:
-    """Draw the losses, accuracies, beta and learning rate of a run by iteration.
+_RATE = "Learning rate"
+
+
+def training_curves(
+    csv_path: str | os.PathLike, png_path: str | os.PathLike, metrics: Sequence[TrainingMetric]
+) -> None:
+    """Draw what a run's objective measures, and the learning rate, by iteration.
 
     Args:
-        csv_path: a run's `metrics.csv`, with a column `step` (the iterations done) and any of `loss`,
-            `classification_loss`, `retrieval_loss`, `top1`, `top5`, `val_top1`, `val_top5` (shares), `active_share`,
-            `beta` and `learning_rate`. Fields may be empty.
+        csv_path: a run's `metrics.csv`, with a column `step` (the iterations done) and any of `learning_rate`, those of
+            the metrics, and `val_NAME` of a metric that is measured in validation, too. Fields may be empty.
         png_path: the PNG to write, whole or not at all.
+        metrics: the objective's.
 
     Raises:
         UserError: the file cannot be read, has no column `step` or no rows, or holds something that is no number.
     """
     columns = _read_columns(Path(csv_path))
-    figure = Figure(figsize=(11, 7), layout="constrained")
-    (losses, accuracies), (margin, rate) = figure.subplots(2, 2, sharex=True)
-    curves = [
-        (losses, "loss", "joint", _BLUE, "-"),
-        (losses, "classification_loss", "classes", _RED, "-"),
-        (losses, "retrieval_loss", "margin", _GREEN, "-"),
-        (accuracies, "top1", "top-1, training", _BLUE, "-"),
-        (accuracies, "val_top1", "top-1, test", _BLUE, "--"),
-        (accuracies, "top5", "top-5, training", _RED, "-"),
-        (accuracies, "val_top5", "top-5, test", _RED, "--"),
-        (margin, "beta", "beta", _BLUE, "-"),
-        (margin, "active_share", "share of active triplets", _RED, "-"),
-        (rate, "learning_rate", "learning rate", _BLUE, "-"),
-    ]
-    for axes, name, label, colour, style in curves:
+    panels = list(dict.fromkeys([*(metric.panel for metric in metrics), _RATE]))
+    rows = math.ceil(len(panels) / 2)
+    figure = Figure(figsize=(11, 3.5 * rows), layout="constrained")
+    axes_of = dict(zip(panels, figure.subplots(rows, 2, sharex=True, squeeze=False).flat, strict=False))
+    for unused in figure.axes[len(panels) :]:
+        unused.remove()
+
+    def draw(panel, name, factor, label, colour, style):
         measured = np.isfinite(columns.get(name, []))
         if measured.any():
-            values = columns[name][measured] * (METRICS[name].factor if name in METRICS else 1)
-            axes.plot(columns["step"][measured], values, style, marker=".", color=colour, label=label)
-    losses.set(title="Losses", ylabel="loss")
-    accuracies.set(title="Accuracy (training: on augmented crops)", ylabel="%", ylim=(0, 102))
-    margin.set(title="Margin loss", xlabel="iteration")
-    rate.set(title="Learning rate", xlabel="iteration")
-    for axes in (losses, accuracies, margin, rate):
+            values = columns[name][measured] * factor
+            axes_of[panel].plot(columns["step"][measured], values, style, marker=".", color=colour, label=label)
+
+    for panel in panels:
+        drawn = [metric for metric in metrics if metric.panel == panel]
+        for metric, colour in zip(drawn, itertools.cycle((_BLUE, _RED, _GREEN)), strict=False):
+            validated = f"val_{metric.name}"
+            training = f"{metric.curve}, training" if validated in columns else metric.curve
+            draw(panel, metric.name, metric.factor, training, colour, "-")
+            draw(panel, validated, metric.factor, f"{metric.curve}, test", colour, "--")
+        units = {metric.unit for metric in drawn} - {""}
+        axes_of[panel].set(title=panel, ylabel=", ".join(sorted(units)))
+        if units == {"%"}:
+            axes_of[panel].set_ylim(0, 102)
+    draw(_RATE, "learning_rate", 1, "learning rate", _BLUE, "-")
+    for axes in list(axes_of.values())[-2:]:
+        axes.set_xlabel("iteration")
+    for axes in axes_of.values():
         _plain_frame(axes)
         if axes.lines:
             axes.set_ylim(bottom=0)

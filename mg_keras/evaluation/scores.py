@@ -3,46 +3,9 @@
 Everything that prints or draws a score asks here.
 """
 
-from dataclasses import dataclass
+from mg_keras.metric import MISSING, Metric, percentage
 
-MISSING = "–"
-"""What stands in a table for a score that was not measured."""
-
-
-@dataclass(frozen=True)
-class Metric:
-    """How a score is shown.
-
-    Attributes:
-        title: what a heading calls it.
-        unit: what stands behind the title.
-        factor: times a measured value is the value in that unit.
-        digits: behind the decimal point.
-    """
-
-    title: str
-    unit: str
-    factor: float = 1.0
-    digits: int = 2
-
-    @property
-    def heading(self) -> str:
-        """Title and unit, for a column or an axis."""
-        return f"{self.title} {self.unit}"
-
-    def text(self, value: float | None) -> str:
-        """A measured value in its unit, without the unit: a share of 0.9 is `90.0`, a score of 3.8 is `3.80`."""
-        return self.text_in_unit(None if value is None else value * self.factor)
-
-    def text_in_unit(self, value: float | None) -> str:
-        """A value that is in its unit already, as published ones are."""
-        return MISSING if value is None else f"{value:.{self.digits}f}"
-
-
-def percentage(title: str, digits: int = 1) -> Metric:
-    """A share, shown in %."""
-    return Metric(title, "%", 100.0, digits)
-
+__all__ = ["METRICS", "MISSING", "Metric", "metric", "percentage"]
 
 METRICS = {
     "top1": percentage("top-1"),
@@ -55,8 +18,6 @@ METRICS = {
     "copies_unwhitened": percentage("unwhitened mAP"),
     # of UKB and IN-aug, of 4 or 5
     "score": Metric("score", ""),
-    "loss": Metric("loss", "", digits=3),
-    "beta": Metric("beta", "", digits=3),
     # near 100 %, where the second digit tells
     "class_agreement": percentage("class agreement", digits=2),
     "variance_kept": percentage("variance", digits=2),

@@ -10,7 +10,7 @@ from mg_keras.embedding.photos import embed, embed_versions, prepared_batches
 from mg_keras.errors import UserError
 from mg_keras.evaluation.metrics import group_score, top_k_accuracy
 from mg_keras.layers.gem import SMALLEST_EXPONENT
-from mg_keras.models import MultiGrain
+from mg_keras.models import Network
 from mg_keras.progress import Progress
 
 EXPONENTS = tuple(range(1, 11))
@@ -193,7 +193,7 @@ def fine_tune_exponent(
         >>> fine_tune_exponent(model, source.train, 500, train_resolution=224).p_star  # doctest: +SKIP
         4.37
     """
-    if not isinstance(network, MultiGrain):
+    if not isinstance(network, Network):
         raise ValueError(f"network must be a MultiGrain, whose trunk and classifier can be told apart, got {network!r}")
     initial = float(network.pool.pooling_exponent if initial is None else initial)
     if not initial >= SMALLEST_EXPONENT:

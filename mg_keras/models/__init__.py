@@ -1,5 +1,5 @@
-"""The model and the trunks it can stand on."""
+"""The network and the trunks it can stand on."""
 
-from mg_keras.models.multigrain import MultiGrain
+from mg_keras.models.network import Network
 
-__all__ = ["MultiGrain"]
+__all__ = ["Network"]

@@ -9,6 +9,7 @@ import importlib
 __all__ = [
     "Pretrained",
     "TorchCheckpoint",
+    "class_names",
     "from_torch_checkpoint",
     "initialize",
     "open_torch_checkpoint",
@@ -21,7 +22,7 @@ _WHERE = {
     **dict.fromkeys(
         ("Pretrained", "from_torch_checkpoint", "save_torch_checkpoint", "to_torch_state_dict"), "multigrain"
     ),
-    "initialize": "initial",
+    **dict.fromkeys(("class_names", "initialize"), "initial"),
 }
 
 

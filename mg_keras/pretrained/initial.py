@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from mg_keras.errors import UserError
-from mg_keras.pretrained import keras_weights, lite0
+from mg_keras.models import trunks
+from mg_keras.pretrained import checkpoint, keras_weights, lite0
 from mg_keras.pretrained.multigrain import from_torch_checkpoint
 from mg_keras.pretrained.names import Head
 
@@ -17,7 +18,7 @@ def initialize(model, weights, trunk_name, class_names=None):
     are as many. The margin loss's beta is taken from no one.
 
     Args:
-        model: a `MultiGrain`.
+        model: a `Network`, such as a `MultiGrain`.
         weights: one of
 
             * `"imagenet"`: for `efficientnet_lite0` the package of the extra `offline`, its classifier included; for
@@ -59,6 +60,21 @@ def initialize(model, weights, trunk_name, class_names=None):
     return f"weights of {weights}: the whole model, the classifier of its {len(head.bias)} classes included"
 
 
+def class_names(weights, trunk_name):
+    """The classes of a network that was trained before, in the order of its logits; where they have no names, numbers.
+
+    Args:
+        weights, trunk_name: as `initialize` takes them.
+
+    Raises:
+        UserError: the weights can't be had or read, or come without a classifier.
+    """
+    head = _fill(trunks.build(trunk_name), weights, trunk_name)
+    if head is None:
+        raise UserError(f"weights of {weights} come without a classifier, and a teacher needs one")
+    return head.class_names or [f"class {number}" for number in range(len(head.bias))]
+
+
 def _fill(trunk, weights, trunk_name):
     """Puts the trunk's weights in place; returns the `Head` beside them, or None."""
     if weights == IMAGENET:
@@ -85,14 +101,8 @@ def _fill_from_torch(trunk, path, trunk_name):
 
 
 def _fill_from_folder(trunk, path, trunk_name):
-    # it builds on this package
-    from mg_keras.runs.run import Run
-
     if (path / "config.yaml").is_file():
-        run = Run.open(path)
-        if run.settings.trunk != trunk_name:
-            raise UserError(f"{path} is a run with the trunk {run.settings.trunk}, where the trunk is {trunk_name}")
-        return _fill_from_model(trunk, run.model, run.class_names)
+        return checkpoint.fill(trunk, path, trunk_name)
     if (path / "config.json").is_file():
         return keras_weights.fill_from_preset(trunk, trunk_name, path)
     if (path / "saved_model.pb").is_file() or any(path.glob("*/saved_model.pb")):

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from mg_keras.errors import UserError
-from mg_keras.models import MultiGrain
+from mg_keras.models import Network
 from mg_keras.pretrained.layouts import Layout
 from mg_keras.pretrained.multigrain import Pretrained
 from mg_keras.pretrained.names import Head, check
@@ -135,8 +135,7 @@ def imagenet_network(classes=None):
     unknown = [name for name in names if name not in ids]
     if unknown:
         raise UserError(f"{', '.join(unknown)} is none of the WordNet ids of ImageNet's 1000 classes")
-    # a run draws with a seed, and the state of its draws is part of its checkpoints
-    model = MultiGrain(TRUNK, len(names), pooling_exponent=1.0, seed=0)
+    model = Network(TRUNK, len(names), pooling_exponent=1.0)
     head = fill(model.trunk, path)
     rows = [ids.index(name) for name in names]
     model.classifier.kernel.assign(head.kernel[:, rows])

@@ -7,7 +7,7 @@ import numpy as np
 
 from mg_keras.embedding.whitening import Whitening
 from mg_keras.errors import UserError
-from mg_keras.models import MultiGrain, trunks
+from mg_keras.models import Network, trunks
 from mg_keras.models.trunks import IMAGENET_MEAN, IMAGENET_STD
 from mg_keras.pretrained import torch_file
 from mg_keras.pretrained.layouts import (
@@ -31,13 +31,13 @@ class Pretrained:
     """A network that was trained elsewhere.
 
     Attributes:
-        model: `MultiGrain`, with the classifier of plain embeddings whether or not the file's was folded.
+        model: `Network`, with the classifier of plain embeddings whether or not the file's was folded.
         whitening: `mg_keras.Whitening` with the bias channel, or None.
         class_names: list of str in the order of the logits, or None where none were given: no checkpoint has them.
         checkpoint: `TorchCheckpoint`, what the file holds.
     """
 
-    model: MultiGrain
+    model: Network
     whitening: Whitening | None
     class_names: list | None
     checkpoint: TorchCheckpoint
@@ -81,8 +81,7 @@ def from_torch_checkpoint(path, class_names=None, strict=True):
     whitening = None
     if checkpoint.whitened:
         whitening, kernel, bias = _unfold(checkpoint, kernel, bias)
-    # a run draws with a seed, and the state of its draws is part of its checkpoints
-    model = MultiGrain(checkpoint.trunk, classes, pooling_exponent=checkpoint.pooling_exponent, seed=0)
+    model = Network(checkpoint.trunk, classes, pooling_exponent=checkpoint.pooling_exponent)
     for name, variable in _trunk_variables(model, checkpoint.trunk):
         variable.assign(_to_keras(checkpoint.array(layout.trunk + name)))
     model.classifier.kernel.assign(kernel.T)
@@ -97,7 +96,8 @@ def to_torch_state_dict(model):
     in the authors' network. Training-only values, such as beta, have no place there.
 
     Args:
-        model: a `MultiGrain` whose trunk is `resnet18`, `resnet34`, `resnet50`, `resnet101` or `resnet152`.
+        model: a `Network`, such as a `MultiGrain`, whose trunk is `resnet18`, `resnet34`, `resnet50`, `resnet101` or
+            `resnet152`.
 
     Returns:
         dict of str to float32 array in PyTorch's order of axes (batch normalisation's counters: int64, 0).
@@ -106,7 +106,7 @@ def to_torch_state_dict(model):
         ValueError: the trunk is another, or the images are normalised otherwise than the layout's networks do.
 
     Example:
-        >>> to_torch_state_dict(MultiGrain("resnet18", 10))["classifier.weight"].shape  # doctest: +SKIP
+        >>> to_torch_state_dict(Network("resnet18", 10))["classifier.weight"].shape  # doctest: +SKIP
         (10, 512)
     """
     trunk = _trunk_name(model.trunk)

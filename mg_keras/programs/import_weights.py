@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mg_keras.checkpoints import snapshot
 from mg_keras.errors import UserError
 from mg_keras.pretrained import open_torch_checkpoint
 from mg_keras.pretrained.layouts import MULTIGRAIN
@@ -87,7 +88,7 @@ def save_run(pretrained: "Pretrained", folder: str | Path, data: str) -> "tuple[
         UserError: the folder holds something, the data cannot be opened, or they have classes that the network has not.
     """
     from mg_keras.finishing.stages import open_source
-    from mg_keras.runs.checkpoints import snapshot
+    from mg_keras.runs.networks import build_model
     from mg_keras.runs.run import Run
 
     checkpoint, model = pretrained.checkpoint, pretrained.model
@@ -108,8 +109,11 @@ def save_run(pretrained: "Pretrained", folder: str | Path, data: str) -> "tuple[
     run.save_data(source)
     if pretrained.whitening:
         _save_whitening(run, pretrained.whitening)
+    # what a run trains has beta and random states beside the network
+    trained = build_model(config, model.num_classes)
+    trained.take_weights(model)
     # last: a run with a checkpoint is whole
-    run.checkpoints.save(0, snapshot({"model": model.state_variables}), _META)
+    run.checkpoints.save(0, snapshot({"model": trained.state_variables}), _META)
     return run, note
 
 

@@ -25,6 +25,7 @@ def train_and_measure(config, folder, strategy_name):
     """
     import_tensorflow()
     from mg_keras.finishing import stages
+    from mg_keras.runs.networks import known_classes
     from mg_keras.runs.run import Run
     from mg_keras.training.loop import Stopped, Trainer, enable_determinism, make_strategy
 
@@ -35,15 +36,16 @@ def train_and_measure(config, folder, strategy_name):
     print(f"run {run.path}: {config.trunk} on {config.data}, strategy {strategy_name}", flush=True)
     source = run.matched(stages.open_source(config))
     note = run.check_same_photos(source)
+    class_names, source = known_classes(run, source)
     print(
-        f"{len(source.class_names)} classes, {len(source.train)} training and {len(source.val)} validation photos",
+        f"{len(class_names)} classes, {len(source.train)} training and {len(source.val)} validation photos",
         flush=True,
     )
     if note:
         print(f"note: {note}", file=sys.stderr)
     if source.passed_over:
         print(f"files and folders that are passed over are listed in {run.path / 'bad_images.txt'}", flush=True)
-    trainer = Trainer(run, source, strategy)
+    trainer = Trainer(run, source, strategy, class_names)
     stages.check_later_stages(run, source, trainer.model.embedding_dimension)
     going_on = trainer.restore()
     if going_on:
@@ -51,7 +53,7 @@ def train_and_measure(config, folder, strategy_name):
     elif config.init:
         print(trainer.initialize(), flush=True)
     data = trainer.batches()
-    run.begin(source, trainer.is_chief)
+    run.begin(source, trainer.is_chief, class_names)
     trainer.note_passed_over()
     if trainer.is_chief and not going_on:
         _warn_of_leaks(run, source)

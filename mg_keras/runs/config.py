@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 import yaml
 from jsonargparse import ActionConfigFile, get_loader
 
+from mg_keras import objectives
 from mg_keras.errors import UserError
 from mg_keras.limits import Limits, check, wanted
 
@@ -38,6 +39,9 @@ class TrainConfig:
         val_fraction: share of each class held out for validation.
         resolution: pixels of the square training crops.
         augmentation: `full`, `standard`, `autoaugment`, `copies` (what edits do to photos) or `none`.
+        mixing: `mixup` or `cutmix` mix the images of a batch, and their labels with them (`mg_keras.data.mixing`), which
+            the objective `classification` takes; `none`.
+        mixing_alpha: of the Beta distribution that their shares are drawn from.
         versions: m, versions of an image in a batch (repeated augmentations); 1 is ordinary sampling.
         trunk: a name of `mg_keras.models.trunks.TRUNKS`.
         init: what the weights start from: `imagenet`, the folder of a run, or a file (.pth, .safetensors, .weights.h5,
@@ -46,7 +50,13 @@ class TrainConfig:
             has 1 / 2^k of the image's side.
         trunk_rate: times the learning rate, for the trunk; below 1 for one that was trained before.
         pooling_exponent: p of GeM in training.
+        objective: what a step minimises: `multigrain` (cross-entropy and margin loss), `classification` (cross-entropy)
+            or `distilled_multigrain` (a teacher's answers in place of labels, and margin loss; the teacher is the
+            network that `init` gives, with its classes).
         classification_weight: lambda; 1 is cross-entropy alone.
+        temperature: by which `distilled_multigrain` divides both networks' logits.
+        teacher_exponent: p of GeM that the teacher's classifier was trained with, 1 for ordinary ImageNet networks; null:
+            `pooling_exponent`.
         class_balance: `weights` weighs the cross-entropy of an image by its class, inversely to the class's number of
             training photos (`mg_keras.training.class_balance`); `none` counts images alike.
         margin: alpha of the margin loss.
@@ -87,13 +97,18 @@ class TrainConfig:
     val_fraction: Annotated[float, Limits(above=0, below=1)] = 0.2
     resolution: _Count = 224
     augmentation: Literal["full", "standard", "autoaugment", "copies", "none"] = "full"
+    mixing: Literal["none", "mixup", "cutmix"] = "none"
+    mixing_alpha: _Positive = 0.2
     versions: _Count = 3
     trunk: str = "resnet50"
     init: str | None = None
     frozen_stages: Annotated[int, Limits(at_least=0)] = 0
     trunk_rate: _Positive = 1.0
     pooling_exponent: _Positive = 3.0
+    objective: Literal["multigrain", "classification", "distilled_multigrain"] = "multigrain"
     classification_weight: Annotated[float, Limits(at_least=0, at_most=1)] = 0.5
+    temperature: _Positive = 2.0
+    teacher_exponent: Annotated[float | None, Limits(above=0)] = None
     class_balance: Literal["none", "weights"] = "none"
     margin: _Positive = 0.2
     initial_beta: float = 1.2
@@ -129,14 +144,30 @@ class TrainConfig:
     def __post_init__(self):
         for name, value in vars(self).items():
             _check(name, value)
-        if self.classification_weight < 1 and self.versions < 2:
+        if self.samples_pairs and self.versions < 2:
             raise UserError(
                 f"versions {self.versions} gives no positive pairs: take at least 2, or classification_weight 1"
             )
+        if self.mixing != "none" and not objectives.get(self.objective).takes_mixed_labels:
+            takers = [name for name in objectives.NAMES if objectives.get(name).takes_mixed_labels]
+            raise UserError(
+                f"mixing {self.mixing} mixes labels, which the objective {self.objective} does not take: take "
+                f"--objective {' or '.join(takers)}, or mixing none"
+            )
+        if self.objective == "distilled_multigrain":
+            if self.init is None:
+                raise UserError("objective distilled_multigrain learns from the network it starts from: name it by init")
+            if self.class_balance != "none":
+                raise UserError("class_balance needs labels, which objective distilled_multigrain does not take: none")
         if self.schedule == "cosine" and self.warmup_epochs >= self.epochs:
             raise UserError(
                 f"warmup_epochs {self.warmup_epochs:g} leaves nothing of {self.epochs} epochs: take fewer of them"
             )
+
+    @property
+    def samples_pairs(self):
+        """Whether the objective needs pairs of versions of one photo."""
+        return self.objective != "classification" and self.classification_weight < 1
 
     @property
     def resolutions(self):
@@ -157,7 +188,7 @@ class TrainConfig:
                 f"accumulation steps: take a multiple of {parts}"
             )
         size = self.batch_size // parts
-        if self.classification_weight < 1 and size <= self.versions:
+        if self.samples_pairs and size <= self.versions:
             raise UserError(
                 f"a batch of {size} for each replica and accumulation step is too small for {self.versions} versions "
                 f"of an image: take at least {self.versions + 1}, so that every image has another to differ from"

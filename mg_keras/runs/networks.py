@@ -1,8 +1,13 @@
-"""The network of a run's settings."""
+"""The network of a run's settings, and its objective."""
+
+import dataclasses
 
 import keras
+import numpy as np
 
-from mg_keras.models import MultiGrain
+from mg_keras import objectives, pretrained
+from mg_keras.errors import UserError
+from mg_keras.multigrain import MultiGrain
 
 
 def build_model(config, num_classes):
@@ -22,3 +27,47 @@ def build_model(config, num_classes):
         )
     finally:
         keras.mixed_precision.set_dtype_policy("float32")
+
+
+def known_classes(run, source):
+    """The classes that a run's network tells apart, and its photos with their labels numbered so.
+
+    Where the objective needs no labels, the classes are those of the network that training starts from, and photos
+    that were labelled with others count as unlabelled.
+
+    Args:
+        run: `Run`.
+        source: `Source`, of `Run.matched`.
+
+    Returns:
+        (list of str, `Source`).
+
+    Raises:
+        UserError: the objective needs labels, and the photos have none; or the network has no classes.
+    """
+    config = run.settings
+    if objectives.get(config.objective).needs_labels:
+        if not source.class_names:
+            raise UserError(
+                f"{config.data} has no labels, which the objective {config.objective} needs: take --objective "
+                "distilled_multigrain with --init"
+            )
+        return source.class_names, source
+    begun = (run.path / "classes.txt").is_file()
+    names = run.class_names if begun else pretrained.class_names(config.init, config.trunk)
+    if set(source.class_names) <= set(names):
+        return names, source.with_classes(names) if source.class_names else source
+    return names, _without_labels(source)
+
+
+def _without_labels(source):
+    train, val = (
+        dataclasses.replace(split, load_labels=lambda count=len(split): np.full(count, -1, np.int32))
+        for split in (source.train, source.val)
+    )
+    return dataclasses.replace(source, class_names=[], train=train, val=val)
+
+
+def build_objective(config, model):
+    """What the training of a configuration minimises."""
+    return objectives.get(config.objective).from_settings(model, config)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mg_keras.errors import UserError
 from mg_keras.files import atomic_path, atomic_write_json, atomic_write_text, check_writable, printable_name
-from mg_keras.runs.checkpoints import Checkpoints, assign
+from mg_keras.checkpoints import Checkpoints, assign
 from mg_keras.runs.config import PLACES, TrainConfig
 from mg_keras.embedding.whitening import Whitening
 
@@ -77,16 +77,17 @@ class Run:
         run.save_settings()
         return run
 
-    def begin(self, source, is_chief=True):
+    def begin(self, source, is_chief=True, class_names=None):
         """Writes what a run has before its first step: its settings, its classes and what is known of its photos.
 
         Args:
             source: of `matched`.
             is_chief: whether this is the worker that writes what is written once.
+            class_names: the classes of the network; None: the source's.
         """
         self.save_settings()
         if is_chief:
-            self.save_class_names(source.class_names)
+            self.save_class_names(source.class_names if class_names is None else class_names)
             self.save_data(source)
 
     def save_settings(self):
@@ -174,7 +175,8 @@ class Run:
         from_elsewhere = [path.stem for path in self.checkpoints.paths()] == ["step-000000000"]
         unknown = source.class_names if from_elsewhere else self.class_names
         begun_with = self.data_record.get("classes", unknown)
-        if not set(begun_with) <= set(self.class_names):
+        # one that was begun without labels has the classes of its teacher
+        if not begun_with or not set(begun_with) <= set(self.class_names):
             return source
         if difference := _difference(begun_with, source.class_names):
             raise UserError(

@@ -10,11 +10,14 @@ import signal
 import time
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from mg_keras import pretrained
+from mg_keras.checkpoints import assign, read_arrays, snapshot, write_arrays
 from mg_keras.data import augmentations
 from mg_keras.data.images import BadImages
+from mg_keras.data.mixing import mixed_batches
 from mg_keras.data.repeated import repeated_batches
 from mg_keras.embedding.photos import embed
 from mg_keras.errors import UserError
@@ -24,13 +27,13 @@ from mg_keras.evaluation.scores import METRICS
 from mg_keras.files import atomic_write_text
 from mg_keras.models.trunks import freeze_stages
 from mg_keras.progress import Progress
-from mg_keras.runs.checkpoints import assign, snapshot
-from mg_keras.runs.networks import build_model
+from mg_keras.runs.networks import build_model, build_objective
 from mg_keras.training.class_balance import class_weights
 
+FIXED = "objective.npz"
+"""In a run's folder: what its objective keeps as it was at the start, such as a teacher."""
+
 STRATEGIES = ("mirrored", "multiworker", "single")
-MEANS = ("loss", "classification_loss", "retrieval_loss", "beta", "top1", "top5", "active_share")
-COLUMNS = ("epoch", "step", "seconds", "learning_rate", *MEANS, "images_per_second", "val_top1", "val_top5")
 
 # how many steps may pass before a loss that is no number is noticed
 _CHECK_EVERY = 20
@@ -101,10 +104,12 @@ class Trainer:
         run: `mg_keras.runs.run.Run`, the folder and its configuration.
         source: `mg_keras.data.sources.Source`.
         strategy: of `make_strategy`.
+        class_names: the classes that the network tells apart; None: the source's.
     """
 
-    def __init__(self, run, source, strategy):
+    def __init__(self, run, source, strategy, class_names=None):
         self.run, self.source, self.strategy = run, source, strategy
+        self.class_names = source.class_names if class_names is None else class_names
         self.config = config = run.settings
         self.replicas = strategy.num_replicas_in_sync
         self.part_size = config.part_size(self.replicas)
@@ -121,32 +126,48 @@ class Trainer:
         passed_over.check()
         self.rate = rate_schedule(config, config.learning_rate)
         with strategy.scope():
-            self.model = build_model(config, len(source.class_names))
+            self.model = build_model(config, len(self.class_names))
             freeze_stages(self.model.trunk, config.frozen_stages)
+            self.objective = build_objective(config, self.model)
             self.model.compile(
                 keras.optimizers.SGD(self.rate, momentum=config.momentum),
-                keras.optimizers.SGD(rate_schedule(config, config.beta_learning_rate), momentum=config.momentum),
-                classification_weight=config.classification_weight,
+                group_optimizers={
+                    group.name: keras.optimizers.SGD(
+                        rate_schedule(config, getattr(config, group.rate_setting)), momentum=config.momentum
+                    )
+                    for group in self.objective.parameter_groups(self.model)
+                },
+                objective=self.objective,
                 weight_decay=config.weight_decay,
                 accumulation_steps=config.accumulation_steps,
                 jit_compile=config.jit_compile,
                 trunk_rate=config.trunk_rate,
-                class_weights=class_weights(config.class_balance, source.train.labels, len(source.class_names)),
+                class_weights=self._class_weights(),
             )
         # measured on a copy: variables under a strategy are read best outside of it
-        self.copy = build_model(config, len(source.class_names))
+        self.copy = build_model(config, len(self.class_names))
         # the poolings and the embeddings of the last validation, which the stages after training ask for, too
         self.validated = None
+        self.restored, self._val_labels = False, None
         self.state = State()
+
+    def _class_weights(self):
+        if self.config.class_balance == "none":
+            return None
+        return class_weights(self.config.class_balance, self.source.train.labels, len(self.class_names))
 
     @property
     def _groups(self):
-        return {
+        groups = {
             "model": self.model.state_variables,
             "optimizer": self.model.optimizer.variables,
-            "beta_optimizer": self.model.beta_optimizer.variables,
             "metrics": [variable for metric in self.model.metrics for variable in metric.variables],
         }
+        for name, optimizer in self.model.step.group_optimizers.items():
+            groups[f"{name}_optimizer"] = optimizer.variables
+        if self.model.objective_variables:
+            groups["objective"] = self.model.objective_variables
+        return groups
 
     def restore(self):
         """Takes up the last checkpoint, if there is one; returns whether there was."""
@@ -155,8 +176,23 @@ class Trainer:
             return False
         path, arrays, meta = found
         assign(self._groups, arrays, path)
+        if self._fixed["fixed"]:
+            path = self.run.path / FIXED
+            assign(self._fixed, read_arrays(path), path)
         self.state = State(**meta)
+        self.restored = True
         return True
+
+    @property
+    def _fixed(self):
+        return {"fixed": self.objective.fixed_variables}
+
+    def _start_objective(self):
+        """Before the first step of all; what never changes from then on is stored once."""
+        self.objective.start(self.model)
+        arrays = snapshot(self._fixed)
+        if arrays and self.is_chief:
+            write_arrays(self.run.path / FIXED, arrays)
 
     def initialize(self):
         """Puts the weights that the configuration starts from in place; returns a line on what was taken.
@@ -164,7 +200,7 @@ class Trainer:
         Raises:
             UserError: they can't be had, or are another network's.
         """
-        note = pretrained.initialize(self.copy, self.config.init, self.config.trunk, self.source.class_names)
+        note = pretrained.initialize(self.copy, self.config.init, self.config.trunk, self.class_names)
         assign({"model": self.model.state_variables}, snapshot({"model": self.copy.state_variables}), self.config.init)
         return note
 
@@ -209,6 +245,8 @@ class Trainer:
             UserError: the loss is no number, a photo is bad and that was not to be passed over, or the disk is full.
         """
         config, total = self.config, self.config.epochs * self.config.iterations
+        if not self.restored:
+            self._start_objective()
         with self._watch_signals() as stop, self._summaries() as summaries:
             step = self._step_function(iter(batches))
             label = f"training {config.trunk} on {self.source.description}"
@@ -230,7 +268,7 @@ class Trainer:
 
         def note():
             values, rate = so_far()
-            return f"epoch {epoch + 1}/{config.epochs}  {_in_words(values)}  {rate:,.0f} images/s"
+            return f"epoch {epoch + 1}/{config.epochs}  {self._in_words(values)}  {rate:,.0f} images/s"
 
         while state.step < (epoch + 1) * config.iterations:
             try:
@@ -281,7 +319,7 @@ class Trainer:
         def feed(context):
             local = self.replicas // context.num_input_pipelines
             first = context.input_pipeline_id * local
-            return repeated_batches(
+            batches = repeated_batches(
                 self.source.train,
                 self.augment,
                 size=self.config.resolution,
@@ -294,6 +332,17 @@ class Trainer:
                 start_step=self.state.step,
                 steps=steps,
                 bad_images=self.bad_images,
+            )
+            if self.config.mixing == "none":
+                return batches
+            return mixed_batches(
+                batches,
+                self.config.mixing,
+                len(self.class_names),
+                self.config.mixing_alpha,
+                seed=self.config.seed,
+                start_step=self.state.step,
+                local_replicas=range(first, first + local),
             )
 
         if self.replicas == 1:
@@ -310,17 +359,38 @@ class Trainer:
 
     def _validate(self):
         """Top-1 and top-5 on the validation photos at the training resolution and exponent."""
+        self._learn_labels()
         arrays = snapshot({"model": self.model.state_variables})
         if not self.is_chief:
             return {"val_top1": 0.0, "val_top5": 0.0}
         assign({"model": self.copy.state_variables}, arrays, "the model in training")
         self.validated = None
-        poolings = [float(self.copy.pool.pooling_exponent)]
+        poolings = [self._exponent]
         found = embed(self.copy, self.source.val, self.config.resolution, self.config.resolution, poolings)
         self.validated = poolings, found
         logits = found.logits(self.copy)
-        labels = self.source.val.labels[found.rows]
+        labels = self._val_labels[found.rows]
         return {f"val_top{k}": top_k_accuracy(logits, labels, min(k, logits.shape[1])) for k in (1, 5)}
+
+    @property
+    def _exponent(self):
+        """The training exponent, as the plain copy has it."""
+        return float(self.copy.pool.pooling_exponent)
+
+    def _learn_labels(self):
+        """What validation counts as right: the labels, or the first classes of the objective's teacher."""
+        if self._val_labels is not None:
+            return
+        if self.objective.teacher is None:
+            self._val_labels = self.source.val.labels
+            return
+        # on the plain copy, as the network itself is validated
+        arrays = snapshot({"model": self.objective.teacher.state_variables})
+        if self.is_chief:
+            assign({"model": self.copy.state_variables[: len(arrays)]}, arrays, "the teacher")
+            found = embed(self.copy, self.source.val, self.config.resolution, self.config.resolution, [self._exponent])
+            self._val_labels = np.full(len(self.source.val), -1, np.int64)
+            self._val_labels[found.rows] = np.argmax(found.logits(self.copy), axis=1)
 
     def _check_finite(self):
         loss = float(self.model.metrics[0].result())
@@ -337,18 +407,30 @@ class Trainer:
     def _log(self, row, summaries):
         """What a person looks at: the CSV, its curves, TensorBoard."""
         text = io.StringIO()
-        writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+        measured = [metric.name for metric in self.objective.metrics]
+        columns = ["epoch", "step", "seconds", "learning_rate", *measured, "images_per_second", "val_top1", "val_top5"]
+        writer = csv.DictWriter(text, columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(self.state.history)
         atomic_write_text(self.run.path / "metrics.csv", text.getvalue())
-        report.training_curves(self.run.path / "metrics.csv", self.run.path / "curves.png")
+        report.training_curves(self.run.path / "metrics.csv", self.run.path / "curves.png", self.objective.metrics)
         with summaries.as_default(step=row["step"]):
             for name, value in row.items():
                 if name not in ("epoch", "step"):
                     tf.summary.scalar(name, value)
         summaries.flush()
         epoch = f"epoch {row['epoch']}/{self.config.epochs}"
-        print(f"{epoch}  {_in_words(row)}  {row['images_per_second']:.0f} images/s", flush=True)
+        print(f"{epoch}  {self._in_words(row)}  {row['images_per_second']:.0f} images/s", flush=True)
+
+    def _in_words(self, values):
+        """What a line of progress says of an epoch's metrics."""
+        shown = {metric.name: metric for metric in self.objective.metrics if metric.is_noted}
+        shown["val_top1"] = METRICS["val_top1"]
+        return "  ".join(
+            f"{metric.title} {metric.text(values[name])}{metric.unit}"
+            for name, metric in shown.items()
+            if name in values
+        )
 
     @contextlib.contextmanager
     def _summaries(self):
@@ -376,12 +458,6 @@ class Trainer:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
-
-
-def _in_words(values):
-    """What a line of progress says of an epoch's metrics."""
-    shown = [(METRICS[name], values[name]) for name in ("loss", "beta", "top1", "val_top1") if name in values]
-    return "  ".join(f"{metric.title} {metric.text(value)}{metric.unit}" for metric, value in shown)
 
 
 def enable_determinism(config):

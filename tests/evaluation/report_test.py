@@ -6,6 +6,7 @@ from rich.console import Console
 from mg_keras.errors import UserError
 from mg_keras.evaluation import report
 from mg_keras.evaluation.report import Photo
+from mg_keras.objectives.multigrain import MultiGrainObjective
 
 BLUE, GREEN, RED = (0, 0x72, 0xB2), (0, 0x9E, 0x73), (0xD5, 0x5E, 0)
 
@@ -151,7 +152,7 @@ def test_training_curves_draw_what_was_measured(tmp_path, figures):
     (tmp_path / "metrics.csv").write_text(
         "epoch,step,loss,top1,val_top1,beta,note\n1,10,2.5,0.1,,1.2,\n2,20,nan,0.3,0.25,1.1,\n3,30,1.5,0.4\n"
     )
-    report.training_curves(tmp_path / "metrics.csv", tmp_path / "curves.png")
+    report.training_curves(tmp_path / "metrics.csv", tmp_path / "curves.png", MultiGrainObjective.metrics)
     lines = {line.get_label(): line for axes in figures[0].axes for line in axes.lines}
     assert set(lines) == {"joint", "top-1, training", "top-1, test", "beta"}
     assert list(lines["joint"].get_xdata()) == [10, 30]
@@ -178,7 +179,7 @@ def test_metrics_that_cannot_be_drawn_are_the_users_to_mend(tmp_path, content, m
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(UserError, match=message) as error:
-        report.training_curves(path, tmp_path / "curves.png")
+        report.training_curves(path, tmp_path / "curves.png", MultiGrainObjective.metrics)
     assert str(path) in str(error.value)
     assert not (tmp_path / "curves.png").exists()
 

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from mg_keras.checkpoints import snapshot
 from mg_keras.export.warm_up import PLACE
 from mg_keras.models import trunks
-from mg_keras.runs.checkpoints import snapshot
 from mg_keras.runs.config import TrainConfig
 from mg_keras.runs.networks import build_model
 from mg_keras.runs.run import Run

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
+from mg_keras.checkpoints import snapshot
 from mg_keras.errors import UserError
 from mg_keras.finishing import scores, stages
 from mg_keras.models import trunks
-from mg_keras.runs.checkpoints import snapshot
 from mg_keras.runs.config import TrainConfig
 from mg_keras.runs.networks import build_model
 from mg_keras.runs.run import Run

@@ -21,6 +21,9 @@ ENDS = {
     "val_fraction": ([0.01, 0.99], [0.0, 1.0]),
     "resolution": ([1], [0]),
     "versions": ([2], [0]),
+    "mixing_alpha": ([1e-9], [0, -1]),
+    "temperature": ([1e-9], [0, -1]),
+    "teacher_exponent": ([1e-9], [0, -1]),
     "frozen_stages": ([0], [-1]),
     "trunk_rate": ([1e-6], [0.0]),
     "pooling_exponent": ([1e-6], [0.0]),
@@ -177,3 +180,24 @@ def test_settings_of_the_command_line_and_of_files(tmp_path):
     path.write_text("epohcs: 7\n")
     with pytest.raises(UserError, match=rf"{path}: unknown setting 'epohcs', did you mean 'epochs'"):
         parse("--config", path)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"mixing": "mixup"}, "mixup mixes labels, which the objective multigrain does not take: take --objective class"),
+        ({"mixing": "blend"}, "mixing"),
+        ({"objective": "distilled_multigrain"}, "learns from the network it starts from: name it by init"),
+        ({"objective": "distilled_multigrain", "init": "a", "class_balance": "weights"}, "class_balance needs labels"),
+        ({"objective": "distilled_multigrain", "init": "a", "versions": 1}, "no positive pairs"),
+        ({"objective": "proxies"}, "objective"),
+    ],
+)
+def test_objectives_and_what_does_not_go_with_them(settings, message):
+    with pytest.raises(UserError, match=message):
+        TrainConfig(**settings)
+
+
+def test_classification_needs_no_pairs_and_takes_mixed_labels():
+    config = TrainConfig(objective="classification", versions=1, mixing="cutmix", batch_size=8)
+    assert config.part_size(8) == 1

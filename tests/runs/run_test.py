@@ -28,7 +28,7 @@ def quick():
     """In place of a trunk one convolution, and nothing is measured or drawn."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(Trainer, "_validate", lambda trainer: {"val_top1": 0.5, "val_top5": 1.0})
-        patched.setattr(report, "training_curves", lambda *paths: None)
+        patched.setattr(report, "training_curves", lambda *given: None)
         patched.setattr(trunks, "build", pinhole)
         patched.setattr(whole_run, "_measure", lambda run, source: None)
         yield

@@ -5,11 +5,11 @@ import json
 import numpy as np
 import pytest
 
+from mg_keras.checkpoints import snapshot
 from mg_keras.errors import UserError
 from mg_keras.evaluation import report
 from mg_keras.finishing import stages
 from mg_keras.finishing.pooling_exponent import FineTuned
-from mg_keras.runs.checkpoints import snapshot
 from mg_keras.runs.config import TrainConfig
 from mg_keras.runs.networks import build_model
 from mg_keras.runs.run import Run

@@ -11,11 +11,11 @@ import pytest
 from PIL import Image
 
 from mg_keras import MultiGrain
+from mg_keras.checkpoints import snapshot
 from mg_keras.data.sources import photos
 from mg_keras.embedding.photos import embed
 from mg_keras.embedding.whitening import Whitening
 from mg_keras.export.saved_model import export_saved_model
-from mg_keras.runs.checkpoints import snapshot
 from mg_keras.runs.config import TrainConfig
 from mg_keras.runs.networks import build_model
 from mg_keras.runs.run import Run

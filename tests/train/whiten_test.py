@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from mg_keras.checkpoints import snapshot
 from mg_keras.embedding import embedder
 from mg_keras.embedding.photos import Embeddings, embed
 from mg_keras.embedding.whitening import Whitening
@@ -17,7 +18,6 @@ from mg_keras.finishing import stages
 from mg_keras.models import trunks
 from mg_keras.poolings import RMAC
 from mg_keras.programs.export import export_run
-from mg_keras.runs.checkpoints import snapshot
 from mg_keras.runs.config import TrainConfig
 from mg_keras.runs.networks import build_model
 from mg_keras.runs.run import Run, load_run

@@ -37,7 +37,7 @@ def data(tmp_path_factory):
 def training_alone(monkeypatch):
     """Neither a trunk nor validation nor pictures, each of which takes longer than the steps."""
     monkeypatch.setattr(Trainer, "_validate", lambda trainer: {"val_top1": 0.5, "val_top5": 1.0})
-    monkeypatch.setattr(report, "training_curves", lambda *paths: None)
+    monkeypatch.setattr(report, "training_curves", lambda *given: None)
     monkeypatch.setattr(trunks, "build", pinhole)
 
 
@@ -86,7 +86,7 @@ def test_a_warm_up_that_a_schedule_has_not_is_refused():
 
 @pytest.mark.parametrize("path", PRESETS, ids=[path.stem for path in PRESETS])
 def test_every_preset_trains(path, data, tmp_path, monkeypatch):
-    monkeypatch.setattr(whole_run, "_measure", lambda run, source: None)
+    monkeypatch.setattr(whole_run, "_measure", lambda *of_a_run: None)
     preset = TrainConfig.load(path)
     changes = {
         "data": data,

@@ -13,7 +13,7 @@ from mg_keras.data import augmentations
 from mg_keras.data.repeated import repeated_batches
 from mg_keras.data.sources import Split
 from mg_keras.models import trunks
-from mg_keras.models.multigrain import IMAGENET_MEAN, IMAGENET_STD
+from mg_keras.models.trunks import IMAGENET_MEAN, IMAGENET_STD
 
 ROOT = Path(__file__).resolve().parents[2]
 CLASSES, VERSIONS = 6, 3
@@ -290,7 +290,7 @@ def test_steps_are_those_of_a_slow_oracle(normalization, trunk_rate):
         with tf.GradientTape() as tape:
             outputs = model(images, training=True)
             unit = tf.math.l2_normalize(outputs["embedding"], axis=-1)
-            triplets = model.sampling(unit, tf.constant(instance_ids), seed=model._sampling_seed(0))
+            triplets = model.sampling(unit, tf.constant(instance_ids), seed=model.step.seed_of(0))
             a, p, n = (tf.gather(unit, rows) for rows in triplets)
             terms = (
                 tf.nn.relu(margin + tf.norm(a - p, axis=1) - beta),
@@ -488,7 +488,7 @@ def test_compiled_by_xla_the_joint_loss_trains():
 def replicas(tmp_path_factory):
     """What two_replicas.py found in a process of its own."""
     path = tmp_path_factory.mktemp("replicas") / "found.npz"
-    command = [sys.executable, "-m", "tests.models.two_replicas", str(path)]
+    command = [sys.executable, "-m", "tests.multigrain.two_replicas", str(path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     with np.load(path) as arrays:

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tests.models.multigrain_test import CLASSES, batch, build, tensors
-from tests.models.multigrain_test import weights as values_of
+from tests.multigrain.model_test import CLASSES, batch, build, tensors
+from tests.multigrain.model_test import weights as values_of
 
 IMAGES, LABELS, IDS = batch()
 N = len(IMAGES)

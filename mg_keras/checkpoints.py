@@ -104,6 +104,38 @@ def _without_session(paths):
     ]
 
 
+def first_of(arrays, group, count):
+    """(name, array) of the first `count` variables of a group of `snapshot`, in their order; fewer if there are not."""
+    places = {name: int(name.split("/", 2)[1]) for name in arrays if name.startswith(f"{group}/")}
+    return [(name, arrays[name]) for name in sorted(places, key=places.get)[:count]]
+
+
+def write_arrays(path, arrays):
+    """Writes arrays of `snapshot` to a file, whole or not at all.
+
+    Raises:
+        UserError: it could not be written.
+    """
+    try:
+        with atomic_path(path) as temporary, open(temporary, "wb") as file:
+            np.savez(file, **arrays)
+    except OSError as error:
+        raise UserError(f"{path} could not be written: {error.strerror or error}") from error
+
+
+def read_arrays(path):
+    """What `write_arrays` wrote.
+
+    Raises:
+        UserError: it is not there or can't be read.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path} can't be read, and the run can't go on without: {error}") from error
+
+
 class Checkpoints:
     """The checkpoints of a run's folder.
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from mg_keras import MultiGrain
+from mg_keras.checkpoints import Checkpoints, assign, snapshot
 from mg_keras.errors import UserError
 from mg_keras.models import trunks
-from mg_keras.runs.checkpoints import Checkpoints, assign, snapshot
 
 
 def groups_of_a_new_model(seed):

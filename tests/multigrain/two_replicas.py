@@ -3,7 +3,7 @@
 Its own process: devices can be divided only before TensorFlow first uses them. All of it under one strategy: a second
 MirroredStrategy in a process takes the numbers of the first one's collective operations, and they hang or fail.
 
-    python -m tests.models.two_replicas OUT.npz
+    python -m tests.multigrain.two_replicas OUT.npz
 """
 
 import sys
@@ -83,7 +83,7 @@ def draws(strategy, model):
     @tf.function
     def draw():
         # what train_step draws with
-        return strategy.run(lambda: model.sampling(embeddings, ids, seed=model._sampling_seed(0))[2])
+        return strategy.run(lambda: model.sampling(embeddings, ids, seed=model.step.seed_of(0))[2])
 
     return np.stack([value.numpy() for value in strategy.experimental_local_results(draw())])
 

@@ -1,4 +1,4 @@
-"""What Keras hands to a step, told apart and checked: images, class numbers, instance ids and weights."""
+"""What Keras hands to a step, told apart and checked: images, labels, instance ids and weights."""
 
 import contextlib
 import re
@@ -17,7 +17,7 @@ class Batch(NamedTuple):
 
     Attributes:
         images: [B, H, W, 3].
-        labels: class numbers [B].
+        labels: class numbers [B], or shares of the classes [B, C] (mixed labels).
         instance_ids: integers or strings [B], equal for versions of one photo.
         weights: floats [B], of the images' cross-entropies.
     """
@@ -88,6 +88,24 @@ def with_class_numbers(batch: Batch, num_classes: int) -> Batch:
     # not only the labels: beta's update knows nothing of them
     with tf.control_dependencies([check]):
         return batch._replace(images=tf.identity(batch.images), labels=tf.identity(tf.cast(labels, tf.int32)))
+
+
+def are_mixed(labels: Any) -> bool:
+    """Whether labels are shares of the classes [B, C] in place of class numbers [B]."""
+    labels = tf.convert_to_tensor(labels)
+    return labels.dtype.is_floating and labels.shape.rank == 2
+
+
+def with_mixed_labels(batch: Batch, num_classes: int) -> Batch:
+    """The batch with its shares of the classes as float32 [B, C].
+
+    Raises:
+        ValueError: they are of another number of classes.
+    """
+    labels = tf.cast(batch.labels, tf.float32)
+    if labels.shape[-1] != num_classes:
+        raise ValueError(f"mixed labels must be [B, {num_classes}], received shape {tuple(labels.shape)}")
+    return batch._replace(labels=labels)
 
 
 @contextlib.contextmanager

@@ -9,8 +9,8 @@ import tensorflow as tf
 
 from mg_keras import MultiGrain
 from tests.layers import standard
-from tests.models.multigrain_test import CLASSES, VERSIONS, batch, build, plain_trunk, tensors
-from tests.models.multigrain_test import weights as values_of
+from tests.multigrain.model_test import CLASSES, VERSIONS, batch, build, plain_trunk, tensors
+from tests.multigrain.model_test import weights as values_of
 
 IMAGES, LABELS, IDS = batch()
 
@@ -136,7 +136,7 @@ def test_compile_takes_what_has_one():
         model.compile(looss="mse")
     for arguments in ({"optimizer": "adam"}, {"loss": None, "metrics": None, "jit_compile": "auto"}):
         model.compile(**arguments)
-        assert not model._with_xla
+        assert not model.step.jit_compile
     # all gradients scaled alike, the ratio stays
     model.compile(keras.optimizers.SGD(0.1, global_clipnorm=1.0), trunk_rate=0.1)
 

@@ -1,0 +1,262 @@
+"""The network: normalisation, trunk, GeM pooling and classifier. How it is trained, it does not know."""
+
+import hashlib
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from mg_keras import layers
+from mg_keras.layers import GeM
+from mg_keras.layers.gem import check_exponents
+from mg_keras.models import trunks
+from mg_keras.models.trunks import IMAGENET_MEAN, IMAGENET_STD
+from mg_keras.poolings import RMAC
+
+
+@keras.saving.register_keras_serializable("mg_keras")
+class Network(keras.Model):
+    """A trunk topped with GeM pooling and a classifier: `embedding = GeM_p(trunk(image))`, `logits = W embedding + b`.
+
+    Args:
+        trunk: a name of `mg_keras.models.trunks.TRUNKS`, or a Keras model from the normalised image
+            [B, H, W, 3] to a feature map [B, h, w, d] (any keras-hub backbone with a spatial output).
+        num_classes: int, the number of classes C.
+        pooling_exponent: float > 0, the training exponent p of GeM; 1 is average pooling.
+        pixel_mean, pixel_std: 3 floats each, of RGB in 0-1; None: those of the named trunk
+            (`mg_keras.models.trunks.normalization`), ImageNet's for any other.
+        trainable_exponent: bool, whether p is learnt.
+
+    Call arguments:
+        images: RGB in 0-255, float or uint8, [B, H, W, 3], any H and W. Normalisation is the network's own.
+        p_star: None (the training exponent), a scalar, or one value an image [B].
+        training: bool.
+
+    Returns:
+        A dict of float32 tensors, whatever the dtype policy: `embedding` [B, d], as pooled (not normalised), and
+        `logits` [B, C].
+
+    Raises:
+        ValueError: an argument is out of range, or the trunk is no network from images to one feature map.
+        UserError: the trunk's name is unknown.
+
+    Example:
+
+    >>> network = Network("resnet18", num_classes=10)
+    >>> network(np.zeros((2, 96, 128, 3), "uint8"), p_star=4.0)["embedding"].shape
+    TensorShape([2, 512])
+    """
+
+    def __init__(
+        self,
+        trunk,
+        num_classes,
+        pooling_exponent=3.0,
+        pixel_mean=None,
+        pixel_std=None,
+        trainable_exponent=False,
+        **kwargs,
+    ):
+        # under a mixed policy Keras would round pixels and p* to half precision on their way in
+        super().__init__(autocast=False, **kwargs)
+        if num_classes < 1:
+            raise ValueError(f"num_classes must be at least 1, received {num_classes}")
+        mean, std = trunks.normalization(trunk) if isinstance(trunk, str) else (IMAGENET_MEAN, IMAGENET_STD)
+        pixel_mean = mean if pixel_mean is None else pixel_mean
+        pixel_std = std if pixel_std is None else pixel_std
+        for name, values in (("pixel_mean", pixel_mean), ("pixel_std", pixel_std)):
+            if len(values) != 3:
+                raise ValueError(f"{name} must hold one value for each of R, G and B, received {values}")
+        if min(pixel_std) <= 0:
+            raise ValueError(f"pixel_std must be > 0, received {pixel_std}")
+        self.trunk = trunks.build(trunk, dtype=self.dtype_policy) if isinstance(trunk, str) else trunk
+        shape = _output_shape(self.trunk)
+        self.num_classes = num_classes
+        self.pixel_mean = tuple(float(value) for value in pixel_mean)
+        self.pixel_std = tuple(float(value) for value in pixel_std)
+        self.pool = GeM(pooling_exponent, trainable_exponent=trainable_exponent, name="pool")
+        # logits must not be computed in half precision
+        self.classifier = keras.layers.Dense(num_classes, dtype="float32", name="classifier")
+        self.embedding_dimension = shape[-1]
+        self.classifier.build((None, self.embedding_dimension))
+        self.pool.build(shape)
+        self.built = True
+
+    @property
+    def pixel_scaling(self):
+        """(scale, offset), NumPy float32 [3] each: normalised is `images * scale + offset`, of RGB in 0-255."""
+        mean, std = np.float32(self.pixel_mean), np.float32(self.pixel_std)
+        return 1 / (255 * std), -mean / std
+
+    def normalize(self, images):
+        """RGB in 0-255, float or uint8, [B, H, W, 3] -> the float32 values that the trunk takes, the same shape.
+
+        Raises:
+            ValueError: the last dimension is not 3.
+        """
+        if images.shape[-1] != 3:
+            # broadcasting would take a grey channel for three
+            raise ValueError(f"images must be RGB, [B, H, W, 3], received shape {tuple(images.shape)}")
+        scale, offset = self.pixel_scaling
+        return keras.ops.cast(images, "float32") * scale + offset
+
+    def __call__(self, images, *args, **kwargs):
+        """`call`, in which Keras would bury an error of the arguments among a dozen lines.
+
+        Raises:
+            ValueError: images of another shape than the trunk takes, or a `p_star` that is at hand and not > 0.
+        """
+        self.check_images(images)
+        check_exponents(args[0] if args else kwargs.get("p_star"))
+        return super().__call__(images, *args, **kwargs)
+
+    def check_images(self, images):
+        """Refuses what is known not to be images for this trunk; of tensors of unknown shape nothing is.
+
+        Raises:
+            ValueError: images of another shape than the trunk takes.
+        """
+        shape = getattr(images, "shape", None)
+        if shape is None or getattr(shape, "rank", 0) is None:
+            return
+        if len(shape) != 4 or shape[-1] not in (3, None):
+            raise ValueError(f"images must be RGB, [B, H, W, 3], received shape {tuple(shape)}")
+        wanted = self.trunk.input_shape[1:3]
+        if any(None not in pair and pair[0] != pair[1] for pair in zip(shape[1:3], wanted, strict=True)):
+            raise ValueError(
+                f"this trunk takes images of {_by(wanted)} pixels alone, received {_by(shape[1:3])}: build it for "
+                "inputs (None, None, 3) to take any"
+            )
+
+    def compute_output_shape(self, input_shape):
+        """Of `embedding` and `logits`."""
+        return {
+            "embedding": (input_shape[0], self.embedding_dimension),
+            "logits": (input_shape[0], self.num_classes),
+        }
+
+    def compute_output_spec(self, *args, **kwargs):
+        """Traced: from the shapes alone Keras would take both for the policy's half precision."""
+        return super(keras.layers.Layer, self).compute_output_spec(*args, **kwargs)
+
+    def call(self, images, p_star=None, training=False):
+        """See the class."""
+        features = self.trunk(self.normalize(images), training=training)
+        embedding = self.pool(features, p_star=p_star)
+        return {"embedding": embedding, "logits": self.classifier(embedding)}
+
+    def describe(self, images, poolings):
+        """The embeddings of images by several poolings, the trunk run once for all; a network of `mg_keras.embedding`.
+
+        Args:
+            images: RGB in 0-255, float or uint8, [B, H, W, 3], any H and W.
+            poolings: tuple of exponents p* > 0 of GeM, `RMAC`, or None for the training exponent.
+
+        Returns:
+            float32 [P, B, d], as pooled (not normalised).
+        """
+        features = self.trunk(self.normalize(images), training=False)
+        return tf.stack(
+            [
+                layers.RMAC()(features) if pooling == RMAC else self.pool(features, p_star=pooling)
+                for pooling in poolings
+            ]
+        )
+
+    def classify(self, embeddings):
+        """Class logits, NumPy float32 [N, C], of embeddings [N, d] as `describe` gives them. Rows of NaN stay NaN."""
+        kernel, bias = (np.asarray(weight) for weight in self.classifier.weights)
+        return embeddings @ kernel + bias
+
+    def fingerprint(self):
+        """A str that is equal for networks that describe images alike: a hash of its weights and normalisation."""
+        variables = [*self.trunk.variables, *self.pool.variables]
+        settings = (self.pixel_mean, self.pixel_std, self.pool.epsilon, self.trunk.compute_dtype)
+        digest = hashlib.sha256(repr((settings, [variable.shape for variable in variables])).encode())
+        for variable in variables:
+            digest.update(np.ascontiguousarray(variable))
+        return digest.hexdigest()
+
+    @property
+    def network_variables(self):
+        """The trainable weights of the trunk, the pooling and the classifier."""
+        return self.trunk.trainable_variables + self.pool.trainable_variables + self.classifier.trainable_variables
+
+    @property
+    def state_variables(self):
+        """All that decides the network's answers: weights and moving statistics."""
+        return [variable for part in (self.trunk, self.pool, self.classifier) for variable in part.variables]
+
+    def take_weights(self, network):
+        """Takes over the trunk and the classifier of a network with the same ones; the exponent stays its own."""
+        for part in ("trunk", "classifier"):
+            for variable, value in zip(getattr(self, part).variables, getattr(network, part).variables, strict=True):
+                variable.assign(value.numpy())
+
+    def twin(self, pooling_exponent=None):
+        """A `Network` with the same trunk and classes, and weights of its own: `take_weights` gives it these.
+
+        Args:
+            pooling_exponent: its training exponent; None: the same.
+        """
+        config = Network.get_config(self)
+        if pooling_exponent is not None:
+            config["pooling_exponent"] = pooling_exponent
+        return Network.from_config(config)
+
+    def export(self, filepath, format="tf_saved_model", verbose=None, input_signature=None, **kwargs):
+        """Keras's `export`: a SavedModel from `images`, float32 [B, H, W, 3] in 0-255, to what `call` gives for them.
+
+        What `export/run.py` writes has p* an image, the whitening, classes of stored descriptors and photos as bytes
+        besides.
+        """
+        if input_signature is None:
+            shape = (None, *self.trunk.input_shape[1:3], 3)
+            input_signature = [keras.InputSpec("float32", shape, name="images")]
+        return super().export(filepath, format, verbose, input_signature, **kwargs)
+
+    def quantize(self, mode=None, config=None, **kwargs):
+        """Refused: Keras would quantise the classifier alone.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError(
+            f"a {type(self).__name__} is not quantised: export it with `export/run.py --precision bfloat16` instead"
+        )
+
+    def get_config(self):
+        """Everything the constructor was given."""
+        return {
+            **super().get_config(),
+            "trunk": keras.saving.serialize_keras_object(self.trunk),
+            "num_classes": self.num_classes,
+            "pooling_exponent": self.pool.initial_pooling_exponent,
+            "pixel_mean": self.pixel_mean,
+            "pixel_std": self.pixel_std,
+            "trainable_exponent": self.pool.trainable_exponent,
+        }
+
+    @classmethod
+    def from_config(cls, config):
+        """Rebuilds the model, the trunk from its own configuration."""
+        return cls(**{**config, "trunk": keras.saving.deserialize_keras_object(config["trunk"])})
+
+
+def _output_shape(trunk):
+    """(batch, h, w, d) of a trunk, once it is seen to be one."""
+    shape = getattr(trunk, "output_shape", None)
+    if not isinstance(shape, tuple) or len(shape) != 4 or shape[-1] is None:
+        raise ValueError(
+            "a trunk is a name or a built Keras model with one output [B, h, w, d] of known d, "
+            f"received {trunk!r} with output shape {shape}"
+        )
+    images = trunk.input_shape
+    if not isinstance(images, tuple) or len(images) != 4 or images[-1] != 3:
+        raise ValueError(f"a trunk takes normalised images [B, H, W, 3], received one whose input shape is {images}")
+    return shape
+
+
+def _by(sides):
+    """As people write sizes: 64x64, ? where it is not known."""
+    return "x".join("?" if side is None else str(side) for side in sides)

@@ -1,0 +1,63 @@
+"""The weights of a run, from its last checkpoint."""
+
+from pathlib import Path
+
+import numpy as np
+import yaml
+
+from mg_keras.checkpoints import Checkpoints, assign, first_of
+from mg_keras.errors import UserError
+from mg_keras.pretrained.names import Head
+
+
+def fill(trunk, folder, trunk_name):
+    """Puts the weights of a run's last checkpoint into a trunk.
+
+    Args:
+        trunk: of `mg_keras.models.trunks.build`.
+        folder: the run's.
+        trunk_name: the trunk's name.
+
+    Returns:
+        `Head` of the run's classifier.
+
+    Raises:
+        UserError: the run is of another trunk, has no checkpoint yet, or can't be read.
+    """
+    folder = Path(folder)
+    theirs = _settings(folder / "config.yaml").get("trunk")
+    if theirs != trunk_name:
+        raise UserError(f"{folder} is a run with the trunk {theirs}, where the trunk is {trunk_name}")
+    found = Checkpoints(folder / "checkpoints").load()
+    if found is None:
+        raise UserError(f"{folder} has no checkpoint yet: train/run.py makes one")
+    path, arrays, _ = found
+    count = len(trunk.variables)
+    # a network's variables come first: the trunk's, the exponent, the classifier's kernel and bias
+    head = first_of(arrays, "model", count + 3)[count + 1 :]
+    if [name.rsplit("/", 1)[-1] for name, _ in head] != ["kernel", "bias"]:
+        raise UserError(f"{path}: holds another network than a {trunk_name} with a classifier")
+    assign({"model": trunk.variables}, dict(first_of(arrays, "model", count)), path)
+    (_, kernel), (_, bias) = head
+    return Head(np.asarray(kernel), np.asarray(bias), class_names(folder))
+
+
+def class_names(folder):
+    """The names of a run's classes, in the order of its logits.
+
+    Raises:
+        UserError: they are not noted.
+    """
+    path = Path(folder) / "classes.txt"
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise UserError(f"{path} can't be read: it holds the names of the run's classes ({error.strerror})") from error
+
+
+def _settings(path):
+    try:
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"{path} can't be read as the settings of a run") from error
+    return settings if isinstance(settings, dict) else {}
