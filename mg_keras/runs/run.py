@@ -21,6 +21,7 @@ class Run:
     classes.txt        the names of the classes, one a line, in the order of the logits
     data.json          what it was begun with: the classes of the data, the numbers of photos
     checkpoints/       step-*.npz: the last ones and the best
+    objective.npz      what the objective keeps as it was at the start, such as a teacher (only if there is any)
     metrics.csv        a row for each epoch; curves.png draws it, tensorboard/ holds it too
     metrics.json       scores by resolution, after training
     p_star.json        the chosen exponent of each resolution, the scores it was chosen by, and the fine-tuned ones
