@@ -1,6 +1,7 @@
 """`mg_keras.load`: a run, a SavedModel or a file of weights as one object that embeds and classifies photos."""
 
 import dataclasses
+import functools
 import math
 import os
 from collections.abc import Callable
@@ -52,9 +53,10 @@ class Classes:
 class Loaded:
     """A trained network, opened to be used; `load` makes it.
 
-    Its descriptors have unit norm and are whitened where the run or the SavedModel is; where it is not, they are the
-    embedding with a 1 appended, [e; 1], so that the class can be read from them too. They are those that the SavedModel
-    of the same run serves.
+    Its descriptors have unit norm. They are whitened where the run or the SavedModel is: a run's with the whitening of
+    the resolution, or of the resolution of training where it has no other, a SavedModel's with the one that it was
+    exported with. Where there is none, they are the embedding with a 1 appended, [e; 1], as in a SavedModel, so that
+    the class can be read from them too.
 
     Attributes:
         path: Path of what was opened.
@@ -63,7 +65,7 @@ class Loaded:
         resolution: pixels of training, which photos are embedded at where no other is given.
         p_star: {resolution in pixels: the exponent that was chosen for it}, perhaps empty.
         pooling_exponent: the exponent of training, taken at resolutions for which none was chosen.
-        whitened: whether descriptors are whitened.
+        whitened: whether descriptors at the resolution of training are whitened.
     """
 
     def __init__(
@@ -82,6 +84,7 @@ class Loaded:
         self._network = network
         # None: the network's values are its descriptors
         self._whitening_at = whitening_at
+        self._classifier = None if whitening_at else _Classifier(network)
 
     def __repr__(self) -> str:
         classes = len(self.class_names) if self.class_names else "no"
@@ -154,9 +157,9 @@ class Loaded:
         if getattr(photos_or_descriptors, "ndim", None) == 2:
             logits = self._classes_of_descriptors(np.asarray(photos_or_descriptors), resolution)
         else:
-            network = self._network if self._whitening_at else _Classifier(self._network)
+            network = self._classifier or self._network
             rows, values, count = self._values(network, photos_or_descriptors, resolution, p_star, on_error)
-            logits = _filled(rows, self._network.classify(values) if self._whitening_at else values, count)
+            logits = _filled(rows, values if self._classifier else self._network.classify(values), count)
         probabilities = _softmax(logits)
         likeliest = np.where(np.isnan(logits).any(axis=1), -1, np.argmax(logits, axis=1)) if len(logits) else []
         names = [self.class_names[number] if number >= 0 else None for number in likeliest]
@@ -183,8 +186,8 @@ class Loaded:
             first = int(found.unusable[0])
             more = f", and {len(found.unusable) - 1} more" if len(found.unusable) > 1 else ""
             raise UserError(
-                f'{split.names[first]}: {split.reason(first)}{more} (on_error="skip" leaves NaN in the place of a '
-                "photo that can't be used)"
+                f'{split.names[first]}: {split.reason(first)}{more} (on_error="skip" leaves NaN in the place of '
+                "photos that can't be used)"
             )
         return found.rows, found.values[0], len(split)
 
@@ -265,13 +268,11 @@ def _of_run(path, checkpoint):
         raise UserError(f'checkpoint must be "last" or "best", received {checkpoint!r}')
     run = load_run(path, checkpoint=checkpoint)
     exported = run.whitening
-    fitted = {run.settings.resolution: exported or _identity(run.model)}
 
+    @functools.cache
     def whitening_at(resolution):
-        # one that was not measured gets the whitening that is exported, as the SavedModel has it
-        if resolution not in fitted:
-            fitted[resolution] = (exported and run.whitening_at(resolution)) or fitted[run.settings.resolution]
-        return fitted[resolution]
+        # where none was fitted it is the exported one, which the SavedModel has for all resolutions
+        return run.whitening_at(resolution) or exported or _identity(run.model)
 
     return Loaded(
         path,

@@ -1,0 +1,254 @@
+"""A run, its SavedModel and files of weights through `mg_keras.load`: the same descriptors and classes by each way."""
+
+import functools
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+
+import mg_keras
+from mg_keras import MultiGrain, Whitening
+from mg_keras.checkpoints import snapshot
+from mg_keras.data.images import load as load_photo
+from mg_keras.data.resolutions import square
+from mg_keras.data.sources import photos
+from mg_keras.embedding.photos import embed
+from mg_keras.errors import UserError
+from mg_keras.models import trunks
+from mg_keras.programs.embed import main as embed_program
+from mg_keras.programs.export import export_run
+from mg_keras.runs.config import TrainConfig
+from mg_keras.runs.networks import build_model
+from mg_keras.runs.run import Run
+from tests.export.small import TINY_RESNET
+from tests.train.tiny import CLASSES, draw_folder
+
+SIZE = 32
+
+
+@pytest.fixture(scope="module")
+def small():
+    """The trunk of all networks here is small."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trunks, "build", functools.partial(trunks.build, **TINY_RESNET))
+        yield
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return draw_folder(tmp_path_factory.mktemp("photos") / "photos", per_class=4)
+
+
+@pytest.fixture(scope="module")
+def files(folder):
+    return sorted(folder.glob("*/*.jpg"))
+
+
+def make_run(path, folder, whitened, **settings):
+    values = {"trunk": "resnet18", "resolution": SIZE, "evaluation_resolutions": [48], "pooling_exponent": 2.0}
+    run = Run.start(path, TrainConfig(**{**values, "data": f"folder:{folder}", **settings}))
+    run.save_class_names(CLASSES)
+    run.checkpoints.save(0, snapshot({"model": build_model(run.settings, len(CLASSES)).state_variables}), {})
+    run.save_p_star({SIZE: 4.0}, {}, {})
+    if whitened:
+        values = embed(run.model, photos(folder), SIZE, SIZE, [4.0]).values[0]
+        Whitening.fit(values, shrinkage=0.5).save(run.whitening_path(SIZE))
+    return run
+
+
+@pytest.fixture(scope="module")
+def run(small, folder, tmp_path_factory):
+    return make_run(tmp_path_factory.mktemp("runs") / "whitened", folder, whitened=True)
+
+
+@pytest.fixture(scope="module")
+def opened(run):
+    return mg_keras.load(run.path)
+
+
+@pytest.fixture(scope="module")
+def exported(run, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models") / "small"
+    export_run(run, folder, photos=2)
+    return mg_keras.load(folder)
+
+
+def test_it_says_what_it_is(opened, exported):
+    for network in (opened, exported):
+        assert (network.class_names, network.resolution, network.p_star) == (list(CLASSES), SIZE, {SIZE: 4.0})
+        assert network.whitened
+        assert f"3 classes, trained at {SIZE} px, whitened" in repr(network)
+    assert exported.path.name == "1"
+    assert {"MultiGrain", "Whitening", "layers", "load"} <= set(dir(mg_keras))
+
+
+def test_descriptors_are_those_of_the_program_and_of_the_signature(run, opened, exported, folder, files, tmp_path):
+    expected = run.whitening.transform(embed(run.model, photos(folder), SIZE, SIZE, [4.0]).values[0])
+    found = opened.embed(folder)
+    assert (found.dtype, found.shape) == (np.float32, (12, expected.shape[1]))
+    np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-6)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    np.testing.assert_allclose(opened.embed(files), found, atol=1e-6)
+    embed_program([f"--run={run.path}", f"--photos={folder}", f"--out={tmp_path / 'a.npy'}"])
+    np.testing.assert_allclose(np.load(tmp_path / "a.npy"), found, atol=1e-5)
+    embed_program([f"--model={exported.path}", f"--photos={folder}", f"--out={tmp_path / 'b.npy'}"])
+    np.testing.assert_allclose(exported.embed(files), np.load(tmp_path / "b.npy"), atol=1e-5)
+    served = tf.saved_model.load(str(exported.path)).signatures["serving_default"]
+    images = tf.stack([square(load_photo(file), SIZE) for file in files])
+    answer = served(images=images, p_star=tf.fill([12], 4.0))
+    np.testing.assert_allclose(exported.embed(files), answer["embedding"], atol=1e-5)
+    np.testing.assert_allclose(found, answer["embedding"], atol=1e-4)
+    probabilities = tf.nn.softmax(answer["logits"])
+    for network in (opened, exported):
+        classes = network.classify(files)
+        np.testing.assert_allclose(classes.probabilities, probabilities, atol=1e-5)
+        assert classes.names == [CLASSES[number] for number in answer["class"].numpy()]
+        # and from the descriptors, which hold all dimensions
+        np.testing.assert_allclose(network.classify(network.embed(files)).probabilities, probabilities, atol=1e-3)
+
+
+def test_other_exponents_and_resolutions(run, opened, folder):
+    for resolution, exponent in ((48, None), (48, 1.5), (24, 3)):
+        chosen = exponent or 2.0
+        values = embed(run.model, photos(folder), resolution, SIZE, [chosen]).values[0]
+        found = opened.embed(folder, resolution, exponent)
+        np.testing.assert_allclose(found, run.whitening.transform(values), atol=1e-5)
+
+
+def test_photos_of_every_kind_at_hand(opened, files, tmp_path):
+    expected = opened.embed(files[:1])
+    pixels = load_photo(files[0])
+    turned = Image.fromarray(np.rot90(pixels))
+    exif = turned.getexif()
+    exif[0x0112] = 6
+    turned.save(tmp_path / "turned.png", exif=exif)
+    at_hand = [
+        str(files[0]),
+        files[0].read_bytes(),
+        pixels,
+        pixels.astype(np.float64),
+        tf.constant(pixels),
+        Image.fromarray(pixels),
+        Image.open(tmp_path / "turned.png"),
+        tmp_path / "turned.png",
+    ]
+    for one in at_hand:
+        np.testing.assert_allclose(opened.embed(one), expected, atol=1e-5, err_msg=str(type(one)))
+    # of mixed sizes and kinds, in their order
+    other = pixels[:30, :20]
+    mixed = opened.embed([*at_hand, other])
+    np.testing.assert_allclose(mixed[:-1], np.repeat(expected, len(at_hand), 0), atol=1e-5)
+    np.testing.assert_allclose(mixed[-1:], opened.embed(other), atol=1e-5)
+    np.testing.assert_allclose(opened.embed(np.stack([pixels] * 2)), np.repeat(expected, 2, 0), atol=1e-5)
+
+
+def test_pixels_between_grey_levels_are_not_rounded(run, opened):
+    photo = np.random.default_rng(0).uniform(0, 255, (SIZE * 256 // 224, SIZE * 256 // 224, 3)).astype(np.float32)
+    expected = run.model(square(photo, SIZE)[None], p_star=4.0)["embedding"]
+    np.testing.assert_allclose(opened.embed(photo), run.whitening.transform(expected), atol=1e-5)
+
+
+BROKEN = [
+    ("nowhere.jpg", "nowhere.jpg: "),
+    (b"no photo", "photo 1: not a JPEG, PNG, WebP, BMP or GIF file"),
+    ([np.zeros((30, 30))], r"photo 1: an array of shape \[30, 30\], where \[H, W, 3\], RGB, was expected"),
+    (np.zeros((7, 30, 3), np.uint8), "photo 1: smaller than 8 pixels"),
+    (np.full((9, 9, 3), 300.0), "photo 1: an array with values that are not in 0-255"),
+    (np.full((9, 9, 3), np.nan), "photo 1: an array with values that are not in 0-255"),
+    ([None], "photo 1: a NoneType, where a path, bytes, an array or a PIL image was expected"),
+    (Image.new("F", (20, 20)), "photo 1: a PIL image of mode F"),
+    (7, "photos must be a folder, or one or more paths"),
+]
+
+
+@pytest.mark.parametrize(("photo", "message"), BROKEN, ids=[message[:30] for _, message in BROKEN])
+def test_a_photo_that_can_not_be_used_is_named(opened, photo, message):
+    with pytest.raises(UserError, match=f"^{message}[^\n]*$"):
+        opened.embed(photo)
+
+
+def test_photos_that_can_not_be_used_leave_nan_where_that_is_asked_for(opened, exported, files):
+    given = [files[0], b"no photo", np.zeros((30, 30)), files[1]]
+    with pytest.raises(UserError, match=r"photo 2: .*, and 1 more"):
+        opened.embed(given)
+    for network in (opened, exported):
+        found = network.embed(given, on_error="skip")
+        np.testing.assert_array_equal(np.isnan(found).all(axis=1), [False, True, True, False])
+        np.testing.assert_allclose(found[[0, 3]], network.embed(files[:2]), atol=1e-5)
+        for classes in (network.classify(given, on_error="skip"), network.classify(found)):
+            assert [name is None for name in classes.names] == [False, True, True, False]
+            assert np.isnan(classes.probabilities[1:3]).all()
+            np.testing.assert_allclose(classes.probabilities[[0, 3]].sum(axis=1), 1, atol=1e-5)
+    assert opened.embed([b"no photo"], on_error="skip").shape == found[:1].shape
+    assert opened.embed([]).shape == (0, found.shape[1])
+    assert len(opened.classify([])) == 0
+
+
+def test_a_run_without_a_whitening_is_as_its_saved_model(small, folder, files, tmp_path):
+    run = make_run(tmp_path / "run", folder, whitened=False)
+    opened, exported = mg_keras.load(run.path), mg_keras.load(export_run(run, tmp_path / "model", photos=2))
+    assert not opened.whitened
+    assert not exported.whitened
+    np.testing.assert_allclose(opened.embed(files), exported.embed(files), atol=1e-5)
+    probabilities = opened.classify(files).probabilities
+    np.testing.assert_allclose(opened.classify(opened.embed(files)).probabilities, probabilities, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["a.weights.h5", "a.keras"])
+def test_a_file_of_keras_weights(small, files, tmp_path, name):
+    keras.utils.set_random_seed(1)
+    model = MultiGrain("resnet18", len(CLASSES), pooling_exponent=2.5)
+    (model.save_weights if name.endswith("h5") else model.save)(tmp_path / name)
+    with pytest.raises(UserError, match="does not tell its trunk: name it"):
+        mg_keras.load(tmp_path / name)
+    opened = mg_keras.load(tmp_path / name, trunk="resnet18", class_names=list(CLASSES))
+    assert (opened.pooling_exponent, opened.resolution, opened.class_names) == (2.5, 224, list(CLASSES))
+    values = model(tf.stack([square(load_photo(file), 64) for file in files]))
+    expected = np.concatenate([values["embedding"], np.ones((len(files), 1))], axis=1)
+    expected /= np.linalg.norm(expected, axis=1, keepdims=True)
+    np.testing.assert_allclose(opened.embed(files, 64), expected, atol=1e-5)
+    np.testing.assert_allclose(opened.classify(files, 64).probabilities, tf.nn.softmax(values["logits"]), atol=1e-5)
+
+
+def test_a_trunk_alone_embeds_and_can_not_classify(small, files, tmp_path):
+    trunks.build("resnet18").save_weights(tmp_path / "trunk.weights.h5")
+    opened = mg_keras.load(tmp_path / "trunk.weights.h5", trunk="resnet18")
+    assert opened.class_names is None
+    assert opened.embed(files[:1], 64).shape[0] == 1
+    with pytest.raises(UserError, match="a trunk without a classifier"):
+        opened.classify(files[:1])
+
+
+@pytest.mark.parametrize(
+    ("what", "options", "message"),
+    [
+        ("nowhere", {}, "there is nothing at .*nowhere: give the folder of a run"),
+        (".", {}, "is no run and no SavedModel: give the folder"),
+        ("notes.txt", {}, "notes.txt is no file of weights: give"),
+        (".", {"trunk": "resnet18"}, "trunk and class_names are for a file of weights"),
+        ("a.pth", {}, r"a\.pth"),
+        ("a.keras", {"trunk": "resnet19"}, "unknown trunk 'resnet19'"),
+        ("a.safetensors", {"trunk": "vgg16"}, r"\.safetensors files are read for resnet18, .*, received vgg16"),
+    ],
+)
+def test_what_can_not_be_opened(tmp_path, what, options, message):
+    for name in ("notes.txt", "a.pth", "a.keras", "a.safetensors"):
+        (tmp_path / name).write_text("x")
+    with pytest.raises(UserError, match=f"^[^\n]*{message}[^\n]*$"):
+        mg_keras.load(tmp_path / what, **options)
+
+
+def test_arguments_out_of_range(opened, files):
+    for options, message in (
+        ({"resolution": 0}, "resolution must be a whole number of pixels, at least 1, received 0"),
+        ({"p_star": -1.0}, "p_star must be a number > 0, received -1.0"),
+        ({"on_error": "ignore"}, 'on_error must be "raise" or "skip"'),
+    ):
+        with pytest.raises(UserError, match=message):
+            opened.embed(files[:1], **options)
+    with pytest.raises(UserError, match=r"descriptors of .* values, received 5"):
+        opened.classify(np.zeros((2, 5), np.float32))
+    with pytest.raises(UserError, match='checkpoint must be "last" or "best"'):
+        mg_keras.load(opened.path, checkpoint="first")
