@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from mg_keras.models import trunks
+from mg_keras.programs import whole_run
 from mg_keras.runs.config import TrainConfig
-from mg_keras.training import whole_run
 from tests.data.shards_test import example, tar, tfrecords
 from tests.train.tiny import CLASSES, draw_folder, weights
 
