@@ -31,7 +31,7 @@ def mixed_batches(
         kind: `"mixup"` or `"cutmix"`.
         num_classes: C.
         alpha: > 0, of the Beta distribution from which a batch's share is drawn; large values mix half and half.
-        seed, start_step, local_replicas: as `repeated_batches` got them.
+        seed, start_step, local_replicas: as `repeated_batches` takes them.
 
     Returns:
         tf.data.Dataset of the same images, mixed, with labels float32 [B, C], whose rows sum to 1.
