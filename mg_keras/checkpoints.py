@@ -10,7 +10,6 @@ recur in a group, variables are known by their place, and the name there must be
 """
 
 import json
-import re
 import zipfile
 from pathlib import Path
 
@@ -20,8 +19,6 @@ from mg_keras.errors import UserError
 from mg_keras.files import atomic_path, remove_leftovers
 
 _META = "meta.json"
-# a part of a path: a word, and perhaps the number that Keras gave it
-_NUMBERED = re.compile(r"(.*?)(?:_(\d+))?", re.DOTALL)
 
 
 def snapshot(groups):
@@ -90,18 +87,30 @@ def _matched(group, variables, found, path):
 def _without_session(paths):
     """Paths as they are whatever was built before in the process: to be compared, not to be read.
 
-    Keras counts what has no name of its own through a whole session: `sgd`, `sgd_1`; `seed_generator_7`. The order in
-    which a network makes such layers stays, so each number is replaced by its rank among those of its kind.
+    Keras counts what has no name of its own through a whole session: `sgd`, `sgd_1`; `sequential_2_conv2d_5_kernel`.
+    The order in which a network makes such layers stays, so numbers are replaced by their rank among those of a kind.
     """
-    split = [[_NUMBERED.fullmatch(part).groups(default="0") for part in path.split("/")] for path in paths]
+    split = [[_words_and_numbers(part) for part in path.split("/")] for path in paths]
     counted = {}
     for parts in split:
-        for level, (word, number) in enumerate(parts):
-            counted.setdefault((level, word), set()).add(int(number))
-    ranks = {kind: {number: rank for rank, number in enumerate(sorted(counted[kind]))} for kind in counted}
+        for level, (words, numbers) in enumerate(parts):
+            counted.setdefault((level, words), set()).add(numbers)
+    ranks = {kind: {numbers: rank for rank, numbers in enumerate(sorted(counted[kind]))} for kind in counted}
     return [
-        tuple((word, ranks[level, word][int(number)]) for level, (word, number) in enumerate(parts)) for parts in split
+        tuple((words, ranks[level, words][numbers]) for level, (words, numbers) in enumerate(parts)) for parts in split
     ]
+
+
+def _words_and_numbers(part):
+    """`conv2d_2_kernel` as its words, (`conv2d`, `kernel`), and the number behind each, 0 where there is none: (2, 0)."""
+    words, numbers = [], []
+    for token in part.split("_"):
+        if token.isdecimal() and words and not numbers[-1]:
+            numbers[-1] = int(token)
+        else:
+            words.append(token)
+            numbers.append(0)
+    return tuple(words), tuple(numbers)
 
 
 def first_of(arrays, group, count):
