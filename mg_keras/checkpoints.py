@@ -64,7 +64,7 @@ def _matched(group, variables, found, path):
     names = [name for _, name, _ in stored]
     # no name has a slash in it, and every path has
     wanted = [variable.path if any("/" in name for name in names) else variable.name for variable in variables]
-    known, expected = _without_session(names), _without_session(wanted)
+    known, expected = (_without_session(paths, inside=group != "model") for paths in (names, wanted))
     if len(set(known)) == len(set(expected)) == len(known):
         place_of = {name: place for place, name in enumerate(known)}
         places = [place_of.get(name) for name in expected]
@@ -84,13 +84,17 @@ def _matched(group, variables, found, path):
     return pairs
 
 
-def _without_session(paths):
+def _without_session(paths, inside):
     """Paths as they are whatever was built before in the process: to be compared, not to be read.
 
     Keras counts what has no name of its own through a whole session: `sgd`, `sgd_1`; `sequential_2_conv2d_5_kernel`.
     The order in which a network makes such layers stays, so numbers are replaced by their rank among those of a kind.
+
+    Args:
+        paths: list of str.
+        inside: whether numbers within a part are such counts, too: an optimiser names its slots after layers and all.
     """
-    split = [[_words_and_numbers(part) for part in path.split("/")] for path in paths]
+    split = [[_words_and_numbers(part, inside) for part in path.split("/")] for path in paths]
     counted = {}
     for parts in split:
         for level, (words, numbers) in enumerate(parts):
@@ -101,10 +105,11 @@ def _without_session(paths):
     ]
 
 
-def _words_and_numbers(part):
-    """`conv2d_2_kernel` as its words, (`conv2d`, `kernel`), and the number behind each, 0 where there is none: (2, 0)."""
+def _words_and_numbers(part, inside):
+    """`conv2d_2_kernel` as its words, (`conv2d`, `kernel`), and the numbers behind them, (2, 0); 0 for none."""
+    tokens = part.split("_") if inside else part.rsplit("_", 1)
     words, numbers = [], []
-    for token in part.split("_"):
+    for token in tokens:
         if token.isdecimal() and words and not numbers[-1]:
             numbers[-1] = int(token)
         else:

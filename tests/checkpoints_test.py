@@ -161,6 +161,26 @@ def test_paths_are_compared_without_what_a_session_counts(stored, paths, places)
         assert [int(given[place]) for place in range(len(paths))] == places
 
 
+@pytest.mark.parametrize(
+    "paths",
+    [
+        # an optimiser names its slots after the variables, the counts of their layers included
+        ["sgd_2/net_3_conv2d_10_kernel_momentum", "sgd_2/net_3_conv2d_9_kernel_momentum"],
+        ["sgd/net_conv2d_1_kernel_momentum", "sgd/net_conv2d_kernel_momentum"],
+    ],
+)
+def test_slots_of_an_optimiser_carry_the_counts_of_layers(paths):
+    stored = ["sgd/net_conv2d_4_kernel_momentum", "sgd/net_conv2d_5_kernel_momentum"]
+    given = {}
+    variables = [
+        SimpleNamespace(path=path, name=path, shape=(), assign=functools.partial(given.__setitem__, path))
+        for path in paths
+    ]
+    arrays = {f"optimizer/{place:04d}/{path}": np.array(place) for place, path in enumerate(stored)}
+    assign({"optimizer": variables}, arrays, "a.npz")
+    assert [int(given[path]) for path in paths] == [1, 0]
+
+
 def test_the_last_ones_and_the_best_stay_and_nothing_half_written(tmp_path):
     checkpoints = Checkpoints(tmp_path, keep=2)
     (tmp_path / f".step-000000003.{'0' * 32}.npz").write_text("a run killed while it wrote")
