@@ -107,7 +107,8 @@ def _without_session(paths, inside):
 
 def _words_and_numbers(part, inside):
     """`conv2d_2_kernel` as its words, (`conv2d`, `kernel`), and the numbers behind them, (2, 0); 0 for none."""
-    tokens = part.split("_") if inside else part.rsplit("_", 1)
+    head, _, tail = part.rpartition("_")
+    tokens = part.split("_") if inside else [head, tail] if head and tail.isdecimal() else [part]
     words, numbers = [], []
     for token in tokens:
         if token.isdecimal() and words and not numbers[-1]:
