@@ -59,7 +59,13 @@ def decode(contents):
     Raises:
         tf.errors.InvalidArgumentError: the photo is not usable; the message says why.
     """
-    return _decoded_or_refused(contents)
+    reason, image = _examined(contents)
+    if not tf.executing_eagerly():
+        with tf.control_dependencies([tf.debugging.Assert(reason == "", [reason])]):
+            return tf.identity(image)
+    if reason != "":
+        raise tf.errors.InvalidArgumentError(None, None, reason.numpy().decode())
+    return image
 
 
 def try_decode(read, key):
@@ -169,8 +175,7 @@ class BadImages:
 def _reason(error):
     """What a TensorFlow error says of reading a file, in a few words, without node names and traces."""
     text = re.sub(r"\{\{.*?\}\}|\[Op:.*", "", error.message or "").strip().splitlines()
-    text = text[0].strip() if text else "could not be read"
-    return re.sub(r"^assertion failed: \[(.*)\]$", r"\1", text)
+    return text[0].strip() if text else "could not be read"
 
 
 @tf.function(input_signature=[tf.TensorSpec([], tf.string)], autograph=False)
@@ -178,13 +183,6 @@ def _examined(contents):
     """(why a photo can't be used, or "", the photo)."""
     ok, image = try_decode(tf.identity, contents)
     return tf.cond(ok, lambda: "", lambda: why_not(contents)), image
-
-
-@tf.function(input_signature=[tf.TensorSpec([], tf.string)], autograph=False)
-def _decoded_or_refused(contents):
-    reason, image = _examined(contents)
-    with tf.control_dependencies([tf.debugging.Assert(reason == "", [reason])]):
-        return tf.identity(image)
 
 
 @apart
