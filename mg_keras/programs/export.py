@@ -69,7 +69,7 @@ def export_run(
     Raises:
         UserError: as `export_saved_model`; or `photos` is below 1.
     """
-    from mg_keras.export.saved_model import export_saved_model
+    from mg_keras.export import saved_model
 
     if photos < 1:
         raise UserError(f"at least one photo is needed to check the model on, received {photos}")
@@ -81,9 +81,11 @@ def export_run(
     }
     chosen, trouble = _validation_photos(run, photos)
     if trouble:
-        used = f"{len(chosen)} of {photos} validation photos" if chosen else "generated photos"
+        generated = f"{saved_model.CHECK_PHOTOS} generated photos"
+        used = f"{len(chosen)} of {photos} validation photos" if chosen else generated
         print(f"the export is checked on {used}: {trouble}", file=sys.stderr)
-    return export_saved_model(run.model, run.whitening, folder, version, metadata, precision, chosen or None)
+    answers = run.model, run.whitening
+    return saved_model.export_saved_model(*answers, folder, version, metadata, precision, chosen or None)
 
 
 def _validation_photos(run: "Run", count: int) -> "tuple[list[np.ndarray], str]":

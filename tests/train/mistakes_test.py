@@ -21,7 +21,7 @@ def folder(tmp_path):
         ({"data": "folder:/no/such/place"}, "no such folder: /no/such/place"),
         (
             {"data": "cloud:x"},
-            "data must be demo, folder:PATH, tfds:NAME, tfrecord:PATTERN or webdataset:PATTERN, received 'cloud:x'",
+            "data must be demo, folder:PATH, .* or webdataset:PATTERN, received 'cloud:x'",
         ),
         ({"trunk": "resnet19"}, "unknown trunk 'resnet19'"),
         (
