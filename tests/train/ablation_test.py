@@ -111,7 +111,7 @@ def test_an_ablation_that_is_killed_goes_on_and_ends_in_the_table(place):
         ([], "--presets must name at least one"),
         (["--presets=demo", "--seed=3"], "no --seed"),
         (["--presets=[demo,demo]"], "twice: demo-seed0, demo-seed1"),
-        (["--presets=demo", "--epochs=0"], "epochs must be at least 1, received 0"),
+        (["--presets=demo", "--epochs=0"], "epochs must be a whole number, at least 1; received 0"),
         (["--table_only=true"], "no finished run in"),
     ],
     ids=lambda value: str(value)[:30],
