@@ -19,6 +19,7 @@ from mg_keras.errors import UserError
 from mg_keras.files import atomic_path, remove_leftovers
 
 _META = "meta.json"
+_RATE = "learning_rate"
 
 
 def snapshot(groups):
@@ -59,6 +60,9 @@ def assign(groups, arrays, path):
 def _matched(group, variables, found, path):
     """(variable, its array) for each variable of a group."""
     stored = sorted(found.get(group, []), key=lambda entry: entry[0])
+    if not any(variable.name == _RATE for variable in variables):
+        # of a constant rate, before every rate was a schedule
+        stored = [entry for entry in stored if entry[1].split("/")[-1] != _RATE]
     if len(stored) != len(variables):
         raise UserError(f"{path}: holds {len(stored)} variables of the {group}, expected {len(variables)}")
     names = [name for _, name, _ in stored]

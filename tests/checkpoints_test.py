@@ -181,6 +181,20 @@ def test_slots_of_an_optimiser_carry_the_counts_of_layers(paths):
     assert [int(given[path]) for path in paths] == [1, 0]
 
 
+@pytest.mark.parametrize("written", [snapshot, by_name])
+def test_a_run_begun_with_a_constant_rate_goes_on_with_a_schedule(written):
+    weights = [keras.Variable(np.zeros(3, "float32"))]
+    schedule = keras.optimizers.schedules.PiecewiseConstantDecay([5], [0.1, 0.1])
+    before, after = (keras.optimizers.SGD(rate, momentum=0.9) for rate in (0.1, schedule))
+    for optimizer in (before, after):
+        optimizer.build(weights)
+    before.apply([np.ones(3, "float32")])
+    assign({"optimizer": after.variables}, written({"optimizer": before.variables}), "a.npz")
+    assert int(after.iterations.numpy()) == 1
+    np.testing.assert_array_equal(after.variables[-1], before.variables[-1])
+    assert np.any(np.asarray(after.variables[-1]))
+
+
 def test_the_last_ones_and_the_best_stay_and_nothing_half_written(tmp_path):
     checkpoints = Checkpoints(tmp_path, keep=2)
     (tmp_path / f".step-000000003.{'0' * 32}.npz").write_text("a run killed while it wrote")
