@@ -103,8 +103,8 @@ def test_the_program_writes_the_next_version(run, tmp_path, monkeypatch, capsys)
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--check_photos", 0], "error: at least one photo is needed to check the model on, received 0"),
-        (["--version", 0], "error: version must be at least 1, got 0"),
+        (["--check_photos", 0], "error: --check_photos must be a whole number, at least 1; received '0'"),
+        (["--version", 0], "error: --version must be a whole number, at least 1; received '0'"),
         (["--run", "nowhere"], "error: no run in nowhere"),
     ],
 )

@@ -80,6 +80,6 @@ def finish(process, timeout=400):
 
 
 def weights(run):
-    """The arrays of a run's last checkpoint, without its counters."""
+    """`group/place` -> array of a run's last checkpoint; variables' names hold numbers that a process counts up."""
     with np.load(sorted((Path(run) / "checkpoints").glob("step-*.npz"))[-1]) as file:
-        return {name: file[name] for name in file.files if name != "meta.json"}
+        return {"/".join(name.split("/")[:2]): file[name] for name in file.files if name != "meta.json"}

@@ -28,11 +28,6 @@ def photos(tmp_path, monkeypatch):
     return folder
 
 
-def by_place(run):
-    """The arrays of a run's last checkpoint by group and place: names may have a number of the session in them."""
-    return {name.rsplit("/", name.count("/") - 1)[0]: array for name, array in weights(run.path).items()}
-
-
 def test_a_teacher_stands_in_for_labels_and_is_kept(photos, tmp_path, capfd):
     labelled = draw_folder(tmp_path / "labelled", per_class=4)
     teacher = whole_run.train_and_measure(
@@ -65,12 +60,12 @@ def test_a_teacher_stands_in_for_labels_and_is_kept(photos, tmp_path, capfd):
     assert float(row["classification_loss"]) > 0
 
     # its own trunk has moved on; killed at step 2 it goes on with the same teacher, whose run is gone
-    whole = by_place(run)
+    whole = weights(run.path)
     shutil.rmtree(teacher.path)
     (run.path / "checkpoints" / "step-000000004.npz").unlink()
     whole_run.train_and_measure(config, run.path, "mirrored")
     assert "going on from step 2" in capfd.readouterr().out
-    resumed = by_place(run)
+    resumed = weights(run.path)
     assert set(resumed) == set(whole)
     for name in (name for name in whole if name.startswith(("model/", "optimizer/"))):
         np.testing.assert_allclose(resumed[name], whole[name], atol=1e-6, err_msg=name)
