@@ -1,6 +1,12 @@
-"""Poolings as values: an exponent p* > 0 of `GeM`, or `RMAC`."""
+"""Poolings as values: an exponent p* > 0 of `GeM`, or `RMAC`; and the depths of a trunk that are pooled besides."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
 
 import numpy as np
+
+from mg_keras.errors import UserError
 
 RMAC = "rmac"
 """Regional maxima (`mg_keras.layers.RMAC`), which has no exponent."""
@@ -17,3 +23,60 @@ def checked(pooling: float | str) -> float | str:
     if not (isinstance(pooling, int | float | np.number) and pooling > 0):
         raise ValueError(f"a pooling must be a number > 0 or {RMAC!r}, received {pooling!r}")
     return float(pooling)
+
+
+@dataclasses.dataclass(frozen=True)
+class Level:
+    """One depth of a trunk in the embedding: `scale * GeM_exponent(map)`.
+
+    Both numbers are constants: p* is the exponent of the trunk's last map alone, and a classifier or a whitening folds
+    over the joined embedding as over any other.
+
+    Args:
+        layer: the trunk's layer whose output [B, h, w, c] is pooled, such as `block4c_`.
+        exponent: p of its GeM, > 0.
+        scale: > 0, what its values are multiplied by, beside the last map's at 1.
+
+    Raises:
+        UserError: a number is out of range.
+    """
+
+    layer: str
+    exponent: float = 3.0
+    scale: float = 1.0
+
+    def __post_init__(self):
+        for name in ("exponent", "scale"):
+            value = getattr(self, name)
+            if not (isinstance(value, int | float) and 0 < value < math.inf):
+                raise UserError(f"the {name} of level {self.layer} must be a number > 0, received {value!r}")
+            object.__setattr__(self, name, float(value))
+
+    @classmethod
+    def of(cls, value: "Level | str | Sequence") -> "Level":
+        """A level from `layer`, `layer:exponent` or `layer:exponent:scale`, or from these as a sequence.
+
+        Raises:
+            UserError: it is none of these, or a number is out of range.
+
+        Example:
+
+        >>> Level.of("block4c_:3:0.5")
+        Level(layer='block4c_', exponent=3.0, scale=0.5)
+        """
+        if isinstance(value, cls):
+            return value
+        if isinstance(value, str):
+            layer, *numbers = value.split(":")
+            try:
+                numbers = [float(number) for number in numbers]
+            except ValueError:
+                numbers = [None] * 3
+        else:
+            layer, *numbers = value
+        if not layer or len(numbers) > 2:
+            raise UserError(f"a level is LAYER, LAYER:EXPONENT or LAYER:EXPONENT:SCALE, received {value!r}")
+        return cls(layer, *numbers)
+
+    def __str__(self) -> str:
+        return f"{self.layer}:{self.exponent:g}:{self.scale:g}"

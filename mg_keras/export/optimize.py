@@ -22,15 +22,16 @@ _INPUT = "images"
 _PROBE = (2, 352, 224, 3)
 
 
-def optimized_trunk(trunk, precision: str = "float32") -> Callable[[tf.Tensor], tf.Tensor]:
+def optimized_trunk(trunk, precision: str = "float32") -> Callable[[tf.Tensor], tf.Tensor | list[tf.Tensor]]:
     """A trunk as a function of constants, ready to be called in the graph that is exported.
 
     Args:
-        trunk: a Keras model from the normalised image [B, H, W, 3] to a feature map [B, h, w, d].
+        trunk: a Keras model from the normalised image [B, H, W, 3] to a feature map [B, h, w, d], or to a list of them.
         precision: what the trunk computes in, whatever its dtype policy: "float32" or "bfloat16".
 
     Returns:
-        A `tf.function`, float32 [B, H, W, 3], normalised, of any B, H and W -> float32 [B, h, w, d].
+        A `tf.function`, float32 [B, H, W, 3], normalised, of any B, H and W -> float32 [B, h, w, d], or a list of
+        such maps where the trunk gives one.
 
     Raises:
         ValueError: another `precision`.
@@ -50,19 +51,24 @@ def optimized_trunk(trunk, precision: str = "float32") -> Callable[[tf.Tensor], 
     graph.fold_padding()
     graph.name_residuals()
     graph.compute_in(tf.as_dtype(precision))
-    definition, channels = graph.definition(), trunk.output_shape[-1]
+    definition, channels = graph.definition(), [output.shape[-1] for output in trunk.outputs]
+    several = isinstance(trunk.output, list)
 
     @tf.function(input_signature=[tf.TensorSpec([None, None, None, 3], tf.float32, _INPUT)], autograph=False)
     def features(images):
         images = tf.cast(images, precision)
-        (found,) = tf.graph_util.import_graph_def(definition, {_INPUT: images}, [graph.output], name="")
-        return tf.ensure_shape(tf.cast(found, tf.float32), [None, None, None, channels])
+        found = tf.graph_util.import_graph_def(definition, {_INPUT: images}, graph.outputs, name="")
+        maps = [
+            tf.ensure_shape(tf.cast(output, tf.float32), [None, None, None, width])
+            for output, width in zip(found, channels, strict=True)
+        ]
+        return maps if several else maps[0]
 
     return features
 
 
 def _traced(trunk):
-    """(GraphDef, name of the output): the trunk in inference, its weights as constants, without function calls."""
+    """(GraphDef, names of the outputs): the trunk in inference, its weights as constants, without function calls."""
     groups = trunk.trainable_variables, trunk.non_trainable_variables
     weights = [[variable.numpy() for variable in group] for group in groups]
 
@@ -85,20 +91,20 @@ def _traced(trunk):
     for node in definition.node:
         if node.name in captured:
             node.CopyFrom(_constant(node.name, captured[node.name].numpy()))
-    return definition, traced.outputs[0].name
+    return definition, [output.name for output in traced.outputs]
 
 
 class _Graph:
     """The nodes of a graph with one input, and the rewriting of them."""
 
-    def __init__(self, definition: tf.compat.v1.GraphDef, output: str):
+    def __init__(self, definition: tf.compat.v1.GraphDef, outputs: list[str]):
         self.versions = definition.versions
         self.nodes = {node.name: node for node in definition.node}  # in topological order, which rewriting keeps
-        self.output = output
+        self.outputs = outputs
 
     def definition(self) -> tf.compat.v1.GraphDef:
-        """The nodes that the output needs."""
-        needed, waiting = set(), [_node_of(self.output)]
+        """The nodes that the outputs need."""
+        needed, waiting = set(), [_node_of(output) for output in self.outputs]
         while waiting:
             name = waiting.pop()
             if name not in needed:
@@ -160,7 +166,7 @@ class _Graph:
                 continue
             channels = kernel.shape[2] * kernel.shape[3] if convolution.op != "Conv2D" else kernel.shape[3]
             factor, offset, last = np.ones(channels), np.zeros(channels), convolution
-            while len(users[last.name]) == 1 and _node_of(self.output) != last.name:
+            while len(users[last.name]) == 1 and last.name not in map(_node_of, self.outputs):
                 step = self._channel_step(users[last.name][0], last.name, channels)
                 if step is None:
                     break
@@ -251,10 +257,11 @@ class _Graph:
             for place, source in enumerate(other.input):
                 if source in replaced:
                     other.input[place] = replaced[source]
-        name, _, place = self.output.partition(":")
-        if name == node.name:
-            source = node.input[int(place or 0)]
-            self.output = source if ":" in source else f"{source}:0"
+        for number, output in enumerate(self.outputs):
+            name, _, place = output.partition(":")
+            if name == node.name:
+                source = node.input[int(place or 0)]
+                self.outputs[number] = source if ":" in source else f"{source}:0"
         del self.nodes[node.name]
 
     def _insert_before(self, name: str, added: dict) -> None:

@@ -21,6 +21,7 @@ from mg_keras.export.check import check, float32_trunk, generated_photos
 from mg_keras.export.encoded import LIMITS, embed_encoded, refuse_unusable
 from mg_keras.export.optimize import optimized_trunk
 from mg_keras.files import atomic_path, atomic_write_json, remove_leftovers
+from mg_keras.models.levels import as_list, with_levels
 from mg_keras.quiet import tensorflow_says
 
 _OUTPUTS = ("logits", "class", "probability")
@@ -197,7 +198,7 @@ class _Served(tf.Module):
         )
         self.classifier = _variables("classifier", kernel=kernel, bias=bias)
         self._sizes = whitening.projection_.shape
-        trunk = optimized_trunk(model.trunk, precision)
+        trunk = optimized_trunk(model.mapper, precision)
         self._embed = _embedder(model, lambda images: trunk(_normalized(images, *model.pixel_scaling)))
         self._table = dict(table)
 
@@ -295,7 +296,7 @@ def _embedder(model: MultiGrain, features: Callable) -> Callable[[tf.Tensor, tf.
     """
 
     def embed(images, p_star):
-        return model.pool(features(images), p_star=p_star)
+        return model.pooled(as_list(features(images)), p_star)
 
     return embed
 
@@ -313,7 +314,7 @@ def _keras_answers(model: MultiGrain, whitening: Whitening) -> Callable[[np.ndar
 
     Raises UserError (when called) where the network tells no photo from the whitening's mean.
     """
-    trunk = float32_trunk(model.trunk)
+    trunk = with_levels(float32_trunk(model.trunk), model.levels)
     spec = tf.TensorSpec([None, None, None, 3], tf.float32), tf.TensorSpec([None], tf.float32)
     embed = _embedder(model, lambda images: trunk(model.normalize(images), training=False))
     embed = tf.function(embed, input_signature=spec)

@@ -226,13 +226,13 @@ def fine_tune_exponent(
                 photos = prepared_batches(split, resolution, train_resolution, blocks[step // steps_a_block])
                 for found, unusable, images in photos:
                     if len(found):
-                        maps.update(zip(found.tolist(), tf.split(trunk(images), len(found)), strict=True))
+                        maps.update(zip(found.tolist(), _by_photo(trunk(images), len(found)), strict=True))
                     if label:
                         progress.advance(len(found) + len(unusable))
             used.append(np.array([row for row in batch if row in maps], np.int64))
             loss = np.nan
             if len(used[-1]):
-                pairs = [loss_and_gradient(maps[row], labels[row], exponent) for row in used[-1]]
+                pairs = [loss_and_gradient(list(maps[row]), labels[row], exponent) for row in used[-1]]
                 loss, gradient = np.mean(np.array(pairs, np.float64), axis=0)
                 velocity = momentum * velocity + gradient
                 rate = learning_rate * (1 - step / len(batches)) ** 0.9
@@ -256,29 +256,34 @@ def _rows_of_classes(split, per_class, seed):
 
 
 def _trunk(network):
-    """Images float32 [B, H, W, 3] in 0-255 -> float32 [B, h, w, d], whatever their shape."""
+    """Images float32 [B, H, W, 3] in 0-255 -> list of maps float32 [B, h, w, c], whatever their shape."""
 
     @tf.function(input_signature=[tf.TensorSpec([None, None, None, 3], tf.float32)])
     def trunk(images):
-        return tf.cast(network.trunk(network.normalize(images), training=False), tf.float32)
+        return [tf.cast(features, tf.float32) for features in network.feature_maps(images)]
 
     return trunk
 
 
+def _by_photo(maps, count):
+    """Maps of a batch -> those of each photo."""
+    return zip(*(tf.split(features, count) for features in maps), strict=True)
+
+
 def _loss_and_gradient(network):
-    """One photo's feature map [1, h, w, d], its label and p -> cross-entropy and its derivative in p."""
+    """One photo's feature maps [1, h, w, c], its label and p -> cross-entropy and its derivative in p."""
 
     @tf.function(
         input_signature=[
-            tf.TensorSpec([1, None, None, network.embedding_dimension], tf.float32),
+            [tf.TensorSpec([1, None, None, width], tf.float32) for width in network.map_channels],
             tf.TensorSpec([], tf.int32),
             tf.TensorSpec([], tf.float32),
         ]
     )
-    def loss_and_gradient(features, label, exponent):
+    def loss_and_gradient(maps, label, exponent):
         with tf.GradientTape() as tape:
             tape.watch(exponent)
-            logits = network.classifier(network.pool(features, p_star=exponent))
+            logits = network.classifier(network.pooled(maps, exponent))
             loss = tf.nn.sparse_softmax_cross_entropy_with_logits(label[None], logits)[0]
         return loss, tape.gradient(loss, exponent)
 

@@ -10,13 +10,16 @@ from mg_keras import layers
 from mg_keras.layers import GeM
 from mg_keras.layers.gem import check_exponents
 from mg_keras.models import trunks
+from mg_keras.models.levels import as_list, with_levels
 from mg_keras.models.trunks import IMAGENET_MEAN, IMAGENET_STD
-from mg_keras.poolings import RMAC
+from mg_keras.poolings import RMAC, Level
 
 
 @keras.saving.register_keras_serializable("mg_keras")
 class Network(keras.Model):
     """A trunk topped with GeM pooling and a classifier: `embedding = GeM_p(trunk(image))`, `logits = W embedding + b`.
+
+    With `levels`, pooled maps of the trunk at other depths are joined to the embedding, the last map's values first.
 
     Args:
         trunk: a name of `mg_keras.models.trunks.TRUNKS`, or a Keras model from the normalised image
@@ -26,6 +29,8 @@ class Network(keras.Model):
         pixel_mean, pixel_std: 3 floats each, of RGB in 0-1; None: those of the named trunk
             (`mg_keras.models.trunks.normalization`), ImageNet's for any other.
         trainable_exponent: bool, whether p is learnt.
+        levels: sequence of `mg_keras.poolings.Level`, or what `Level.of` takes, such as `"block4c_:3:0.5"`: further
+            depths of the trunk whose pooled maps join the embedding. The classifier starts with weights 0 on them.
 
     Call arguments:
         images: RGB in 0-255, float or uint8, [B, H, W, 3], any H and W. Normalisation is the network's own.
@@ -55,6 +60,7 @@ class Network(keras.Model):
         pixel_mean=None,
         pixel_std=None,
         trainable_exponent=False,
+        levels=(),
         **kwargs,
     ):
         # under a mixed policy Keras would round pixels and p* to half precision on their way in
@@ -77,8 +83,15 @@ class Network(keras.Model):
         self.pool = GeM(pooling_exponent, trainable_exponent=trainable_exponent, name="pool")
         # logits must not be computed in half precision
         self.classifier = keras.layers.Dense(num_classes, dtype="float32", name="classifier")
-        self.embedding_dimension = shape[-1]
+        self.levels = tuple(Level.of(level) for level in levels)
+        mapper = with_levels(self.trunk, self.levels)
+        # in a function, where Keras does not find a second model with the trunk's weights
+        self._mapper = lambda: mapper
+        self.map_channels = tuple(output.shape[-1] for output in mapper.outputs)
+        self.embedding_dimension = sum(self.map_channels)
         self.classifier.build((None, self.embedding_dimension))
+        if self.levels:
+            self.set_classifier(np.asarray(self.classifier.kernel)[: shape[-1]])
         self.pool.build(shape)
         self.built = True
 
@@ -141,9 +154,44 @@ class Network(keras.Model):
 
     def call(self, images, p_star=None, training=False):
         """See the class."""
-        features = self.trunk(self.normalize(images), training=training)
-        embedding = self.pool(features, p_star=p_star)
+        embedding = self.pooled(self.feature_maps(images, training=training), p_star)
         return {"embedding": embedding, "logits": self.classifier(embedding)}
+
+    def feature_maps(self, images, training=False):
+        """Images as `call` takes them -> list of maps [B, h, w, c]: the trunk's last, then that of each level."""
+        return as_list(self.mapper(self.normalize(images), training=training))
+
+    @property
+    def mapper(self):
+        """The Keras model from the normalised image to the maps (`mg_keras.models.levels.with_levels`)."""
+        return self._mapper()
+
+    def pooled(self, maps, pooling=None):
+        """The embedding, float32 [B, d], of `feature_maps`.
+
+        Args:
+            maps: list of maps [B, h, w, c].
+            pooling: p* of the last map, a scalar or one value an image; None: the training exponent; `RMAC`: regional
+                maxima of every map.
+        """
+        regional = isinstance(pooling, str) and pooling == RMAC
+        parts = [layers.RMAC()(maps[0]) if regional else self.pool(maps[0], p_star=pooling)]
+        for level, features in zip(self.levels, maps[1:], strict=True):
+            part = layers.RMAC()(features) if regional else self.pool(features, p_star=level.exponent)
+            parts.append(level.scale * part)
+        return keras.ops.concatenate(parts, axis=-1) if self.levels else parts[0]
+
+    def set_classifier(self, kernel, bias=None):
+        """Sets the classifier's weights.
+
+        Args:
+            kernel: [d, C], or [c, C] of the last map alone: then the levels' weights are 0.
+            bias: [C]; None leaves it.
+        """
+        rows = self.embedding_dimension - len(kernel)
+        self.classifier.kernel.assign(np.pad(kernel, ((0, rows), (0, 0))) if rows else kernel)
+        if bias is not None:
+            self.classifier.bias.assign(bias)
 
     def describe(self, images, poolings):
         """The embeddings of images by several poolings, the trunk run once for all; a network of `mg_keras.embedding`.
@@ -155,13 +203,8 @@ class Network(keras.Model):
         Returns:
             float32 [P, B, d], as pooled (not normalised).
         """
-        features = self.trunk(self.normalize(images), training=False)
-        return tf.stack(
-            [
-                layers.RMAC()(features) if pooling == RMAC else self.pool(features, p_star=pooling)
-                for pooling in poolings
-            ]
-        )
+        maps = self.feature_maps(images)
+        return tf.stack([self.pooled(maps, pooling) for pooling in poolings])
 
     def classify(self, embeddings):
         """Class logits, NumPy float32 [N, C], of embeddings [N, d] as `describe` gives them. Rows of NaN stay NaN."""
@@ -172,6 +215,8 @@ class Network(keras.Model):
         """A str that is equal for networks that describe images alike: a hash of its weights and normalisation."""
         variables = [*self.trunk.variables, *self.pool.variables]
         settings = (self.pixel_mean, self.pixel_std, self.pool.epsilon, self.trunk.compute_dtype)
+        if self.levels:
+            settings = (*settings, *map(str, self.levels))
         digest = hashlib.sha256(repr((settings, [variable.shape for variable in variables])).encode())
         for variable in variables:
             digest.update(np.ascontiguousarray(variable))
@@ -235,6 +280,8 @@ class Network(keras.Model):
             "pixel_mean": self.pixel_mean,
             "pixel_std": self.pixel_std,
             "trainable_exponent": self.pool.trainable_exponent,
+            # left out without any, so that older versions open what is saved
+            **({"levels": [str(level) for level in self.levels]} if self.levels else {}),
         }
 
     @classmethod

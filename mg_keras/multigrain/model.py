@@ -43,6 +43,7 @@ class MultiGrain(Network):
         trainable_exponent: bool, whether p is learnt, with the rate of the weights and without their decay; it stays at
             0.1 or above. An optimiser's own decay, as AdamW's, has to be told:
             `optimizer.exclude_from_weight_decay(var_names=["pooling_exponent"])`.
+        levels: further depths of the trunk whose pooled maps join the embedding (`mg_keras.models.Network`).
 
     Call arguments:
         images: RGB in 0-255, float or uint8, [B, H, W, 3], any H and W. Normalisation is the model's own.
@@ -78,13 +79,16 @@ class MultiGrain(Network):
         seed=None,
         weights=None,
         trainable_exponent=False,
+        levels=(),
         **kwargs,
     ):
         if versions < 1:
             raise ValueError(f"versions must be at least 1, received {versions}")
         if weights is not None and not isinstance(trunk, str):
             raise ValueError(f"weights are for a trunk by name, received {weights!r} with the trunk {trunk!r}")
-        super().__init__(trunk, num_classes, pooling_exponent, pixel_mean, pixel_std, trainable_exponent, **kwargs)
+        super().__init__(
+            trunk, num_classes, pooling_exponent, pixel_mean, pixel_std, trainable_exponent, levels, **kwargs
+        )
         self.versions = versions
         self.seed = seed
         self.margin_loss = MarginLoss(margin, initial_beta, margin_normalization, name="margin_loss")

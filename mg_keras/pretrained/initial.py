@@ -55,8 +55,7 @@ def initialize(model, weights, trunk_name, class_names=None):
         if set(head.class_names) != set(class_names):
             return f"weights of {weights}: the trunk; new classifier, as its {len(head.bias)} classes have other names"
         order = [head.class_names.index(name) for name in class_names]
-    model.classifier.kernel.assign(head.kernel[:, order])
-    model.classifier.bias.assign(head.bias[order])
+    model.set_classifier(head.kernel[:, order], head.bias[order])
     return f"weights of {weights}: the whole model, the classifier of its {len(head.bias)} classes included"
 
 

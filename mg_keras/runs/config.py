@@ -13,6 +13,7 @@ from jsonargparse import ActionConfigFile, get_loader
 from mg_keras import objectives
 from mg_keras.errors import UserError
 from mg_keras.limits import Limits, check, wanted
+from mg_keras.poolings import Level
 
 PLACES = ("data", "data_dir")
 """Settings that say where the photos lie, and nothing of what is learnt from them."""
@@ -50,6 +51,8 @@ class TrainConfig:
             has 1 / 2^k of the image's side.
         trunk_rate: times the learning rate, for the trunk; below 1 for one that was trained before.
         pooling_exponent: p of GeM in training.
+        levels: further depths of the trunk whose pooled maps join the embedding, each `LAYER:EXPONENT:SCALE`, such as
+            `block4c_:3:0.5` (`mg_keras.poolings.Level`); p* is the exponent of the trunk's last map alone.
         objective: what a step minimises: `multigrain` (cross-entropy and margin loss), `classification` (cross-entropy)
             or `distilled_multigrain` (a teacher's answers in place of labels, and margin loss; the teacher is the
             network that `init` gives, with its classes).
@@ -105,6 +108,7 @@ class TrainConfig:
     frozen_stages: Annotated[int, Limits(at_least=0)] = 0
     trunk_rate: _Positive = 1.0
     pooling_exponent: _Positive = 3.0
+    levels: list[str] = dataclasses.field(default_factory=list)
     objective: Literal["multigrain", "classification", "distilled_multigrain"] = "multigrain"
     classification_weight: Annotated[float, Limits(at_least=0, at_most=1)] = 0.5
     temperature: _Positive = 2.0
@@ -144,6 +148,8 @@ class TrainConfig:
     def __post_init__(self):
         for name, value in vars(self).items():
             _check(name, value)
+        for level in self.levels:
+            Level.of(level)
         if self.samples_pairs and self.versions < 2:
             raise UserError(
                 f"versions {self.versions} gives no positive pairs: take at least 2, or classification_weight 1"

@@ -24,6 +24,7 @@ def build_model(config, num_classes):
             margin_normalization=config.margin_normalization,
             versions=config.versions,
             seed=config.seed,
+            levels=config.levels,
         )
     finally:
         keras.mixed_precision.set_dtype_policy("float32")
