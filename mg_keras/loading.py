@@ -16,9 +16,11 @@ from mg_keras.data.given import given_photos
 from mg_keras.embedding.photos import embed
 from mg_keras.errors import UserError
 from mg_keras.export.opened import Exported
+from mg_keras.export.optimized import Optimized
 from mg_keras.models import trunks
 from mg_keras.pretrained import from_torch_checkpoint, keras_weights, lite0
 from mg_keras.pretrained.layouts import RESNETS
+from mg_keras.pretrained.packed import PACKAGE, Packed
 from mg_keras.runs.run import load_run
 
 # of training where a file of weights doesn't say it: ImageNet's
@@ -27,8 +29,8 @@ _RESOLUTION = 224
 _TORCH = (".pth", ".pt", ".safetensors")
 _KERAS = (".h5", ".keras")
 _WANTED = (
-    "give the folder of a run (with config.yaml), that of a SavedModel or one of its versions, or a file of weights "
-    "(.pth, .safetensors, .keras, .weights.h5)"
+    "give nothing for the model in the package, the folder of a run (with config.yaml), that of a SavedModel or one of "
+    "its versions, or a file of weights (.pth, .safetensors, .keras, .weights.h5)"
 )
 
 
@@ -62,7 +64,11 @@ class Loaded:
         path: Path of what was opened.
         class_names: list of str, in the order of the logits, `class 0` and so on where they are not known; None where
             there is no classifier.
-        resolution: pixels of training, which photos are embedded at where no other is given.
+        resolution: pixels that photos are embedded at where no other is given: of training, if the model doesn't say
+            otherwise.
+        train_resolution: pixels of training.
+        thresholds: {"copy" or "instance": {precision: cosine}}: from which cosine on a pair of photos is one, at the
+            precisions 0.9 and 0.99; empty where nobody has measured it.
         p_star: {resolution in pixels: the exponent that was chosen for it}, perhaps empty.
         pooling_exponent: the exponent of training, taken at resolutions for which none was chosen.
         whitened: whether descriptors at the resolution of training are whitened.
@@ -78,9 +84,13 @@ class Loaded:
         pooling_exponent: float,
         p_star: dict[int, float],
         whitened: bool,
+        default_resolution: int | None = None,
+        thresholds: dict[str, dict[str, float]] | None = None,
     ):
         self.path, self.class_names, self.whitened = path, class_names, whitened
-        self.resolution, self.pooling_exponent, self.p_star = resolution, float(pooling_exponent), dict(p_star)
+        self.train_resolution, self.resolution = resolution, default_resolution or resolution
+        self.pooling_exponent, self.p_star = float(pooling_exponent), dict(p_star)
+        self.thresholds = thresholds or {}
         self._network = network
         # None: the network's values are its descriptors
         self._whitening_at = whitening_at
@@ -89,7 +99,7 @@ class Loaded:
     def __repr__(self) -> str:
         classes = len(self.class_names) if self.class_names else "no"
         whitened = "whitened" if self.whitened else "not whitened"
-        return f"<{self.path}: {classes} classes, trained at {self.resolution} px, {whitened}>"
+        return f"<{self.path}: {classes} classes, trained at {self.train_resolution} px, {whitened}>"
 
     def embed(
         self, photos: Any, resolution: int | None = None, p_star: float | None = None, on_error: str = "raise"
@@ -100,7 +110,7 @@ class Loaded:
             photos: a folder; or one photo or several: paths, bytes of files, arrays [H, W, 3] of RGB in 0-255 (uint8 or
                 float), PIL images.
             resolution: s*, pixels, as every measure here takes it: up to the resolution of training a square crop,
-                beyond it the largest side. None: that of training.
+                beyond it the largest side. None: the object's `resolution`.
             p_star: pooling exponent > 0; None: the one that was chosen for the resolution.
             on_error: what a photo that can't be used does: `"raise"`, or `"skip"`, which leaves NaN in its row.
 
@@ -181,7 +191,7 @@ class Loaded:
         elif not (isinstance(p_star, int | float | np.number) and 0 < p_star < math.inf):
             raise UserError(f"p_star must be a number > 0, received {p_star!r}")
         split = given_photos(photos)
-        found = embed(network, split, resolution, self.resolution, [float(p_star)])
+        found = embed(network, split, resolution, self.train_resolution, [float(p_star)])
         if len(found.unusable) and on_error == "raise":
             first = int(found.unusable[0])
             more = f", and {len(found.unusable) - 1} more" if len(found.unusable) > 1 else ""
@@ -219,7 +229,7 @@ class _Classifier:
 
 
 def load(
-    what: str | os.PathLike,
+    what: str | os.PathLike | None = None,
     trunk: str | None = None,
     class_names: list[str] | None = None,
     checkpoint: str = "last",
@@ -227,7 +237,7 @@ def load(
     """Opens a trained network to embed and classify photos with it.
 
     Args:
-        what: one of
+        what: None for the model in the package: MultiGrain on EfficientNet-Lite0 with ImageNet's classes; or one of
 
             * the folder of a run, `runs/demo`;
             * a SavedModel, `models/multigrain` (its newest version) or `models/multigrain/3`;
@@ -245,10 +255,17 @@ def load(
         UserError: there is no such thing, or it can't be read; the message says what would be right.
 
     Example:
+        >>> network = mg_keras.load()  # doctest: +SKIP
+        >>> network.embed(["a.jpg", "b.jpg"]).shape  # doctest: +SKIP
+        (2, 512)
         >>> network = mg_keras.load("runs/demo")  # doctest: +SKIP
         >>> network.embed("photos").shape, network.classify("photos").names[:2]  # doctest: +SKIP
         ((120, 513), ['disks', 'crosses'])
     """
+    if what is None:
+        if trunk is not None or class_names is not None:
+            raise UserError("trunk and class_names are for a file of weights; the model in the package has its own")
+        return _of_packed(PACKAGE)
     path = Path(what).expanduser()
     if not path.exists():
         raise UserError(f"there is nothing at {path}: {_WANTED}")
@@ -258,6 +275,8 @@ def load(
         raise UserError(f"trunk and class_names are for a file of weights; {path} is a folder, which has its own")
     if (path / "config.yaml").is_file():
         return _of_run(path, checkpoint)
+    if (path / "model.safetensors").is_file() and (path / "model.json").is_file():
+        return _of_packed(path)
     if (path / "saved_model.pb").is_file() or any(path.glob("*/saved_model.pb")):
         return _of_saved_model(path)
     raise UserError(f"{path} is no run and no SavedModel: {_WANTED}")
@@ -300,6 +319,24 @@ def _of_saved_model(path):
         exported.pooling_exponent,
         exported.p_star,
         exported.whitened,
+    )
+
+
+def _of_packed(path):
+    packed = Packed(path)
+    about, model = packed.about, packed.network()
+    fitted = packed.whitening or _identity(model)
+    return Loaded(
+        packed.folder,
+        Optimized(model),
+        lambda _: fitted,
+        about.get("class_names") or _numbered(model.num_classes),
+        about["resolution"],
+        about["pooling_exponent"],
+        {int(size): float(value) for size, value in about.get("p_star", {}).items()},
+        packed.whitening is not None,
+        about.get("default_resolution"),
+        about.get("thresholds"),
     )
 
 

@@ -67,6 +67,14 @@ def optimized_trunk(trunk, precision: str = "float32") -> Callable[[tf.Tensor], 
     return features
 
 
+def normalized(images: tf.Tensor, scale: np.ndarray, offset: np.ndarray) -> tf.Tensor:
+    """`Network.normalize`, row by row: TensorFlow takes three times as long where the last dimension is just 3."""
+    shape = tf.shape(images)
+    width = shape[2]
+    rows = tf.reshape(images, tf.stack([shape[0] * shape[1], 3 * width]))
+    return tf.reshape(rows * tf.tile(scale, [width]) + tf.tile(offset, [width]), shape)
+
+
 def _traced(trunk):
     """(GraphDef, names of the outputs): the trunk in inference, its weights as constants, without function calls."""
     groups = trunk.trainable_variables, trunk.non_trainable_variables

@@ -19,7 +19,7 @@ from mg_keras.errors import UserError
 from mg_keras.export import warm_up
 from mg_keras.export.check import check, float32_trunk, generated_photos
 from mg_keras.export.encoded import LIMITS, embed_encoded, refuse_unusable
-from mg_keras.export.optimize import optimized_trunk
+from mg_keras.export.optimize import normalized, optimized_trunk
 from mg_keras.files import atomic_path, atomic_write_json, remove_leftovers
 from mg_keras.models.levels import as_list, with_levels
 from mg_keras.quiet import tensorflow_says
@@ -199,7 +199,7 @@ class _Served(tf.Module):
         self.classifier = _variables("classifier", kernel=kernel, bias=bias)
         self._sizes = whitening.projection_.shape
         trunk = optimized_trunk(model.mapper, precision)
-        self._embed = _embedder(model, lambda images: trunk(_normalized(images, *model.pixel_scaling)))
+        self._embed = _embedder(model, lambda images: trunk(normalized(images, *model.pixel_scaling)))
         self._table = dict(table)
 
     def signatures(self) -> dict[str, Any]:
@@ -299,14 +299,6 @@ def _embedder(model: MultiGrain, features: Callable) -> Callable[[tf.Tensor, tf.
         return model.pooled(as_list(features(images)), p_star)
 
     return embed
-
-
-def _normalized(images: tf.Tensor, scale: np.ndarray, offset: np.ndarray) -> tf.Tensor:
-    """`MultiGrain.normalize`, row by row: TensorFlow takes three times as long where the last dimension is just 3."""
-    shape = tf.shape(images)
-    width = shape[2]
-    rows = tf.reshape(images, tf.stack([shape[0] * shape[1], 3 * width]))
-    return tf.reshape(rows * tf.tile(scale, [width]) + tf.tile(offset, [width]), shape)
 
 
 def _keras_answers(model: MultiGrain, whitening: Whitening) -> Callable[[np.ndarray, np.ndarray], tuple]:

@@ -4,11 +4,12 @@ from pathlib import Path
 
 from mg_keras.errors import UserError
 from mg_keras.models import trunks
-from mg_keras.pretrained import checkpoint, keras_weights, lite0
+from mg_keras.pretrained import checkpoint, keras_weights, lite0, packed
 from mg_keras.pretrained.multigrain import from_torch_checkpoint
 from mg_keras.pretrained.names import Head
 
 IMAGENET = "imagenet"
+IN_PACKAGE = "package"
 
 
 def initialize(model, weights, trunk_name, class_names=None):
@@ -23,6 +24,7 @@ def initialize(model, weights, trunk_name, class_names=None):
 
             * `"imagenet"`: for `efficientnet_lite0` the package of the extra `offline`, its classifier included; for
               others the keras-hub preset, which is downloaded on first use, and the trunk alone;
+            * `"package"`: the model that comes with mg_keras, for `efficientnet_lite0`;
             * a run's folder: its last checkpoint;
             * a PyTorch file `.pth`, as `from_torch_checkpoint` takes it, or of EfficientNet-Lite0;
             * `.safetensors`, with the names of torchvision's ResNets (which timm's have too);
@@ -45,6 +47,8 @@ def initialize(model, weights, trunk_name, class_names=None):
     head = _fill(model.trunk, weights, trunk_name)
     if head is None:
         return f"weights of {weights}: the trunk; new classifier, as there is none to take over"
+    if len(head.kernel) not in (model.map_channels[0], model.embedding_dimension):
+        return f"weights of {weights}: the trunk; new classifier, as theirs reads other levels of the trunk"
     if head.bias.shape != (model.num_classes,):
         return (
             f"weights of {weights}: the trunk; new classifier, as its {len(head.bias)} classes are not the "
@@ -80,9 +84,11 @@ def _fill(trunk, weights, trunk_name):
         if trunk_name == lite0.TRUNK:
             return lite0.fill(trunk, lite0.package_file())
         return keras_weights.fill_from_preset(trunk, trunk_name)
+    if weights == IN_PACKAGE:
+        return packed.Packed(packed.PACKAGE).fill(trunk, trunk_name)
     path = Path(weights).expanduser()
     if not path.exists():
-        raise UserError(f"no weights at {path}: give imagenet, the folder of a run, or a file of weights")
+        raise UserError(f"no weights at {path}: give package, imagenet, the folder of a run, or a file of weights")
     if path.is_dir():
         return _fill_from_folder(trunk, path, trunk_name)
     if path.suffix in (".pth", ".pt", ".safetensors"):
@@ -102,6 +108,8 @@ def _fill_from_torch(trunk, path, trunk_name):
 def _fill_from_folder(trunk, path, trunk_name):
     if (path / "config.yaml").is_file():
         return checkpoint.fill(trunk, path, trunk_name)
+    if (path / "model.json").is_file():
+        return packed.Packed(path).fill(trunk, trunk_name)
     if (path / "config.json").is_file():
         return keras_weights.fill_from_preset(trunk, trunk_name, path)
     if (path / "saved_model.pb").is_file() or any(path.glob("*/saved_model.pb")):

@@ -17,6 +17,7 @@ VERBS = {
     "evaluate": "measure a run or a SavedModel on classes, instances and copies",
     "embed": "write the descriptors of a folder of photos",
     "export": "write a run as a SavedModel",
+    "pack": "pack a run into a small folder of half-precision weights",
     "serve": "serve a SavedModel on this machine, as TF Serving does",
 }
 """Verb -> what it does; its program is the module of this room with that name."""

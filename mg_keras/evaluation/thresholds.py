@@ -1,0 +1,47 @@
+"""From which cosine on two photos are a copy, or show the same instance."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+PRECISIONS = (0.9, 0.99)
+
+
+def threshold_at_precision(similarities: np.ndarray, matches: np.ndarray, precision: float) -> float | None:
+    """The smallest similarity t for which, of the pairs at t or above, the share `precision` or more match.
+
+    Args:
+        similarities: [N], of pairs.
+        matches: bool [N], which of them belong together.
+        precision: in (0, 1].
+
+    Returns:
+        t, or None where no t gives that precision.
+
+    Raises:
+        ValueError: the shapes differ, or the precision is out of range.
+
+    Example:
+
+    >>> threshold_at_precision(np.array([0.9, 0.8, 0.7]), np.array([True, True, False]), 0.99)
+    0.8
+    """
+    similarities, matches = np.asarray(similarities, np.float64), np.asarray(matches, bool)
+    if similarities.shape != matches.shape or similarities.ndim != 1:
+        raise ValueError(f"similarities and matches must be [N], received {similarities.shape} and {matches.shape}")
+    if not 0 < precision <= 1:
+        raise ValueError(f"precision must lie in (0, 1], received {precision}")
+    order = np.argsort(-similarities, kind="stable")
+    values, found = similarities[order], np.cumsum(matches[order])
+    # pairs of equal similarity come together or not at all
+    last = np.append(values[1:] != values[:-1], True) if len(values) else np.zeros(0, bool)
+    good = last & (found >= precision * np.arange(1, len(values) + 1)) & (found > 0)
+    return float(values[good][-1]) if good.any() else None
+
+
+def thresholds(
+    similarities: np.ndarray, matches: np.ndarray, precisions: Sequence[float] = PRECISIONS
+) -> dict[str, float]:
+    """`threshold_at_precision` at several precisions: "0.99" -> cosine, without those that no cosine gives."""
+    found = {f"{precision:g}": threshold_at_precision(similarities, matches, precision) for precision in precisions}
+    return {name: round(value, 4) for name, value in found.items() if value is not None}

@@ -1,0 +1,42 @@
+"""A network in inference by its optimised graph, without a SavedModel in between."""
+
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from mg_keras.export.optimize import normalized, optimized_trunk
+from mg_keras.models import Network
+from mg_keras.models.levels import as_list
+
+
+class Optimized:
+    """Embeds as a `Network` does, to rounding, and about twice as fast; a network of `mg_keras.embedding.photos`.
+
+    Args:
+        network: its weights are copied: what is learnt later is not seen.
+        precision: as `optimized_trunk` takes it.
+    """
+
+    def __init__(self, network: Network, precision: str = "float32"):
+        self.network = network
+        self._trunk = optimized_trunk(network.mapper, precision)
+        self._precision = precision
+
+    @property
+    def embedding_dimension(self) -> int:
+        """d, values of an embedding."""
+        return self.network.embedding_dimension
+
+    def describe(self, images: tf.Tensor, poolings: tuple[Any, ...]) -> tf.Tensor:
+        """As `Network.describe`."""
+        maps = as_list(self._trunk(normalized(images, *self.network.pixel_scaling)))
+        return tf.stack([self.network.pooled(maps, pooling) for pooling in poolings])
+
+    def classify(self, embeddings: np.ndarray) -> np.ndarray:
+        """As `Network.classify`."""
+        return self.network.classify(embeddings)
+
+    def fingerprint(self) -> str:
+        """As `Network.fingerprint`."""
+        return f"{self.network.fingerprint()}-{self._precision}"

@@ -1,0 +1,151 @@
+"""Networks in one small folder: weights in half precision, the whitening, and what is known of them.
+
+`model.safetensors` holds the trunk's variables under `trunk/<layer>/<variable>`, `classifier/kernel` and `bias`,
+`whitening/mean`, `projection` and `discarded_variance`; matrices and kernels as float16, the rest as float32.
+`model.json` says the rest. The model that comes with mg_keras lies so in the package (`PACKAGE`).
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from mg_keras.embedding.whitening import Whitening
+from mg_keras.errors import UserError
+from mg_keras.files import atomic_path, atomic_write_json
+from mg_keras.models import Network
+from mg_keras.pretrained.names import Head, check
+
+PACKAGE = Path(__file__).resolve().parents[1] / "weights" / "multigrain_lite0"
+"""The model in the package: MultiGrain on EfficientNet-Lite0."""
+
+_WEIGHTS, _ABOUT = "model.safetensors", "model.json"
+_NEEDED = ("trunk", "num_classes", "pooling_exponent", "levels", "resolution")
+
+
+class Packed:
+    """A packed network, opened.
+
+    Args:
+        folder: where `pack` wrote it.
+
+    Attributes:
+        folder: Path.
+        about: dict of `model.json`: `trunk`, `num_classes`, `pooling_exponent`, `levels`, `resolution` (pixels of
+            training), and where known `class_names`, `class_ids` (WordNet's), `p_star`, `thresholds`,
+            `default_resolution`.
+
+    Raises:
+        UserError: there is none, or it can't be read.
+    """
+
+    def __init__(self, folder: str | os.PathLike):
+        self.folder = Path(folder)
+        try:
+            self.about = json.loads((self.folder / _ABOUT).read_text(encoding="utf-8"))
+            self._arrays = {
+                name: values.astype(np.float32) for name, values in load_file(self.folder / _WEIGHTS).items()
+            }
+        except (OSError, ValueError, SafetensorError) as error:
+            raise UserError(f"{self.folder} can't be read as a packed network: {error}") from error
+        if missing := [name for name in _NEEDED if name not in self.about]:
+            raise UserError(f"{self.folder / _ABOUT} does not say {', '.join(missing)}")
+
+    @property
+    def whitening(self) -> Whitening | None:
+        """What its descriptors are whitened with; None: they are not."""
+        found = {name.split("/")[1]: values for name, values in self._arrays.items() if name.startswith("whitening/")}
+        if not found:
+            return None
+        return Whitening(found["mean"], found["projection"], True, float(found["discarded_variance"]))
+
+    def fill(self, trunk: Any, trunk_name: str) -> Head:
+        """Puts the weights into a trunk of that name.
+
+        Raises:
+            UserError: it is another trunk.
+        """
+        if self.about["trunk"] != trunk_name:
+            raise UserError(f"{self.folder} holds a {self.about['trunk']}, where the trunk is {trunk_name}")
+        wanted = _named(trunk)
+        found = {name: values for name, values in self._arrays.items() if name.startswith("trunk/")}
+        shapes = {name: values.shape for name, values in found.items()}
+        check(self.folder / _WEIGHTS, trunk_name, {name: tuple(v.shape) for name, v in wanted.items()}, shapes)
+        for name, variable in wanted.items():
+            variable.assign(found[name])
+        names = self.about.get("class_ids") or self.about.get("class_names")
+        return Head(self._arrays["classifier/kernel"], self._arrays["classifier/bias"], names)
+
+    def network(self) -> Network:
+        """The whole network, with the training exponent and the levels that it was packed with."""
+        about = self.about
+        network = Network(about["trunk"], about["num_classes"], about["pooling_exponent"], levels=about["levels"])
+        head = self.fill(network.trunk, about["trunk"])
+        network.set_classifier(head.kernel, head.bias)
+        return network
+
+
+def pack(
+    folder: str | os.PathLike, network: Network, trunk: str, whitening: Whitening | None, about: Mapping[str, Any]
+) -> Path:
+    """Writes a network as `Packed` reads it, each file whole or not at all.
+
+    Args:
+        folder: made if it is not there.
+        network: whose trunk is that of `mg_keras.models.trunks` by the name `trunk`, with its own normalisation.
+        whitening: with the bias channel; None: descriptors are not whitened.
+        about: what else is known: `resolution` at least.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ValueError: a weight is no number or too large for half precision.
+        UserError: the folder can't be written to.
+    """
+    arrays = {name: _halved(name, variable) for name, variable in _named(network.trunk).items()}
+    kernel, bias = network.classifier.weights
+    arrays |= {"classifier/kernel": _halved("classifier/kernel", kernel), "classifier/bias": np.asarray(bias)}
+    if whitening is not None:
+        arrays |= {
+            "whitening/mean": np.float32(whitening.mean_),
+            "whitening/projection": _halved("whitening/projection", whitening.projection_),
+            "whitening/discarded_variance": np.float32(whitening.discarded_variance_),
+        }
+    known = {
+        "trunk": trunk,
+        "num_classes": network.num_classes,
+        "pooling_exponent": float(network.pool.pooling_exponent),
+        "levels": [str(level) for level in network.levels],
+        **about,
+    }
+    folder = Path(folder)
+    try:
+        with atomic_path(folder / _WEIGHTS) as partial:
+            save_file({name: np.ascontiguousarray(values) for name, values in arrays.items()}, partial)
+        atomic_write_json(folder / _ABOUT, known)
+    except OSError as error:
+        raise UserError(f"{folder} can't be written to: {error.strerror or error}") from error
+    return folder
+
+
+def _named(trunk):
+    """Name in the file -> variable of a trunk."""
+    named = {"/".join(["trunk", *variable.path.split("/")[-2:]]): variable for variable in trunk.variables}
+    if len(named) != len(trunk.variables):
+        raise ValueError("two variables of the trunk have one name")
+    return named
+
+
+def _halved(name, values):
+    """float16 of what has two dimensions or more, float32 of the rest."""
+    values = np.asarray(values, np.float32)
+    packed = values.astype(np.float16) if values.ndim > 1 else values
+    if not np.isfinite(packed).all():
+        raise ValueError(f"{name} holds values that half precision can't hold")
+    return packed
