@@ -89,7 +89,7 @@ class Weighed:
     def __init__(self, model):
         self.model, self.count, self.notes = model, 0, []
 
-    def describe(self, images, poolings):
+    def embed_batch(self, images, poolings):
         """As the model does."""
         import tensorflow as tf
 
@@ -100,7 +100,7 @@ class Weighed:
             return self.count
 
         with tf.control_dependencies([tf.numpy_function(note, [tf.shape(images)[0]], tf.int64)]):
-            return self.model.describe(tf.identity(images), poolings)
+            return self.model.embed_batch(tf.identity(images), poolings)
 
 
 def memory_part(folder, options):

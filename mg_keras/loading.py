@@ -220,7 +220,7 @@ class _Classifier:
     def __init__(self, exported):
         self.exported = exported
 
-    def describe(self, images, poolings):
+    def embed_batch(self, images, poolings):
         """float32 [P, B, C]."""
         count = tf.shape(images)[:1]
         return tf.stack(

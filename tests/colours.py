@@ -16,7 +16,7 @@ class Colours:
     def __init__(self):
         self.runs, self.photos = 0, 0
 
-    def describe(self, images, poolings):
+    def embed_batch(self, images, poolings):
         tf.py_function(self._count, [tf.shape(images)[0]], [])
         colours = tf.reduce_mean(images, (1, 2)) / 255 + 0.01
         return tf.stack([colours[:, ::-1] if pooling == RMAC else colours ** (pooling or 1.0) for pooling in poolings])

@@ -2,8 +2,8 @@
 
 A *pooling* is an exponent p* > 0 of GeM, or `RMAC`. A *network* is anything with
 
-* `describe(images float32 [B, H, W, 3] in 0-255, poolings: tuple) -> float32 tensor [P, B, D]`, graph code; None among
-  the poolings stands for the exponent of training;
+* `embed_batch(images float32 [B, H, W, 3] in 0-255, poolings: tuple) -> float32 tensor [P, B, D]`, graph code; None
+  among the poolings stands for the exponent of training;
 * `classify(embeddings [N, D]) -> logits [N, C]`, in NumPy;
 * `fingerprint() -> str`, for `embed_to_files` alone: equal for networks that describe alike.
 
@@ -168,7 +168,7 @@ def forward_function(network, poolings=None):
 def _forward(network, poolings):
     """Kept, as validation asks for the same one after every epoch."""
     signature = [tf.TensorSpec([None, None, None, 3], tf.float32)]
-    return tf.function(lambda images: network.describe(images, poolings), input_signature=signature)
+    return tf.function(lambda images: network.embed_batch(images, poolings), input_signature=signature)
 
 
 def _photos_a_batch(height, width):

@@ -74,7 +74,7 @@ class Exported:
                 f"{(str(error).strip() or type(error).__name__).splitlines()[0]}"
             ) from error
 
-    def describe(self, images, poolings):
+    def embed_batch(self, images, poolings):
         """Descriptors of images at several exponents.
 
         Args:
@@ -96,7 +96,7 @@ class Exported:
         )
 
     def classify(self, embeddings):
-        """Class logits, NumPy float32 [N, C], of descriptors [N, D] as `describe` gives them.
+        """Class logits, NumPy float32 [N, C], of descriptors [N, D] as `embed_batch` gives them.
 
         A row with a NaN, as clients leave for a photo that could not be used, is no descriptor and gets logits NaN.
 

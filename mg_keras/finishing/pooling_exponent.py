@@ -40,7 +40,7 @@ def in_aug_scores(network, photos, resolution, exponents=EXPONENTS, seed=0, labe
     nearest, itself included, 1 to 5. The trunk runs once for all exponents.
 
     Args:
-        network: `MultiGrain`, or another network with `describe` (`mg_keras.embedding.photos`).
+        network: `MultiGrain`, or another network with `embed_batch` (`mg_keras.embedding.photos`).
         photos: split of `in_aug_photos`.
         resolution: pixels s* of the augmented crops.
         exponents: the p* to try, each > 0.
@@ -68,7 +68,7 @@ def exponent_sweep(network, val, photos, sizes, train_resolution, exponents=EXPO
     At each resolution the trunk runs once over the validation photos and once over the versions of IN-aug.
 
     Args:
-        network: `MultiGrain`, or another network with `describe` and `classify` (`mg_keras.embedding.photos`).
+        network: `MultiGrain`, or another network with `embed_batch` and `classify` (`mg_keras.embedding.photos`).
         val: split of the validation photos; those that can't be used are left out.
         photos: split of `in_aug_photos`.
         sizes: resolutions s*, pixels.

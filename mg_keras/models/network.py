@@ -193,7 +193,7 @@ class Network(keras.Model):
         if bias is not None:
             self.classifier.bias.assign(bias)
 
-    def describe(self, images, poolings):
+    def embed_batch(self, images, poolings):
         """The embeddings of images by several poolings, the trunk run once for all; a network of `mg_keras.embedding`.
 
         Args:
@@ -207,7 +207,7 @@ class Network(keras.Model):
         return tf.stack([self.pooled(maps, pooling) for pooling in poolings])
 
     def classify(self, embeddings):
-        """Class logits, NumPy float32 [N, C], of embeddings [N, d] as `describe` gives them. Rows of NaN stay NaN."""
+        """Class logits, NumPy float32 [N, C], of embeddings [N, d] of `embed_batch`. Rows of NaN stay NaN."""
         kernel, bias = (np.asarray(weight) for weight in self.classifier.weights)
         return embeddings @ kernel + bias
 

@@ -180,7 +180,7 @@ class Counting:
     def __init__(self, model, stop_after=None):
         self.model, self.count, self.stop_after = model, 0, stop_after
 
-    def describe(self, images, poolings):
+    def embed_batch(self, images, poolings):
         def note(count):
             if self.stop_after is not None and self.count >= self.stop_after:
                 raise RuntimeError("pulled the plug")
@@ -188,7 +188,7 @@ class Counting:
             return np.int64(self.count)
 
         with tf.control_dependencies([tf.numpy_function(note, [tf.shape(images)[0]], tf.int64)]):
-            return self.model.describe(tf.identity(images), poolings)
+            return self.model.embed_batch(tf.identity(images), poolings)
 
     def fingerprint(self):
         return self.model.fingerprint()

@@ -27,7 +27,7 @@ import numpy as np
 from mg_keras.export.opened import Exported
 network = Exported.load(sys.argv[1])
 images = np.load(sys.argv[2])
-descriptors = network.describe(images, (2.0, 4.5)).numpy()
+descriptors = network.embed_batch(images, (2.0, 4.5)).numpy()
 np.savez(sys.argv[3], descriptors=descriptors, logits=network.classify(descriptors[1]))
 """
 
@@ -61,7 +61,7 @@ def test_describes_and_classifies_like_the_model_without_keras(exported, model, 
     done = subprocess.run(list(map(str, command)), env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     found = np.load(tmp_path / "out.npz")
-    embeddings = model.describe(images, (2.0, 4.5)).numpy()
+    embeddings = model.embed_batch(images, (2.0, 4.5)).numpy()
     expected = [whitening.transform(values) for values in embeddings]
     np.testing.assert_allclose(found["descriptors"], expected, atol=1e-4)
     np.testing.assert_allclose(found["logits"], model.classify(embeddings[1]), rtol=1e-3, atol=1e-3)
@@ -69,7 +69,7 @@ def test_describes_and_classifies_like_the_model_without_keras(exported, model, 
 
 def test_what_is_no_descriptor_gets_no_class(exported, images):
     network = Exported.load(exported)
-    descriptors = network.describe(images, (2.0,))[0].numpy()
+    descriptors = network.embed_batch(images, (2.0,))[0].numpy()
     rows = np.insert(descriptors, [0, 2], np.nan, axis=0)
     found = network.classify(rows)
     np.testing.assert_array_equal(np.isnan(found).all(axis=1), [True, False, False, True, False, False])
@@ -114,7 +114,7 @@ def test_the_newest_version_is_the_highest_number(exported, tmp_path):
 
 def test_r_mac_is_refused(exported, images):
     with pytest.raises(UserError, match="pools by GeM alone"):
-        Exported.load(exported).describe(images, (3.0, RMAC))
+        Exported.load(exported).embed_batch(images, (3.0, RMAC))
 
 
 def test_what_is_no_such_saved_model_is_refused(exported, tmp_path):

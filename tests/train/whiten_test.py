@@ -253,7 +253,7 @@ def test_a_reduced_whitening_is_exported(run, tmp_path):
     served = tf.saved_model.load(path).signatures
     images = np.random.default_rng(0).uniform(0, 255, (4, 32, 32, 3)).astype("float32")
     answer = served["serving_default"](images=tf.constant(images), p_star=tf.fill([4], 3.0))
-    plain = run.model.describe(images, (3.0,))[0].numpy()
+    plain = run.model.embed_batch(images, (3.0,))[0].numpy()
     np.testing.assert_allclose(answer["embedding"], run.whitening.transform(plain), atol=1e-3)
     descriptors = answer["embedding"].numpy()
     hat = run.whitening.undo(descriptors)
