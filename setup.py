@@ -32,6 +32,8 @@ setup(
         "numpy>=2.0",
         "faiss-cpu>=1.15",
         "scikit-learn>=1.7",
+        # descriptors are written as Parquet
+        "pyarrow>=18.1",
         "matplotlib>=3.10",
         "pillow>=12.0",
         "rich>=15.0",

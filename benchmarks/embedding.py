@@ -59,7 +59,7 @@ def speed_part(folder, options):
     model, split = build(options.trunk), photos_of(folder, options.photos)
     # the training resolution: below s*, so that photos keep their shapes
     train_resolution = options.resolution - 1
-    batches = [images for _, _, images in prepared_batches(split, options.resolution, train_resolution)]
+    batches = [batch.images for batch in prepared_batches(split, options.resolution, train_resolution)]
     forward = forward_function(model)
 
     def bare():

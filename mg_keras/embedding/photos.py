@@ -5,30 +5,36 @@ A *pooling* is an exponent p* > 0 of GeM, or `RMAC`. A *network* is anything wit
 * `embed_batch(images float32 [B, H, W, 3] in 0-255, poolings: tuple) -> float32 tensor [P, B, D]`, graph code; None
   among the poolings stands for the exponent of training;
 * `classify(embeddings [N, D]) -> logits [N, C]`, in NumPy;
-* `fingerprint() -> str`, for `embed_to_files` alone: equal for networks that describe alike.
+* `fingerprint() -> str`, for `embed_to_files` alone: equal for networks that embed and classify alike.
 
 `MultiGrain` is one, and so is a SavedModel opened by `mg_keras.export.opened.Exported`.
 """
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
 import json
 import os
-import struct
 import sys
-import zlib
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple, Protocol
 
 import numpy as np
+import pyarrow as pa
 import tensorflow as tf
 
 from mg_keras.data import resolutions
+from mg_keras.data.given import GivenPhotos
 from mg_keras.data.images import BadImages
 from mg_keras.data.repeated import repeated_batches
+from mg_keras.data.sources import Split
+from mg_keras.embedding import shards
+from mg_keras.embedding.whitening import Whitening
 from mg_keras.errors import UserError
-from mg_keras.files import atomic_path, atomic_write_json, atomic_write_text, printable_name, try_lock
-from mg_keras.poolings import checked
+from mg_keras.files import atomic_write_json, atomic_write_text, printable_name, try_lock
+from mg_keras.poolings import RMAC, checked
 from mg_keras.progress import Progress
 
 # pixels in a batch at most: 64 photos of 224x224, so that memory stays level whatever the resolution
@@ -37,6 +43,35 @@ _PIXELS_A_BATCH = 64 * 224 * 224
 # more, rare shapes would make fuller batches; on CPUs that gains nothing. TensorFlow itself keeps the
 # convolutions that it compiled for each shape of batch: some 100 MB of ResNet-50 in the first 200, ever less a shape
 _PIXELS_WAITING = 7 * _PIXELS_A_BATCH
+
+
+class EmbeddingNetwork(Protocol):
+    """A network, as embedding needs it; see above."""
+
+    def embed_batch(self, images: tf.Tensor, poolings: tuple) -> tf.Tensor:
+        """float32 [B, H, W, 3] in 0-255 -> float32 [P, B, D]; graph code."""
+
+    def classify(self, embeddings: np.ndarray) -> np.ndarray:
+        """[N, D] -> logits [N, C]."""
+
+    def fingerprint(self) -> str:
+        """Equal for networks that embed and classify alike."""
+
+
+class Batch(NamedTuple):
+    """Photos of one shape.
+
+    Attributes:
+        rows: int64 [b], their numbers in the split; b may be 0.
+        unusable: int64 [u], the numbers of photos met on the way that can't be used.
+        images: float32 tensor [b, h, w, 3], RGB in 0-255.
+        sizes: int32 [b, 2], heights and widths of the decoded photos; None where they are not known.
+    """
+
+    rows: np.ndarray
+    unusable: np.ndarray
+    images: tf.Tensor
+    sizes: np.ndarray | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,12 +88,19 @@ class Embeddings:
     values: np.ndarray
     unusable: np.ndarray
 
-    def logits(self, network, pooling=0):
+    def logits(self, network: EmbeddingNetwork, pooling: int = 0) -> np.ndarray:
         """float32 [N, C]: the network's classifier on the embeddings by the pooling numbered `pooling`."""
         return network.classify(self.values[pooling])
 
 
-def embed(network, split, resolution, train_resolution, poolings=None, label=None):
+def embed(
+    network: EmbeddingNetwork,
+    split: Split | GivenPhotos,
+    resolution: int,
+    train_resolution: int,
+    poolings: Sequence[float | str] | None = None,
+    label: str | None = None,
+) -> Embeddings:
     """Embeds every usable photo of a split.
 
     Up to the training resolution: smallest side to 256/224 of it, square centre crop. Beyond: largest side, no crop
@@ -88,7 +130,16 @@ def embed(network, split, resolution, train_resolution, poolings=None, label=Non
     return _run(network, batches, len(split), poolings, label)
 
 
-def embed_versions(network, split, augment, resolution, versions, poolings=None, seed=0, label=None):
+def embed_versions(
+    network: EmbeddingNetwork,
+    split: Split,
+    augment: Callable,
+    resolution: int,
+    versions: int,
+    poolings: Sequence[float | str] | None = None,
+    seed: int = 0,
+    label: str | None = None,
+) -> Embeddings:
     """Embeds `versions` augmented versions of every photo of a split, for IN-aug (section 7).
 
     An unusable photo's place is taken by another of the split.
@@ -115,14 +166,16 @@ def embed_versions(network, split, augment, resolution, versions, poolings=None,
             places = start + np.arange(len(numbers))
             shown[places] = numbers
             start += len(numbers)
-            yield places, places[:0], images
+            yield Batch(places, places[:0], images)
 
     found = _run(network, numbered(), len(shown), poolings, label)
     order = np.argsort(shown, kind="stable")
     return dataclasses.replace(found, rows=shown[order], values=found.values[:, order])
 
 
-def prepared_batches(split, resolution, train_resolution, rows=None):
+def prepared_batches(
+    split: Split | GivenPhotos, resolution: int, train_resolution: int, rows: np.ndarray | None = None
+) -> Iterator[Batch]:
     """The photos of a split as the network takes them: decoded, brought to a resolution, those of one shape together.
 
     What a batch holds is a function of the rows alone, and so is what is left after any number of batches: the batches
@@ -135,8 +188,7 @@ def prepared_batches(split, resolution, train_resolution, rows=None):
         rows: int64, increasing numbers of the photos to take; None: all.
 
     Yields:
-        (rows int64 [b], unusable int64 [u], images float32 tensor [b, h, w, 3] in 0-255): `unusable` are the numbers of
-        photos met on the way that can't be used; b may be 0 where that is all there is to say.
+        `Batch`.
 
     Raises:
         ValueError: a resolution is less than 1.
@@ -148,7 +200,7 @@ def prepared_batches(split, resolution, train_resolution, rows=None):
         ok, image = split.image(row)
         # an unusable photo goes on as a black one, since a pipeline has no other way to say nothing
         image = tf.cond(ok, lambda: image, lambda: tf.zeros((resolution, resolution, 3), image.dtype))
-        return row, ok, prepare(tf.ensure_shape(image, [None, None, 3]), resolution)
+        return row, ok, tf.shape(image)[:2], prepare(tf.ensure_shape(image, [None, None, 3]), resolution)
 
     rows = np.arange(len(split)) if rows is None else np.asarray(rows, np.int64)
     photos = tf.data.Dataset.from_tensor_slices(rows).map(load, num_parallel_calls=tf.data.AUTOTUNE)
@@ -157,7 +209,7 @@ def prepared_batches(split, resolution, train_resolution, rows=None):
     return _batches_by_shape(photos.prefetch(2 * size))
 
 
-def forward_function(network, poolings=None):
+def forward_function(network: EmbeddingNetwork, poolings: Sequence[float | str] | None = None) -> Callable:
     """The network as a compiled function: images float32 [B, H, W, 3] -> float32 [P, B, D], for any B, H and W."""
     if poolings is None:
         return _forward(network, (None,))
@@ -177,9 +229,9 @@ def _photos_a_batch(height, width):
 
 def _batches_of_squares(batches):
     """Photos of one shape come in batches from the pipeline; the unusable ones are taken out."""
-    for rows, ok, images in batches:
+    for rows, ok, sizes, images in batches:
         rows, ok = rows.numpy(), ok.numpy()  # noqa: PLW2901
-        yield rows[ok], rows[~ok], images if ok.all() else tf.boolean_mask(images, ok)
+        yield Batch(rows[ok], rows[~ok], images if ok.all() else tf.boolean_mask(images, ok), sizes.numpy()[ok])
 
 
 def _batches_by_shape(photos):
@@ -195,18 +247,18 @@ def _batches_by_shape(photos):
             del waiting[shape]
         pixels -= size * shape[0] * shape[1]
         met, unusable = unusable, []
-        rows, images = zip(*taken, strict=True)
-        return np.array(rows, np.int64), np.array(met, np.int64), tf.stack(images)
+        rows, sizes, images = zip(*taken, strict=True)
+        return Batch(np.array(rows, np.int64), np.array(met, np.int64), tf.stack(images), np.array(sizes, np.int32))
 
     def largest(shape):
         return _power_of_two(len(waiting[shape]))
 
-    for row, ok, image in photos:
+    for row, ok, decoded, image in photos:
         if not ok:
             unusable.append(int(row))
             continue
         height, width = shape = tuple(image.shape[:2])
-        waiting.setdefault(shape, []).append((int(row), image))
+        waiting.setdefault(shape, []).append((int(row), decoded.numpy(), image))
         pixels += height * width
         full = _photos_a_batch(height, width)
         if len(waiting[shape]) == full:
@@ -219,7 +271,7 @@ def _batches_by_shape(photos):
         shape = next(iter(waiting))
         yield batch(shape, largest(shape))
     if unusable:
-        yield np.empty(0, np.int64), np.array(unusable, np.int64), tf.zeros((0, 1, 1, 3))
+        yield Batch(np.empty(0, np.int64), np.array(unusable, np.int64), tf.zeros((0, 1, 1, 3)))
 
 
 def _power_of_two(count):
@@ -227,12 +279,17 @@ def _power_of_two(count):
     return 1 << (count.bit_length() - 1)
 
 
+def _shape(forward):
+    """(P, None, D) of what a forward function gives."""
+    return tuple(forward.get_concrete_function().structured_outputs.shape)
+
+
 def _run(network, batches, total, poolings, label):
     """Runs the network on batches as `prepared_batches` gives them, whose rows are some of 0 to `total` - 1."""
     forward = forward_function(network, poolings)
     values, usable = None, np.zeros(total, bool)
     with Progress(label or "", total if label else 0, "photos") as progress:
-        for rows, unusable, images in batches:
+        for rows, unusable, images, _ in batches:
             if len(rows):
                 found = forward(images).numpy()
                 if values is None:
@@ -242,81 +299,150 @@ def _run(network, batches, total, poolings, label):
             if label:
                 progress.advance(len(rows) + len(unusable))
     if values is None:
-        count, _, dimensions = forward.get_concrete_function().structured_outputs.shape
+        count, _, dimensions = _shape(forward)
         values = np.empty((count, total, dimensions), np.float32)
     return Embeddings(np.flatnonzero(usable), values if usable.all() else values[:, usable], np.flatnonzero(~usable))
 
 
-def embed_to_files(network, split, path, resolution, train_resolution, pooling=None, whitening=None, label=None):
-    """Embeds every usable photo of a split into a file, in bounded memory, and goes on where it was if it is stopped.
+def embed_to_files(
+    network: EmbeddingNetwork,
+    split: Split,
+    path: str | os.PathLike,
+    resolution: int,
+    train_resolution: int,
+    pooling: float | str | None = None,
+    whitening: Whitening | None = None,
+    label: str | None = None,
+    class_names: Sequence[str] | None = None,
+    dtype: str | None = None,
+    photos_a_shard: int = shards.PHOTOS_A_SHARD,
+) -> tuple[int, int]:
+    """Embeds the photos of a split into files, in bounded memory, and goes on where it was if it is stopped.
 
-    Writes, each whole or not at all, the array last:
+    Descriptors are written as Parquet shards (`mg_keras.embedding.shards`), one every `photos_a_shard` photos or 30
+    seconds. After Ctrl-C, a crash or `kill -9` the same call embeds the photos that no shard holds; a shard that can't
+    be read is made anew. By what `path` is, the result is
 
-    * `path`: float32 [N, D] of the N usable photos;
-    * beside it under the same name, `.txt`: the N photos, a line a row; `.unusable.txt`: those that could not be used
-      and what else was passed over, `name<TAB>reason` (only if there are any); `.json`: what all this was made from.
+    * `FOLDER/`, a folder (or a name without a suffix): the shards;
+    * `X.parquet`: one file of all, a row a photo in their order, the unusable ones with their `error`;
+    * `X.npy`: [N, D] of the N usable photos; beside it `X.txt`: these photos, a line a row; `X.unusable.txt`: those
+      that could not be used and what else was passed over, `name<TAB>reason` (only if there are any); `X.json`: what
+      all this was made from.
 
-    Until then, what was embedded is kept in the hidden `.NAME.partial` beside it. After Ctrl-C, a crash or `kill -9`
-    the same call goes on from there, to the same array; a partial file that was made from other photos (by name, size
-    or time), another network, resolution, pooling or whitening is not used. The disk must hold the array twice.
+    Files are written whole or not at all, the last two kinds from the shards in `X.npy.shards`, which are removed then:
+    the disk must hold the descriptors twice.
 
     Args:
         network: `MultiGrain`, or another network (see above).
         split: `mg_keras.data.sources.Split`.
-        path: where the array shall be, a name in `.npy`. What is there already and was made from the same is left.
+        path: as above. What is there already and was made from the same is left.
         resolution: s*, pixels.
         train_resolution: pixels of the training crops.
         pooling: p* or `RMAC`; None: the training exponent.
         whitening: `mg_keras.Whitening`, which makes whitened descriptors of unit norm; None: as the network gives them.
         label: what to call it while it runs; None shows nothing.
+        class_names: of the network's classifier, in the order of the logits: the shards then have the likeliest class,
+            except of `RMAC`, which the classifier can't read. None: no classes.
+        dtype: `"float32"` or `"float16"`; None: float32 for `X.npy`, else float16.
+        photos_a_shard: photos of a shard at most.
 
     Returns:
-        (described, unusable): how many photos the array holds, and how many could not be used.
+        (described, unusable): how many photos there are descriptors of, and how many could not be used.
 
     Raises:
         ValueError: a resolution or the pooling is out of range, or the whitening is of another size.
-        UserError: `path` is no name in `.npy`, holds something else, or can't be written; another process is writing
-            it; or no photo can be used.
+        UserError: `path` is a name of another kind, holds something else or what was made from something else, or can't
+            be written; another process is writing it; or no photo can be used.
     """
+    # a Path has lost the slash that says what it is to be
+    folder = os.fspath(path).endswith(("/", os.sep)) or Path(path).is_dir()
     path = Path(path)
-    if path.suffix != ".npy":
-        raise UserError(f"descriptors are written to a name in .npy, received {path}")
+    kind = "" if folder else path.suffix
+    if kind not in (".npy", ".parquet", ""):
+        raise UserError(f"descriptors are written to a name in .npy or .parquet or to a folder, received {path}")
+    dtype = dtype or ("float32" if kind == ".npy" else "float16")
     forward = forward_function(network, None if pooling is None else [pooling])
-    fitted = whitening and hashlib.sha256(whitening.mean_.tobytes() + whitening.projection_.tobytes()).hexdigest()
     made_from = {
         "photos": _hash_of_photos(split),
         "network": network.fingerprint(),
         "resolution": resolution,
         "train_resolution": train_resolution,
         "pooling": "training" if pooling is None else checked(pooling),
-        "whitening": fitted,
+        "whitening": whitening and _hash(whitening.mean_.tobytes() + whitening.projection_.tobytes()),
+        "class_names": None if class_names is None else _hash("\n".join(class_names).encode()),
+        "dtype": dtype,
     }
+    dimensions = whitening.projection_.shape[1] if whitening else _shape(forward)[2]
+    columns = shards.schema(dimensions, dtype, made_from)
     try:
-        if path.exists():
+        if kind and path.exists():
             return _check_complete(path, made_from)
-        with _Partial(path.with_name(f".{path.stem}.partial"), made_from, label) as partial:
-            usable = np.zeros(len(split), bool)
-            left = np.ones(len(split), bool)
-            for rows, unusable, _ in partial.batches():
-                usable[rows] = True
-                left[rows] = left[unusable] = False
-            done = len(split) - int(left.sum())
-            if done and label:
-                print(f"going on after {done} of {len(split)} photos", file=sys.stderr, flush=True)
-            with Progress(label or "", len(split) if label else 0, "photos", start=done if label else 0) as progress:
-                batches = prepared_batches(split, resolution, train_resolution, np.flatnonzero(left))
-                for rows, unusable, images in batches:
-                    values = forward(images).numpy()[0] if len(rows) else np.empty((0, 0), np.float32)
-                    if whitening and len(rows):
-                        values = whitening.transform(values)
-                    partial.append(rows, unusable, values)
-                    usable[rows] = True
-                    if label:
-                        progress.advance(len(rows) + len(unusable))
-            _write_all(path, split, usable, partial, made_from)
+        place = path.with_name(f"{path.name}.shards") if kind else path
+        shards.check(place, made_from)
+        place.mkdir(parents=True, exist_ok=True)
+        with _locked(place):
+            for broken in shards.remove_broken(place):
+                if label:
+                    print(f"{broken} was broken: its photos are embedded anew", file=sys.stderr, flush=True)
+            with shards.Writer(place, photos_a_shard) as writer:
+                left = np.setdiff1d(np.arange(len(split)), shards.done_ids(place))
+                classes = None if class_names is None or pooling == RMAC else (network.classify, class_names)
+                for rows in _described(
+                    forward, split, resolution, train_resolution, whitening, classes, columns, left, label
+                ):
+                    writer.add(rows)
+            errors = _errors(place)
+            if len(errors) == len(split):
+                raise UserError(
+                    f"none of the {len(split)} photos can be used; the first, {split.names[0]}: {errors[0]}"
+                )
+            counts = len(split) - len(errors), len(errors)
+            if kind == ".npy":
+                _write_lists(path, split, errors, made_from)
+            if kind:
+                shards.join(place, path)
+                shards.remove(place)
     except OSError as error:
         raise UserError(f"{path} can't be written: {error.strerror or error}") from error
-    return int(usable.sum()), int((~usable).sum())
+    return counts
+
+
+def _described(forward, split, resolution, train_resolution, whitening, classes, columns, left, label):
+    """Yields the rows of the photos numbered `left`, a batch at a time, as tables of shards."""
+    uris, done = split.files or split.names, len(split) - len(left)
+    if done and label:
+        print(f"going on after {done} of {len(split)} photos", file=sys.stderr, flush=True)
+    with Progress(label or "", len(split) if label else 0, "photos", start=done if label else 0) as progress:
+        for batch in prepared_batches(split, resolution, train_resolution, left):
+            reasons = [split.reason(row) for row in batch.unusable]
+            rows = [shards.unusable_rows(columns, batch.unusable, [uris[row] for row in batch.unusable], reasons)]
+            if len(batch.rows):
+                pooled = forward(batch.images).numpy()[0]
+                found = _likeliest(*classes, pooled) if classes else (None, None)
+                values = whitening.transform(pooled) if whitening else pooled
+                of_batch = [uris[row] for row in batch.rows]
+                rows.append(shards.usable_rows(columns, batch.rows, of_batch, values, batch.sizes, *found))
+            # a shard holds whole batches: those that are left are then the same ones, to the last bit
+            yield pa.concat_tables(rows)
+            if label:
+                progress.advance(len(batch.rows) + len(batch.unusable))
+
+
+def _likeliest(classify, names, embeddings):
+    """(name, probability) of the likeliest class of each embedding."""
+    logits = np.asarray(classify(embeddings), np.float64)
+    best = np.argmax(logits, axis=1)
+    return [names[number] for number in best], 1 / np.exp(logits - logits.max(axis=1, keepdims=True)).sum(axis=1)
+
+
+def _errors(place):
+    """{row: why it can't be used}, in order."""
+    tables = (rows.filter(rows["error"].is_valid()) for rows in shards.read(place, ["error"]))
+    return {row: error for rows in tables for row, error in zip(*rows.to_pydict().values(), strict=True)}
+
+
+def _hash(content):
+    return hashlib.sha256(content).hexdigest()
 
 
 def _hash_of_photos(split):
@@ -332,135 +458,47 @@ def _hash_of_photos(split):
     return digest.hexdigest()
 
 
-def _differences(made_from, other):
-    return ", ".join(name for name, value in made_from.items() if other.get(name) != value)
+@contextlib.contextmanager
+def _locked(folder):
+    """Keeps other processes from writing into a folder."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        if not try_lock(descriptor):
+            raise UserError(f"another process is writing {folder}: wait for it, or choose another name")
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _check_complete(path, made_from):
-    """(described, unusable) of the array at `path`, if it was made from the same."""
+    """(described, unusable) of the array or the table at `path`, if it was made from the same."""
     try:
-        about = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-        different = _differences(made_from, about["made_from"])
+        if path.suffix == ".npy":
+            about = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+            different, counts = (
+                shards.differences(made_from, about["made_from"]),
+                (about["described"], about["unusable"]),
+            )
+        else:
+            different, counts = shards.differences(made_from, shards.metadata(path)), shards.counts(path)
     except (OSError, ValueError, KeyError):
         different = "photos, or by another program"
-    if not different and path.with_suffix(".txt").is_file():
-        return about["described"], about["unusable"]
+    if not different and (path.suffix != ".npy" or path.with_suffix(".txt").is_file()):
+        return counts
     reason = f"was made from other {different}" if different else f"its list {path.with_suffix('.txt')} is gone"
     raise UserError(f"{path} exists already and {reason}: remove it or choose another name")
 
 
-def _write_all(path, split, usable, partial, made_from):
-    """The lists and then the array: where the array is, all is."""
-
-    def listed(chosen, more=lambda row: ""):
-        # a name with a line break in it would put the list out of step with the array
-        return "".join(f"{printable_name(split.names[row])}{more(row)}\n" for row in np.flatnonzero(chosen))
-
-    if not usable.any():
-        raise UserError(f"none of the {len(split)} photos can be used; the first, {split.names[0]}: {split.reason(0)}")
-    atomic_write_text(path.with_suffix(".txt"), listed(usable))
-    unusable = listed(~usable, lambda row: f"\t{split.reason(row)}")
-    unusable += "".join(f"{name}\t{reason}\n" for name, reason in split.passed_over)
+def _write_lists(path, split, errors, made_from):
+    """What lies beside an array: written before it, so that where the array is, all is."""
+    # a name with a line break in it would put the list out of step with the array
+    usable = [name for row, name in enumerate(split.names) if row not in errors]
+    atomic_write_text(path.with_suffix(".txt"), "".join(f"{printable_name(name)}\n" for name in usable))
+    unusable = [(printable_name(split.names[row]), reason) for row, reason in errors.items()]
+    unusable = "".join(f"{name}\t{reason}\n" for name, reason in [*unusable, *split.passed_over])
     if unusable:
         atomic_write_text(path.with_suffix(".unusable.txt"), unusable)
     else:
         path.with_suffix(".unusable.txt").unlink(missing_ok=True)
-    about = {"described": int(usable.sum()), "unusable": int((~usable).sum()), "made_from": made_from}
+    about = {"described": len(usable), "unusable": len(errors), "made_from": made_from}
     atomic_write_json(path.with_suffix(".json"), about)
-    places = np.cumsum(usable) - 1
-    with atomic_path(path) as whole, open(whole, "wb") as file:
-        start = None
-        for rows, _, values in partial.batches():
-            if start is None and len(rows):
-                shape = (about["described"], values.shape[1])
-                header = {"descr": "<f4", "fortran_order": False, "shape": shape}
-                np.lib.format.write_array_header_1_0(file, header)
-                start = file.tell()
-            for row, value in zip(rows, values, strict=True):
-                file.seek(start + int(places[row]) * value.nbytes)
-                file.write(value.tobytes())
-    partial.remove()
-
-
-class _Partial:
-    """The batches embedded so far, in a file that is only ever appended to.
-
-    It begins with a line of JSON, what they are made from; a batch is a header (its numbers of usable and unusable
-    photos and of values a photo), the photos' numbers, the values and a checksum of it all. Whatever a kill or a power
-    cut left at its end that is no whole batch is cut off. No memory-mapped array: on a full disk, writing into one ends
-    the process with a signal.
-    """
-
-    _HEADER = struct.Struct("<QQQ")
-    _CHECKSUM = struct.Struct("<I")
-
-    def __init__(self, path, made_from, label):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self.path = path
-        self.file = open(path, "a+b")  # noqa: SIM115
-        try:
-            self._open(made_from, label)
-        except BaseException:
-            self.file.close()
-            raise
-
-    def _open(self, made_from, label):
-        if not try_lock(self.file):
-            raise UserError(f"another process is writing {self.path}: wait for it, or choose another name")
-        self.file.seek(0)
-        line = self.file.readline()
-        try:
-            found = json.loads(line) if line.endswith(b"\n") else {}
-        except ValueError:
-            found = {}
-        if found != made_from:
-            if line and label:
-                print(
-                    f"{self.path} was made from other {_differences(made_from, found)}: starting anew",
-                    file=sys.stderr,
-                    flush=True,
-                )
-            self.file.truncate(0)
-            line = json.dumps(made_from).encode() + b"\n"
-            self.file.write(line)
-            self.file.flush()
-        self.start = self.end = len(line)
-        for _ in self.batches():
-            self.end = self.file.tell()
-        self.file.truncate(self.end)
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *error):
-        self.file.close()
-
-    def append(self, rows, unusable, values):
-        """Adds a batch: rows int64 [b], unusable int64 [u], values [b, D], in one write."""
-        values = np.ascontiguousarray(values, "<f4")
-        header = self._HEADER.pack(len(rows), len(unusable), values.shape[1])
-        content = header + b"".join(part.tobytes() for part in (rows.astype("<i8"), unusable.astype("<i8"), values))
-        self.file.write(content + self._CHECKSUM.pack(zlib.crc32(content)))
-        self.file.flush()
-
-    def batches(self):
-        """Yields what was appended, up to the first batch that is not whole."""
-        end = os.fstat(self.file.fileno()).st_size
-        self.file.seek(self.start)
-        while self.file.tell() + self._HEADER.size <= end:
-            header = self.file.read(self._HEADER.size)
-            b, u, dimensions = self._HEADER.unpack(header)
-            size = 8 * (b + u) + 4 * b * dimensions
-            # a file that a power cut left longer than its content ends in zeros
-            if not b + u or self.file.tell() + size + self._CHECKSUM.size > end:
-                return
-            content, checksum = self.file.read(size), self.file.read(self._CHECKSUM.size)
-            if self._CHECKSUM.pack(zlib.crc32(header + content)) != checksum:
-                return
-            numbers = np.frombuffer(content, "<i8", b + u)
-            values = np.frombuffer(content, "<f4", offset=8 * (b + u)).reshape(b, dimensions)
-            yield numbers[:b], numbers[b:], values
-
-    def remove(self):
-        """Removes the file; what was yielded stays."""
-        self.path.unlink()

@@ -111,7 +111,7 @@ class Exported:
         return logits
 
     def fingerprint(self):
-        """A str that is equal for SavedModels that describe images alike: a hash of its graph and weights."""
+        """A str that is equal for SavedModels that embed and classify alike: a hash of its graph and weights."""
         digest = hashlib.sha256()
         for file in [self.path / "saved_model.pb", *sorted((self.path / "variables").glob("*"))]:
             with open(file, "rb") as content:

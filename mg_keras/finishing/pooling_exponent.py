@@ -224,7 +224,7 @@ def fine_tune_exponent(
             if step % steps_a_block == 0:
                 maps = {}  # those of the last block must be gone before the next ones come
                 photos = prepared_batches(split, resolution, train_resolution, blocks[step // steps_a_block])
-                for found, unusable, images in photos:
+                for found, unusable, images, _ in photos:
                     if len(found):
                         maps.update(zip(found.tolist(), _by_photo(trunk(images), len(found)), strict=True))
                     if label:

@@ -212,8 +212,8 @@ class Network(keras.Model):
         return embeddings @ kernel + bias
 
     def fingerprint(self):
-        """A str that is equal for networks that describe images alike: a hash of its weights and normalisation."""
-        variables = [*self.trunk.variables, *self.pool.variables]
+        """A str that is equal for networks that embed and classify alike: a hash of its weights and normalisation."""
+        variables = self.state_variables
         settings = (self.pixel_mean, self.pixel_std, self.pool.epsilon, self.trunk.compute_dtype)
         if self.levels:
             settings = (*settings, *map(str, self.levels))

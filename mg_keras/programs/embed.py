@@ -1,9 +1,14 @@
-"""Writes the descriptors of photos: mg-keras embed --run runs/demo --photos FOLDER --out features.npy.
+"""Writes the descriptors of photos: mg-keras embed --run runs/demo --photos FOLDER --out features.parquet.
 
-The network is a run's (--run) or a SavedModel (--model). features.npy is float32 [N, D], a row a photo; features.txt
-beside it lists the photos, features.unusable.txt those that could not be used. A run's descriptors are of unit norm
-where they are whitened, and as pooled otherwise; a SavedModel's are those that it serves. The same command after
-Ctrl-C, a crash or `kill -9` goes on where it was.
+The network is a run's (--run) or a SavedModel (--model). A run's descriptors are of unit norm where they are whitened,
+and as pooled otherwise; a SavedModel's are those that it serves. --out is one of
+
+* features.parquet: a row a photo, with its id, uri, width, height, embedding, class, probability, error;
+* features/: the same as a folder of Parquet shards, however many photos there are;
+* features.npy: float32 [N, D] of the photos that could be used; features.txt beside it lists them,
+  features.unusable.txt the others.
+
+The same command after Ctrl-C, a crash or `kill -9` embeds what is left.
 """
 
 from collections.abc import Sequence
@@ -21,7 +26,11 @@ def main(arguments: Sequence[str] | None = None):
     network.add_argument("--run", type=str, help="the run's folder, such as runs/demo")
     network.add_argument("--model", type=str, help="a SavedModel of mg-keras export, such as models/multigrain")
     parser.add_argument("--photos", type=str, required=True, help="folder of photos, at any depth")
-    parser.add_argument("--out", type=str, required=True, help="the array to write, such as features.npy")
+    parser.add_argument("--out", type=str, required=True, help="features.parquet, features/ or features.npy")
+    parser.add_argument(
+        "--dtype", choices=["float16", "float32"], help="of the descriptors; default: float32 for .npy, else float16"
+    )
+    parser.add_argument("--photos_a_shard", type=number(int, at_least=1), help="at most; default: 4096")
     parser.add_argument("--resolution", type=number(int, at_least=1), help="s*, pixels; default: that of training")
     parser.add_argument(
         "--p_star", type=number(float, above=0), help="exponent; default: the one chosen for the resolution"
@@ -33,18 +42,29 @@ def main(arguments: Sequence[str] | None = None):
     import_tensorflow()
     from mg_keras.data.sources import photos
     from mg_keras.embedding.photos import embed_to_files
+    from mg_keras.embedding.shards import PHOTOS_A_SHARD
 
     split = photos(options.photos)
     network, settings = (of_run if options.run else of_model)(options)
-    described, unusable = embed_to_files(network, split, options.out, **settings, label="photos")
+    described, unusable = embed_to_files(
+        network,
+        split,
+        options.out,
+        **settings,
+        label="photos",
+        dtype=options.dtype,
+        photos_a_shard=options.photos_a_shard or PHOTOS_A_SHARD,
+    )
     whitened = "whitened" if settings["whitening"] or getattr(network, "whitened", False) else "not whitened"
     print(
         f"written: {options.out}, {described:,} photos at {settings['resolution']} px, "
         f"p* = {settings['pooling']:g}, {whitened}"
     )
-    if unusable or split.passed_over:
+    if options.out.endswith(".npy") and (unusable or split.passed_over):
         listed = Path(options.out).with_suffix(".unusable.txt")
         print(f"{unusable + len(split.passed_over):,} photos could not be used or were passed over: see {listed}")
+    elif unusable:
+        print(f"{unusable:,} photos could not be used: the column error says why")
 
 
 def of_run(options):
@@ -68,6 +88,7 @@ def of_run(options):
         "train_resolution": run.settings.resolution,
         "pooling": options.p_star or chosen,
         "whitening": whitening,
+        "class_names": run.class_names or None,
     }
 
 
@@ -89,4 +110,5 @@ def of_model(options):
         "train_resolution": network.train_resolution,
         "pooling": options.p_star or network.p_star.get(resolution, network.pooling_exponent),
         "whitening": None,
+        "class_names": network.class_names or None,
     }

@@ -1,12 +1,15 @@
 import fcntl
 import functools
+import json
 import os
 
 import keras
 import numpy as np
+import pyarrow as pa
 import pytest
 import tensorflow as tf
 from PIL import Image
+from pyarrow import parquet
 
 import mg_keras
 from mg_keras.data import augmentations, resolutions
@@ -132,16 +135,22 @@ def made_up(rows, shapes, log):
     for row in rows:
         log.append(row)
         height, width = shapes[row] or (8, 8)
-        yield tf.constant(row), tf.constant(shapes[row] is not None), tf.fill((height, width, 3), float(row))
+        yield (
+            tf.constant(row),
+            tf.constant(shapes[row] is not None),
+            tf.constant([height, width]),
+            tf.fill((height, width, 3), float(row)),
+        )
 
 
 def test_photos_of_one_shape_run_together_and_few_wait(small_batches):
     rng = np.random.default_rng(0)
     shapes = [(40, int(width)) if rng.random() < 0.9 else None for width in rng.choice([20, 30, 31, 35, 60, 100], 300)]
     read, seen, waiting, fullness = [], [], [], []
-    for rows, unusable, images in embedding._batches_by_shape(made_up(range(300), shapes, read)):
+    for rows, unusable, images, sizes in embedding._batches_by_shape(made_up(range(300), shapes, read)):
         assert {shapes[row] for row in rows} == ({tuple(images.shape[1:3])} if len(rows) else set())
         np.testing.assert_array_equal(images[:, 0, 0, 0], rows)
+        assert sizes is None or [tuple(size) for size in sizes] == [shapes[row] for row in rows]
         area = images.shape[1] * images.shape[2]
         room = max(1, 3 * 40 * 30 // area)
         assert len(rows) <= room
@@ -190,6 +199,9 @@ class Counting:
         with tf.control_dependencies([tf.numpy_function(note, [tf.shape(images)[0]], tf.int64)]):
             return self.model.embed_batch(tf.identity(images), poolings)
 
+    def classify(self, embeddings):
+        return self.model.classify(embeddings)
+
     def fingerprint(self):
         return self.model.fingerprint()
 
@@ -220,7 +232,10 @@ def test_files_hold_the_descriptors_and_their_photos(folder, model, whitening, s
         assert lines(tmp_path / "new" / f"{name}.txt") == [split.names[row] for row in GOOD]
         unusable = [line.split("\t") for line in lines(tmp_path / "new" / f"{name}.unusable.txt")]
         assert unusable == [[split.names[row], "not a JPEG, PNG, WebP, BMP or GIF file"] for row in BROKEN]
-    assert not [path for path in (tmp_path / "new").iterdir() if path.name.startswith(".")]
+    kinds = ("json", "npy", "txt", "unusable.txt")
+    assert {path.name for path in (tmp_path / "new").iterdir()} == {
+        f"{n}.{k}" for n in ("raw", "whitened") for k in kinds
+    }
 
 
 def test_no_list_of_unusable_photos_without_any(folder, model, tmp_path):
@@ -234,7 +249,7 @@ def interrupt(model, split, path, resolution, stop_after):
     """A call that fails on the way; returns how many photos it described."""
     network = Counting(model, stop_after)
     with pytest.raises(tf.errors.OpError, match="pulled the plug"):
-        embed_to_files(network, split, path, resolution, 32, 3.0)
+        embed_to_files(network, split, path, resolution, 32, 3.0, photos_a_shard=2)
     assert not path.exists()
     return network.count
 
@@ -256,53 +271,69 @@ def test_a_call_that_was_stopped_goes_on(folder, model, small_batches, tmp_path,
     assert network.count == 0
 
 
-@pytest.mark.parametrize("damage", ["cut", "flip", "zeros"])
-def test_a_partial_file_is_read_as_far_as_it_is_whole(tmp_path, damage):
-    path, made_from = tmp_path / ".x.partial", {"photos": "some"}
-    rng = np.random.default_rng(0)
-    batches = [
-        (np.arange(b) + 10, np.arange(u) + 70, rng.normal(size=(b, 2)).astype(np.float32))
-        for b, u in [(2, 0), (1, 2), (0, 1)]
-    ]
-    ends = []
-    with embedding._Partial(path, made_from, None) as partial:
-        ends.append(path.stat().st_size)
-        for batch in batches:
-            partial.append(*batch)
-            ends.append(path.stat().st_size)
-    content = path.read_bytes()
-    for place in range(len(content)):
-        damaged = {
-            "cut": content[:place],
-            "flip": content[:place] + bytes([content[place] ^ 64]) + content[place + 1 :],
-            "zeros": content[:place] + bytes(len(content) - place),
-        }[damage]
-        path.write_bytes(damaged)
-        with embedding._Partial(path, made_from, None) as partial:
-            partial.append(*batches[0])
-        # some bytes are zeros already
-        whole = [batch for batch, end in zip(batches, ends[1:], strict=True) if damaged[:end] == content[:end]]
-        with embedding._Partial(path, made_from, None) as partial:
-            found = list(partial.batches())
-        assert len(found) == len(whole) + 1
-        for mine, theirs in zip(found, [*whole, batches[0]], strict=True):
-            for left, right in zip(mine, theirs, strict=True):
-                np.testing.assert_array_equal(left.reshape(right.shape), right)
-
-
-def test_a_damaged_partial_file_leads_to_the_same_array(folder, model, small_batches, tmp_path):
+def test_a_broken_shard_is_made_anew(folder, model, small_batches, tmp_path, capsys):
     split = photos(folder)
     embed_to_files(model, split, tmp_path / "whole.npy", 40, 32, 3.0)
-    path, partial = tmp_path / "x.npy", tmp_path / ".x.partial"
+    path = tmp_path / "x.npy"
     done = interrupt(model, split, path, 40, 5)
-    partial.write_bytes(partial.read_bytes()[:-10])
+    broken = sorted((tmp_path / "x.npy.shards").iterdir())[0]
+    broken.write_bytes(broken.read_bytes()[:-10])
     network = Counting(model)
-    embed_to_files(network, split, path, 40, 32, 3.0)
+    embed_to_files(network, split, path, 40, 32, 3.0, label="photos")
+    assert f"{broken} was broken: its photos are embedded anew" in capsys.readouterr().err
     assert 9 - done < network.count < 9
-    np.testing.assert_array_equal(np.load(path), np.load(tmp_path / "whole.npy"))
+    np.testing.assert_allclose(np.load(path), np.load(tmp_path / "whole.npy"), rtol=1e-5)
 
 
-def changes(split, model, whitening, tmp_path):
+@pytest.mark.parametrize("name", ["x.parquet", "x/"])
+def test_parquet_has_a_row_for_every_photo(folder, model, whitening, small_batches, tmp_path, name):
+    split = photos(folder)
+    path = f"{tmp_path}/{name}"
+    names = ["a", "b", "c", "d"]
+
+    def write(network=model):
+        return embed_to_files(network, split, path, 40, 32, 4.5, whitening, class_names=names, photos_a_shard=4)
+
+    assert write() == (9, 2)
+    assert [found.name for found in tmp_path.iterdir()] == [name.rstrip("/")]
+    # a folder of shards is read as one table
+    found = parquet.read_table(path).sort_by("id")
+    assert found["id"].to_pylist() == list(range(len(split)))
+    assert found["uri"].to_pylist() == split.files
+    reason = "not a JPEG, PNG, WebP, BMP or GIF file"
+    assert found["error"].to_pylist() == [reason if row in BROKEN else None for row in range(len(split))]
+    sizes = zip(found["width"].to_pylist(), found["height"].to_pylist(), strict=True)
+    assert list(sizes) == [(None, None) if row in BROKEN else size for row, size in enumerate(SIZES)]
+    pooled = embed(model, split, 40, 32, [4.5]).values[0]
+    values = found["embedding"].combine_chunks()
+    assert values.type.value_type == pa.float16()
+    values = np.asarray(values.flatten()).reshape(len(split), -1)
+    np.testing.assert_allclose(values[GOOD], whitening.transform(pooled), rtol=1e-3, atol=1e-4)
+    assert np.isnan(values[list(BROKEN)]).all()
+    probabilities = keras.ops.softmax(model.classify(pooled)).numpy()
+    usable = found.filter(found["error"].is_null())
+    assert usable["class"].to_pylist() == [names[number] for number in probabilities.argmax(axis=1)]
+    np.testing.assert_allclose(usable["probability"], probabilities.max(axis=1), rtol=1e-5)
+    made_from = json.loads(found.schema.metadata[b"mg_keras"])
+    assert (made_from["network"], made_from["resolution"], made_from["pooling"]) == (model.fingerprint(), 40, 4.5)
+    # and once it is there, nothing is done
+    network = Counting(model)
+    assert write(network) == (9, 2)
+    assert network.count == 0
+    with pytest.raises(UserError, match="made from other resolution: remove it or choose another name"):
+        embed_to_files(model, split, path, 48, 32, 4.5, whitening, class_names=names)
+
+
+def test_what_the_classifier_cannot_read_has_no_class(folder, model, tmp_path):
+    split = photos(folder).subset([0, 1])
+    embed_to_files(model, split, tmp_path / "x.parquet", 32, 32, RMAC, class_names=["a", "b", "c", "d"])
+    found = parquet.read_table(tmp_path / "x.parquet")
+    assert found["class"].to_pylist() == found["probability"].to_pylist() == [None, None]
+    embed_to_files(model, split, tmp_path / "x.npy", 32, 32, dtype="float16")
+    np.testing.assert_array_equal(np.load(tmp_path / "x.npy"), embed(model, split, 32, 32).values[0].astype("float16"))
+
+
+def changes(split, model, whitening):
     """What each argument may change to, by the word that names it."""
     other = keras.models.clone_model(model.trunk)
     return {
@@ -312,29 +343,24 @@ def changes(split, model, whitening, tmp_path):
         "train_resolution": {"train_resolution": 24},
         "pooling": {"pooling": RMAC},
         "whitening": {"whitening": whitening},
+        "class_names": {"class_names": ["a", "b", "c", "d"]},
+        "dtype": {"dtype": "float16"},
     }
 
 
-@pytest.mark.parametrize("name", ["photos", "network", "resolution", "train_resolution", "pooling", "whitening"])
-def test_what_was_made_from_something_else_is_not_mixed_in(
-    folder, model, whitening, small_batches, tmp_path, name, capsys
-):
-    split = photos(folder)
-    path = tmp_path / "x.npy"
+def test_what_was_made_from_something_else_is_refused(folder, model, whitening, small_batches, tmp_path):
+    split, path = photos(folder), tmp_path / "x.npy"
     interrupt(model, split, path, 40, 5)
     arguments = {"network": model, "split": split, "resolution": 40, "train_resolution": 32, "pooling": 3.0}
-    changed = {**arguments, **changes(split, model, whitening, tmp_path)[name]}
-    embed_to_files(path=path, label="photos", **changed)
-    assert f"was made from other {name}: starting anew" in capsys.readouterr().err
-    expected = embed(
-        *(changed[key] for key in ("network", "split", "resolution", "train_resolution")), [changed["pooling"]]
-    )
-    expected = expected.values[0] if name != "whitening" else whitening.transform(expected.values[0])
-    np.testing.assert_allclose(np.load(path), expected, atol=1e-6)
-    before = path.read_bytes()
-    with pytest.raises(UserError, match=f"made from other {name}: remove it or choose another name"):
+    changed = changes(split, model, whitening)
+    # while it is not done, and when it is
+    for _ in range(2):
+        before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+        for name, change in changed.items():
+            with pytest.raises(UserError, match=f"made from other {name}: remove it or choose another name"):
+                embed_to_files(path=path, **{**arguments, **change})
+        assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
         embed_to_files(path=path, **arguments)
-    assert path.read_bytes() == before
 
 
 def test_a_photo_replaced_under_its_name_is_another_photo(folder, model, tmp_path):
@@ -361,7 +387,7 @@ def test_a_name_with_a_line_break_is_one_line(folder, model, tmp_path):
 
 def test_what_a_user_can_mend_is_said(folder, model, tmp_path):
     write = functools.partial(embed_to_files, model, photos(folder), resolution=32, train_resolution=32)
-    with pytest.raises(UserError, match=r"a name in \.npy, received .*features\.txt"):
+    with pytest.raises(UserError, match=r"a name in \.npy or \.parquet or to a folder, received .*features\.txt"):
         write(path=tmp_path / "features.txt")
     np.save(tmp_path / "mine.npy", np.arange(3))
     with pytest.raises(UserError, match=r"mine\.npy exists already"):
@@ -375,7 +401,11 @@ def test_what_a_user_can_mend_is_said(folder, model, tmp_path):
         write(path=tmp_path / "x.npy")
     with pytest.raises(UserError, match=r"none of the 2 photos can be used; the first, .*02.png: not a JPEG"):
         embed_to_files(model, photos(folder).subset(BROKEN), tmp_path / "none.npy", 40, 32)
-    with open(tmp_path / ".busy.partial", "wb") as other:
-        fcntl.flock(other, fcntl.LOCK_EX)
-        with pytest.raises(UserError, match="another process is writing"):
-            write(path=tmp_path / "busy.npy")
+    with pytest.raises(UserError, match=r"holds 00\.png, which is no shard"):
+        write(path=folder)
+    (tmp_path / "busy").mkdir()
+    other = os.open(tmp_path / "busy", os.O_RDONLY)
+    fcntl.flock(other, fcntl.LOCK_EX)
+    with pytest.raises(UserError, match="another process is writing"):
+        write(path=tmp_path / "busy")
+    os.close(other)

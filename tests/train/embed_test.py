@@ -9,6 +9,7 @@ import keras
 import numpy as np
 import pytest
 from PIL import Image
+from pyarrow import parquet
 
 from mg_keras import MultiGrain
 from mg_keras.checkpoints import snapshot
@@ -21,7 +22,7 @@ from mg_keras.runs.networks import build_model
 from mg_keras.runs.run import Run
 from tests.train.tiny import CLASSES, ROOT, draw_folder, finish, run_in_process, start
 
-TRUNK, DIMENSIONS = "mobilenet_v3_small", 1024
+TRUNK = "mobilenet_v3_small"
 
 
 @pytest.fixture(scope="module")
@@ -54,11 +55,11 @@ def command(run, folder, out, **more):
 
 
 def test_a_killed_program_goes_on_to_the_same_file(run, folder, tmp_path):
-    out, partial = tmp_path / "features.npy", tmp_path / ".features.partial"
-    process = start("train/embed.py", *command(run, folder, out, resolution=700))
+    out, shards = tmp_path / "features.npy", tmp_path / "features.npy.shards"
+    arguments = command(run, folder, out, resolution=700, photos_a_shard=1)
+    process = start("train/embed.py", *arguments)
     deadline = time.monotonic() + 300
-    # one row is 4 KB, the line that the file begins with is less
-    while not partial.exists() or partial.stat().st_size < 4 * DIMENSIONS:
+    while not list(shards.glob("shard-*.parquet")):
         assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < deadline, "nothing happened"
         time.sleep(0.01)
@@ -67,7 +68,7 @@ def test_a_killed_program_goes_on_to_the_same_file(run, folder, tmp_path):
     assert not out.exists(), "it ended before it was killed: the test shows nothing"
     assert not out.with_suffix(".txt").exists()
 
-    status, output, errors = finish(start("train/embed.py", *command(run, folder, out, resolution=700)))
+    status, output, errors = finish(start("train/embed.py", *arguments))
     assert status == 0, errors
     done = int(re.search(r"going on after (\d+) of 22 photos", errors)[1])
     assert 0 < done < 22
@@ -96,10 +97,16 @@ def test_the_run_says_p_star_and_whitening(run, folder, tmp_path, monkeypatch, c
     expected = run.whitening_at(48).transform(embed(run.model, photos(folder), 48, 32, [4.0]).values[0])
     np.testing.assert_allclose(np.load(out), expected, atol=1e-6)
     np.testing.assert_allclose(np.linalg.norm(np.load(out), axis=1), 1, atol=1e-6)
-    other = tmp_path / "other.npy"
-    in_process(command(run, folder, other, resolution=48, p_star=1.5, whiten="false"), monkeypatch)
-    assert "p* = 1.5, not whitened" in capsys.readouterr().out
-    np.testing.assert_allclose(np.load(other), embed(run.model, photos(folder), 48, 32, [1.5]).values[0], atol=1e-6)
+    other = tmp_path / "other.parquet"
+    in_process(command(run, folder, other, resolution=48, p_star=1.5, whiten="false", dtype="float32"), monkeypatch)
+    output = capsys.readouterr().out
+    assert "p* = 1.5, not whitened" in output
+    assert "1 photos could not be used: the column error says why" in output
+    found = parquet.read_table(other)
+    assert set(found["class"].to_pylist()) <= {*CLASSES, None}
+    found = found.filter(found["error"].is_null())["embedding"].combine_chunks()
+    values = np.asarray(found.flatten()).reshape(21, -1)
+    np.testing.assert_allclose(values, embed(run.model, photos(folder), 48, 32, [1.5]).values[0], atol=1e-6)
 
 
 def test_a_saved_model_describes_as_it_serves(folder, tmp_path, monkeypatch, capsys):
@@ -125,7 +132,7 @@ def test_a_saved_model_describes_as_it_serves(folder, tmp_path, monkeypatch, cap
     [
         ({"folder": "empty"}, "no photo below empty"),
         ({"folder": "/no/such/place"}, "no such folder: /no/such/place"),
-        ({"out": "features.txt"}, r"a name in \.npy, received features\.txt"),
+        ({"out": "features.txt"}, r"a name in \.npy or \.parquet or to a folder, received features\.txt"),
         ({"resolution": 0}, "--resolution must be a whole number, at least 1; received '0'"),
         ({"p_star": -1}, "--p_star must be a number, above 0; received '-1'"),
         ({"resolution": 64, "whiten": "true"}, r"no whitening for 64 px: run mg-keras whiten --run .* --whiten false"),

@@ -1,0 +1,363 @@
+"""Descriptors in Parquet shards: a folder that grows by whole files, for pyarrow, pandas, DuckDB, Spark or Ray to read.
+
+A row a photo, in the columns
+
+* `id` int64, its place in the list of photos; `uri` string, its path;
+* `width`, `height` int32, pixels of the decoded photo, upright; null where they are not known;
+* `embedding`, a list of fixed size of float16 or float32; NaN for a photo that could not be used (many readers of
+  Parquet know no null among lists of fixed size);
+* `class` string and `probability` float32, of the likeliest class; null where there is no classifier;
+* `error` string, why the photo could not be used; null for one that could.
+
+The metadata of the schema say under `mg_keras`, as JSON, what the descriptors were made from. A shard is written under
+a temporary name and renamed, so that several processes may write into one folder, and what is there is whole.
+"""
+
+import contextlib
+import json
+import os
+import time
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import pyarrow as pa
+from pyarrow import parquet
+
+from mg_keras.errors import UserError
+from mg_keras.files import atomic_path, remove_leftovers
+
+DTYPES = ("float16", "float32")
+"""Of the embeddings."""
+
+PHOTOS_A_SHARD = 4096
+"""At most: 32 MB of 2048 values in float32."""
+
+_PATTERN = "shard-*.parquet"
+_KEY = b"mg_keras"
+# embeddings don't compress, and the rest is small beside them; checksums tell a page that is damaged
+_FORMAT = {"compression": "none", "use_dictionary": ["class", "error"], "write_page_checksum": True}
+_BROKEN = (pa.ArrowException, OSError, KeyError, ValueError)
+
+
+def schema(dimensions: int, dtype: str, made_from: Mapping[str, Any]) -> pa.Schema:
+    """The columns of shards.
+
+    Args:
+        dimensions: D, values of a descriptor.
+        dtype: of `DTYPES`.
+        made_from: what decides the descriptors, for JSON: the network, resolution, pooling and so on.
+
+    Raises:
+        UserError: another `dtype`.
+    """
+    if dtype not in DTYPES:
+        raise UserError(f"descriptors are written as {' or '.join(DTYPES)}, received {dtype!r}")
+    return pa.schema(
+        [
+            ("id", pa.int64()),
+            ("uri", pa.string()),
+            ("width", pa.int32()),
+            ("height", pa.int32()),
+            ("embedding", pa.list_(pa.from_numpy_dtype(np.dtype(dtype)), dimensions)),
+            ("class", pa.string()),
+            ("probability", pa.float32()),
+            ("error", pa.string()),
+        ],
+        metadata={_KEY: json.dumps(dict(made_from))},
+    )
+
+
+def usable_rows(
+    columns: pa.Schema,
+    ids: np.ndarray,
+    uris: Sequence[str],
+    embeddings: np.ndarray,
+    sizes: np.ndarray | None = None,
+    classes: Sequence[str] | None = None,
+    probabilities: np.ndarray | None = None,
+) -> pa.Table:
+    """The rows of photos that were embedded.
+
+    Args:
+        columns: as `schema` makes it.
+        ids: int64 [b].
+        uris: b paths; bytes of them that are no UTF-8 become escapes.
+        embeddings: [b, D].
+        sizes: int [b, 2], heights and widths.
+        classes, probabilities: of the likeliest class, b each.
+
+    Raises:
+        UserError: a value is too large for float16.
+    """
+    dtype, dimensions = _dtype_and_size(columns)
+    with np.errstate(over="ignore"):
+        values = np.ascontiguousarray(embeddings, dtype)
+    if np.isinf(values).any() and np.isfinite(embeddings).all():
+        raise UserError(f"descriptors hold values up to {np.abs(embeddings).max():g}, beyond float16: take float32")
+    return _table(
+        columns,
+        id=ids,
+        uri=[_text(uri) for uri in uris],
+        height=None if sizes is None else sizes[:, 0],
+        width=None if sizes is None else sizes[:, 1],
+        embedding=pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), dimensions),
+        **{"class": classes, "probability": probabilities},
+    )
+
+
+def unusable_rows(columns: pa.Schema, ids: np.ndarray, uris: Sequence[str], errors: Sequence[str]) -> pa.Table:
+    """The rows of photos that could not be used, with the reason of each."""
+    dtype, dimensions = _dtype_and_size(columns)
+    missing = pa.FixedSizeListArray.from_arrays(pa.array(np.full(len(ids) * dimensions, np.nan, dtype)), dimensions)
+    return _table(columns, id=ids, uri=[_text(uri) for uri in uris], embedding=missing, error=list(errors))
+
+
+def write(folder: str | os.PathLike, rows: pa.Table) -> Path:
+    """Adds rows, one or more, as a shard, whole or not at all; safe beside other writers.
+
+    Returns:
+        The shard's path.
+    """
+    rows = rows.sort_by("id")
+    path = Path(folder) / f"shard-{rows['id'][0].as_py():012}-{uuid.uuid4().hex[:8]}.parquet"
+    with atomic_path(path) as partial:
+        parquet.write_table(rows, partial, **_FORMAT)
+    return path
+
+
+class Writer:
+    """Collects rows and writes them as shards; leaving its block writes what is left, by Ctrl-C and errors too.
+
+    Args:
+        folder: of the shards.
+        photos: rows of a shard.
+        seconds: after which a shard is written that has fewer: what `kill -9` may cost.
+    """
+
+    def __init__(self, folder: str | os.PathLike, photos: int = PHOTOS_A_SHARD, seconds: float = 30.0):
+        self.folder, self.photos, self.seconds = Path(folder), photos, seconds
+        self._rows, self._count, self._last = [], 0, time.monotonic()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type | None, *_: Any) -> None:
+        # an error on the way is told, rather than one of this attempt to save what there is
+        with contextlib.suppress(OSError) if kind else contextlib.nullcontext():
+            self.flush()
+
+    def add(self, rows: pa.Table) -> None:
+        """Takes rows, and writes a shard if one is due."""
+        self._rows.append(rows)
+        self._count += len(rows)
+        if self._count >= self.photos or time.monotonic() - self._last >= self.seconds:
+            self.flush()
+
+    def flush(self) -> None:
+        """Writes a shard of what was collected, if there is anything."""
+        rows, self._rows = self._rows, []
+        if self._count:
+            self._count = 0
+            write(self.folder, pa.concat_tables(rows))
+        self._last = time.monotonic()
+
+
+def check(folder: str | os.PathLike, made_from: Mapping[str, Any]) -> None:
+    """Refuses a folder whose shards were made from something else; one that is not there is fine.
+
+    Raises:
+        UserError: such a shard, or another file.
+    """
+    folder = Path(folder)
+    for path in sorted(folder.iterdir()) if folder.exists() else ():
+        if path.name.startswith("."):
+            continue
+        if not path.match(_PATTERN):
+            raise UserError(f"{folder} holds {path.name}, which is no shard of descriptors: choose another folder")
+        with contextlib.suppress(*_BROKEN):
+            _check(folder, metadata(path), made_from)
+
+
+def _check(folder: Path, found: Mapping[str, Any], made_from: Mapping[str, Any]) -> None:
+    if different := differences(made_from, found):
+        raise UserError(f"{folder} was made from other {different}: remove it or choose another name")
+
+
+def differences(made_from: Mapping[str, Any], other: Mapping[str, Any]) -> str:
+    """What is not the same in the other, in words; none if it is."""
+    return ", ".join(name for name, value in made_from.items() if other.get(name) != value)
+
+
+def metadata(path: str | os.PathLike) -> dict[str, Any]:
+    """What the descriptors of a shard, or of a joined file, were made from.
+
+    Raises:
+        KeyError, ValueError, OSError: it is none.
+    """
+    return json.loads((parquet.read_schema(path).metadata or {})[_KEY])
+
+
+def counts(path: str | os.PathLike) -> tuple[int, int]:
+    """(photos with a descriptor, photos without) of a shard or of a joined file."""
+    errors = _read(path, ["error"])["error"]
+    return errors.null_count, len(errors) - errors.null_count
+
+
+def remove_broken(folder: str | os.PathLike) -> list[Path]:
+    """Removes the shards that can't be read whole, and what writers that were killed left.
+
+    Only for a folder into which nobody else writes.
+
+    Returns:
+        The shards that were removed.
+    """
+    remove_leftovers(folder, _PATTERN)
+    broken = []
+    for path in _shards(folder):
+        try:
+            for _ in _open(path).iter_batches():
+                pass
+        except _BROKEN:
+            path.unlink()
+            broken.append(path)
+    return broken
+
+
+def done_ids(folder: str | os.PathLike) -> np.ndarray:
+    """int64, increasing: the photos that the shards hold, those that could not be used among them.
+
+    Raises:
+        UserError: a shard can't be read.
+    """
+    found = [_read(path, ["id"])["id"].to_numpy() for path in _shards(folder)]
+    return np.unique(np.concatenate(found)) if found else np.empty(0, np.int64)
+
+
+def read(folder: str | os.PathLike, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+    """The rows of all shards in the order of `id`, each photo once, a few thousand at a time.
+
+    Memory holds the shards whose photos lie among each other's: of a writer on one machine, a few.
+
+    Args:
+        folder: of the shards.
+        columns: names of those to read, `id` besides; None: all.
+
+    Raises:
+        UserError: a shard can't be read.
+    """
+    columns = None if columns is None else ["id", *(name for name in columns if name != "id")]
+    shards = sorted((_first_id(path), path) for path in _shards(folder))
+    waiting = None
+    for place, (_, path) in enumerate(shards):
+        rows = _read(path, columns)
+        waiting = rows if waiting is None else pa.concat_tables([waiting, rows])
+        waiting = waiting.sort_by("id").combine_chunks()
+        ids = waiting["id"].to_numpy()
+        # two writers may have had the same photo
+        waiting = waiting.filter(pa.array(np.diff(ids, prepend=-1) > 0))
+        ids = np.unique(ids)
+        ready = len(ids) if place + 1 == len(shards) else int(np.searchsorted(ids, shards[place + 1][0]))
+        if ready:
+            yield waiting.slice(0, ready)
+        waiting = waiting.slice(ready)
+
+
+def join(folder: str | os.PathLike, path: str | os.PathLike) -> None:
+    """Writes all shards into one file, in the order of `id`, whole or not at all.
+
+    Args:
+        folder: of the shards, one at least.
+        path: a name in `.parquet`, for all of them; or in `.npy`, for the embeddings [N, D] of the usable ones alone.
+
+    Raises:
+        UserError: a shard can't be read.
+    """
+    with atomic_path(path) as whole:
+        (_join_embeddings if Path(path).suffix == ".npy" else _join_tables)(folder, whole)
+
+
+def _join_embeddings(folder, path):
+    count = sum(rows["error"].null_count for rows in read(folder, ["error"]))
+    dtype, dimensions = _dtype_and_size(_open(_shards(folder)[0]).schema_arrow)
+    header = {"descr": dtype.str, "fortran_order": False, "shape": (count, dimensions)}
+    with open(path, "wb") as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        for rows in read(folder, ["embedding", "error"]):
+            usable = rows["embedding"].filter(rows["error"].is_null())
+            for chunk in usable.chunks:
+                file.write(np.asarray(chunk.flatten(), dtype).tobytes())
+
+
+def _join_tables(folder, path):
+    with parquet.ParquetWriter(path, _open(_shards(folder)[0]).schema_arrow, **_FORMAT) as file:
+        group = []
+        for rows in read(folder):
+            group.append(rows)
+            # groups of rows like those of full shards, however small these are
+            if sum(map(len, group)) >= PHOTOS_A_SHARD:
+                file.write_table(pa.concat_tables(group))
+                group = []
+        if group:
+            file.write_table(pa.concat_tables(group))
+
+
+def remove(folder: str | os.PathLike) -> None:
+    """Removes the shards, and the folder if nothing else is in it."""
+    for path in _shards(folder):
+        path.unlink()
+    with contextlib.suppress(OSError):
+        Path(folder).rmdir()
+
+
+def _shards(folder):
+    return sorted(Path(folder).glob(_PATTERN))
+
+
+def _open(path):
+    return parquet.ParquetFile(path, page_checksum_verification=True)
+
+
+def _read(path, columns=None):
+    try:
+        return _open(path).read(columns)
+    except _BROKEN as error:
+        raise _unreadable(path, error) from error
+
+
+def _first_id(path):
+    try:
+        # the rows are in order
+        return _open(path).metadata.row_group(0).column(0).statistics.min
+    except (*_BROKEN, AttributeError) as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path, error):
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return UserError(f"{path} can't be read ({reason}): remove it, and the same command makes it anew")
+
+
+def _table(columns, **values):
+    count = len(values["id"])
+    arrays = [
+        pa.nulls(count, field.type) if (found := values.get(field.name)) is None else _array(found, field.type)
+        for field in columns
+    ]
+    return pa.Table.from_arrays(arrays, schema=columns)
+
+
+def _array(values, kind):
+    return values if isinstance(values, pa.Array) else pa.array(values, kind)
+
+
+def _dtype_and_size(columns):
+    """(NumPy's dtype, D) of the column of embeddings."""
+    kind = columns.field("embedding").type
+    return np.dtype(f"<f{kind.value_type.bit_width // 8}"), kind.list_size
+
+
+def _text(uri):
+    return os.fsencode(uri).decode(errors="backslashreplace")
