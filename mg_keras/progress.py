@@ -1,16 +1,20 @@
-"""Progress of long work: rate and estimate, on one line of a terminal or as lines of a log."""
+"""Progress of long work: rate and estimate, as a bar on a terminal (rich) or as lines of a log."""
 
 import concurrent.futures
 import sys
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Self
+
+from rich import progress as bars
+from rich.console import Console
+from rich.table import Column
 
 # files that are looked at in a second or two: no more need be said of them
 _QUICK = 5_000
 
 
-def announce(text):
+def announce(text: str) -> None:
     """Says, where progress is shown, what is about to take its time."""
     print(text, file=sys.stderr, flush=True)
 
@@ -18,38 +22,39 @@ def announce(text):
 class Progress:
     """Shows how far work has come, how fast it goes and when it will be done.
 
-    On a terminal one line is rewritten a few times a second; elsewhere (a log file) a line is written about every
-    `log_seconds`. Use as a context manager.
+    On a terminal that is a bar; elsewhere (a log file) a line is written about every `log_seconds`. Nothing is shown
+    before the first unit is done. Use as a context manager.
 
     Args:
         label: what is being done.
-        total: int, units in all.
-        unit: str, what a unit is (`"photos"`).
-        start: int, units already done before (not counted in the rate).
+        total: units in all.
+        unit: what a unit is (`"photos"`).
+        start: units already done before (not counted in the rate).
         log_seconds: seconds between the lines of a log.
     """
 
-    def __init__(self, label, total, unit, start=0, log_seconds=15.0):
+    def __init__(self, label: str, total: int, unit: str, start: int = 0, log_seconds: float = 15.0):
         self.label, self.total, self.unit = label, total, unit
         self.start = self.done = start
         self.began = self.last = time.monotonic()
-        self.shown = 0
-        self.terminal = sys.stderr.isatty()
-        self.interval = 0.25 if self.terminal else log_seconds
+        self.bar = _bar() if sys.stderr.isatty() else None
+        self.interval = 0.25 if self.bar else log_seconds
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *error):
+    def __exit__(self, *error: Any) -> None:
         if self.done > self.start:
             self._show("" if error[0] is None else "stopped", final=True)
+        if self.bar:
+            self.bar.stop()
 
     @property
-    def rate(self):
+    def rate(self) -> float:
         """Units a second since this work began."""
         return (self.done - self.start) / max(time.monotonic() - self.began, 1e-9)
 
-    def advance(self, units=1, note=None):
+    def advance(self, units: int = 1, note: Callable[[], str] | None = None) -> None:
         """Counts `units` more; `note()` gives text to show, and is called only when a line is due."""
         self.done += units
         if time.monotonic() - self.last >= self.interval:
@@ -59,15 +64,25 @@ class Progress:
         self.last = time.monotonic()
         left = (self.total - self.done) / max(self.rate, 1e-9)
         timing = f"took {_clock(self.last - self.began)}" if final else f"{_clock(left)} left"
-        line = f"{self.label}  {self.done:,}/{self.total:,} {self.unit}  {self.rate:,.1f}/s  {timing}"
-        line = f"{line}  {note}".rstrip()
-        if self.terminal:
-            padding = " " * max(self.shown - len(line), 0)
-            sys.stderr.write(f"\r{line}{padding}" + ("\n" if final else ""))
-            self.shown = len(line)
-        else:
-            sys.stderr.write(line + "\n")
-        sys.stderr.flush()
+        count = f"{self.done:,}/{self.total:,} {self.unit}  {self.rate:,.1f}/s  {timing}  {note}".rstrip()
+        if not self.bar:
+            print(f"{self.label}  {count}", file=sys.stderr, flush=True)
+            return
+        if not self.bar.tasks:
+            self.bar.start()
+            self.bar.add_task(self.label, total=self.total, count="")
+        self.bar.update(self.bar.task_ids[0], completed=self.done, count=count, refresh=final)
+
+
+def _bar():
+    # what is printed meanwhile goes above the bar; not into the terminal, where standard output is a file
+    return bars.Progress(
+        bars.TextColumn("{task.description}", markup=False),
+        bars.BarColumn(20),
+        bars.TextColumn("{task.fields[count]}", markup=False, table_column=Column(overflow="fold")),
+        console=Console(stderr=True),
+        redirect_stdout=sys.stdout.isatty(),
+    )
 
 
 def mapped(
