@@ -81,6 +81,7 @@ def _bar():
         bars.BarColumn(20),
         bars.TextColumn("{task.fields[count]}", markup=False, table_column=Column(overflow="fold")),
         console=Console(stderr=True),
+        refresh_per_second=4,
         redirect_stdout=sys.stdout.isatty(),
     )
 
