@@ -63,5 +63,5 @@ def kept_dimensions(dimensions, size):
     if dimensions is None:
         return size
     if int(dimensions) != dimensions or not 1 <= dimensions <= size:
-        raise ValueError(f"dimensions must be a whole number from 1 to {size}, got {dimensions}")
+        raise ValueError(f"dimensions must be a whole number from 1 to {size}, received {dimensions}")
     return int(dimensions)

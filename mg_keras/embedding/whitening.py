@@ -60,16 +60,16 @@ class Whitening:
         shape = self.projection_.shape
         if self.mean_.ndim != 1 or len(shape) != 2 or shape[0] != len(self.mean_) or not 1 <= shape[1] <= shape[0]:
             raise ValueError(
-                f"mean must be [D] and projection [D, k] with 1 <= k <= D, got shapes {self.mean_.shape} and {shape}"
+                f"mean must be [D] and projection [D, k], 1 <= k <= D, received shapes {self.mean_.shape} and {shape}"
             )
         if not (np.isfinite(self.mean_).all() and np.isfinite(self.projection_).all()):
-            raise ValueError("mean and projection must be finite, got NaN or infinite values")
+            raise ValueError("mean and projection must be finite, received NaN or infinite values")
         if np.linalg.norm(self.mean_) >= 1:
-            raise ValueError(f"the mean of unit-norm rows has a norm below 1, got {np.linalg.norm(self.mean_)}")
+            raise ValueError(f"the mean of unit-norm rows has a norm below 1, received {np.linalg.norm(self.mean_)}")
         if not 0 <= self.discarded_variance_ < 1 - self.mean_ @ self.mean_:
             raise ValueError(
                 f"discarded_variance must be at least 0 and below 1 - ||mean||² = {1 - self.mean_ @ self.mean_}, "
-                f"got {discarded_variance}"
+                f"received {discarded_variance}"
             )
 
     @classmethod
@@ -248,13 +248,15 @@ class Whitening:
         if self.bias_channel == (bias is None):
             raise ValueError(
                 "a bias folds in with the bias channel and only with it, "
-                f"got bias={'None' if bias is None else 'given'} and bias_channel={self.bias_channel}"
+                f"received bias={'None' if bias is None else 'given'} and bias_channel={self.bias_channel}"
             )
         kernel = np.asarray(kernel, np.float64)
         if bias is not None:
             kernel = np.concatenate([kernel, np.asarray(bias, np.float64)[None]], axis=0)
         if kernel.ndim != 2 or len(kernel) != len(self.mean_):
-            raise ValueError(f"kernel (with its bias) must be [{len(self.mean_)}, classes], got shape {kernel.shape}")
+            raise ValueError(
+                f"kernel with its bias must be [{len(self.mean_)}, classes], received shape {kernel.shape}"
+            )
         return kernel
 
     def _checked(self, embeddings, name):
@@ -274,13 +276,13 @@ def check_fit(count, size, shrinkage=None, dimensions=None):
             without `shrinkage`, one more than the dimensions kept are needed.
     """
     if shrinkage is not None and not 0 < shrinkage <= 1:
-        raise ValueError(f"shrinkage must be None or in (0, 1], got {shrinkage}")
+        raise ValueError(f"shrinkage must be None or in (0, 1], received {shrinkage}")
     kept = kept_dimensions(dimensions, size)
     if count < 2:
-        raise ValueError(f"whitening needs at least 2 embeddings, got {count}")
+        raise ValueError(f"whitening needs at least 2 embeddings, received {count}")
     if shrinkage is None and count < kept + 1:
         raise ValueError(
-            f"whitening {kept} dimensions needs at least {kept + 1} embeddings, got {count}: "
+            f"whitening {kept} dimensions needs at least {kept + 1} embeddings, received {count}: "
             "give more photos, keep fewer dimensions, or take a shrinkage such as 0.1"
         )
 
@@ -306,9 +308,9 @@ def class_agreement(whitening, embeddings, labels, classify):
             embeddings.
     """
     if not whitening.bias_channel:
-        raise ValueError("classes come back from descriptors of a whitening with the bias channel, got one without")
+        raise ValueError("classes come back from a whitening with the bias channel, received one without")
     if not len(embeddings):
-        raise ValueError("class agreement needs at least 1 embedding, got 0")
+        raise ValueError("class agreement needs at least 1 embedding, received 0")
     unit = whitening.undo(whitening.transform(embeddings))
     full, reduced = (np.argmax(classify(rows), axis=1) for rows in (embeddings, unit[:, :-1] / unit[:, -1:]))
     labels = np.asarray(labels)
@@ -324,9 +326,9 @@ def _checked(rows, name, size=None):
     """`rows` as a finite float64 matrix of `size` columns (None: any number)."""
     rows = np.asarray(rows, np.float64)
     if rows.ndim != 2 or (size is not None and rows.shape[1] != size):
-        raise ValueError(f"{name} must be [N, {'d' if size is None else size}], got shape {rows.shape}")
+        raise ValueError(f"{name} must be [N, {'d' if size is None else size}], received shape {rows.shape}")
     if not np.isfinite(rows).all():
         raise ValueError(
-            f"{name} must be finite, got NaN or infinite values in {(~np.isfinite(rows)).any(1).sum()} rows"
+            f"{name} must be finite, received NaN or infinite values in {(~np.isfinite(rows)).any(1).sum()} rows"
         )
     return rows

@@ -74,7 +74,7 @@ def test_folded_classifier_reads_whitened_embeddings(embeddings, bias_channel):
 
 
 def test_refuses_too_few_photos_unless_shrunk(embeddings):
-    with pytest.raises(ValueError, match="needs at least 14 embeddings, got 13"):
+    with pytest.raises(ValueError, match="needs at least 14 embeddings, received 13"):
         Whitening.fit(embeddings[:13])
     Whitening.fit(embeddings[:14])
     for count in (3, 13):
@@ -172,7 +172,7 @@ def test_the_kept_part_has_the_norm_that_the_discarded_variance_tells(embeddings
 
 
 def test_fewer_dimensions_need_fewer_photos(embeddings):
-    with pytest.raises(ValueError, match="whitening 4 dimensions needs at least 5 embeddings, got 4"):
+    with pytest.raises(ValueError, match="whitening 4 dimensions needs at least 5 embeddings, received 4"):
         Whitening.fit(embeddings[:4], dimensions=4)
     whitening = Whitening.fit(embeddings[:5], dimensions=4)
     np.testing.assert_allclose(np.cov(whitening.transform(embeddings[:5], normalize=False).T), np.eye(4), atol=1e-7)
@@ -364,35 +364,35 @@ def test_broken_files_are_named(embeddings, tmp_path):
 
 def test_refuses_what_makes_no_sense(embeddings):
     whitening = Whitening.fit(embeddings)
-    with pytest.raises(ValueError, match=r"\[N, 12\], got shape \(120, 11\)"):
+    with pytest.raises(ValueError, match=r"\[N, 12\], received shape \(120, 11\)"):
         whitening.transform(embeddings[:, 1:])
-    with pytest.raises(ValueError, match=r"\[N, 13\], got shape \(120, 12\)"):
+    with pytest.raises(ValueError, match=r"\[N, 13\], received shape \(120, 12\)"):
         whitening.undo(embeddings)
     with pytest.raises(ValueError, match="finite"):
         Whitening.fit(np.where(embeddings > 1, np.nan, embeddings))
     for shrinkage in (0, 1.5):
-        with pytest.raises(ValueError, match=f"got {shrinkage}"):
+        with pytest.raises(ValueError, match=f"received {shrinkage}"):
             Whitening.fit(embeddings, shrinkage=shrinkage)
     with pytest.raises(ValueError, match="bias=None and bias_channel=True"):
         whitening.fold(np.ones((12, 2)))
     with pytest.raises(ValueError, match="bias=given and bias_channel=False"):
         Whitening.fit(embeddings, bias_channel=False).fold(np.ones((12, 2)), np.ones(2))
-    with pytest.raises(ValueError, match=r"got shape \(12, 2\)"):
+    with pytest.raises(ValueError, match=r"received shape \(12, 2\)"):
         whitening.fold(np.ones((11, 2)), np.ones(2))
     with pytest.raises(ValueError, match="norm below 1"):
         Whitening(np.ones(2), np.eye(2))
     for dimensions in (0, 14, 2.5):
-        with pytest.raises(ValueError, match=f"from 1 to 13, got {dimensions}"):
+        with pytest.raises(ValueError, match=f"from 1 to 13, received {dimensions}"):
             Whitening.fit(embeddings, dimensions=dimensions)
     for shape in ((2, 3), (3, 2), (2, 0)):
-        with pytest.raises(ValueError, match="1 <= k <= D, got shapes"):
+        with pytest.raises(ValueError, match="1 <= k <= D, received shapes"):
             Whitening(np.zeros(2), np.ones(shape))
     for discarded in (-0.1, 1.0):
-        with pytest.raises(ValueError, match=f"got {discarded}"):
+        with pytest.raises(ValueError, match=f"received {discarded}"):
             Whitening(np.zeros(2), np.ones((2, 1)), discarded_variance=discarded)
-    with pytest.raises(ValueError, match="bias channel, got one without"):
+    with pytest.raises(ValueError, match="bias channel, received one without"):
         class_agreement(Whitening.fit(embeddings, bias_channel=False), embeddings, np.zeros(120), lambda rows: rows)
-    with pytest.raises(ValueError, match="at least 1 embedding, got 0"):
+    with pytest.raises(ValueError, match="at least 1 embedding, received 0"):
         class_agreement(whitening, embeddings[:0], np.zeros(0), lambda rows: rows)
 
 

@@ -82,5 +82,5 @@ def test_refuses_what_makes_no_sense():
         with pytest.raises(ValueError, match=f"received {size}"):
             Whitening(size)
     for dimensions in (0, 26, 2.5):
-        with pytest.raises(ValueError, match=f"from 1 to 25, got {dimensions}"):
+        with pytest.raises(ValueError, match=f"from 1 to 25, received {dimensions}"):
             Whitening(24, dimensions=dimensions)

@@ -176,8 +176,8 @@ def test_the_photos_to_fit_on(run, data, monkeypatch):
     ("settings", "message"),
     [
         ({"whitening_dimensions": None}, "30 training photos, .*whitening 41 dimensions needs at least 42"),
-        ({"whitening_dimensions": 30}, "whitening 30 dimensions needs at least 31 embeddings, got 30"),
-        ({"whitening_dimensions": 42}, "from 1 to 41, got 42"),
+        ({"whitening_dimensions": 30}, "whitening 30 dimensions needs at least 31 embeddings, received 30"),
+        ({"whitening_dimensions": 42}, "from 1 to 41, received 42"),
     ],
     ids=str,
 )
@@ -194,7 +194,7 @@ def test_what_can_not_be_fitted_is_refused_before_the_photos_are_embedded(run, s
     [
         (
             "--dimensions=600",
-            r"whitening on 30 training photos.*: dimensions must be a whole number from 1 to 41, got 600",
+            r"whitening on 30 training photos.*: dimensions must be a whole number from 1 to 41, received 600",
         ),
         ("--dimensions=0", "--dimensions must be a whole number, at least 1; received '0'"),
         ("--shrinkage=2", "--shrinkage must be a number, above 0 and at most 1; received '2'"),
