@@ -10,6 +10,7 @@ one picture alone, so that a crop of it can still be traced to its picture.
 
 import functools
 import json
+import os
 import re
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
@@ -446,7 +447,7 @@ def _check(value, name, low, high):
         raise ValueError(f"{name} must be an integer from {low} to {high}, received {value!r}")
 
 
-def draw_view(class_index, instance, view, resolution=128, seed=0):
+def draw_view(class_index: int, instance: int, view: int, resolution: int = 128, seed: int = 0) -> np.ndarray:
     """One picture of one object.
 
     The picture depends on the arguments alone: not on what was drawn before nor, rounding aside, on the machine.
@@ -504,7 +505,7 @@ def _draw_scene(number, resolution, seed):
 # --- The folder ---
 
 
-def instance_of(filename):
+def instance_of(filename: str | os.PathLike) -> str:
     """The object that a labelled photo of the demo set shows.
 
     Args:
@@ -551,7 +552,14 @@ def _holds(folder, parameters):
     return True
 
 
-def write_demo(folder, resolution=128, seed=0, instances_per_class=25, views_per_instance=4, num_unlabelled=1200):
+def write_demo(
+    folder: str | os.PathLike,
+    resolution: int = 128,
+    seed: int = 0,
+    instances_per_class: int = 25,
+    views_per_instance: int = 4,
+    num_unlabelled: int = 1200,
+) -> Path:
     """Write the demo set as a folder of JPEG photos.
 
     ```

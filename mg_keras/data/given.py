@@ -78,7 +78,7 @@ class GivenPhotos:
         floats = any(array.dtype != np.uint8 for array in self._arrays.values())
         self._type = tf.float32 if floats else tf.uint8
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.names)
 
     def image(self, row: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:

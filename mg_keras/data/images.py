@@ -6,10 +6,13 @@ refused when it can't be decoded whole, has more than `MAX_PIXELS` pixels (read 
 spent on it) or a side below `MIN_SIDE`.
 """
 
+import os
 import re
 import threading
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
+import numpy as np
 import tensorflow as tf
 
 from mg_keras.data.apart import apart
@@ -47,7 +50,7 @@ _OTHERS = [
 _NO_PHOTO = "not a JPEG, PNG, WebP, BMP or GIF file"
 
 
-def decode(contents):
+def decode(contents: tf.Tensor) -> tf.Tensor:
     """Decodes one photo.
 
     Args:
@@ -68,7 +71,7 @@ def decode(contents):
     return image
 
 
-def try_decode(read, key):
+def try_decode(read: Callable, key: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """Reads and decodes a photo in a pipeline that a broken one must not stop.
 
     Args:
@@ -92,7 +95,7 @@ def try_decode(read, key):
     return ok, tf.ensure_shape(image, [None, None, 3])
 
 
-def declared_size(contents):
+def declared_size(contents: tf.Tensor) -> tf.Tensor:
     """int32 [height, width] as the file's header declares them; (0, 0) for what is no photo and what can't be read.
 
     A GIF's holds its first frame too, an animation's all frames.
@@ -100,7 +103,7 @@ def declared_size(contents):
     return tf.cond(_is_jpeg(contents), lambda: jpeg.declared_size(contents), lambda: _declared_size_of_others(contents))
 
 
-def load(path):
+def load(path: str | os.PathLike) -> np.ndarray:
     """Reads and decodes the photo at `path` eagerly: uint8 NumPy [H, W, 3].
 
     Raises:
@@ -116,7 +119,7 @@ def load(path):
     return image.numpy()
 
 
-def problem(read):
+def problem(read: Callable) -> str | None:
     """Why a photo can't be used, in a few words, or None where it can: `read()` returns its bytes."""
     try:
         contents = read()
@@ -136,7 +139,7 @@ class BadImages:
         policy: `"skip"`, or `"fail"`: the first one makes `check()` raise.
     """
 
-    def __init__(self, path=None, policy="skip"):
+    def __init__(self, path: str | os.PathLike | None = None, policy: str = "skip"):
         if policy not in ("skip", "fail"):
             raise UserError(f"on_bad_image must be skip or fail, received {policy!r}")
         self.path = Path(path) if path else None
@@ -147,14 +150,14 @@ class BadImages:
             lines = self.path.read_text(encoding="utf-8").splitlines()
             self.reasons = dict(line.split("\t", 1) for line in lines if "\t" in line)
 
-    def record(self, name, read):
+    def record(self, name: str, read: Callable) -> None:
         """Notes the photo `name`, whose bytes `read()` gives; safe from any thread."""
         with self._lock:
             if name in self.reasons:
                 return
             self._note([(name, problem(read) or "could not be read")])
 
-    def add(self, passed_over):
+    def add(self, passed_over: Iterable[tuple[str, str]]) -> None:
         """Notes (name, reason) of what is known beforehand to be no photo that can be used."""
         with self._lock:
             self._note([(name, reason) for name, reason in passed_over if name not in self.reasons])
@@ -165,7 +168,7 @@ class BadImages:
             with self.path.open("a", encoding="utf-8") as file:
                 file.writelines(f"{name}\t{reason}\n" for name, reason in found)
 
-    def check(self):
+    def check(self) -> None:
         """Raises UserError naming the first bad photo if the policy is `"fail"`."""
         if self.policy == "fail" and self.reasons:
             name, reason = next(iter(self.reasons.items()))
@@ -186,7 +189,7 @@ def _examined(contents):
 
 
 @apart
-def why_not(contents):
+def why_not(contents: tf.Tensor) -> tf.Tensor:
     """Why a photo that `try_decode` can't decode can't be used, in a few words: scalar string."""
     kind = fields.first_text([(fields.has(contents, place, sign), name) for place, sign, name in _KINDS])
     named = fields.first_text([(fields.has(contents, place, sign), f"{name}, ") for place, sign, name in _OTHERS])

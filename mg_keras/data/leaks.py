@@ -3,9 +3,11 @@
 import dataclasses
 import hashlib
 import os
+from collections.abc import Iterator
 
 import numpy as np
 
+from mg_keras.data.sources.contract import Source
 from mg_keras.progress import mapped
 
 # at the middle of a file: at its beginning the photos of one camera are alike
@@ -31,7 +33,7 @@ class Leaks:
     def __bool__(self):
         return bool(self.in_training or self.in_classes)
 
-    def lines(self, listed_in):
+    def lines(self, listed_in: str | os.PathLike) -> Iterator[str]:
         """A line of each kind there is, which says how many they are and names the first few."""
         if self.in_training:
             yield (
@@ -44,14 +46,14 @@ class Leaks:
                 f"{_some(self.in_classes)} (all in {listed_in})"
             )
 
-    def text(self):
+    def text(self) -> str:
         """All of them, a line each: what it is, and the names, between tabs."""
         rows = [("training and validation", group) for group in self.in_training]
         rows += [("two classes", group) for group in self.in_classes]
         return "".join("\t".join([what, *names]) + "\n" for what, names in rows)
 
 
-def find_leaks(source):
+def find_leaks(source: Source) -> Leaks:
     """The photos of a source that are the same in training and validation, or in two classes, as `Leaks`.
 
     Few are read for it: those of one size alone can be equal, of these a part is compared, and of what is left all. Of

@@ -7,30 +7,32 @@ A photo that can't be used is replaced by another, drawn from its position too.
 
 import math
 import os
+from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
-from mg_keras.data.images import decode, try_decode
+from mg_keras.data.images import BadImages, decode, try_decode
+from mg_keras.data.sources.contract import Split
 from mg_keras.errors import UserError
 
 _ATTEMPTS = 16
 
 
 def repeated_batches(
-    split,
-    augment,
+    split: Split,
+    augment: Callable,
     *,
-    size,
-    batch_size,
-    versions=3,
-    parts=1,
-    replicas=1,
-    local_replicas=None,
-    seed=0,
-    start_step=0,
-    steps=None,
-    bad_images=None,
-):
+    size: int,
+    batch_size: int,
+    versions: int = 3,
+    parts: int = 1,
+    replicas: int = 1,
+    local_replicas: Sequence[int] | None = None,
+    seed: int = 0,
+    start_step: int = 0,
+    steps: int | None = None,
+    bad_images: BadImages | None = None,
+) -> tf.data.Dataset:
     """Batches for one replica each, in the order the steps use them.
 
     A part of `batch_size` items holds `ceil(batch_size / versions)` different photos, each in `versions` versions one

@@ -5,10 +5,12 @@ filter, widened by the reduction factor, which is what PIL calls BILINEAR and wh
 and tested on; `tf.image.resize` without antialiasing differs from it by tens of grey levels.
 """
 
+from collections.abc import Callable
+
 import tensorflow as tf
 
 
-def resize(image, height, width):
+def resize(image: tf.Tensor, height: tf.Tensor | int, width: tf.Tensor | int) -> tf.Tensor:
     """Resizes a photo as PIL's `Image.resize(..., BILINEAR)` does, without rounding to whole grey levels.
 
     Args:
@@ -30,7 +32,7 @@ def resize(image, height, width):
     return _resized_window(_photo(image), (height, width), (0, 0), (height, width))
 
 
-def square(image, size):
+def square(image: tf.Tensor, size: tf.Tensor | int) -> tf.Tensor:
     """Resizes the smallest side to `size * 256 / 224`, rounded, and crops the centre `size` × `size`.
 
     Only the part that is kept is computed, so a panorama costs no more memory than any other photo.
@@ -59,7 +61,7 @@ def square(image, size):
     return _resized_window(image, scaled, ((scaled[0] - size) // 2, (scaled[1] - size) // 2), (size, size))
 
 
-def largest_side(image, size):
+def largest_side(image: tf.Tensor, size: tf.Tensor | int) -> tf.Tensor:
     """Resizes the largest side to `size` and the other in proportion; nothing is cropped.
 
     Args:
@@ -85,7 +87,7 @@ def largest_side(image, size):
     return resize(image, *(tf.maximum(1, _rounded_ratio(side, size, largest)) for side in (height, width)))
 
 
-def for_resolution(resolution, train_resolution):
+def for_resolution(resolution: int, train_resolution: int) -> Callable:
     """The way photos are prepared at a test resolution.
 
     Args:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from mg_keras.data.sources import Split
-from mg_keras.embedding.photos import Embeddings, embed
+from mg_keras.embedding.photos import EmbeddingNetwork, Embeddings, embed
 
 KEPT_BYTES = 2 << 30
 """What an `Embedder` keeps at most: three poolings of 80 000 photos by ResNet-50."""
@@ -41,7 +41,7 @@ class Embedder:
         >>> embedder.embed(source.val, 500, [4.0, RMAC])  # nothing is left to compute  # doctest: +SKIP
     """
 
-    def __init__(self, network, train_resolution: int, also: Sequence = (), limit: int = KEPT_BYTES):
+    def __init__(self, network: EmbeddingNetwork, train_resolution: int, also: Sequence = (), limit: int = KEPT_BYTES):
         self.network, self.train_resolution = network, train_resolution
         self.also, self.limit = tuple(also), limit
         # (identity of a split, resolution) -> _Kept; what was asked for last stands last

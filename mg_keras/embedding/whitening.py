@@ -1,9 +1,13 @@
 """PCA whitening of embeddings, folded into the classifier and undone (MultiGrain, section 3.4)."""
 
+import os
 import zipfile
+from collections.abc import Callable
 from functools import cached_property
+from typing import Self
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from mg_keras.errors import UserError
 from mg_keras.files import atomic_path
@@ -52,7 +56,9 @@ class Whitening:
     ((5, 9), 1.0)
     """
 
-    def __init__(self, mean, projection, bias_channel=True, discarded_variance=0.0):
+    def __init__(
+        self, mean: ArrayLike, projection: ArrayLike, bias_channel: bool = True, discarded_variance: float = 0.0
+    ):
         self.mean_ = np.asarray(mean, np.float64)
         self.projection_ = np.asarray(projection, np.float64)
         self.bias_channel = bool(bias_channel)
@@ -73,7 +79,13 @@ class Whitening:
             )
 
     @classmethod
-    def fit(cls, embeddings, bias_channel=True, shrinkage=None, dimensions=None):
+    def fit(
+        cls,
+        embeddings: ArrayLike,
+        bias_channel: bool = True,
+        shrinkage: float | None = None,
+        dimensions: int | None = None,
+    ) -> Self:
         """Fits the whitening to embeddings of photos, in float64 (PCA by a full SVD).
 
         Args:
@@ -119,18 +131,18 @@ class Whitening:
         return cls(pca.mean_, basis[:, :kept] / np.sqrt(variances), bias_channel, discarded)
 
     @cached_property
-    def inverse_(self):
+    def inverse_(self) -> np.ndarray:
         """(Sᵀ)⁺, [k, D]: the inverse, or with fewer dimensions the pseudo-inverse."""
         size, kept = self.projection_.shape
         return np.linalg.inv(self.projection_) if kept == size else np.linalg.pinv(self.projection_)
 
     @property
-    def variance_kept_(self):
+    def variance_kept_(self) -> float:
         """Share of the variance of ê that the kept directions hold, in (0, 1]; 1 for k = D."""
         # ê has norm 1, so its variance over the fitting photos is 1 - ||μ||²
         return 1 - self.discarded_variance_ / (1 - self.mean_ @ self.mean_)
 
-    def transform(self, embeddings, normalize=True):
+    def transform(self, embeddings: ArrayLike, normalize: bool = True) -> np.ndarray:
         """Whitens embeddings.
 
         Args:
@@ -147,7 +159,7 @@ class Whitening:
         descriptors = whitened(np, unit, self.mean_, self.projection_)
         return unit_rows(np, descriptors) if normalize else descriptors
 
-    def fold(self, kernel, bias=None):
+    def fold(self, kernel: ArrayLike, bias: ArrayLike | None = None) -> tuple[np.ndarray, np.ndarray]:
         """The classifier that reads whitened embeddings: w' = S⁻ᵀ w and b' = <w, μ>.
 
         With w a column of `kernel`, or of [kernel; bias] with the bias channel (where e stands for [e; 1]),
@@ -166,7 +178,9 @@ class Whitening:
         weights = self._weights(kernel, bias)
         return self.inverse_ @ weights, self.mean_ @ weights
 
-    def fold_completely(self, kernel, bias=None):
+    def fold_completely(
+        self, kernel: ArrayLike, bias: ArrayLike | None = None
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """`fold` for the whole embedding, also where the whitening keeps k < D dimensions: nothing of a class is lost.
 
         Φ is completed by r = min(D - k, classes) further values, the coordinates of ê - μ along an orthonormal basis,
@@ -190,7 +204,7 @@ class Whitening:
         projection = np.concatenate([self.projection_, complement @ turn], axis=1)
         return projection, np.concatenate([folded, rest], axis=0), offset
 
-    def undo(self, descriptors):
+    def undo(self, descriptors: ArrayLike) -> np.ndarray:
         """ê from unit-norm whitened descriptors: exactly, or with k < D dimensions approximately (see `unwhitened`).
 
         With the bias channel, the embedding is `ê[:, :-1] / ê[:, -1:]` and the logits `ê @ [kernel; bias] / ê[:, -1:]`.
@@ -207,7 +221,7 @@ class Whitening:
         descriptors = _checked(descriptors, "descriptors", self.projection_.shape[1])
         return unwhitened(np, descriptors, self.mean_, self.inverse_, self.discarded_variance_)[1]
 
-    def save(self, path):
+    def save(self, path: str | os.PathLike) -> None:
         """Writes the whitening to `path` (.npz), whole or not at all. Missing parent folders are made.
 
         Raises:
@@ -227,7 +241,7 @@ class Whitening:
             raise UserError(f"the whitening can't be written to {path}: {error.strerror or error}") from error
 
     @classmethod
-    def load(cls, path):
+    def load(cls, path: str | os.PathLike) -> Self:
         """Reads what `save` wrote.
 
         Raises:
@@ -263,7 +277,7 @@ class Whitening:
         return _checked(embeddings, name, len(self.mean_) - self.bias_channel)
 
 
-def check_fit(count, size, shrinkage=None, dimensions=None):
+def check_fit(count: int, size: int, shrinkage: float | None = None, dimensions: int | None = None) -> None:
     """Refuses what `Whitening.fit` can't do, before embeddings are computed for it.
 
     Args:
@@ -287,7 +301,9 @@ def check_fit(count, size, shrinkage=None, dimensions=None):
         )
 
 
-def class_agreement(whitening, embeddings, labels, classify):
+def class_agreement(
+    whitening: Whitening, embeddings: np.ndarray, labels: ArrayLike, classify: Callable
+) -> dict[str, float]:
     """What is lost when the class is read from the unit-norm whitened descriptor in place of the embedding.
 
     The descriptor is undone (`Whitening.undo`) and classified. With all dimensions kept that is exact, and only ties

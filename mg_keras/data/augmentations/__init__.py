@@ -16,6 +16,8 @@ compute something else: `RandomSaturation` works in HSV, `RandomContrast` blends
 with the mean grey, `Equalization` rounds otherwise than PIL.
 """
 
+from collections.abc import Callable
+
 from mg_keras.data.augmentations import autoaugment, copies, full, none, standard
 from mg_keras.errors import UserError
 
@@ -29,7 +31,7 @@ _RECIPES = {
 NAMES = tuple(_RECIPES)
 
 
-def get(name):
+def get(name: str) -> Callable:
     """The recipe called `name`.
 
     Args:

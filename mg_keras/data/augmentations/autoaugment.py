@@ -47,7 +47,7 @@ POLICY = (
 )
 
 
-def augment(image, size, seed):
+def augment(image: tf.Tensor, size: int, seed: tf.Tensor) -> tf.Tensor:
     """Random resized crop, horizontal flip, then one sub-policy of `POLICY`.
 
     Args:
@@ -68,7 +68,7 @@ def augment(image, size, seed):
     return tf.cast(apply(image, *sample_operations(policy_seed)), tf.float32)
 
 
-def sample_operations(seed):
+def sample_operations(seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """Draws a sub-policy, which of its two operations to apply, and their signs.
 
     Args:
@@ -87,7 +87,7 @@ def sample_operations(seed):
     return operations, tf.where(negative, -values, values)
 
 
-def apply(image, operations, values):
+def apply(image: tf.Tensor, operations: tf.Tensor, values: tf.Tensor) -> tf.Tensor:
     """Applies operations one after the other; only those named are computed.
 
     Args:
@@ -107,12 +107,12 @@ def apply(image, operations, values):
     return image
 
 
-def shear_x(image, slope):
+def shear_x(image: tf.Tensor, slope: tf.Tensor) -> tf.Tensor:
     """Moves each row left by `slope` times its distance from the top."""
     return _warp(image, [1.0, slope, 0.5 * slope, 0.0, 1.0, 0.0])
 
 
-def rotate(image, degrees):
+def rotate(image: tf.Tensor, degrees: tf.Tensor) -> tf.Tensor:
     """Turns the picture counterclockwise about its centre."""
     angle = degrees * (math.pi / 180)
     cosine, sine = tf.cos(angle), tf.sin(angle)
@@ -121,23 +121,23 @@ def rotate(image, degrees):
     return _warp(image, [cosine, -sine, x - cosine * x + sine * y, sine, cosine, y - sine * x - cosine * y])
 
 
-def posterize(image, bits):
+def posterize(image: tf.Tensor, bits: tf.Tensor) -> tf.Tensor:
     """Keeps the highest `bits` bits of every value."""
     shift = tf.cast(8 - bits, tf.uint8)
     return tf.bitwise.left_shift(tf.bitwise.right_shift(image, shift), shift)
 
 
-def solarize(image, threshold):
+def solarize(image: tf.Tensor, threshold: tf.Tensor) -> tf.Tensor:
     """Inverts the values at or above `threshold`."""
     return tf.where(tf.cast(image, tf.float32) < threshold, image, 255 - image)
 
 
-def invert(image, _):
+def invert(image: tf.Tensor, _: tf.Tensor | None) -> tf.Tensor:
     """The negative."""
     return 255 - image
 
 
-def autocontrast(image, _):
+def autocontrast(image: tf.Tensor, _: tf.Tensor | None) -> tf.Tensor:
     """Stretches each channel to 0-255."""
     values = tf.cast(image, tf.int32)
     low, high = tf.reduce_min(values, axis=[0, 1]), tf.reduce_max(values, axis=[0, 1])
@@ -145,7 +145,7 @@ def autocontrast(image, _):
     return tf.cast(tf.where(high > low, stretched, values), tf.uint8)
 
 
-def equalize(image, _):
+def equalize(image: tf.Tensor, _: tf.Tensor | None) -> tf.Tensor:
     """Maps each channel so that its values are spread evenly, as `PIL.ImageOps.equalize` does."""
     channel_values = tf.cast(image, tf.int32) + 256 * tf.range(3)  # one histogram of 768 bins for the three channels
     histogram = tf.reshape(tf.math.bincount(tf.reshape(channel_values, [-1]), minlength=768, maxlength=768), [3, 256])
@@ -157,17 +157,17 @@ def equalize(image, _):
     return tf.gather(tf.cast(tf.reshape(table, [-1]), tf.uint8), channel_values)
 
 
-def color(image, offset):
+def color(image: tf.Tensor, offset: tf.Tensor) -> tf.Tensor:
     """Saturation times `1 + offset`."""
     return _enhance(ops.saturation, image, offset)
 
 
-def contrast(image, offset):
+def contrast(image: tf.Tensor, offset: tf.Tensor) -> tf.Tensor:
     """Contrast times `1 + offset`."""
     return _enhance(ops.contrast, image, offset)
 
 
-def sharpness(image, offset):
+def sharpness(image: tf.Tensor, offset: tf.Tensor) -> tf.Tensor:
     """Moves away from a smoothed picture (3 × 3, centre weight 5) by `offset`; the outermost pixels stay."""
     values = tf.cast(image, tf.float32)
     kernel = np.ones((3, 3, 3, 1), np.float32) / 13

@@ -34,7 +34,7 @@ BORDER = (0.03, 0.2)  # of the side, on both sides of it
 ON_BACKGROUND = (0.5, 0.9)  # side of the photo, of the background's
 
 
-def augment(image, size, seed):
+def augment(image: tf.Tensor, size: int, seed: tf.Tensor) -> tf.Tensor:
     """A version of the photo as people make them.
 
     Args:
@@ -73,7 +73,7 @@ def augment(image, size, seed):
     return tf.ensure_shape(_edited(picture, _OVERLAYS, drawn, edit_seeds), [size, size, 3])
 
 
-def sample_edits(seed):
+def sample_edits(seed: tf.Tensor) -> dict[str, tf.Tensor]:
     """Draws which edits a version has.
 
     Args:
@@ -87,7 +87,9 @@ def sample_edits(seed):
     return dict(zip(PROBABILITIES, tf.unstack(drawn), strict=True))
 
 
-def sample_window(height, width, drawn, seed):
+def sample_window(
+    height: tf.Tensor, width: tf.Tensor, drawn: dict[str, tf.Tensor], seed: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
     """Draws the part of the photo that a version shows.
 
     Without "crop" that is nearly all of it, but no more than twice as wide as high or the other way round.
@@ -113,7 +115,7 @@ def sample_window(height, width, drawn, seed):
 
 
 @apart
-def sample_map(aspect, size, drawn, seed):
+def sample_map(aspect: tf.Tensor, size: tf.Tensor, drawn: tf.Tensor, seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """Draws how the photo lies on its canvas.
 
     Args:

@@ -7,12 +7,12 @@ from mg_keras.data import resolutions
 _HALVINGS = 4
 
 
-def gaussian_blur(image, sigma):
+def gaussian_blur(image: tf.Tensor, sigma: tf.Tensor) -> tf.Tensor:
     """Blurs with a Gaussian of deviation `sigma` pixels; at the border the mean is of the pixels that exist."""
     return _separable(image, lambda distance: tf.exp(-0.5 * (distance / sigma) ** 2))
 
 
-def box_blur(image, radius):
+def box_blur(image: tf.Tensor, radius: tf.Tensor) -> tf.Tensor:
     """The mean of the `2 * radius + 1` pixels around each, both ways, or of those that exist.
 
     The two outermost of them count in part where `radius` is not whole.
@@ -20,7 +20,7 @@ def box_blur(image, radius):
     return _separable(image, lambda distance: tf.clip_by_value(radius + 1.0 - distance, 0.0, 1.0))
 
 
-def motion_blur(image, down, right):
+def motion_blur(image: tf.Tensor, down: tf.Tensor, right: tf.Tensor) -> tf.Tensor:
     """The mean of 16 pictures evenly along a line from the photo to one moved up and left by so many pixels.
 
     What lies outside is the nearest pixel at the border. Each of four steps averages the picture with itself moved half
@@ -37,7 +37,7 @@ def motion_blur(image, down, right):
     return image
 
 
-def coarse(image, factor, smooth):
+def coarse(image: tf.Tensor, factor: tf.Tensor, smooth: tf.Tensor) -> tf.Tensor:
     """Reduces both sides by `factor`, at least 1, and enlarges again: bilinearly if `smooth`, else in blocks."""
     height, width = tf.unstack(tf.shape(image)[:2])
     sides = [tf.maximum(tf.cast(tf.round(tf.cast(side, tf.float32) / factor), tf.int32), 1) for side in (height, width)]
@@ -49,12 +49,12 @@ def coarse(image, factor, smooth):
     )
 
 
-def noise(image, sigma, seed):
+def noise(image: tf.Tensor, sigma: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
     """Adds normal noise of deviation `sigma` grey levels to each value, and clips."""
     return tf.clip_by_value(image + tf.random.stateless_normal(tf.shape(image), seed, stddev=sigma), 0.0, 255.0)
 
 
-def jpeg(image, quality):
+def jpeg(image: tf.Tensor, quality: tf.Tensor) -> tf.Tensor:
     """Encodes as a JPEG of `quality` 1-100 with colours at half the resolution and decodes it again, as PIL does."""
     levels = tf.cast(tf.round(image), tf.uint8)
     contents = tf.raw_ops.EncodeJpegVariableQuality(images=levels, quality=quality)

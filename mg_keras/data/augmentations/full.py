@@ -11,7 +11,7 @@ EIGENVALUES = (0.2175, 0.0188, 0.0045)
 EIGENVECTORS = ((-0.5675, 0.7192, 0.4009), (-0.5808, -0.0045, -0.8140), (-0.5836, -0.6948, 0.4203))
 
 
-def augment(image, size, seed):
+def augment(image: tf.Tensor, size: int, seed: tf.Tensor) -> tf.Tensor:
     """Random resized crop, horizontal flip, colour jitter in random order, PCA lighting noise.
 
     Args:
@@ -31,7 +31,7 @@ def augment(image, size, seed):
     return lighting(image, sample_lighting(lighting_seed))
 
 
-def sample_lighting(seed):
+def sample_lighting(seed: tf.Tensor) -> tf.Tensor:
     """Draws the coefficients of the lighting noise.
 
     Args:
@@ -43,7 +43,7 @@ def sample_lighting(seed):
     return tf.random.stateless_normal([3], seed, stddev=LIGHTING)
 
 
-def lighting(image, coefficients):
+def lighting(image: tf.Tensor, coefficients: tf.Tensor) -> tf.Tensor:
     """Shifts the picture's colour along the principal components of natural colours.
 
     On values in 0-1, adds `EIGENVECTORS @ (coefficients * EIGENVALUES)` to every pixel, divides by `1 + LIGHTING` and

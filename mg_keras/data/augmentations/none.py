@@ -1,9 +1,11 @@
 """No augmentation: the centre crop a photo is tested with, for runs that must see the same picture every time."""
 
+import tensorflow as tf
+
 from mg_keras.data import resolutions
 
 
-def augment(image, size, seed):
+def augment(image: tf.Tensor, size: int, seed: tf.Tensor) -> tf.Tensor:
     """Resizes the smallest side to `size * 256 / 224` and crops the centre.
 
     Args:

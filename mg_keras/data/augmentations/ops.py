@@ -10,7 +10,7 @@ import tensorflow as tf
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R 601, PIL's convert("L")
 
 
-def whole_levels(image):
+def whole_levels(image: tf.Tensor) -> tf.Tensor:
     """The photo that a recipe is given, as a tensor; ValueError if it is not uint8."""
     image = tf.convert_to_tensor(image)
     if image.dtype != tf.uint8:
@@ -18,31 +18,31 @@ def whole_levels(image):
     return image
 
 
-def brightness(image, factor):
+def brightness(image: tf.Tensor, factor: tf.Tensor | float) -> tf.Tensor:
     """Blends with black: multiplies by `factor`, one for all channels or `[3]`."""
     return _clip(image * factor)
 
 
-def contrast(image, factor):
+def contrast(image: tf.Tensor, factor: tf.Tensor | float) -> tf.Tensor:
     """Blends with a flat picture of the mean grey."""
     mean_grey = tf.reduce_sum(tf.reduce_mean(image, axis=[0, 1]) * _LUMA)
     return _clip(image * factor + mean_grey * (1 - factor))
 
 
-def saturation(image, factor):
+def saturation(image: tf.Tensor, factor: tf.Tensor | float) -> tf.Tensor:
     """Blends with the grey picture."""
     # One matrix for both terms: nearly twice as fast as making the grey picture.
     grey = tf.tile(tf.constant(_LUMA)[:, tf.newaxis], [1, 3])
     return _clip(tf.tensordot(image, tf.eye(3) * factor + grey * (1 - factor), 1))
 
 
-def gamma(image, exponent):
+def gamma(image: tf.Tensor, exponent: tf.Tensor | float) -> tf.Tensor:
     """Raises the values, rounded to whole grey levels and taken as 0-1, to a power: above 1 darkens."""
     table = 255.0 * (tf.range(256, dtype=tf.float32) / 255.0) ** exponent
     return tf.gather(table, tf.cast(tf.round(image), tf.int32))
 
 
-def sample_jitter(seed, strength):
+def sample_jitter(seed: tf.Tensor, strength: float) -> tuple[tf.Tensor, tf.Tensor]:
     """Draws the order of the three adjustments and their factors.
 
     Args:
@@ -58,7 +58,7 @@ def sample_jitter(seed, strength):
     return order, tf.random.stateless_uniform([3], factor_seed, 1 - strength, 1 + strength)
 
 
-def color_jitter(image, order, factors):
+def color_jitter(image: tf.Tensor, order: tf.Tensor, factors: tf.Tensor) -> tf.Tensor:
     """Adjusts brightness, contrast and saturation in the given order, clipping after each.
 
     Args:

@@ -28,7 +28,7 @@ _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789!?&%#@
 
 
 @apart
-def text(image, seed):
+def text(image: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
     """Writes up to `MOST` texts over a photo, half of them white or black, most nearly level and opaque.
 
     Args:
@@ -42,12 +42,21 @@ def text(image, seed):
 
 
 @apart
-def shapes(image, seed):
+def shapes(image: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
     """Lays up to `MOST` faces, hearts, arrows and the like over a photo, in any colours; as `text` does."""
     return _scatter(image, seed, shape_bank(), SHAPE_HEIGHT, math.radians(60), plain=0.1)
 
 
-def stamp(image, mask, main, other, opacity, centre, height, angle):
+def stamp(
+    image: tf.Tensor,
+    mask: tf.Tensor,
+    main: tf.Tensor,
+    other: tf.Tensor,
+    opacity: tf.Tensor,
+    centre: tf.Tensor,
+    height: tf.Tensor,
+    angle: tf.Tensor,
+) -> tf.Tensor:
     """Lays one mask over a photo.
 
     Args:
@@ -84,7 +93,7 @@ def stamp(image, mask, main, other, opacity, centre, height, angle):
 
 
 @functools.cache
-def text_bank():
+def text_bank() -> tuple[np.ndarray, np.ndarray]:
     """Texts, by Pillow's built-in font: half of them words, half letters at random, half outlined, half in a box.
 
     Returns:
@@ -100,7 +109,7 @@ def text_bank():
 
 
 @functools.cache
-def shape_bank():
+def shape_bank() -> tuple[np.ndarray, np.ndarray]:
     """Shapes, as `text_bank` gives texts: uint8 `[N, 64, 64, 2]` and int32 `[N]`, each 64."""
     masks = np.stack([_shape_mask(draw) for draw in _SHAPES])
     return masks, np.full(len(masks), _SHAPE_PIXELS, np.int32)

@@ -10,7 +10,7 @@ RATIO = (3 / 4, 4 / 3)  # width / height
 TRIES = 10
 
 
-def augment(image, size, seed):
+def augment(image: tf.Tensor, size: int, seed: tf.Tensor) -> tf.Tensor:
     """A random part of the photo, resized to a square, and its mirror image half of the time.
 
     Args:
@@ -32,7 +32,13 @@ def augment(image, size, seed):
     return tf.image.stateless_random_flip_left_right(resolutions.resize(crop, size, size), flip_seed)
 
 
-def sample_crop(height, width, seed, area=AREA, ratio=RATIO):
+def sample_crop(
+    height: tf.Tensor,
+    width: tf.Tensor,
+    seed: tf.Tensor,
+    area: tuple = AREA,
+    ratio: tuple = RATIO,
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
     """Draws the part of a photo to keep, as torchvision's `RandomResizedCrop` does.
 
     Ten rectangles are drawn, each with its area uniform in `area` of the photo's and the logarithm of its width/height

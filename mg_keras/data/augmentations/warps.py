@@ -13,7 +13,7 @@ from mg_keras.data import resolutions
 _SQUARE = np.array([[0, 1, 1, 0], [0, 0, 1, 1], [1, 1, 1, 1]], np.float32)
 
 
-def turn(angle, aspect, fit):
+def turn(angle: tf.Tensor, aspect: tf.Tensor, fit: tf.Tensor) -> tf.Tensor:
     """Turns the photo about its middle.
 
     Args:
@@ -37,7 +37,7 @@ def turn(angle, aspect, fit):
     return shift(0.5, 0.5) @ turned @ shift(-0.5, -0.5)
 
 
-def corners(inwards):
+def corners(inwards: tf.Tensor) -> tf.Tensor:
     """Sees the photo from aside.
 
     Args:
@@ -52,7 +52,7 @@ def corners(inwards):
     return _through(moved) @ tf.linalg.inv(_through(tf.constant(_SQUARE)))
 
 
-def inset(scale, place):
+def inset(scale: tf.Tensor, place: tf.Tensor) -> tf.Tensor:
     """Shrinks the photo within its canvas.
 
     Args:
@@ -65,23 +65,23 @@ def inset(scale, place):
     return tf.linalg.set_diag(shift(*tf.unstack(place * (1 - scale))), tf.concat([scale, [1.0]], 0))
 
 
-def shift(x, y):
+def shift(x: tf.Tensor | float, y: tf.Tensor | float) -> tf.Tensor:
     """Moves by (x, y)."""
     return tf.stack([tf.stack([1.0, 0.0, x]), tf.stack([0.0, 1.0, y]), tf.constant([0.0, 0.0, 1.0])])
 
 
-def scaling(x, y):
+def scaling(x: tf.Tensor | float, y: tf.Tensor | float) -> tf.Tensor:
     """Multiplies by (x, y)."""
     return tf.linalg.diag(tf.stack([x, y, 1.0]))
 
 
-def size_in_the_middle(to_canvas):
+def size_in_the_middle(to_canvas: tf.Tensor) -> tf.Tensor:
     """float32 scalar, the side of the square that the middle of the photo covers as much area as, of the canvas's."""
     distance = to_canvas[2, 0] / 2 + to_canvas[2, 1] / 2 + to_canvas[2, 2]
     return tf.sqrt(tf.abs(tf.linalg.det(to_canvas) / distance**3))
 
 
-def lay(photo, to_canvas, background, size):
+def lay(photo: tf.Tensor, to_canvas: tf.Tensor, background: tf.Tensor, size: tf.Tensor) -> tf.Tensor:
     """Lays a photo on a canvas by a map between their unit squares; bilinear, with soft edges.
 
     Args:
@@ -109,7 +109,7 @@ def lay(photo, to_canvas, background, size):
     return tf.cond(tf.shape(background)[0] == 1, on_one_colour, on_many)
 
 
-def project(image, to_image, height, width):
+def project(image: tf.Tensor, to_image: tf.Tensor, height: tf.Tensor, width: tf.Tensor) -> tf.Tensor:
     """Samples a picture bilinearly where a map says; 0 outside.
 
     Args:
@@ -133,7 +133,7 @@ def project(image, to_image, height, width):
     )[0]
 
 
-def sample_background(photo, seed):
+def sample_background(photo: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
     """Draws what a photo is laid on: black (0.35), white (0.15), one colour (0.2), a gradient (0.1) or a stand-in.
 
     No other photo is at hand, so a texture of random colours, coarse to fine (0.1), stands for one, or the photo

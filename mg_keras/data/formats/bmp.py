@@ -16,7 +16,7 @@ _SUPPORTED = "uncompressed ones of 1, 2, 4, 8, 16, 24 or 32 bits a pixel are sup
 _COMPRESSIONS = {1: "run-length encoding", 2: "run-length encoding", 4: "a JPEG inside", 5: "a PNG inside"}
 
 
-def declared_size(contents):
+def declared_size(contents: tf.Tensor) -> tf.Tensor:
     """int32 [height, width] by the header; not positive where it makes no sense."""
     words = fields.words(contents, _HEADER, 3)
     is_short = words[0] == 12
@@ -25,7 +25,7 @@ def declared_size(contents):
 
 
 @apart
-def unsupported(contents):
+def unsupported(contents: tf.Tensor) -> tf.Tensor:
     """What a file has that is not decoded: scalar string, empty for nothing."""
     about = _Header(contents)
     names = [(about.compression == number, name) for number, name in _COMPRESSIONS.items()]
@@ -45,7 +45,7 @@ def unsupported(contents):
 
 
 @apart
-def decode(contents):
+def decode(contents: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """(whether it could be decoded, uint8 [H, W, 3], or one pixel)."""
     about = _Header(contents)
     height, width = tf.unstack(declared_size(contents))

@@ -1,9 +1,11 @@
 """A try/except within the graph."""
 
+from collections.abc import Callable
+
 import tensorflow as tf
 
 
-def caught(function, value, otherwise):
+def caught(function: Callable, value: tf.Tensor, otherwise: tuple) -> tuple[tf.Tensor, ...]:
     """(True, *function(value)), or (False, *otherwise) where that fails; graph code.
 
     A one-element dataset whose errors are ignored. Its function is set up anew each time, which takes longer than

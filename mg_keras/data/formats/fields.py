@@ -1,17 +1,19 @@
 """Numbers in a file's bytes, in the graph. What lies behind the end reads as 0, so that no header can make it fail."""
 
+from collections.abc import Callable, Sequence
+
 import tensorflow as tf
 
 # more than any program writes: a file of empty ones would take hours
 _MOST_BLOCKS = 10_000
 
 
-def at(contents, position, count):
+def at(contents: tf.Tensor, position: tf.Tensor | int, count: int) -> tf.Tensor:
     """The `count` bytes from a position, a scalar of 0 or more: int32 [count]."""
     return tf.cast(tf.ensure_shape(tf.io.decode_raw(_padded(contents, position, count), tf.uint8), [count]), tf.int32)
 
 
-def words(contents, position, count):
+def words(contents: tf.Tensor, position: tf.Tensor | int, count: int) -> tf.Tensor:
     """The `count` numbers of four bytes from a position, each with its lowest byte first: int32 [count]."""
     return tf.ensure_shape(tf.io.decode_raw(_padded(contents, position, 4 * count), tf.int32), [count])
 
@@ -21,22 +23,22 @@ def _padded(contents, position, count):
     return tf.strings.substr(tf.strings.join([inside, b"\0" * count]), 0, count)
 
 
-def has(contents, position, sign):
+def has(contents: tf.Tensor, position: tf.Tensor | int, sign: bytes) -> tf.Tensor:
     """Whether the bytes `sign` stand at a position."""
     return tf.strings.substr(contents, tf.minimum(position, tf.strings.length(contents)), len(sign)) == sign
 
 
-def little(values):
+def little(values: tf.Tensor) -> tf.Tensor:
     """Bytes [..., n], the lowest first -> int32 [...]; four of them may make it negative."""
     return _weighed(values, range(values.shape[-1]))
 
 
-def big(values):
+def big(values: tf.Tensor) -> tf.Tensor:
     """Bytes [..., n], the highest first -> int32 [...]; four of them may make it negative."""
     return _weighed(values, reversed(range(values.shape[-1])))
 
 
-def first_text(pairs):
+def first_text(pairs: Sequence[tuple]) -> tf.Tensor:
     """The text of the first pair of (scalar bool, text) that is true: scalar string, empty where none is."""
     found = tf.constant("")
     for is_so, text in reversed(pairs):
@@ -44,7 +46,7 @@ def first_text(pairs):
     return found
 
 
-def first_block(contents, start, read):
+def first_block(contents: tf.Tensor, start: int, read: Callable) -> tuple[tf.Tensor, tf.Tensor]:
     """Looks for one of the blocks that a file consists of.
 
     Args:

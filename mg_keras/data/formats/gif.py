@@ -9,7 +9,7 @@ _BEHIND = 1 << 30
 
 
 @apart
-def first_frame(contents):
+def first_frame(contents: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """The file without what follows its first frame: TensorFlow decodes all frames, of any number and size.
 
     What stands before the frame goes too, and so which colour is transparent: like alpha, it is dropped.

@@ -1,5 +1,7 @@
 """A JPEG's segments."""
 
+from collections.abc import Callable
+
 import tensorflow as tf
 
 from mg_keras.data.formats import fields
@@ -11,13 +13,13 @@ _DECODED = [0xFFC0, 0xFFC1, 0xFFC2]
 _OTHERS = [0xFFC3, 0xFFC5, 0xFFC6, 0xFFC7, 0xFFC9, 0xFFCA, 0xFFCB, 0xFFCD, 0xFFCE, 0xFFCF]
 
 
-def declared_size(contents):
+def declared_size(contents: tf.Tensor) -> tf.Tensor:
     """int32 [height, width]; (0, 0) where the header can't be read."""
     _, size = caught(lambda contents: (tf.io.extract_jpeg_shape(contents)[:2],), contents, (tf.zeros([2], tf.int32),))
     return tf.ensure_shape(size, [2])
 
 
-def first_segment(contents, is_wanted):
+def first_segment(contents: tf.Tensor, is_wanted: Callable) -> tuple[tf.Tensor, tf.Tensor]:
     """(position, bytes in all) of the first wanted segment; the bytes are 0 where there is none before the pixels.
 
     Args:
@@ -34,7 +36,7 @@ def first_segment(contents, is_wanted):
     return fields.first_block(contents, 2, read)
 
 
-def unsupported(contents):
+def unsupported(contents: tf.Tensor) -> tf.Tensor:
     """What a file has that is not decoded: scalar string, empty for nothing."""
     begin, length = first_segment(contents, lambda marker, _: tf.reduce_any(marker == _DECODED + _OTHERS))
     head = fields.at(contents, begin, 10)

@@ -14,7 +14,7 @@ _ORIENTATION = 0x0112
 _INTEGERS = [0, 1, 0, 2, 3, 0, 1, 0, 2, 3, 0]
 
 
-def may_turn(contents, is_jpeg):
+def may_turn(contents: tf.Tensor, is_jpeg: tf.Tensor) -> tf.Tensor:
     """Whether a file may hold an orientation: false, at little cost, for most that don't."""
 
     def in_jpeg():
@@ -33,7 +33,7 @@ def may_turn(contents, is_jpeg):
     return tf.cond(is_jpeg, in_jpeg, other)
 
 
-def orientation(contents):
+def orientation(contents: tf.Tensor) -> tf.Tensor:
     """1 to 8; 1 where there is none or it makes no sense."""
     kinds = [(b"\xff\xd8\xff", _in_jpeg), (b"\x89PNG", _in_png), (b"RIFF", _in_webp)]
     kind = tf.argmax([tf.cast(fields.has(contents, 0, magic), tf.int32) for magic, _ in kinds], output_type=tf.int32)
@@ -42,7 +42,7 @@ def orientation(contents):
     return _by_exif(tf.strings.substr(contents, begin, tf.maximum(length, 0)))
 
 
-def upright(image, orientation):
+def upright(image: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:
     """Turns uint8 [H, W, 3] as an orientation from 1 to 8 asks for."""
 
     def transposed():

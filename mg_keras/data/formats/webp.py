@@ -10,7 +10,7 @@ from mg_keras.data.formats.caught import caught
 _ANIMATED, _EXIF, _ALPHA = 0x02, 0x08, 0x10
 
 
-def declared_size(contents):
+def declared_size(contents: tf.Tensor) -> tf.Tensor:
     """int32 [height, width] by the header; of an animation, of its canvas."""
     header = fields.at(contents, 0, 32)
     lossless = fields.little(header[21:25])
@@ -23,7 +23,7 @@ def declared_size(contents):
 
 
 @apart
-def decode(contents):
+def decode(contents: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """(whether it could be decoded, uint8 [H, W, 3], or one pixel)."""
     flags = _flags(contents)
     # An animation is decoded into four channels, but TensorFlow makes room for as many as the header says: without
@@ -46,7 +46,7 @@ def decode(contents):
     return tf.cond(ok, lambda: (ok, image), lambda: with_channels(4))
 
 
-def has_exif(contents):
+def has_exif(contents: tf.Tensor) -> tf.Tensor:
     """Whether the header says so."""
     return (_flags(contents) & _EXIF) != 0
 

@@ -50,10 +50,10 @@ class Index:
     text: np.ndarray
     names: list
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.names)
 
-    def take(self, rows):
+    def take(self, rows: np.ndarray) -> "Index":
         """The photos numbered `rows`, int [M], ascending."""
         columns = {name: getattr(self, name)[rows] for name in ("shard", "position", "length", "label", "text")}
         return Index(self.paths, names=[self.names[row] for row in rows], **columns)

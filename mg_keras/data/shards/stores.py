@@ -7,7 +7,7 @@ import glob
 import os
 import re
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import tensorflow as tf
 
@@ -50,24 +50,24 @@ class LocalStore:
 class TensorFlowStore(LocalStore):
     """What `tf.io.gfile` reads."""
 
-    def glob(self, pattern):
+    def glob(self, pattern: str) -> list[str]:
         """As `LocalStore.glob`."""
         return tf.io.gfile.glob(pattern)
 
-    def is_folder(self, path):
+    def is_folder(self, path: str) -> bool:
         """As `LocalStore.is_folder`."""
         return tf.io.gfile.isdir(path)
 
-    def below(self, folder):
+    def below(self, folder: str) -> list[str]:
         """As `LocalStore.below`."""
         return [os.path.join(inner, name) for inner, _, names in tf.io.gfile.walk(folder) for name in names]
 
-    def stat(self, path):
+    def stat(self, path: str) -> tuple[int, str]:
         """As `LocalStore.stat`."""
         status = tf.io.gfile.stat(path)
         return status.length, str(status.mtime_nsec)
 
-    def open(self, path):
+    def open(self, path: str) -> BinaryIO:
         """As `LocalStore.open`."""
         return tf.io.gfile.GFile(path, "rb")
 
@@ -78,35 +78,35 @@ class FsspecStore:
     # sent by stores that know when an object was changed, the surest first
     _STAMPS = ("ETag", "etag", "mtime", "LastModified", "updated", "created")
 
-    def __init__(self, files):
+    def __init__(self, files: Any):
         self.files = files
 
-    def glob(self, pattern):
+    def glob(self, pattern: str) -> list[str]:
         """As `LocalStore.glob`."""
         # a plain web server cannot list what it has, and need not for what is named
         if not glob.has_magic(pattern):
             return [pattern]
         return [self.files.unstrip_protocol(path) for path in self.files.glob(pattern)]
 
-    def is_folder(self, path):
+    def is_folder(self, path: str) -> bool:
         """As `LocalStore.is_folder`."""
         return self.files.isdir(path)
 
-    def below(self, folder):
+    def below(self, folder: str) -> list[str]:
         """As `LocalStore.below`."""
         return [self.files.unstrip_protocol(path) for path in self.files.find(folder)]
 
-    def stat(self, path):
+    def stat(self, path: str) -> tuple[int, str]:
         """As `LocalStore.stat`."""
         known = self.files.info(path)
         return int(known["size"]), next((str(known[name]) for name in self._STAMPS if known.get(name)), "")
 
-    def open(self, path):
+    def open(self, path: str) -> BinaryIO:
         """As `LocalStore.open`."""
         # read from end to end: one request for many photos
         return self.files.open(path, "rb", block_size=8 << 20, cache_type="readahead")
 
-    def read(self, path, start, end):
+    def read(self, path: str, start: int, end: int) -> bytes:
         """As `LocalStore.read`."""
         return self.files.cat_file(path, start=start, end=end)
 

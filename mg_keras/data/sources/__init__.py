@@ -5,6 +5,8 @@ the encoded bytes of any photo by number within the graph; nothing is decoded he
 module with a function that makes a `Source` and name it in `_KINDS`.
 """
 
+import os
+
 from mg_keras.data.sources.contract import Source, Split, SplitOptions
 from mg_keras.data.sources.csv_file import open_csv
 from mg_keras.data.sources.demo import open_demo
@@ -28,7 +30,9 @@ _KINDS = {
 }
 
 
-def open_source(spec, options=None, *, resolution=128, data_dir=None):
+def open_source(
+    spec: str, options: SplitOptions | None = None, *, resolution: int = 128, data_dir: str | os.PathLike | None = None
+) -> Source:
     """Opens a source of photos.
 
     Args:

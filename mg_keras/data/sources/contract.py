@@ -6,7 +6,7 @@ import os
 import sys
 import unicodedata
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -83,10 +83,10 @@ class Split:
     stream: Callable | None = None
     label_columns: dict = dataclasses.field(default_factory=dict)
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.names)
 
-    def image(self, row):
+    def image(self, row: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """The photo numbered `row`, decoded and as `adjust` makes it; graph code.
 
         Args:
@@ -100,28 +100,28 @@ class Split:
             image = tf.cond(ok, lambda: self.adjust(row, image), lambda: image)
         return ok, image
 
-    def reason(self, row):
+    def reason(self, row: int) -> str:
         """Why the photo numbered `row` can't be used, in a few words."""
         return problem(lambda: self.read(tf.constant(row))) or "could not be read"
 
     @functools.cached_property
-    def labels(self):
+    def labels(self) -> np.ndarray:
         """int32 [N]; read once, when first asked for."""
         return np.asarray(self.load_labels(), np.int32)
 
     @property
-    def labelled(self):
+    def labelled(self) -> bool:
         """Whether any of the photos has a label."""
         return bool((self.labels >= 0).any())
 
     @functools.cached_property
-    def instances(self):
+    def instances(self) -> np.ndarray | None:
         """int32 [N], equal for photos of one instance, or None where the source does not know."""
         if self.instance_of is None:
             return None
         return np.unique([self.instance_of(name) for name in self.names], return_inverse=True)[1].astype(np.int32)
 
-    def subset(self, rows):
+    def subset(self, rows: Sequence[int] | np.ndarray) -> "Split":
         """The photos numbered `rows`, as a split of their own."""
         rows = np.asarray(rows, np.int64)
         table = tf.constant(rows)
@@ -159,7 +159,7 @@ class Source:
     passed_over: tuple = ()
     label_columns: dict = dataclasses.field(default_factory=dict)
 
-    def with_classes(self, names):
+    def with_classes(self, names: Sequence[str]) -> "Source":
         """The same photos, a class numbered by the place of its name in `names`.
 
         Args:
@@ -183,7 +183,7 @@ class Source:
         return dataclasses.replace(self, class_names=list(names), train=numbered(self.train), val=numbered(self.val))
 
 
-def usable(source, place):
+def usable(source: Source, place: str) -> Source:
     """The source itself, if it has classes to tell apart, or none at all, and photos to measure on."""
     if len(source.class_names) == 1:
         raise UserError(f"{place} has one class only ({source.class_names[0]!r}): at least two are needed")
@@ -195,7 +195,7 @@ def usable(source, place):
     return source
 
 
-def divide(name, items, options):
+def divide(name: str, items: Sequence, options: SplitOptions) -> tuple[list, list]:
     """(training, validation) items of the class `name`; a class's draw does not depend on the others."""
     rng = np.random.default_rng([options.seed, zlib.crc32(os.fsencode(name))])
     items = [items[i] for i in rng.permutation(len(items))]
@@ -209,12 +209,12 @@ def divide(name, items, options):
     return items[held_out:], items[:held_out]
 
 
-def cache_folder(data_dir):
+def cache_folder(data_dir: str | os.PathLike | None) -> Path:
     """Where files that were made or converted are kept: `data_dir`, or else the cache in the home folder."""
     return Path(data_dir).expanduser() if data_dir else Path.home() / ".cache" / "mg_keras"
 
 
 @functools.cache
-def say(line):
+def say(line: str) -> None:
     """Tells the user, on standard error, of what is not used, once though several stages open the same photos."""
     print(line, file=sys.stderr, flush=True)

@@ -16,7 +16,7 @@ from mg_keras.progress import mapped
 _IS_THUMBNAIL, _DNG_VERSION = 254, 50706
 
 
-def convert(kinds, data_dir, label):
+def convert(kinds: dict[str, str], data_dir: str | os.PathLike | None, label: str) -> tuple[dict, dict]:
     """Makes copies, upright, 8 bits a value, of photos that the decoder does not read, where there are none yet.
 
     A TIFF becomes a PNG, without loss; AVIF and HEIC, which have lost something already, a JPEG of quality 95 with

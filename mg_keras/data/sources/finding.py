@@ -11,6 +11,7 @@ import os
 import stat
 import struct
 from collections import Counter
+from collections.abc import Sequence
 
 from mg_keras.data.images import EXTENSIONS
 from mg_keras.errors import UserError
@@ -74,12 +75,12 @@ class Found:
     passed_over: dict
 
 
-def is_ignored(name):
+def is_ignored(name: str) -> bool:
     """Whether a file or folder of this name is none of the user's."""
     return name.startswith(".") or name.casefold() in _OF_SYSTEMS
 
 
-def find_photos(folder, above=()):
+def find_photos(folder: str | os.PathLike, above: Sequence = ()) -> Found:
     """All photos below `folder`, at any depth and behind links, as `Found`.
 
     Args:
@@ -101,7 +102,7 @@ def find_photos(folder, above=()):
     return found
 
 
-def look_at(paths, label):
+def look_at(paths: list[str], label: str) -> tuple[Found, list[str]]:
     """Files that are named, as `Found`: in the order of `paths`, without those that are not there.
 
     Args:
@@ -124,7 +125,7 @@ def look_at(paths, label):
     return found, missing
 
 
-def subfolders(folder):
+def subfolders(folder: str | os.PathLike) -> tuple[dict[str, str], dict[str, str]]:
     """The folders in `folder` and, if they are to be told of, the other things in it.
 
     Returns:
@@ -152,7 +153,7 @@ def subfolders(folder):
     return folders, passed_over
 
 
-def reasons(passed_over, place):
+def reasons(passed_over: Sequence[tuple[str, str]], place: str | os.PathLike) -> str:
     """Why things were passed over, the most frequent reasons with an example each, in one line.
 
     Args:

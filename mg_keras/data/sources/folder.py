@@ -3,11 +3,12 @@
 import dataclasses
 import os
 import unicodedata
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
-from mg_keras.data.sources.contract import Source, divide, say, usable
+from mg_keras.data.sources.contract import Source, SplitOptions, divide, say, usable
 from mg_keras.data.sources.file_splits import (
     HELD_OUT,
     TRAINING,
@@ -27,7 +28,14 @@ from mg_keras.files import printable_name
 _TESTS = ("test", "testing")
 
 
-def open_folder(argument, options, resolution, data_dir, instance_of=None, description=None):
+def open_folder(
+    argument: str | os.PathLike,
+    options: SplitOptions,
+    resolution: int,
+    data_dir: str | os.PathLike | None,
+    instance_of: Callable | None = None,
+    description: str | None = None,
+) -> Source:
     """A class per subfolder; with folders of training and validation photos, those are the split.
 
     `unlabelled/` is set apart.
@@ -60,7 +68,7 @@ def open_folder(argument, options, resolution, data_dir, instance_of=None, descr
     return dataclasses.replace(source, unlabelled=unlabelled, passed_over=passed_over)
 
 
-def validation_folder(root):
+def validation_folder(root: str | os.PathLike) -> str | None:
     """The folder in `root` that is called as validation photos are; None where there is none."""
     held_out = _called(subfolders(root)[0], [name for name in HELD_OUT if name not in _TESTS])
     return held_out[0] if held_out else None

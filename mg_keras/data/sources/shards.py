@@ -14,7 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from mg_keras.data.shards import Index, Stream, open_index, store_of
-from mg_keras.data.sources.contract import Source, Split, cache_folder, divide, say, usable
+from mg_keras.data.sources.contract import Source, Split, SplitOptions, cache_folder, divide, say, usable
 from mg_keras.errors import UserError
 from mg_keras.files import printable_name
 
@@ -32,7 +32,7 @@ _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 _MOST_CLASSES = 100_000
 
 
-def open_tfrecord(argument, options, resolution, data_dir):
+def open_tfrecord(argument: str, options: SplitOptions, resolution: int, data_dir: str | os.PathLike | None) -> Source:
     """TFRecord files of `tf.train.Example`s with `image/encoded` and `image/class/label`, or `image` and `label`.
 
     Labels count from 1, as ImageNet's do, or from 0: by the lowest one for training. Classes are called by
@@ -42,7 +42,9 @@ def open_tfrecord(argument, options, resolution, data_dir):
     return _open("tfrecord", argument, options, data_dir)
 
 
-def open_webdataset(argument, options, resolution, data_dir):
+def open_webdataset(
+    argument: str, options: SplitOptions, resolution: int, data_dir: str | os.PathLike | None
+) -> Source:
     """WebDataset tars: photos, and for each a label of the same name: `.cls`, `.json` or `.txt`, a number or a name."""
     del resolution
     return _open("webdataset", argument, options, data_dir)

@@ -7,7 +7,7 @@ import textwrap
 import numpy as np
 import tensorflow as tf
 
-from mg_keras.data.sources.contract import Source, Split, divide, usable
+from mg_keras.data.sources.contract import Source, Split, SplitOptions, divide, usable
 from mg_keras.errors import UserError
 from mg_keras.files import printable_name
 from mg_keras.progress import Progress
@@ -16,7 +16,7 @@ from mg_keras.progress import Progress
 _SPLITS_HELD_OUT = ("validation", "test")
 
 
-def open_tfds(argument, options, resolution, data_dir):
+def open_tfds(argument: str, options: SplitOptions, resolution: int, data_dir: str | os.PathLike | None) -> Source:
     """A prepared tensorflow-datasets set, its records read by number; bytes are decoded with everything else."""
     del resolution
     import tensorflow_datasets as tfds
