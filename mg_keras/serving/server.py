@@ -1,7 +1,6 @@
 """The local development server: TF Serving's REST and gRPC interfaces in front of an exported model."""
 
 import os
-import threading
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 
@@ -70,11 +69,11 @@ class LocalServer:
         self._batcher = Batcher(max_batch_size, batch_timeout, batch_threads)
         self._service = service = Service(self.versions, self._batcher, limits)
         try:
-            self._rest = RestServer((host, rest_port), service)
+            self._rest = RestServer(host, rest_port, service)
         except (OSError, OverflowError) as error:
             self._stop_running()
             raise UserError(f"cannot listen on {host}, REST port {rest_port}: {error}") from error
-        self.rest_port = self._rest.server_port
+        self.rest_port = self._rest.port
         self._grpc = grpc.server(
             ThreadPoolExecutor(limits.max_in_flight, thread_name_prefix="grpc"),
             # beyond it, calls are refused with RESOURCE_EXHAUSTED
@@ -90,19 +89,16 @@ class LocalServer:
         try:
             self.grpc_port = self._grpc.add_insecure_port(f"{address}:{grpc_port}")
         except RuntimeError as error:
-            self._rest.server_close()
+            self._rest.stop()
             self._stop_running()
             raise UserError(f"cannot listen on {host}, gRPC port {grpc_port}: {error}") from error
         self._grpc.start()
-        self._thread = threading.Thread(target=self._rest.serve_forever, args=(0.1,), name="rest", daemon=True)
-        self._thread.start()
+        self._rest.start()
 
     def stop(self) -> None:
         """Take no more requests, finish those that run, free the model."""
         calls_ended = self._grpc.stop(_STOP_SECONDS)
-        self._rest.shutdown()
-        self._thread.join()
-        self._rest.server_close()
+        self._rest.stop()
         calls_ended.wait()
         self._service.wait_idle(_STOP_SECONDS)
         self._stop_running()

@@ -4,6 +4,7 @@ import http.client
 import json
 import socket
 import threading
+import time
 
 import grpc
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 import tensorflow as tf
 from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 
+from mg_keras.serving import rest_format
 from mg_keras.serving.client import GrpcClient, RestClient
 from mg_keras.serving.codes import ServingError
 from mg_keras.serving.service import Limits
@@ -57,9 +59,12 @@ def test_an_input_that_the_signature_does_not_have(local):
 
 
 def test_a_body_of_unknown_length(local):
-    status, error = send(local, "POST", PREDICT, iter([b"{}"]), {"Transfer-Encoding": "chunked"})
-    assert status == 411
-    assert "Content-Length" in error
+    body = json.dumps({"signature_name": "classify_embedding", "inputs": [[1, 2, 3, 4]]}).encode()
+    # http.client sends it in chunks
+    assert send(local, "POST", PREDICT, iter([body[:9], body[9:]])) == (200, None)
+    status, error = send(local, "POST", PREDICT, iter([b" " * MAX_REQUEST_BYTES, body]))
+    assert status == 413
+    assert "more than the 2097152" in error
     assert_it_goes_on(local)
 
 
@@ -136,12 +141,31 @@ def test_more_requests_than_there_may_be_at_once(model, kind):
         threads = [threading.Thread(target=ask) for _ in range(4)]
         for thread in threads:
             thread.start()
+        while not codes:
+            time.sleep(0.01)
+        # a status is no request for the model, and told while all places are taken
+        with RestClient(running.rest, retries=0) as client:
+            assert client.status() == {1: "AVAILABLE"}
+        assert codes == ["RESOURCE_EXHAUSTED"] * len(codes)
         for thread in threads:
             thread.join()
         assert codes.count("OK") >= 2
         assert set(codes) == {"OK", "RESOURCE_EXHAUSTED"}
-        # a status is no request for the model
-        assert RestClient(running.rest).status() == {1: "AVAILABLE"}
+
+
+def test_a_failure_of_the_server_is_told_there(local, monkeypatch, caplog):
+    def fail(*arguments):
+        raise RuntimeError("nobody thought of it")
+
+    monkeypatch.setattr(rest_format, "tensors", fail)
+    body = json.dumps({"signature_name": "classify_embedding", "inputs": [[1, 2, 3, 4]]}).encode()
+    assert send(local, "POST", PREDICT, body) == (500, "the server failed; its standard error says how")
+    # it is answered first
+    until = time.monotonic() + 10
+    while not caplog.records and time.monotonic() < until:
+        time.sleep(0.01)
+    (record,) = caplog.records
+    assert "nobody thought of it" in str(record.exc_info[1])
 
 
 @pytest.mark.parametrize("kind", ["rest", "grpc"])
