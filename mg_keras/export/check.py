@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -110,7 +111,7 @@ def _judge(entry: dict[str, Any], precision: str) -> None:
         )
 
 
-def float32_trunk(trunk):
+def float32_trunk(trunk: keras.Model) -> keras.Model:
     """`trunk`, or where its dtype policy is another than float32, a copy that computes in float32."""
     if trunk.compute_dtype == "float32":
         return trunk

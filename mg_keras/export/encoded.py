@@ -156,8 +156,11 @@ def _said(number, text):
     return tf.strings.join([tf.strings.as_string(number), f" {text}"])
 
 
-def refuse_unusable(reasons, what="photo"):
-    """An operation that fails if there is a reason, with all of them: reasons string [B], "" where there is none."""
+def refuse_unusable(reasons: tf.Tensor, what: str = "photo") -> tf.Operation | None:
+    """An operation that fails if there is a reason, with all of them: reasons string [B], "" where there is none.
+
+    Eagerly, and where it was settled while tracing, there is no operation.
+    """
     numbers = tf.strings.as_string(tf.range(tf.size(reasons)))
     lines = tf.boolean_mask(tf.strings.join([f"{what} ", numbers, ": ", reasons]), reasons != "")
     return tf.debugging.Assert(tf.reduce_all(reasons == ""), [tf.strings.reduce_join(lines, separator="; ")])

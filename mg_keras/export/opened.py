@@ -2,7 +2,10 @@
 
 import hashlib
 import json
+import os
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, Self
 
 import numpy as np
 import tensorflow as tf
@@ -28,7 +31,7 @@ class Exported:
         served: (images float32 [B, H, W, 3], p_star float32 [B]) -> dict of tensors: the signature `serving_default`.
     """
 
-    def __init__(self, path, about, loaded):
+    def __init__(self, path: Path, about: dict[str, Any], loaded: Any):
         self.path, self.about = path, about
         self.class_names = about.get("class_names")
         self.p_star = {int(resolution): float(value) for resolution, value in about.get("p_star", {}).items()}
@@ -41,7 +44,7 @@ class Exported:
         self._classify = loaded.signatures["classify_embedding"]
 
     @classmethod
-    def load(cls, path):
+    def load(cls, path: str | os.PathLike) -> Self:
         """Opens a SavedModel.
 
         Args:
@@ -74,7 +77,7 @@ class Exported:
                 f"{(str(error).strip() or type(error).__name__).splitlines()[0]}"
             ) from error
 
-    def embed_batch(self, images, poolings):
+    def embed_batch(self, images: tf.Tensor, poolings: Sequence[float | str | None]) -> tf.Tensor:
         """Descriptors of images at several exponents.
 
         Args:
@@ -95,7 +98,7 @@ class Exported:
             [self.served(images=images, p_star=tf.fill(count, float(value)))["embedding"] for value in exponents]
         )
 
-    def classify(self, embeddings):
+    def classify(self, embeddings: np.ndarray) -> np.ndarray:
         """Class logits, NumPy float32 [N, C], of descriptors [N, D] as `embed_batch` gives them.
 
         A row with a NaN, as clients leave for a photo that could not be used, is no descriptor and gets logits NaN.
@@ -110,7 +113,7 @@ class Exported:
             logits[known] = self._classify(embedding=tf.constant(embeddings[known]))["logits"]
         return logits
 
-    def fingerprint(self):
+    def fingerprint(self) -> str:
         """A str that is equal for SavedModels that embed and classify alike: a hash of its graph and weights."""
         digest = hashlib.sha256()
         for file in [self.path / "saved_model.pb", *sorted((self.path / "variables").glob("*"))]:
@@ -120,7 +123,7 @@ class Exported:
         return digest.hexdigest()
 
 
-def _version_folder(path):
+def _version_folder(path: Path) -> Path:
     """`path` itself, or the highest-numbered version in it."""
     if (path / "saved_model.pb").is_file():
         return path

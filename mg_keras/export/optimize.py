@@ -8,6 +8,7 @@ operation. Zero padding becomes the convolution's own. On request all of it is c
 
 from collections.abc import Callable
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -22,7 +23,7 @@ _INPUT = "images"
 _PROBE = (2, 352, 224, 3)
 
 
-def optimized_trunk(trunk, precision: str = "float32") -> Callable[[tf.Tensor], tf.Tensor | list[tf.Tensor]]:
+def optimized_trunk(trunk: keras.Model, precision: str = "float32") -> Callable[[tf.Tensor], tf.Tensor | list[tf.Tensor]]:
     """A trunk as a function of constants, ready to be called in the graph that is exported.
 
     Args:
@@ -42,7 +43,7 @@ def optimized_trunk(trunk, precision: str = "float32") -> Callable[[tf.Tensor], 
         TensorShape([2, 32, 32, 8])
     """
     if precision not in PRECISIONS:
-        raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
+        raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, received {precision!r}")
     graph = _Graph(*_traced(trunk))
     # a trunk trained in mixed precision holds float32 weights and casts: without the casts it is the float32 trunk
     graph.compute_in(tf.float32)

@@ -28,8 +28,8 @@ class Optimized:
         """d, values of an embedding."""
         return self.network.embedding_dimension
 
-    def describe(self, images: tf.Tensor, poolings: tuple[Any, ...]) -> tf.Tensor:
-        """As `Network.describe`."""
+    def embed_batch(self, images: tf.Tensor, poolings: tuple[Any, ...]) -> tf.Tensor:
+        """As `Network.embed_batch`."""
         maps = as_list(self._trunk(normalized(images, *self.network.pixel_scaling)))
         return tf.stack([self.network.pooled(maps, pooling) for pooling in poolings])
 

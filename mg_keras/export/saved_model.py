@@ -112,13 +112,13 @@ def export_saved_model(
         fitted = Whitening(np.zeros(size), np.eye(size))
     elif not whitening.bias_channel or len(whitening.mean_) != size:
         raise ValueError(
-            f"the whitening must have the bias channel and {size} values for this model, got "
+            f"the whitening must have the bias channel and {size} values for this model, received "
             f"bias_channel={whitening.bias_channel} and {len(whitening.mean_)} values"
         )
     else:
         fitted = whitening
     if photos is not None and not len(photos):
-        raise ValueError("photos must hold at least one photo to check on, got none")
+        raise ValueError("photos must hold at least one photo to check on, received none")
     metadata = dict(metadata or {})
     description = _description(model, fitted, whitening is not None, precision, metadata)
     training = metadata.get("training")
@@ -336,7 +336,7 @@ def _description(
     """What `multigrain.json` says, but for the check's figures."""
     names = metadata.get("class_names")
     if names is not None and len(names) != model.num_classes:
-        raise ValueError(f"class_names must hold {model.num_classes} names, got {len(names)}")
+        raise ValueError(f"class_names must hold {model.num_classes} names, received {len(names)}")
     filled_in = {
         "embedding_size": whitening.projection_.shape[1],
         "num_classes": model.num_classes,
@@ -355,7 +355,7 @@ def _exponents(description: Mapping[str, Any]) -> dict[int, float]:
     """The p* table, resolution -> exponent; empty where none was chosen."""
     table = {int(size): float(value) for size, value in (description.get("p_star") or {}).items()}
     if any(size < 1 or not 0 < value <= _MAX_EXPONENT for size, value in table.items()):
-        raise ValueError(f"p_star must map resolutions in pixels to exponents > 0, got {table}")
+        raise ValueError(f"p_star must map resolutions in pixels to exponents > 0, received {table}")
     return table
 
 
@@ -391,7 +391,7 @@ def _next_version(folder: Path, version: int | None) -> Path:
         taken = [int(path.name) for path in folder.glob("*") if path.name.isdecimal()]
         version = max(taken, default=0) + 1
     if version < 1:
-        raise UserError(f"version must be at least 1, got {version}")
+        raise UserError(f"version must be at least 1, received {version}")
     if (folder / str(version)).exists():
         raise UserError(f"{folder / str(version)} exists already: give another version, or none for the next free one")
     return folder / str(version)

@@ -25,7 +25,7 @@ import urllib.parse
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -231,10 +231,10 @@ class Client(ABC):
     def _sent_bytes(self, photo: bytes | np.ndarray) -> int:
         """About how many bytes a photo takes in a request."""
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *exception):
+    def __exit__(self, *exception: object) -> None:
         self.close()
 
     def _batches(self, photos: Sequence[bytes] | Sequence[np.ndarray]) -> Iterator[list[int]]:
@@ -322,10 +322,10 @@ class RestClient(Client):
     def __init__(
         self,
         address: str,
-        *arguments,
+        *arguments: Any,
         headers: Mapping[str, str] | None = None,
         context: ssl.SSLContext | None = None,
-        **keywords,
+        **keywords: Any,
     ):
         super().__init__(address, *arguments, **keywords)
         url = urllib.parse.urlsplit(address)
@@ -445,10 +445,10 @@ class GrpcClient(Client):
     def __init__(
         self,
         address: str,
-        *arguments,
+        *arguments: Any,
         credentials: Any = None,
         metadata: Sequence[tuple[str, str]] = (),
-        **keywords,
+        **keywords: Any,
     ):
         super().__init__(address, *arguments, **keywords)
         import grpc

@@ -60,7 +60,7 @@ class ServingError(Exception):
         self.http_status = CODES[code][1] if http_status is None else http_status
         self.photos = dict(photos or {})
 
-    def __str__(self):
+    def __str__(self) -> str:
         return f"{self.code}: {self.args[0]}"
 
 

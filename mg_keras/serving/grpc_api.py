@@ -17,6 +17,7 @@ from tensorflow_serving.apis.model_pb2 import ModelSpec
 from tensorflow_serving.apis.predict_pb2 import PredictResponse
 
 from mg_keras.serving.codes import CODES, ServingError
+from mg_keras.serving.servable import Servable
 from mg_keras.serving.service import Service
 from mg_keras.serving.versions import VersionStatus
 
@@ -42,7 +43,7 @@ def status_response(statuses: list[VersionStatus]) -> GetModelStatusResponse:
     return response
 
 
-def metadata_response(name: str, servable) -> GetModelMetadataResponse:
+def metadata_response(name: str, servable: Servable) -> GetModelMetadataResponse:
     """What PredictionService says of a version's signatures."""
     response = GetModelMetadataResponse()
     response.model_spec.name = name
@@ -104,7 +105,7 @@ class _Prediction(prediction_service_pb2_grpc.PredictionServiceServicer):
     def GetModelMetadata(self, request, context):
         if list(request.metadata_field) != ["signature_def"]:
             raise ServingError(
-                "INVALID_ARGUMENT", f"metadata_field must be ['signature_def'], got {list(request.metadata_field)}"
+                "INVALID_ARGUMENT", f"metadata_field must be ['signature_def'], received {list(request.metadata_field)}"
             )
         with self._service.place(), self._service.versions.use(**_asked(request.model_spec)) as servable:
             return metadata_response(request.model_spec.name, servable)

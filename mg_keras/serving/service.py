@@ -123,7 +123,7 @@ def check_inputs(inputs: Mapping[str, np.ndarray], signature: Signature) -> None
     for name, tensor in signature.inputs.items():
         array = inputs[name]
         if array.dtype != tensor.dtype:
-            raise ServingError("INVALID_ARGUMENT", f"input {name}: expected {tensor.dtype}, got {array.dtype}")
+            raise ServingError("INVALID_ARGUMENT", f"input {name}: expected {tensor.dtype}, received {array.dtype}")
         fits = tensor.shape is None or (
             len(tensor.shape) == array.ndim
             and all(size in (None, given) for size, given in zip(tensor.shape, array.shape, strict=True))
@@ -131,9 +131,9 @@ def check_inputs(inputs: Mapping[str, np.ndarray], signature: Signature) -> None
         if not fits:
             expected = ", ".join("?" if size is None else str(size) for size in tensor.shape)
             raise ServingError(
-                "INVALID_ARGUMENT", f"input {name}: expected shape [{expected}], got {list(array.shape)}"
+                "INVALID_ARGUMENT", f"input {name}: expected shape [{expected}], received {list(array.shape)}"
             )
     rows = {array.shape[0] if array.ndim else None for array in inputs.values()}
     if len(rows) != 1 or not rows.isdisjoint({None, 0}):
         shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in inputs.items())
-        raise ServingError("INVALID_ARGUMENT", f"inputs must have the same batch size, at least 1, got {shapes}")
+        raise ServingError("INVALID_ARGUMENT", f"inputs must have the same batch size, at least 1, received {shapes}")

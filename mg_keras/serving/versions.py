@@ -90,8 +90,10 @@ class Versions:
         finally:
             servable.release()
 
-    def statuses(self, name: str | None = None, version: int | None = None, label: str | None = None):
-        """[VersionStatus], newest first, of all versions or of the one asked for.
+    def statuses(
+        self, name: str | None = None, version: int | None = None, label: str | None = None
+    ) -> list[VersionStatus]:
+        """What is to be told, newest first, of all versions or of the one asked for.
 
         Raises:
             ServingError: as `use`.

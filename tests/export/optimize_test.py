@@ -139,7 +139,7 @@ def test_functions_run_as_before():
 
 
 def test_precision_is_checked():
-    with pytest.raises(ValueError, match="float32, bfloat16, got 'int8'"):
+    with pytest.raises(ValueError, match="float32, bfloat16, received 'int8'"):
         optimized_trunk(built("vgg16"), "int8")
 
 

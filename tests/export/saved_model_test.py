@@ -248,7 +248,7 @@ def test_versions_count_up_and_are_never_overwritten(model, tmp_path, capfd):
     for name in ("7", "notes"):
         (folder / name).mkdir()
         (folder / name / "file").write_text("theirs")
-    for version, message in ((0, "at least 1, got 0"), (5, "5 exists already"), (7, "7 exists already")):
+    for version, message in ((0, "at least 1, received 0"), (5, "5 exists already"), (7, "7 exists already")):
         with pytest.raises(UserError, match=message):
             exported_to(folder, model, version=version)
     assert exported_to(folder, model) == folder / "8"
@@ -331,13 +331,13 @@ def test_another_export_of_the_same_version_meanwhile(model, tmp_path, monkeypat
     ("change", "message"),
     [
         ({"whitening": Whitening(np.zeros(17), np.eye(17), bias_channel=False)}, "bias_channel=False"),
-        ({"whitening": Whitening(np.zeros(9), np.eye(9))}, "17 values for this model, got .* 9 values"),
-        ({"metadata": {"class_names": ["cup"]}}, "7 names, got 1"),
+        ({"whitening": Whitening(np.zeros(9), np.eye(9))}, "17 values for this model, received .* 9 values"),
+        ({"metadata": {"class_names": ["cup"]}}, "7 names, received 1"),
         ({"metadata": {"num_classes": 3}}, r"must not hold \['num_classes'\]"),
         ({"metadata": {"check": {}}}, r"must not hold \['check'\]"),
-        ({"metadata": {"p_star": {96: 0.0}}}, "exponents > 0, got {96: 0.0}"),
-        ({"photos": []}, "at least one photo to check on, got none"),
-        ({"precision": "int8"}, "got 'int8'"),
+        ({"metadata": {"p_star": {96: 0.0}}}, "exponents > 0, received {96: 0.0}"),
+        ({"photos": []}, "at least one photo to check on, received none"),
+        ({"precision": "int8"}, "received 'int8'"),
     ],
 )
 def test_bad_arguments_are_named_and_leave_nothing(change, message, model, tmp_path):

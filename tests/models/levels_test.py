@@ -61,7 +61,7 @@ def test_the_classifier_starts_as_that_of_the_last_map(images):
 
 
 def test_poolings_are_taken_of_one_pass(model, images):
-    found = model.describe(images, (None, 2.0, RMAC))
+    found = model.embed_batch(images, (None, 2.0, RMAC))
     np.testing.assert_allclose(found[0], model(images)["embedding"], rtol=1e-5, atol=1e-7)
     np.testing.assert_allclose(found[1], model(images, p_star=2.0)["embedding"], rtol=1e-5, atol=1e-7)
     assert np.abs(found[2] - found[0]).min(axis=1).max() > 0
