@@ -70,7 +70,7 @@ def measure(make_client, clients, requests, photos, resolution):
 
         def ask(number):
             start = time.perf_counter()
-            client.describe([photos[number % len(photos)]], resolution)
+            client.embed([photos[number % len(photos)]], resolution)
             return time.perf_counter() - start
 
         with ThreadPoolExecutor(clients) as threads:
@@ -204,7 +204,7 @@ class Soak:
 
     def _good(self, number):
         place = number // 2 % len(self._photos)
-        got = self._clients[number % 2].describe([self._photos[place]], self._resolution)
+        got = self._clients[number % 2].embed([self._photos[place]], self._resolution)
         if got.classes[0] != self._expected["class"][place]:
             return "another class than the SavedModel's"
         difference = np.abs(got.embedding[0] - self._expected["embedding"][place]).max()
@@ -282,7 +282,7 @@ def check_that_it_answers(server, source, photo, resolution):
 
     with GrpcClient(server.grpc) as client:
         try:
-            client.describe([photo], resolution)
+            client.embed([photo], resolution)
         except ServingError as error:
             raise UserError(f"{source} does not answer (mg-keras export writes a model that does): {error}") from error
 

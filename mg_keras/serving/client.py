@@ -4,7 +4,7 @@ Both talk to TF Serving and to the local server of `mg-keras serve`:
 
 >>> client = RestClient("http://127.0.0.1:8501")  # or GrpcClient("127.0.0.1:8500")
 >>> photos = [Path("a.jpg").read_bytes(), Path("b.png").read_bytes()]  # doctest: +SKIP
->>> prediction = client.describe(photos, resolution=500)  # doctest: +SKIP
+>>> prediction = client.embed(photos, resolution=500)  # doctest: +SKIP
 >>> prediction.embedding @ prediction.embedding.T  # cosine similarities  # doctest: +SKIP
 >>> client.classify(prediction.embedding).classes  # of stored descriptors, without their photos  # doctest: +SKIP
 """
@@ -22,6 +22,7 @@ import ssl
 import threading
 import time
 import urllib.parse
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -122,7 +123,7 @@ class Client(ABC):
         self._batch_bytes = batch_bytes
         self._random = random.Random(seed)
 
-    def describe(
+    def embed(
         self,
         photos: Sequence[bytes] | Sequence[np.ndarray],
         resolution: int | Sequence[int] | None = None,
@@ -177,15 +178,20 @@ class Client(ABC):
         rows = self._rows(signature, inputs_of, self._batches(photos), errors, len(photos))
         return _prediction(rows["embedding"], rows, errors or {})
 
-    def classify(self, embeddings: np.ndarray) -> Prediction:
-        """Classes of stored descriptors, float32 [N, D] as `describe` gave them.
+    def describe(self, *arguments: Any, **keywords: Any) -> Prediction:
+        """The former name of `embed`; it warns."""
+        warnings.warn("Client.describe is called embed now", DeprecationWarning, stacklevel=2)
+        return self.embed(*arguments, **keywords)
 
-        A row with a NaN, as `describe` leaves for a photo that it skipped, is no descriptor: its class is -1, logits
+    def classify(self, embeddings: np.ndarray) -> Prediction:
+        """Classes of stored descriptors, float32 [N, D] as `embed` gave them.
+
+        A row with a NaN, as `embed` leaves for a photo that it skipped, is no descriptor: its class is -1, logits
         and probability are NaN, and `Prediction.errors` has its place.
 
         Raises:
             ValueError: not [N, D] with N >= 1.
-            ServingError: as `describe`; rows that are infinite or all 0 are at fault.
+            ServingError: as `embed`; rows that are infinite or all 0 are at fault.
         """
         embeddings = np.asarray(embeddings, np.float32)
         if embeddings.ndim != 2 or not len(embeddings):
@@ -204,7 +210,7 @@ class Client(ABC):
         """One request as it is: the arrays of a signature's inputs to those of its outputs.
 
         Raises:
-            ServingError: as `describe`.
+            ServingError: as `embed`.
         """
         return self._with_retries(functools.partial(self._predict, signature, inputs))
 

@@ -48,7 +48,7 @@ class ServingError(Exception):
     Attributes:
         code: str, the name of a gRPC status code, such as "INVALID_ARGUMENT".
         http_status: int, what the REST interface says (or said); 413 is a request that is too large.
-        photos: {position: reason} of the photos or descriptors at fault, as the caller of `Client.describe` or
+        photos: {position: reason} of the photos or descriptors at fault, as the caller of `Client.embed` or
             `Client.classify` counts them; else empty.
     """
 

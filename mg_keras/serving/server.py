@@ -47,7 +47,7 @@ class LocalServer:
     Example:
         >>> with LocalServer("models/multigrain", rest_port=0, grpc_port=0) as server:  # doctest: +SKIP
         ...     client = RestClient(f"http://127.0.0.1:{server.rest_port}")
-        ...     prediction = client.describe([Path("photo.jpg").read_bytes()], resolution=224)
+        ...     prediction = client.embed([Path("photo.jpg").read_bytes()], resolution=224)
     """
 
     def __init__(

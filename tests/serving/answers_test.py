@@ -88,7 +88,7 @@ def same(prediction, expected):
 
 def test_files_of_mixed_sizes(client, photos, loaded):
     files = [stand_in.png(photo) for photo in photos]
-    prediction = client.describe(files, 0, p_star=EXPONENTS)
+    prediction = client.embed(files, 0, p_star=EXPONENTS)
     same(prediction, stand_in.expected(photos, EXPONENTS))
     direct = loaded["encoded"](
         image_bytes=tf.constant(files), resolution=tf.zeros(4, tf.int32), p_star=tf.constant(EXPONENTS)
@@ -100,18 +100,18 @@ def test_files_of_mixed_sizes(client, photos, loaded):
 
 def test_the_resolution_reaches_the_graph(client, photos, loaded):
     files = [stand_in.png(photos[2])]
-    prediction = client.describe(files, resolution=7)
+    prediction = client.embed(files, resolution=7)
     direct = loaded["encoded"](image_bytes=tf.constant(files), resolution=tf.constant([7]), p_star=tf.constant([0.0]))
     same(prediction, {name: value.numpy() for name, value in direct.items()})
-    assert np.abs(prediction.embedding - client.describe(files, 0).embedding).max() > 1e-3
+    assert np.abs(prediction.embedding - client.embed(files, 0).embedding).max() > 1e-3
 
 
 def test_arrays(client, photos, loaded):
-    same(client.describe(photos, p_star=EXPONENTS), stand_in.expected(photos, EXPONENTS))
+    same(client.embed(photos, p_star=EXPONENTS), stand_in.expected(photos, EXPONENTS))
     direct = loaded["serving_default"](
         images=tf.constant(photos[1][None], tf.float32), p_star=tf.constant(EXPONENTS[1:2])
     )
-    same(client.describe(photos[1:2], p_star=3.0), {name: value.numpy() for name, value in direct.items()})
+    same(client.embed(photos[1:2], p_star=3.0), {name: value.numpy() for name, value in direct.items()})
 
 
 def test_stored_descriptors(client, photos):
@@ -266,33 +266,33 @@ def test_photos_that_cannot_be_used_are_told_or_skipped(colours, kind):
     with {"rest": RestClient, "grpc": GrpcClient}[kind](getattr(colours, kind), seed=0) as client:
         one_broken = [*files[:13], BROKEN[13], *files[14:]]
         with pytest.raises(ServingError) as refused:
-            client.describe(one_broken, 0)
+            client.embed(one_broken, 0)
         assert str(refused.value) == "INVALID_ARGUMENT: photo 13: JPEG data is broken or cut off"
         assert refused.value.photos == {13: "JPEG data is broken or cut off"}
         for number, file in BROKEN.items():
             files[number] = file
             means[number] = np.nan
-        prediction = client.describe(files, 0, on_error="skip")
+        prediction = client.embed(files, 0, on_error="skip")
         np.testing.assert_allclose(prediction.embedding, means, rtol=1e-5)
         np.testing.assert_array_equal(prediction.classes == -1, np.isnan(means[:, 0]))
         assert list(prediction.errors) == list(BROKEN)
         assert prediction.errors[0] == "the file is empty"
         assert "not a JPEG" in prediction.errors[3]
         # none is left, and the shapes are the same
-        prediction = client.describe(list(BROKEN.values()), 0, on_error="skip")
+        prediction = client.embed(list(BROKEN.values()), 0, on_error="skip")
         assert prediction.embedding.shape == (5, 3)
         assert prediction.logits.shape == (5, 2)
         assert prediction.classes.tolist() == [-1] * 5
         assert np.isnan(prediction.probability).all()
         # a photo that is larger than the network takes, as it is
         large = np.zeros((2100, 2100, 3), np.uint8)
-        prediction = client.describe([stand_in.png(large), files[1]], [0, 0], on_error="skip")
+        prediction = client.embed([stand_in.png(large), files[1]], [0, 0], on_error="skip")
         assert list(prediction.errors) == [0]
-        assert client.describe([stand_in.png(large)], 64).classes.shape == (1,)
+        assert client.embed([stand_in.png(large)], 64).classes.shape == (1,)
     # no photo's fault
     with (
         {"rest": RestClient, "grpc": GrpcClient}[kind](getattr(colours, kind), label="imaginary") as client,
         pytest.raises(ServingError, match="imaginary") as refused,
     ):
-        client.describe(files, 0, on_error="skip")
+        client.embed(files, 0, on_error="skip")
     assert refused.value.photos == {}

@@ -244,11 +244,11 @@ def test_photos_are_sent_in_batches_and_come_back_in_order(client):
     client._predict = lambda signature, inputs, until: (
         asked.append((signature, len(inputs["p_star"]))) or predict(signature, inputs, until)
     )
-    by_array = client.describe(photos, p_star=exponents)
+    by_array = client.embed(photos, p_star=exponents)
     # 7, 7 and 6 photos of three shapes
     assert asked == [("serving_default", size) for size in (7, 7, 6)]
     asked.clear()
-    by_file = client.describe([stand_in.png(photo) for photo in photos], 0, p_star=exponents)
+    by_file = client.embed([stand_in.png(photo) for photo in photos], 0, p_star=exponents)
     assert asked == [("encoded", size) for size in (8, 8, 4)]
     for prediction in (by_array, by_file):
         np.testing.assert_allclose(prediction.embedding, expected["embedding"], atol=1e-5)
@@ -260,7 +260,7 @@ def test_one_client_serves_many_threads(client):
     expected = stand_in.expected(photos, [2.0] * 6)["embedding"]
 
     def ask(number):
-        return client.describe([stand_in.png(photos[number % 6])], 0, p_star=2.0).embedding[0]
+        return client.embed([stand_in.png(photos[number % 6])], 0, p_star=2.0).embedding[0]
 
     with ThreadPoolExecutor(8) as threads:
         for number, got in enumerate(threads.map(ask, range(60))):
@@ -287,7 +287,7 @@ def test_one_client_serves_many_threads(client):
 )
 def test_photos_that_no_server_needs_to_see(photos, keywords, message):
     with pytest.raises(ValueError, match=message):
-        RestClient("http://127.0.0.1:9").describe(photos, **keywords)
+        RestClient("http://127.0.0.1:9").embed(photos, **keywords)
 
 
 @pytest.mark.parametrize("embeddings", [np.ones(3), np.ones((0, 3))])
@@ -322,7 +322,7 @@ from pathlib import Path
 import numpy as np
 from mg_keras.serving.client import RestClient
 with RestClient(sys.argv[1]) as client:
-    np.save(sys.argv[3], client.describe([Path(sys.argv[2]).read_bytes()], 0, p_star=2).embedding)
+    np.save(sys.argv[3], client.embed([Path(sys.argv[2]).read_bytes()], 0, p_star=2).embedding)
 """
 
 
@@ -401,9 +401,14 @@ def assert_only_these_are_missing(prediction, count, broken):
         assert reason == f"bad, {number}; [no photo"
 
 
+def test_the_former_name_goes_on_working():
+    with pytest.warns(DeprecationWarning, match="called embed now"):
+        assert_only_these_are_missing(Graph().describe(numbered(3, {1}), 0, on_error="skip"), 3, {1})
+
+
 def test_a_broken_photo_is_told_by_its_position():
     with pytest.raises(ServingError) as refused:
-        Graph().describe(numbered(20, {13, 15}), 0)
+        Graph().embed(numbered(20, {13, 15}), 0)
     assert str(refused.value) == "INVALID_ARGUMENT: photo 13: bad, 13; [no photo; photo 15: bad, 15; [no photo"
     assert refused.value.photos == {13: "bad, 13; [no photo", 15: "bad, 15; [no photo"}
     assert refused.value.code == "INVALID_ARGUMENT"
@@ -412,7 +417,7 @@ def test_a_broken_photo_is_told_by_its_position():
 @pytest.mark.parametrize("broken", [{13}, {0, 7, 8, 19}, {3, 4, 5}, set(range(8, 16)), set(range(20)), set()])
 def test_broken_photos_are_skipped(broken):
     client = Graph()
-    prediction = client.describe(numbered(20, broken), 0, on_error="skip")
+    prediction = client.embed(numbered(20, broken), 0, on_error="skip")
     assert_only_these_are_missing(prediction, 20, broken)
     # each batch, what is left of it, and each broken photo by itself
     assert len(client.requests) <= 3 + 3 + len(broken)
@@ -421,7 +426,7 @@ def test_broken_photos_are_skipped(broken):
 @pytest.mark.parametrize("broken", [{13}, {0, 7, 8, 19}, set(range(8, 16)), set(range(20)), set()])
 def test_a_photo_that_was_skipped_gets_no_class_from_its_row_either(broken):
     client = Graph()
-    skipped = client.describe(numbered(20, broken), 0, on_error="skip").embedding
+    skipped = client.embed(numbered(20, broken), 0, on_error="skip").embedding
     skipped += 1
     client.requests.clear()
     found = client.classify(skipped)
@@ -449,31 +454,31 @@ def test_photos_of_other_clients_in_a_joint_batch():
     joined = {0: [b"1", b"bad"], 1: [b"1"] * 10 + [b"bad"], 2: [b"1"] * 4 + [b"bad"]}
     for broken in (set(), {2}):
         client = Graph(neighbours=joined)
-        assert_only_these_are_missing(client.describe(numbered(4, broken), 0, on_error="skip"), 4, broken)
+        assert_only_these_are_missing(client.embed(numbered(4, broken), 0, on_error="skip"), 4, broken)
     # numbers that can't be right
     client = Graph(neighbours={0: [b"1"] * 30 + [b"bad"]})
-    assert_only_these_are_missing(client.describe(numbered(4), 0), 4, set())
+    assert_only_these_are_missing(client.embed(numbered(4), 0), 4, set())
     assert [len(request) for request in client.requests] == [4, 1, 1, 1, 1]
     with pytest.raises(ServingError, match="photo 2: bad, 2") as refused:
-        Graph(neighbours={0: [b"1"] * 30 + [b"bad"]}).describe(numbered(4, {2}), 0)
+        Graph(neighbours={0: [b"1"] * 30 + [b"bad"]}).embed(numbered(4, {2}), 0)
     assert list(refused.value.photos) == [2]
 
 
 def test_a_photo_beside_a_broken_one_of_another_client_again_and_again(waits):
     client = Graph(neighbours={number: [b"1", b"bad"] for number in range(100)}, retries=5)
     with pytest.raises(ServingError, match="photo 1: bad"):
-        client.describe([b"7"], 0, on_error="skip")
+        client.embed([b"7"], 0, on_error="skip")
     assert len(client.requests) == 6
 
 
 def test_a_request_that_is_too_large_is_divided():
     client = Graph(max_photos=3)
-    assert_only_these_are_missing(client.describe(numbered(8), 0), 8, set())
+    assert_only_these_are_missing(client.embed(numbered(8), 0), 8, set())
     assert [len(request) for request in client.requests] == [8, 4, 2, 2, 4, 2, 2]
-    prediction = Graph(max_photos=0).describe([b"1", b"2"], 0, on_error="skip")
+    prediction = Graph(max_photos=0).embed([b"1", b"2"], 0, on_error="skip")
     assert set(prediction.errors) == {0, 1}
     with pytest.raises(ServingError, match="photo 0: Received message larger than max") as refused:
-        Graph(max_photos=0).describe([b"1", b"2"], 0)
+        Graph(max_photos=0).embed([b"1", b"2"], 0)
     assert refused.value.code == "RESOURCE_EXHAUSTED"
 
 
@@ -481,7 +486,7 @@ def test_what_is_no_photos_fault_is_not_skipped(scripted_rest):
     address, script, requests = scripted_rest
     script.append(400)
     with pytest.raises(ServingError, match="not now") as refused:
-        RestClient(address).describe([b"1", b"2"], 0, on_error="skip")
+        RestClient(address).embed([b"1", b"2"], 0, on_error="skip")
     assert refused.value.photos == {}
     assert len(requests) == 1
 
@@ -501,13 +506,13 @@ def test_requests_are_bounded_by_bytes(make, address):
                     "probability": np.ones(count)}  # fmt: skip
 
         client._predict = answer
-        client.describe([bytes(size) for size in (100, 300, 300, 300, 2000, 10, 10)], 0)
+        client.embed([bytes(size) for size in (100, 300, 300, 300, 2000, 10, 10)], 0)
         # REST sends four bytes for three
         in_rest, in_grpc = [[100, 300, 300], [300], [2000], [10, 10]], [[100, 300, 300, 300], [2000], [10, 10]]
         assert sizes == (in_rest if make is RestClient else in_grpc)
         sizes.clear()
         # 48 values each: 192 bytes by gRPC, 288 as digits
-        client.describe([np.zeros((4, 4, 3), np.uint8)] * 8, p_star=3)
+        client.embed([np.zeros((4, 4, 3), np.uint8)] * 8, p_star=3)
         assert [len(size) for size in sizes] == ([3, 3, 2] if make is RestClient else [5, 3])
 
 
@@ -539,7 +544,7 @@ def test_a_message_that_is_too_large_is_not_sent_again(waits):
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
     with GrpcClient(f"127.0.0.1:{port}") as client, pytest.raises(ServingError, match="larger than max") as refused:
-        client.describe([bytes(2000)], 0)
+        client.embed([bytes(2000)], 0)
     assert refused.value.code == "RESOURCE_EXHAUSTED"
     assert refused.value.http_status == 413
     assert len(requests) == 1
@@ -607,7 +612,7 @@ def test_a_body_that_is_refused_before_its_end():
         connection.close()
 
     with raw_server(serve) as listening, pytest.raises(ServingError, match="HTTP 413: large") as refused:
-        RestClient(f"http://127.0.0.1:{listening.getsockname()[1]}").describe([bytes(2**24)], 0)
+        RestClient(f"http://127.0.0.1:{listening.getsockname()[1]}").embed([bytes(2**24)], 0)
     assert refused.value.code == "INVALID_ARGUMENT"
     assert len(heads) == 1
 

@@ -98,7 +98,7 @@ def send(server, method, path, body=None, headers=None):
 def assert_it_goes_on(server):
     for client in (RestClient(server.rest, retries=0), GrpcClient(server.grpc, retries=0)):
         with client:
-            got = client.describe([FILE], 0, p_star=2.0)
+            got = client.embed([FILE], 0, p_star=2.0)
             np.testing.assert_allclose(got.embedding, stand_in.expected([PHOTO], [2.0])["embedding"], atol=1e-5)
 
 
@@ -278,7 +278,7 @@ def test_metadata_that_is_not_there(server, fields):
 
 def test_the_client_says_what_the_server_said(client):
     with pytest.raises(ServingError, match="image") as refused:
-        client.describe([FILE, b"hello"], 0)
+        client.embed([FILE, b"hello"], 0)
     assert refused.value.code == "INVALID_ARGUMENT"
     with pytest.raises(ServingError) as refused:
         client.predict("nothing", {"embedding": np.ones((1, 4))})

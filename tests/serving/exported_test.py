@@ -49,7 +49,7 @@ def test_files(client, loaded, session):
     files = [jpeg(photo) for photo in photos]
     inputs = {"image_bytes": files, "resolution": np.int32([64] * 3), "p_star": np.zeros(3, np.float32)}
     answer = loaded.signatures["encoded"](**{name: tf.constant(value) for name, value in inputs.items()})
-    prediction = client.describe(files, resolution=64)
+    prediction = client.embed(files, resolution=64)
     same(prediction, answer)
     same(prediction, session("encoded", **inputs))
     np.testing.assert_allclose(np.linalg.norm(prediction.embedding, axis=1), 1, atol=1e-5)
@@ -59,7 +59,7 @@ def test_arrays_and_the_classes_of_what_was_stored(client, loaded, session):
     photos = small.photos(3)
     inputs = {"images": np.float32(photos), "p_star": np.float32(small.EXPONENTS)}
     answer = loaded.signatures["serving_default"](**{name: tf.constant(value) for name, value in inputs.items()})
-    prediction = client.describe(photos, p_star=small.EXPONENTS)
+    prediction = client.embed(photos, p_star=small.EXPONENTS)
     same(prediction, answer)
     same(prediction, session("serving_default", **inputs))
     stored = client.classify(prediction.embedding)
@@ -71,7 +71,7 @@ def test_arrays_and_the_classes_of_what_was_stored(client, loaded, session):
 
 def test_what_is_no_photo_and_no_descriptor_gets_no_class(client):
     files = [jpeg(small.photos(1, seed=seed)[0]) for seed in range(3)]
-    prediction = client.describe([files[0], b"no photo", *files[1:]], 64, on_error="skip")
+    prediction = client.embed([files[0], b"no photo", *files[1:]], 64, on_error="skip")
     stored = client.classify(prediction.embedding)
     np.testing.assert_array_equal(stored.classes, prediction.classes)
     assert stored.classes[1] == prediction.classes[1] == -1
@@ -81,9 +81,9 @@ def test_what_is_no_photo_and_no_descriptor_gets_no_class(client):
     pixels[2, 5, 7, 1] = np.nan
     reason = "pixels that are NaN, infinite or far beyond 0 to 255"
     with pytest.raises(ServingError) as refused:
-        client.describe(pixels, p_star=3.0)
+        client.embed(pixels, p_star=3.0)
     assert (refused.value.code, refused.value.photos) == ("INVALID_ARGUMENT", {2: reason})
-    skipped = client.describe(pixels, p_star=3.0, on_error="skip")
+    skipped = client.embed(pixels, p_star=3.0, on_error="skip")
     assert skipped.errors == {2: reason}
     assert (skipped.classes == -1).tolist() == [False, False, True]
     for value, what in ((np.nan, "NaN or infinite"), (0.0, "all 0, or nearly")):
@@ -97,7 +97,7 @@ def test_what_is_no_photo_and_no_descriptor_gets_no_class(client):
 @pytest.mark.parametrize("file", [b"", b"hello", b"\xff\xd8\xff\xe0" + bytes(100)], ids=["empty", "text", "no JPEG"])
 def test_a_file_that_is_no_photo_fails_its_request_alone(client, file):
     with pytest.raises(ServingError) as refused:
-        client.describe([jpeg(small.photos(1)[0]), file], resolution=64)
+        client.embed([jpeg(small.photos(1)[0]), file], resolution=64)
     assert refused.value.code == "INVALID_ARGUMENT"
     assert len(refused.value.args[0]) > 20
-    assert client.describe([jpeg(small.photos(1)[0])], resolution=64).classes.shape == (1,)
+    assert client.embed([jpeg(small.photos(1)[0])], resolution=64).classes.shape == (1,)

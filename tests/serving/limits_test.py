@@ -88,7 +88,7 @@ def test_a_client_that_leaves_in_the_middle(local):
 
 def test_a_large_grpc_message(local):
     with GrpcClient(local.grpc, retries=0) as client, pytest.raises(ServingError) as refused:
-        client.describe([b" " * MAX_REQUEST_BYTES], 0)
+        client.embed([b" " * MAX_REQUEST_BYTES], 0)
     assert refused.value.code == "RESOURCE_EXHAUSTED"
     assert_it_goes_on(local)
 
@@ -116,10 +116,10 @@ def test_more_photos_than_a_batch_takes(local, kind):
         make(getattr(local, kind), batch_size=17) as client,
         pytest.raises(ServingError, match="17 is larger") as refused,
     ):
-        client.describe(files, 0)
+        client.embed(files, 0)
     assert refused.value.code == "INVALID_ARGUMENT"
     with make(getattr(local, kind)) as client:
-        assert len(client.describe(files, 0).classes) == 17
+        assert len(client.embed(files, 0).classes) == 17
 
 
 @pytest.mark.parametrize("kind", ["rest", "grpc"])
@@ -133,7 +133,7 @@ def test_more_requests_than_there_may_be_at_once(model, kind):
         def ask():
             with make(getattr(running, kind), retries=0) as client:
                 try:
-                    client.describe([file], 0)
+                    client.embed([file], 0)
                     codes.append("OK")
                 except ServingError as error:
                     codes.append(error.code)
@@ -176,7 +176,7 @@ def test_a_request_that_takes_too_long(model, kind):
         make(getattr(running, kind), timeout=20) as client,
         pytest.raises(ServingError, match=r"within 0\.2 seconds") as refused,
     ):
-        client.describe([stand_in.png(stand_in.photo(0))], 0)
+        client.embed([stand_in.png(stand_in.photo(0))], 0)
     assert refused.value.code == "DEADLINE_EXCEEDED"
 
 

@@ -20,7 +20,7 @@ def test_it_serves_until_it_is_told_to_stop(model):
         assert server.grpc.startswith("127.0.0.1:")
         for make, chosen in ((RestClient, server.rest), (GrpcClient, server.grpc)):
             with make(chosen, name="photos", label="stable") as client:
-                got = client.describe([stand_in.png(photo)], 0, p_star=2.0)
+                got = client.embed([stand_in.png(photo)], 0, p_star=2.0)
                 np.testing.assert_allclose(got.embedding, stand_in.expected([photo], [2.0])["embedding"], atol=1e-5)
         assert urllib.request.urlopen(f"{server.rest}/v1/models/photos").status == 200
         assert server.resident_bytes() > 2**24
@@ -62,7 +62,9 @@ def test_mistakes_get_one_line(arguments, message, monkeypatch, capsys):
 
 def test_the_largest_request_that_may_be_allowed(model):
     with server_process(model, "--max_request_mb", "2047") as server, GrpcClient(server.grpc) as client:
-        assert len(client.describe([stand_in.png(stand_in.photo(3))], 0).classes) == 1
+        assert len(client.embed([stand_in.png(stand_in.photo(3))], 0).classes) == 1
+    # by SIGTERM, and not by force
+    assert server.process.returncode == 0
 
 
 @pytest.mark.parametrize("spoilt", stand_in.SPOILT)

@@ -43,7 +43,7 @@ def add(newer, folder, version):
 
 def answering(client):
     """Which version a client was answered by."""
-    return {0: 1, 2: 2}[round(float(client.describe([FILE], 0).logits[0, 0] - LOGIT))]
+    return {0: 1, 2: 2}[round(float(client.embed([FILE], 0).logits[0, 0] - LOGIT))]
 
 
 def wait_for(client, expected):
@@ -101,7 +101,7 @@ def test_several_versions_their_labels_and_one_that_is_taken_away(folder, newer)
         wait_for(client, {1: "AVAILABLE", 2: "END"})
         assert answering(client) == 1
         with pytest.raises(ServingError, match="Servable not found") as refused:
-            RestClient(server.rest, label="canary").describe([FILE], 0)
+            RestClient(server.rest, label="canary").embed([FILE], 0)
         assert refused.value.code == "NOT_FOUND"
 
 
