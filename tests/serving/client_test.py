@@ -662,9 +662,15 @@ class StatusHandler(BaseHTTPRequestHandler):
         pass
 
 
-@pytest.mark.parametrize("kind", ["rest", "grpc"])
-def test_a_server_that_is_away_for_some_seconds(kind, monkeypatch):
+def test_a_server_that_is_away_for_some_seconds(monkeypatch):
     monkeypatch.setattr(mg_keras.serving.client, "_LONGEST_DELAY", 0.5)
+    # both at once, as it takes its time
+    with ThreadPoolExecutor(2) as threads:
+        list(threads.map(assert_it_is_waited_for, ["rest", "grpc"]))
+
+
+def assert_it_is_waited_for(kind):
+    """A server that comes after six seconds is asked soon after."""
     port = free_port()
     address = {"rest": f"http://127.0.0.1:{port}", "grpc": f"127.0.0.1:{port}"}[kind]
     running = []
