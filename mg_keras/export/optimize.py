@@ -23,7 +23,9 @@ _INPUT = "images"
 _PROBE = (2, 352, 224, 3)
 
 
-def optimized_trunk(trunk: keras.Model, precision: str = "float32") -> Callable[[tf.Tensor], tf.Tensor | list[tf.Tensor]]:
+def optimized_trunk(
+    trunk: keras.Model, precision: str = "float32"
+) -> Callable[[tf.Tensor], tf.Tensor | list[tf.Tensor]]:
     """A trunk as a function of constants, ready to be called in the graph that is exported.
 
     Args:
