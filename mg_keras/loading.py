@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import hashlib
 import math
 import os
 from collections.abc import Callable
@@ -174,6 +175,28 @@ class Loaded:
         likeliest = np.where(np.isnan(logits).any(axis=1), -1, np.argmax(logits, axis=1)) if len(logits) else []
         names = [self.class_names[number] if number >= 0 else None for number in likeliest]
         return Classes(names, probabilities, self.class_names)
+
+    def why_unusable(self, photo: Any) -> str:
+        """Why a photo that `embed` left NaN for can't be used, in a few words.
+
+        Args:
+            photo: a path, bytes, an array or a PIL image, as `embed` takes them.
+        """
+        return given_photos([photo]).reason(0)
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Equal for networks whose descriptors can be compared, wherever they lie: a hash of weights, whitening and p*.
+
+        It is read from the weights once, which takes about a second for each 500 MB.
+        """
+        digest = hashlib.sha256(self._network.fingerprint().encode())
+        digest.update(repr((self.pooling_exponent, sorted(self.p_star.items()))).encode())
+        if self._whitening_at:
+            for resolution in sorted({self.resolution, *self.p_star}):
+                whitening = self._whitening_at(resolution)
+                digest.update(whitening.mean_.tobytes() + whitening.projection_.tobytes())
+        return digest.hexdigest()
 
     def _resolution(self, resolution):
         if resolution is None:

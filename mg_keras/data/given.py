@@ -9,7 +9,8 @@ import numpy as np
 import tensorflow as tf
 from PIL import Image, ImageOps
 
-from mg_keras.data.images import MIN_SIDE, problem, try_decode
+from mg_keras.data.bounds import MIN_SIDE
+from mg_keras.data.images import problem, try_decode
 from mg_keras.data.sources import Split, photos
 from mg_keras.errors import UserError
 

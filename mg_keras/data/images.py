@@ -16,14 +16,11 @@ import numpy as np
 import tensorflow as tf
 
 from mg_keras.data.apart import apart
+from mg_keras.data.bounds import MAX_PIXELS, MIN_SIDE
 from mg_keras.data.formats import bmp, fields, gif, jpeg, webp
 from mg_keras.data.formats import orientation as orientations
 from mg_keras.data.formats.caught import caught
 from mg_keras.errors import UserError
-
-MAX_PIXELS = 128_000_000
-MIN_SIDE = 8
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
 
 # by what stands in them from which byte on
 _KINDS = [

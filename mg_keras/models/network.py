@@ -213,7 +213,8 @@ class Network(keras.Model):
 
     def fingerprint(self):
         """A str that is equal for networks that embed and classify alike: a hash of its weights and normalisation."""
-        variables = self.state_variables
+        # those of a network alone, without what a subclass trains beside it
+        variables = Network.state_variables.fget(self)
         settings = (self.pixel_mean, self.pixel_std, self.pool.epsilon, self.trunk.compute_dtype)
         if self.levels:
             settings = (*settings, *map(str, self.levels))

@@ -4,16 +4,11 @@ import hashlib
 import os
 import warnings
 
-import numpy as np
-
-from mg_keras.data.images import MAX_PIXELS
+from mg_keras.data.pillow_photos import opened
 from mg_keras.data.sources.contract import cache_folder
 from mg_keras.errors import UserError
 from mg_keras.files import atomic_path
 from mg_keras.progress import mapped
-
-# of TIFF: the photo is a thumbnail of another one in the file, and the sign of a digital negative
-_IS_THUMBNAIL, _DNG_VERSION = 254, 50706
 
 
 def convert(kinds: dict[str, str], data_dir: str | os.PathLike | None, label: str) -> tuple[dict, dict]:
@@ -67,7 +62,7 @@ def _copy_of(path, kind, folder):
 def _convert(path, kind, copy, folder):
     """Writes the copy, in the cache's `folder`; returns why that can't be done, or None."""
     try:
-        image = _opened(path, kind)
+        image = opened(path, kind)
     except Exception as error:  # decoders raise anything on broken files, and each means: not this photo
         reason = str(error).strip().splitlines()[:1]
         return f"{kind} that can't be converted: {reason[0] if reason else type(error).__name__}"
@@ -83,38 +78,3 @@ def _convert(path, kind, copy, folder):
             "(data_dir names another place)"
         ) from error
     return None
-
-
-def _opened(path, kind):
-    """The photo as a PIL image, RGB and upright."""
-    from PIL import Image, ImageOps
-
-    if kind == "HEIC":
-        import pillow_heif
-
-        # turned as the file itself says; its EXIF orientation is a remainder that readers have to ignore
-        file = pillow_heif.open_heif(path)
-        _check_size(file.size)
-        return _rgb(file.to_pillow())
-    with Image.open(path, formats=[kind]) as image:
-        _check_size(image.size)
-        tags = getattr(image, "tag_v2", {})
-        if tags.get(_IS_THUMBNAIL, 0) & 1 or _DNG_VERSION in tags:
-            raise ValueError("it is a camera's raw file")
-        return _rgb(ImageOps.exif_transpose(image))
-
-
-def _check_size(size):
-    if size[0] * size[1] > MAX_PIXELS:
-        raise ValueError(f"larger than {MAX_PIXELS:,} pixels")
-
-
-def _rgb(image):
-    from PIL import Image
-
-    if image.mode.startswith("I;16"):
-        # as the decoder takes a PNG of 16 bits
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    if image.mode in ("I", "F"):
-        raise ValueError("its values are of 32 bits, and what is white among them is not known")
-    return image.convert("RGB")

@@ -19,9 +19,9 @@ from pathlib import Path
 
 import numpy as np
 
+from mg_keras.data.finding import look_at
 from mg_keras.data.sources.contract import Source, SplitOptions, divide, say, usable
 from mg_keras.data.sources.file_splits import HELD_OUT, TRAINING, UNLABELLED, converted, file_split, told, why_none
-from mg_keras.data.sources.finding import look_at
 from mg_keras.errors import UserError
 from mg_keras.files import printable_name
 

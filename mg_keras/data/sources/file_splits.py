@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
+from mg_keras.data.finding import CONVERTED, KINDS, reasons
 from mg_keras.data.sources.contract import Split, say
 from mg_keras.data.sources.conversion import convert
-from mg_keras.data.sources.finding import CONVERTED, KINDS, reasons
 from mg_keras.errors import UserError
 from mg_keras.files import printable_name
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mg_keras.data.finding import KINDS, find_photos, subfolders
 from mg_keras.data.sources.contract import Source, SplitOptions, divide, say, usable
 from mg_keras.data.sources.file_splits import (
     HELD_OUT,
@@ -19,7 +20,6 @@ from mg_keras.data.sources.file_splits import (
     told,
     why_none,
 )
-from mg_keras.data.sources.finding import KINDS, find_photos, subfolders
 from mg_keras.data.sources.unlabelled import photos
 from mg_keras.errors import UserError
 from mg_keras.files import printable_name

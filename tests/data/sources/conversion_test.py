@@ -6,6 +6,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
+from mg_keras.data import pillow_photos
 from mg_keras.data.images import decode
 from mg_keras.data.sources import conversion, open_source, photos
 from mg_keras.errors import UserError
@@ -120,7 +121,7 @@ def test_those_that_cannot_be_converted_are_named(tmp_path, monkeypatch, capsys)
     image.save(folder / "preview.tif", tiffinfo={254: 1})
     Image.fromarray(np.ones((20, 20), np.float32)).save(folder / "measured.tif")
     image.resize((200, 100)).save(folder / "large.tif")
-    monkeypatch.setattr(conversion, "MAX_PIXELS", 100 * 100)
+    monkeypatch.setattr(pillow_photos, "MAX_PIXELS", 100 * 100)
     source = open_source(f"folder:{tmp_path / 'photos'}", data_dir=tmp_path / "cache")
     assert len(source.train) + len(source.val) == 6
     told = {os.path.basename(name): reason for name, reason in source.passed_over}
@@ -153,7 +154,7 @@ def test_each_is_converted_once_until_it_changes(tmp_path, home, monkeypatch):
     (copy,) = (home / ".cache" / "mg_keras" / "converted").rglob("*.png")
     assert split.files == [str(copy)]
     with monkeypatch.context() as patched:
-        patched.setattr(conversion, "_opened", None)
+        patched.setattr(conversion, "opened", None)
         assert photos(path.parent).files == split.files
     Image.fromarray(255 - image).save(path)
     os.utime(path, ns=(1, 1))

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from mg_keras.data.sources import finding, photos
-from mg_keras.data.sources.finding import find_photos
+from mg_keras.data import finding
+from mg_keras.data.finding import find_photos
+from mg_keras.data.sources import photos
 from mg_keras.errors import UserError
 
 

@@ -13,7 +13,7 @@ import struct
 from collections import Counter
 from collections.abc import Sequence
 
-from mg_keras.data.images import EXTENSIONS
+from mg_keras.data.bounds import EXTENSIONS
 from mg_keras.errors import UserError
 from mg_keras.files import printable_name
 from mg_keras.progress import mapped
@@ -80,16 +80,17 @@ def is_ignored(name: str) -> bool:
     return name.startswith(".") or name.casefold() in _OF_SYSTEMS
 
 
-def find_photos(folder: str | os.PathLike, above: Sequence = ()) -> Found:
+def find_photos(folder: str | os.PathLike, above: Sequence = (), recursive: bool = True) -> Found:
     """All photos below `folder`, at any depth and behind links, as `Found`.
 
     Args:
         folder: an existing folder.
         above: folders that a link below it must not lead back to.
+        recursive: False: those in the folder itself alone.
     """
     found = Found([], {}, {})
     unknown = []
-    _walk(os.fspath(folder), above, found, unknown)
+    _walk(os.fspath(folder), above, found, unknown, recursive)
     kinds = mapped(_kind, unknown, f"looking at files below {printable_name(folder)}")
     for path, (kind, problem) in zip(unknown, kinds, strict=True):
         if problem:
@@ -174,7 +175,7 @@ def reasons(passed_over: Sequence[tuple[str, str]], place: str | os.PathLike) ->
     return "; ".join(shown)
 
 
-def _walk(folder, above, found, unknown):
+def _walk(folder, above, found, unknown, recursive):
     """Adds to `found` what needs no look at its content, and to `unknown` the paths of the files that do.
 
     A folder that is reached in several ways is taken once, as itself rather than behind a link.
@@ -212,6 +213,8 @@ def _walk(folder, above, found, unknown):
                 found.files.append(entry.path)
             elif kind == "unknown":
                 unknown.append(entry.path)
+            elif kind == "folder" and not recursive:
+                continue
             elif kind == "folder" and entry.is_symlink():
                 heapq.heappush(links, entry.path)
             elif kind == "folder":

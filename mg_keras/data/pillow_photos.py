@@ -1,0 +1,51 @@
+"""Photos that TensorFlow's decoders do not read, by Pillow: TIFF, AVIF and HEIC."""
+
+import os
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from mg_keras.data.bounds import MAX_PIXELS
+
+# of TIFF: the photo is a thumbnail of another one in the file, and the sign of a digital negative
+_IS_THUMBNAIL, _DNG_VERSION = 254, 50706
+
+
+def opened(path: str | os.PathLike, kind: str) -> Image.Image:
+    """The photo as a PIL image, RGB and upright; of several pictures in a file the first, of HEIC the primary one.
+
+    Args:
+        path: of the file.
+        kind: `"TIFF"`, `"AVIF"` or `"HEIC"`.
+
+    Raises:
+        Exception: of any type, as decoders have it; its first line says why this is no photo that can be used.
+    """
+    if kind == "HEIC":
+        # an extra, which may be missing
+        import pillow_heif
+
+        # turned as the file itself says; its EXIF orientation is a remainder that readers have to ignore
+        file = pillow_heif.open_heif(path)
+        _check_size(file.size)
+        return _rgb(file.to_pillow())
+    with Image.open(path, formats=[kind]) as image:
+        _check_size(image.size)
+        tags = getattr(image, "tag_v2", {})
+        if tags.get(_IS_THUMBNAIL, 0) & 1 or _DNG_VERSION in tags:
+            raise ValueError("it is a camera's raw file")
+        return _rgb(ImageOps.exif_transpose(image))
+
+
+def _check_size(size):
+    if size[0] * size[1] > MAX_PIXELS:
+        raise ValueError(f"larger than {MAX_PIXELS:,} pixels")
+
+
+def _rgb(image):
+    if image.mode.startswith("I;16"):
+        # as the decoder takes a PNG of 16 bits
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise ValueError("its values are of 32 bits, and what is white among them is not known")
+    return image.convert("RGB")
