@@ -1,0 +1,124 @@
+"""Descriptors as a caller has them at hand: an array, a file in `.npy`, or Parquet."""
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mg_keras.errors import UserError
+from mg_keras.files import printable_name
+
+_EMBEDDING, _NAMES = ("embedding", "descriptor"), ("uri", "path", "name", "file")
+
+
+@dataclasses.dataclass(frozen=True)
+class Descriptors:
+    """Descriptors with names.
+
+    Attributes:
+        values: [N, D], perhaps mapped into memory; a row of NaN stands for a photo that could not be used.
+        names: N str.
+        what: what to call them in messages.
+    """
+
+    values: np.ndarray
+    names: Sequence[str]
+    what: str
+
+
+def descriptors_of(what: Any, names: Sequence[str] | None) -> Descriptors | None:
+    """What is given, as descriptors with names; None where it is something else.
+
+    Args:
+        what: an array [N, D], a file in `.npy`, a file in `.parquet`, or a folder of nothing but such.
+        names: N str; None: those that lie beside it or in it, else `row 0` and so on.
+
+    Raises:
+        UserError: it can't be read, or names don't fit.
+    """
+    if isinstance(what, str | os.PathLike):
+        path = Path(what).expanduser()
+        if path.suffix == ".npy" and path.is_file():
+            values, found = _of_npy(path)
+        elif files := _parquet_files(path):
+            values, found = _of_parquet(files, path)
+        else:
+            return None
+        return _checked(values, found if names is None else names, printable_name(path))
+    if getattr(what, "ndim", None) == 2:
+        return _checked(np.asarray(what), names, "the array")
+    return None
+
+
+def _checked(values, names, what):
+    if values.ndim != 2 or values.shape[1] == 0 or values.dtype.kind != "f":
+        raise UserError(
+            f"{what} holds {values.dtype} {list(values.shape)}, where floats [photos, values] were expected"
+        )
+    names = [f"row {row}" for row in range(len(values))] if names is None else list(names)
+    if len(names) != len(values):
+        raise UserError(f"{what} has {len(values):,} descriptors, where there are {len(names):,} names")
+    if len(set(names)) < len(names):
+        seen: set[str] = set()
+        twice = next(name for name in names if name in seen or seen.add(name))
+        raise UserError(f"{what} has the name {printable_name(str(twice))} twice: each must have its own")
+    return Descriptors(values, names, what)
+
+
+def _of_npy(path):
+    try:
+        values = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"{path} can't be read as .npy: {error}") from error
+    listed = path.with_suffix(".txt")
+    if listed.is_file():
+        names = listed.read_text(encoding="utf-8").splitlines()
+        if len(names) == len(values):
+            return values, names
+    return values, None
+
+
+def _parquet_files(path):
+    if path.suffix == ".parquet" and path.is_file():
+        return [path]
+    if not path.is_dir():
+        return []
+    files = sorted(file for file in path.iterdir() if not file.name.startswith("."))
+    return files if all(file.suffix == ".parquet" for file in files) else []
+
+
+def _of_parquet(files, path):
+    """Photos in the order of the files, each once; those without a descriptor have NaN."""
+    try:
+        # an extra, which may be missing
+        from pyarrow import ArrowException, parquet
+    except ModuleNotFoundError as error:
+        raise UserError(f"{path} needs pyarrow: pip install pyarrow") from error
+    try:
+        columns = parquet.read_schema(files[0]).names
+        embedding, name = (next((each for each in known if each in columns), None) for known in (_EMBEDDING, _NAMES))
+        if embedding is None or name is None:
+            raise UserError(
+                f"{path} has the columns {', '.join(columns)}, where one of {', '.join(_EMBEDDING)} and one of "
+                f"{', '.join(_NAMES)} were expected"
+            )
+        seen, found, parts, width = set(), [], [], 0
+        for file in files:
+            for batch in parquet.ParquetFile(file).iter_batches(columns=[embedding, name]):
+                listed = [str(each) for each in batch.column(name).to_pylist()]
+                # two writers may have had the same photo
+                kept = [place for place, each in enumerate(listed) if not (each in seen or seen.add(each))]
+                column, there = batch.column(embedding), np.asarray(batch.column(embedding).is_valid())
+                flat = np.asarray(column.drop_null().flatten())
+                width = width or len(flat) // max(1, int(there.sum()))
+                values = np.full((len(listed), width), np.nan, flat.dtype)
+                values[there] = flat.reshape(-1, width) if width else 0
+                parts.append(values[kept])
+                found += [listed[place] for place in kept]
+    except (ArrowException, OSError, ValueError) as error:
+        raise UserError(f"{path} can't be read as Parquet: {str(error).splitlines()[0]}") from error
+    parts = [part if part.shape[1] == width else np.full((len(part), width), np.nan, part.dtype) for part in parts]
+    return np.concatenate(parts) if parts else np.empty((0, 0), np.float16), found

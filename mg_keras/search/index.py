@@ -1,0 +1,947 @@
+"""`Index`: the photos of a folder, found again by copy, instance or class (docs/search.md)."""
+
+import dataclasses
+import difflib
+import functools
+import os
+import re
+import tempfile
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol, Self
+
+import numpy as np
+
+from mg_keras.data import finding
+from mg_keras.errors import UserError
+from mg_keras.files import printable_name
+from mg_keras.progress import Progress, mapped
+from mg_keras.search import neighbors, thresholds
+from mg_keras.search.given import Descriptors, descriptors_of
+from mg_keras.search.neighbors import Neighbors
+from mg_keras.search.photos import Facts, look_at, look_at_file, pixels, stamp
+from mg_keras.search.store import Photo, State, Writer, is_index, state_number
+
+# photos of the first chunk and of the largest: results come soon, and what a chunk costs besides is little
+_FIRST_CHUNK, _LARGEST_CHUNK = 32, 512
+_ROWS_AT_ONCE = 65_536
+# classes that are kept of a photo, if they have a share worth the name
+_CLASSES, _LEAST_PROBABILITY = 5, 0.01
+# photos of an array of descriptors that are embedded to see that the model is the one that made it
+_CHECKED, _SAME = 3, 0.98
+_SMALLEST_APPROXIMATE = 1024
+_GIGABYTE = 1 << 30
+
+
+class Model(Protocol):
+    """What describes photos: `mg_keras.load` opens one."""
+
+    class_names: list[str] | None
+    resolution: int
+    fingerprint: str
+
+    def embed(self, photos: Any, resolution: int | None = None, *, on_error: str = "raise") -> np.ndarray:
+        """float32 [N, D], unit norm; with `on_error="skip"` NaN for a photo that can't be used."""
+
+    def classify(self, descriptors: np.ndarray, resolution: int | None = None) -> Any:
+        """An object whose `probabilities` are float [N, C]."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Hit:
+    """A photo that was found.
+
+    Attributes:
+        photo: `Photo`.
+        similarity: cosine with the query, in [-1, 1].
+    """
+
+    photo: Photo
+    similarity: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """What one descriptor finds, at three granularities; most similar first, and no photo twice.
+
+    Attributes:
+        copies: edited, cropped or compressed: at the threshold of copies or above.
+        instances: the same object or place: below that, at the threshold of instances or above.
+        kind: photos of the query's likeliest class, below both; without a classifier whatever comes next.
+        classes: (name, probability) of the query's likeliest classes, likeliest first.
+    """
+
+    copies: list[Hit]
+    instances: list[Hit]
+    kind: list[Hit]
+    classes: list[tuple[str, float]]
+
+
+@dataclasses.dataclass
+class Changes:
+    """What an update found.
+
+    Attributes:
+        added, changed, removed: how many photos.
+        moved: how many lie under another name than before, and kept their descriptor.
+        embedded: how many had to be described.
+        unusable: how many of those that were looked at can't be used.
+        passed_over: (name, reason) of files and folders that are no photos, in order of name.
+    """
+
+    added: int = 0
+    changed: int = 0
+    removed: int = 0
+    moved: int = 0
+    embedded: int = 0
+    unusable: int = 0
+    passed_over: tuple[tuple[str, str], ...] = ()
+
+
+class Index:
+    """Photos by their descriptors, on disk: `build` makes one, `open` opens one.
+
+    Reading sees one state, whatever others write meanwhile, until `refresh`; what this object itself writes is seen at
+    once. One process writes at a time; any number read. `kill -9` at any moment leaves the state before or after a
+    chunk of photos. Safe to use from several threads.
+
+    Attributes:
+        path: Path of the index's folder.
+        model: what describes queries and new photos, or None.
+    """
+
+    def __init__(self, path: Path, model: Model | None = None, _keep: Any = None):
+        self.path, self.model = Path(path), model
+        # a temporary folder lives as long as the object that it came with
+        self._keep = _keep
+        self._lock = threading.RLock()
+        self._view = None
+        self.refresh()
+
+    def __repr__(self) -> str:
+        return f"<{self.path}: {len(self):,} photos>"
+
+    def __len__(self) -> int:
+        """How many photos can be found."""
+        return self._view.state.count("row IS NOT NULL")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.close()
+
+    @classmethod
+    def build(
+        cls,
+        what: Any,
+        model: Model | None = None,
+        path: str | os.PathLike | None = None,
+        names: Sequence[str] | None = None,
+        recursive: bool = True,
+        resolution: int | None = None,
+        kind: str = "auto",
+        memory: int = 2 * _GIGABYTE,
+        label: str | None = None,
+        report: Callable[[int, int], None] | None = None,
+    ) -> "Index":
+        """Makes an index, or goes on with one that was begun at `path`, to which what has changed is added.
+
+        Args:
+            what: one of
+
+                * a folder of photos, or photos as `model.embed` takes them (paths, bytes, arrays, PIL images);
+                * descriptors: an array [N, D], a file in `.npy` (beside which `mg-keras embed` lists its photos), a
+                  file in `.parquet` or a folder of such, with the columns `embedding` and `uri`, `path` or `name`.
+            model: as `mg_keras.load` opens it; for descriptors it may be left out, and then no photo can be a query.
+            path: the index's folder, made where it is not there; None: a temporary one, which `save` keeps.
+            names: of photos or descriptors, a str each, where they don't bring them.
+            recursive: whether folders in the folder count.
+            resolution: pixels to embed at; None: that of training.
+            kind: `"exact"`, `"ivf"`, `"pq"`, `"hnsw"`, or `"auto"`, which chooses by size and memory.
+            memory: bytes that searching may hold, which `"auto"` keeps to.
+            label: what to call it while it runs; None shows nothing.
+            report: is called with how many photos have been looked at, and of how many, after each chunk.
+
+        Returns:
+            `Index`.
+
+        Raises:
+            UserError: `what` is nothing of the kind, can't be read, or was described by another model; or there is
+                something else at `path`, or another process is writing it.
+
+        Example:
+            >>> index = Index.build("photos", mg_keras.load("models/multigrain"), "album")  # doctest: +SKIP
+            >>> [hit.photo.name for hit in index.search("query.jpg", k=5)]  # doctest: +SKIP
+        """
+        if kind not in neighbors.KINDS:
+            raise UserError(f"kind must be one of {', '.join(neighbors.KINDS)}, received {kind!r}")
+        given = descriptors_of(what, names)
+        root = None
+        if given is None:
+            if model is None:
+                raise UserError("photos need a model to describe them: mg_keras.load opens one")
+            root = _folder(what)
+        elif model is not None:
+            _check_made_by(given, model, resolution)
+        about = {
+            "dimensions": given.values.shape[1] if given else None,
+            "fingerprint": model.fingerprint if model else None,
+            "model": printable_name(getattr(model, "path", "")) if model else None,
+            "resolution": (resolution or model.resolution) if model else resolution,
+            "class_names": model.class_names if model else None,
+            "thresholds": getattr(model, "thresholds", None) or None,
+            "root": root and str(root),
+            "recursive": recursive,
+            "kind": kind,
+            "memory": int(memory),
+        }
+        keep = None
+        if path is None:
+            keep = tempfile.TemporaryDirectory(prefix="mg-keras-index-")
+            path = keep.name
+        path = Path(path).expanduser()
+        with Writer(path, about) as writer:
+            _check_same(writer, about)
+            work = _Work(writer, model, label, report)
+            if given is not None:
+                work.add_descriptors(given)
+            elif root:
+                work.update()
+            else:
+                work.add_photos(_named(what, names, None))
+        return cls(path, model, keep)
+
+    @classmethod
+    def open(cls, path: str | os.PathLike, model: Model | None = None) -> "Index":
+        """Opens an index.
+
+        Args:
+            path: its folder.
+            model: the one that made it; None: queries are descriptors and photos of the index, and none is added.
+
+        Raises:
+            UserError: there is no index, it is damaged, or another model made it.
+        """
+        path = Path(path).expanduser()
+        if not is_index(path):
+            raise UserError(f"there is no index at {printable_name(path)}: mg-keras search or Index.build makes one")
+        return cls(path, model)
+
+    load = open
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Writes a copy to another folder, whole or not at all.
+
+        Raises:
+            UserError: there is something at `path`, or another process is writing to this index.
+        """
+        path = Path(path).expanduser()
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise UserError(f"{printable_name(path)} is there already: choose another name")
+        with Writer(self.path) as writer:
+            writer.copy(path)
+
+    def close(self) -> None:
+        """Lets go of its files; of a temporary index, removes them."""
+        self._view.state.close()
+        if self._keep:
+            self._keep.cleanup()
+
+    def refresh(self) -> bool:
+        """Looks for what others have written since; returns whether there was anything."""
+        with self._lock:
+            before = self._view
+            if before and before.state.number == state_number(self.path):
+                return False
+            self._view = _view(self.path, before)
+            about = self._view.state.about
+            if self.model is not None and about["fingerprint"] not in (None, self.model.fingerprint):
+                raise UserError(
+                    f"{self.path} was made by another model ({about['model']}): open it with that one, or build a new "
+                    "index with this one"
+                )
+            return True
+
+    # what changes it
+
+    def update(self, label: str | None = None, report: Callable[[int, int], None] | None = None) -> Changes:
+        """Looks at the folder again: only photos that are new or have changed are described.
+
+        A file of the size and time that it had is taken to be as it was; of others the content decides, so that what
+        was moved or renamed keeps its descriptor.
+
+        Args:
+            label, report: as `build` takes them.
+
+        Raises:
+            UserError: it is no index of a folder; the folder is gone, or empty all of a sudden; or another process is
+                writing.
+        """
+        return self._write(lambda work: work.update(), label, report)
+
+    def add(
+        self,
+        what: Any,
+        names: Sequence[str] | None = None,
+        label: str | None = None,
+        report: Callable[[int, int], None] | None = None,
+    ) -> Changes:
+        """Adds photos or descriptors, as `build` takes them; one of the same name takes the other's place."""
+        given = descriptors_of(what, names)
+        if given is None:
+            root = self._view.state.about["root"]
+            return self._write(lambda work: work.add_photos(_named(what, names, root)), label, report)
+        if self.model is not None:
+            _check_made_by(given, self.model, self._view.state.about["resolution"])
+        return self._write(lambda work: work.add_descriptors(given), label, report)
+
+    def remove(self, names: str | os.PathLike | Iterable[str | os.PathLike]) -> int:
+        """Takes photos out of the index, by name or path; the files stay. Returns how many there were."""
+        names = [names] if isinstance(names, str | os.PathLike) else list(names)
+        root = self._view.state.about["root"]
+        return self._write(lambda work: work.remove([_name(name, root) for name in names])).removed
+
+    def _write(self, do, label=None, report=None):
+        with self._lock:
+            with Writer(self.path) as writer:
+                changes = do(_Work(writer, self.model, label, report))
+            self.refresh()
+        return changes
+
+    # what is asked of it
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What is known of the whole: `root`, `model`, `resolution`, `dimensions`, `class_names`, `kind` and others."""
+        view = self._view
+        return {**view.state.about, "searched_by": view.neighbors.base.kind}
+
+    @property
+    def thresholds(self) -> dict[str, dict[str, float]]:
+        """`{"copy": {"0.9": ..., "0.99": ...}, "instance": {...}}`: the model's, or else estimated from the photos."""
+        return self._view.thresholds
+
+    def threshold(self, kind: str, precision: float = 0.99) -> float:
+        """The similarity from which on two photos are copies (`"copy"`) or show one thing (`"instance"`)."""
+        return thresholds.pick(self.thresholds, kind, precision)
+
+    def describe(self, query: Any) -> np.ndarray:
+        """float32 [D] of unit norm: of a photo (path, bytes, array, PIL image or `Photo` of the index) or descriptor.
+
+        Raises:
+            UserError: it can't be used; the message names it and says why.
+        """
+        return self._describe(self._view, query)
+
+    def search(
+        self, query: Any, k: int = 10, class_name: str | None = None, expand: int = 0, precision: float = 0.9
+    ) -> list[Hit]:
+        """The photos most similar to one.
+
+        Args:
+            query: a photo (path, bytes, array, PIL image), a descriptor [D], or a `Photo` of the index, which is not
+                among the answers itself.
+            k: how many at most.
+            class_name: photos of this likeliest class alone.
+            expand: query expansion: the query becomes the mean of itself and as many of its neighbours, weighted by
+                similarity to the third power; those below the threshold of instances don't count.
+            precision: of that threshold.
+
+        Raises:
+            UserError: the query can't be used, or there is no such class.
+        """
+        if k < 1:
+            raise UserError(f"k must be at least 1, received {k}")
+        view = self._view
+        descriptor, among = self._describe(view, query), self._among(view, class_name)
+        if expand:
+            descriptor = _expanded(view, descriptor, expand, thresholds.pick(view.thresholds, "instance", precision))
+        # one more, as the query itself may be among them
+        values, rows = view.neighbors.nearest(descriptor[None], k + isinstance(query, Photo), among)
+        return _hits(view.state, rows[0], values[0], query)[:k]
+
+    def range(self, query: Any, threshold: float, class_name: str | None = None) -> list[Hit]:
+        """All photos at least as similar to one as `threshold`, most similar first; see `search`."""
+        view = self._view
+        descriptor, among = self._describe(view, query), self._among(view, class_name)
+        rows, values = _within(view.neighbors, descriptor, threshold, among)
+        return _hits(view.state, rows, values, query)
+
+    def find(self, query: Any, k: int = 20, precision: float = 0.9, expand: int = 0) -> Answer:
+        """Copies, instances and photos of the same kind, `k` of each at most, from one descriptor.
+
+        Args:
+            query, expand: as `search` takes them.
+            k: how many of each.
+            precision: of the thresholds: the share of copies and of instances that shall be right.
+        """
+        view = self._view
+        copy, instance = (thresholds.pick(view.thresholds, kind, precision) for kind in ("copy", "instance"))
+        descriptor = self._describe(view, query)
+        if expand:
+            descriptor = _expanded(view, descriptor, expand, instance)
+        rows, values = _within(view.neighbors, descriptor, instance, None)
+        copied = int(np.count_nonzero(values >= copy))
+        found = [
+            # one more, as the query itself may be among them
+            _hits(view.state, rows[part][: k + 1], values[part][: k + 1], query)[:k]
+            for part in (slice(copied), slice(copied, None))
+        ]
+        classes = self._classes(view, descriptor, query)
+        among = self._among(view, classes[0][0] if classes else None)
+        among = view.state.used.copy() if among is None else among
+        among[rows] = False
+        values, rows = view.neighbors.nearest(descriptor[None], k, among)
+        return Answer(*found, _hits(view.state, rows[0], values[0], query)[:k], classes)
+
+    def find_class(self, text: str, k: int = 20, offset: int = 0) -> list[tuple[Photo, float]]:
+        """Photos by the name of a class, such as `"ketch"`, with its probability, most probable first.
+
+        Args:
+            text: a class's name, or words of names; the probabilities of several classes are added.
+            k: how many at most.
+            offset: how many to pass over before.
+
+        Raises:
+            UserError: no class is called so; or there is no classifier.
+        """
+        view = self._view
+        return view.state.by_class(_classes_called(text, view.state.about["class_names"], self.path), k, offset)
+
+    def photos(self, offset: int = 0, limit: int | None = None, class_name: str | None = None) -> list[Photo]:
+        """Photos in order of name, those that can't be used left out; perhaps of one likeliest class alone."""
+        view = self._view
+        where, values = "photos.row IS NOT NULL", []
+        if class_name is not None:
+            where, values = (
+                "likeliest.class = ?",
+                [_class_number(class_name, view.state.about["class_names"], self.path)],
+            )
+        return view.state.select(
+            f"WHERE {where} ORDER BY photos.name LIMIT ? OFFSET ?", [*values, -1 if limit is None else limit, offset]
+        )
+
+    def photo(self, which: int | str | os.PathLike) -> Photo | None:
+        """A photo by its number (`Photo.id`), name or path; None if it is not there."""
+        state = self._view.state
+        if isinstance(which, int):
+            found = state.select("WHERE photos.id = ?", [which])
+        else:
+            found = state.select("WHERE photos.name = ?", [_name(which, state.about["root"])])
+        return found[0] if found else None
+
+    def unusable(self) -> list[Photo]:
+        """Photos that can't be used, in order of name; `problem` says why."""
+        return self._view.state.select("WHERE photos.row IS NULL ORDER BY photos.name")
+
+    def class_counts(self) -> dict[str, int]:
+        """Class -> of how many photos it is the likeliest, most frequent first."""
+        state = self._view.state
+        counts = sorted(state.class_counts().items(), key=lambda item: (-item[1], item[0]))
+        return {state.about["class_names"][number]: count for number, count in counts}
+
+    def descriptors(self, photos: Sequence[Photo]) -> np.ndarray:
+        """float32 [N, D] of photos of the index that can be used."""
+        return np.asarray(self._view.state.descriptors[[photo.row for photo in photos]], np.float32)
+
+    def snapshot(self) -> "tuple[State, Neighbors]":
+        """One state and what finds neighbours in it, for what works on all photos."""
+        return self._view.state, self._view.neighbors
+
+    def _describe(self, view, query):
+        if isinstance(query, Photo):
+            found = view.state.select("WHERE photos.id = ?", [query.id])
+            if not found or found[0].row is None:
+                raise UserError(f"{printable_name(query.name)} is not in the index any more, or can't be used")
+            return np.asarray(view.state.descriptors[found[0].row], np.float32)
+        if not isinstance(query, str | os.PathLike | bytes) and np.ndim(query) == 1 and not hasattr(query, "mode"):
+            size = view.state.about["dimensions"]
+            return _unit(np.asarray(query, np.float32)[None], size, "the query")[0]
+        if self.model is None:
+            raise UserError(
+                f"a photo as query needs the model that made {self.path}: Index.open({str(self.path)!r}, model)"
+            )
+        return _embedded_query(self.model, query, view.state.about["resolution"])
+
+    def _classes(self, view, descriptor, query):
+        names = view.state.about["class_names"]
+        if not names:
+            return []
+        if self.model is None:
+            return [(query.class_name, query.probability)] if isinstance(query, Photo) and query.class_name else []
+        probabilities = self.model.classify(descriptor[None], view.state.about["resolution"]).probabilities[0]
+        order = np.argsort(-probabilities, kind="stable")[:_CLASSES]
+        return [(names[number], float(probabilities[number])) for number in order]
+
+    def _among(self, view, class_name):
+        if class_name is None:
+            return None
+        among = np.zeros(len(view.state.used), bool)
+        number = _class_number(class_name, view.state.about["class_names"], self.path)
+        among[view.state.rows_of_class(number)] = True
+        return among
+
+
+@dataclasses.dataclass
+class _View:
+    """What a reader has of one state."""
+
+    state: State
+    neighbors: Neighbors
+
+    @functools.cached_property
+    def thresholds(self):
+        return self.state.about["thresholds"] or thresholds.estimated(self.state.descriptors, self.state.used)
+
+
+def _view(path, before):
+    """The newest state; what was in memory of the one before is taken over where it still holds."""
+    for attempt in range(5):
+        state = State(path)
+        try:
+            return _View(state, Neighbors(state.descriptors, state.used, _base(path, state, before)))
+        except FileNotFoundError as error:
+            # another process put a new file in its place between the two looks
+            state.close()
+            if attempt == 4:
+                raise UserError(f"{path} is damaged: it lacks {Path(error.filename).name}; build it anew") from None
+    raise AssertionError
+
+
+def _base(path, state, before):
+    named = state.about["neighbors"]
+    same = before and before.state.about["generation"] == state.about["generation"]
+    if named:
+        if same and before.state.about["neighbors"] == named:
+            return before.neighbors.base
+        return neighbors.read(path / named["file"], named["kind"], named["rows"], named["effort"])
+    if same and not before.state.about["neighbors"]:
+        base = before.neighbors.base
+        if len(state.descriptors) - base.rows <= neighbors.TAIL_ROWS and base.index.d == state.descriptors.shape[1]:
+            return base
+    return neighbors.exact(state.descriptors)
+
+
+class _Work:
+    """What a writer does with photos and descriptors."""
+
+    def __init__(self, writer, model, label, report):
+        self.writer, self.model, self.label, self.report = writer, model, label, report
+        self.changes = Changes()
+
+    def update(self):
+        """The folder as it is now."""
+        about = self.writer.about
+        if about["root"] is None:
+            raise UserError(f"{self.writer.folder} is no index of a folder: add and remove say what changes in it")
+        self._needs_model()
+        root = Path(about["root"])
+        _check_there(root, self.writer.folder)
+        found = finding.find_photos(root, recursive=about["recursive"])
+        self.changes.passed_over = tuple(
+            (printable_name(path), printable_name(reason)) for path, reason in sorted(found.passed_over.items())
+        )
+        with_state = State(self.writer.folder)
+        known = with_state.known()
+        with_state.close()
+        # what was added from elsewhere is not the folder's to take away
+        inside = {name for name in known if not os.path.isabs(os.fsdecode(name))}
+        if inside and not found.files:
+            raise UserError(
+                f"no photo is left below {printable_name(root)}, where {self.writer.folder} has {len(inside):,}: is "
+                "the disk there? Index.remove takes photos out"
+            )
+        names = [_name(path, root) for path in found.files]
+        stamps = mapped(stamp, found.files, f"looking at {printable_name(root)}")
+        todo = [
+            (name, path, found.kinds.get(path))
+            for name, path, now in zip(names, found.files, stamps, strict=True)
+            if now is not None and (name not in known or known[name].stamp != now)
+        ]
+        unread = [_name(path, root) + os.fsencode(os.sep) for path in found.passed_over if os.path.isdir(path)]
+        there = {name for name, now in zip(names, stamps, strict=True) if now is not None}
+        gone = {name for name in inside - there if not name.startswith(tuple(unread))}
+        self._take(todo, known, gone, root)
+        _check_there(root, self.writer.folder)
+        self._delete(gone)
+        self._settle()
+        return self.changes
+
+    def add_photos(self, items):
+        """Photos as (name, photo, kind)."""
+        self._needs_model()
+        with_state = State(self.writer.folder)
+        known = with_state.known()
+        with_state.close()
+        self._take(list(items), known, set(), None)
+        self._settle()
+        return self.changes
+
+    def add_descriptors(self, given: Descriptors):
+        """Rows of descriptors with names, and perhaps classes."""
+        writer = self.writer
+        size = writer.about["dimensions"] or given.values.shape[1]
+        count = len(given.names)
+        with Progress(self.label or "", count if self.label else 0, "descriptors") as progress:
+            for start in range(0, count, _ROWS_AT_ONCE):
+                part = slice(start, start + _ROWS_AT_ONCE)
+                values = np.asarray(given.values[part], np.float32)
+                usable = np.isfinite(values).all(axis=1) & (np.abs(values).max(axis=1, initial=0) > 0)
+                unit = _unit(values[usable], size, given.what)
+                rows = np.full(len(values), -1)
+                with writer.transaction():
+                    rows[usable] = writer.append(unit)
+                    self._classify(rows[usable], unit)
+                    for name, row in zip(given.names[part], rows, strict=True):
+                        problem = None if row >= 0 else "no descriptor"
+                        writer.put(os.fsencode(name), Facts(), row if row >= 0 else None, problem)
+                self.changes.added += len(values)
+                self.changes.unusable += int((~usable).sum())
+                if self.label:
+                    progress.advance(len(values))
+                if self.report:
+                    self.report(min(start + _ROWS_AT_ONCE, count), count)
+        self._settle()
+        return self.changes
+
+    def remove(self, names):
+        """Photos by name."""
+        self._delete(names)
+        self._settle()
+        return self.changes
+
+    def _needs_model(self):
+        writer = self.writer
+        if self.model is None:
+            raise UserError(f"photos are added to {writer.folder} with the model that made it: Index.open(..., model)")
+        if writer.about["fingerprint"] not in (None, self.model.fingerprint):
+            raise UserError(f"{writer.folder} was made by another model ({writer.about['model']})")
+
+    def _take(self, todo, known, gone, root):
+        """Looks at photos, (name, photo, kind), chunk by chunk; each is in the index when its chunk is."""
+        gone_contents = Counter(known[name].sha256 for name in gone)
+        done, total = 0, len(todo)
+        with Progress(self.label or "", total if self.label else 0, "photos") as progress:
+            for chunk in _chunks(todo):
+                facts = mapped(_facts, [photo for _, photo, _ in chunk], "looking at photos")
+                if root:
+                    # what vanished on the way is seen by the next look; but not when it is all of them
+                    _check_there(root, self.writer.folder)
+                    pairs = [pair for pair in zip(chunk, facts, strict=True) if pair[1].problem != "no such file"]
+                else:
+                    pairs = list(zip(chunk, facts, strict=True))
+                self._put(pairs, known, gone_contents)
+                done += len(chunk)
+                if self.label:
+                    progress.advance(len(chunk))
+                if self.report:
+                    self.report(done, total)
+                if done < total:
+                    self._settle(growing=True)
+
+    def _put(self, pairs, known, gone_contents):
+        writer, rows, new = self.writer, {}, {}
+        for (name, photo, kind), facts in pairs:
+            before = known.get(name)
+            if facts.problem:
+                continue
+            if before and before.row is not None and facts.sha256 and before.sha256 == facts.sha256:
+                rows[name] = before.row
+            elif facts.sha256 and (row := writer.row_of_content(facts.sha256)) is not None:
+                rows[name] = row
+            else:
+                # of equal ones, the first is described
+                new.setdefault(facts.sha256 or name, []).append((name, photo, kind))
+        firsts = [items[0] for items in new.values()]
+        descriptors, problems = self._embed(firsts)
+        usable = [not problem for problem in problems]
+        with writer.transaction():
+            numbers = iter(writer.append(descriptors) if len(descriptors) else ())
+            appended = []
+            for items, problem in zip(new.values(), problems, strict=True):
+                row = None if problem else next(numbers)
+                if row is not None:
+                    appended.append(row)
+                for name, _, _ in items:
+                    rows[name] = row
+            reasons = {name: why for items, why in zip(new.values(), problems, strict=True) for name, _, _ in items}
+            self._classify(np.array(appended, np.int64), descriptors)
+            for (name, _, _), facts in pairs:
+                row = rows.get(name)
+                writer.put(name, facts, row, reasons.get(name))
+                self.changes.unusable += row is None
+                if name in known:
+                    self.changes.changed += 1
+                elif facts.sha256 and gone_contents[facts.sha256] > 0:
+                    gone_contents[facts.sha256] -= 1
+                    self.changes.moved += 1
+                else:
+                    self.changes.added += 1
+        self.changes.embedded += sum(usable)
+
+    def _embed(self, items):
+        """(descriptors of those that can be used, why or None for each) of (name, photo, kind)."""
+        resolution = self.writer.about["resolution"]
+        problems: list[str | None] = [None] * len(items)
+        photos, places = [], []
+        for place, (_, photo, kind) in enumerate(items):
+            given = photo
+            if kind:
+                given, problems[place] = pixels(photo, kind, resolution)
+            if problems[place] is None:
+                photos.append(given)
+                places.append(place)
+        if not photos:
+            return np.empty((0, self.writer.about["dimensions"] or 0), np.float32), problems
+        values = self.model.embed(photos, resolution, on_error="skip")
+        usable = np.isfinite(values).all(axis=1) & (np.abs(values).max(axis=1) > 0)
+        for place, photo, good in zip(places, photos, usable, strict=True):
+            if not good:
+                problems[place] = _why(self.model, photo)
+        return _unit(values[usable], self.writer.about["dimensions"] or values.shape[1], "the model"), problems
+
+    def _classify(self, rows, descriptors):
+        if self.model is None or not self.model.class_names or not len(rows):
+            return
+        # as they are stored
+        stored = np.asarray(np.asarray(descriptors, np.float16), np.float32)
+        probabilities = self.model.classify(stored, self.writer.about["resolution"]).probabilities
+        classes = np.argsort(-probabilities, axis=1, kind="stable")[:, :_CLASSES]
+        shares = np.take_along_axis(np.asarray(probabilities, np.float64), classes, 1)
+        shares[:, 1:][shares[:, 1:] < _LEAST_PROBABILITY] = np.nan
+        self.writer.classify(rows, classes, shares)
+
+    def _delete(self, names):
+        if names:
+            with self.writer.transaction():
+                deleted = self.writer.delete(names)
+            self.changes.removed += deleted - min(deleted, self.changes.moved)
+
+    def _settle(self, growing=False):
+        """What finds neighbours follows the descriptors."""
+        writer = self.writer
+        about = writer.about
+        rows = about["rows"]
+        if not growing and rows > _SMALLEST_APPROXIMATE and rows > 2 * writer.used_rows():
+            writer.compact()
+            rows = about["rows"]
+        kind = neighbors.choose(rows, about["dimensions"] or 1, about["kind"], about["memory"])
+        current = about["neighbors"]
+        if kind == "exact" or rows < _SMALLEST_APPROXIMATE:
+            writer.drop_neighbors()
+            return
+        if current and current["kind"] == kind and rows <= 2 * current["trained"]:
+            if rows - current["rows"] <= max(neighbors.TAIL_ROWS, rows // 50):
+                return
+            state = State(writer.folder)
+            base = neighbors.read(
+                writer.folder / current["file"], kind, current["rows"], current["effort"], mapped=False
+            )
+            base = neighbors.extended(base, state.descriptors, bool(self.label))
+            reached, trained = current["recall"], current["trained"]
+        else:
+            state = State(writer.folder)
+            base, reached = neighbors.build(state.descriptors, state.used, kind, show=bool(self.label))
+            trained = rows
+        state.close()
+        found = {"kind": kind, "rows": rows, "effort": base.effort, "trained": trained, "recall": round(reached, 4)}
+        writer.set_neighbors(lambda path: neighbors.write(base, path), found)
+
+
+def _chunks(items: list) -> Iterator[list]:
+    start, size = 0, _FIRST_CHUNK
+    while start < len(items):
+        yield items[start : start + size]
+        start, size = start + size, min(2 * size, _LARGEST_CHUNK)
+
+
+def _facts(photo):
+    return look_at_file(photo) if isinstance(photo, str | os.PathLike) else look_at(photo)
+
+
+def _check_there(root, folder):
+    if not root.is_dir():
+        raise UserError(f"no such folder any more: {printable_name(root)}; {folder} keeps what it has of its photos")
+
+
+def _check_same(writer, about):
+    """Refuses to go on with an index of something else."""
+    there = writer.about
+    if None not in (there["fingerprint"], about["fingerprint"]) and there["fingerprint"] != about["fingerprint"]:
+        raise UserError(
+            f"{writer.folder} was made by another model ({there['model']}): choose another folder for this one's index"
+        )
+    for key, word in (("root", "of the folder"), ("resolution", "of photos at the resolution")):
+        if there[key] != about[key]:
+            raise UserError(f"{writer.folder} is an index {word} {there[key]}, received {about[key]}")
+    changed = {key: about[key] for key in ("recursive", "kind", "memory", "thresholds") if there[key] != about[key]}
+    if changed:
+        with writer.transaction():
+            writer.about |= changed
+
+
+def _check_made_by(given, model, resolution):
+    """That the model makes such descriptors: of the first photos that are there, it makes the same."""
+    checked = 0
+    for place, name in enumerate(given.names):
+        if checked == _CHECKED or place >= 100:
+            return
+        if not os.path.isfile(name) or not np.isfinite(given.values[place]).all():
+            continue
+        own = model.embed([name], resolution, on_error="skip")[0]
+        if not np.isfinite(own).all():
+            continue
+        if len(own) != given.values.shape[1]:
+            raise UserError(
+                f"{given.what} has {given.values.shape[1]} values a photo, where the model makes {len(own)}"
+            )
+        stored = np.asarray(given.values[place], np.float32)
+        cosine = float(own @ stored / max(np.linalg.norm(stored), 1e-12))
+        if cosine < _SAME:
+            raise UserError(
+                f"{given.what} was made by another model, or at another resolution: of {printable_name(name)} it has a "
+                f"descriptor of cosine {cosine:.2f} with this model's"
+            )
+        checked += 1
+
+
+def _unit(values, size, what):
+    """Rows of unit norm, float32; refuses those of another size."""
+    if values.shape[1] != size:
+        raise UserError(f"{what} has descriptors of {values.shape[1]} values, where the index's have {size}")
+    if not np.isfinite(values).all():
+        raise UserError(f"{what} has a descriptor with a NaN or an infinity")
+    norms = np.linalg.norm(values, axis=1, keepdims=True)
+    if not norms.all():
+        raise UserError(f"{what} has a descriptor that is all 0")
+    return values / norms
+
+
+def _embedded_query(model, query, resolution):
+    """float32 [D] of a photo; what can't be used is named, with its reason."""
+    photo, name = query, "the query"
+    if isinstance(query, str | os.PathLike):
+        photo = os.path.expanduser(os.fspath(query))
+        name = printable_name(photo)
+        found, missing = finding.look_at([photo], "query")
+        if missing:
+            raise UserError(f"no such file: {name}")
+        if found.passed_over:
+            raise UserError(f"{name}: {found.passed_over[photo]}")
+        if photo in found.kinds:
+            photo, problem = pixels(photo, found.kinds[photo], resolution or model.resolution)
+            if problem:
+                raise UserError(f"{name}: {problem}")
+    values = model.embed([photo], resolution, on_error="skip")
+    if not np.isfinite(values).all() or not values.any():
+        raise UserError(f"{name}: {_why(model, photo)}")
+    return _unit(values, values.shape[1], "the model")[0]
+
+
+def _why(model, photo):
+    why = getattr(model, "why_unusable", None)
+    return printable_name(why(photo)) if why else "can't be used"
+
+
+def _expanded(view, descriptor, count, least):
+    values, rows = view.neighbors.nearest(descriptor[None], count)
+    kept = (rows[0] >= 0) & (values[0] >= least)
+    near = np.asarray(view.state.descriptors[rows[0][kept]], np.float32)
+    mean = descriptor + (values[0][kept, None] ** 3 * near).sum(axis=0)
+    return mean / np.linalg.norm(mean)
+
+
+def _within(found: Neighbors, descriptor, threshold, among):
+    k, most = 64, max(1, np.count_nonzero(found.used))
+    while True:
+        values, rows = found.nearest(descriptor[None], min(k, most), among)
+        near = (rows[0] >= 0) & (values[0] >= threshold)
+        if not near.all() or k >= most:
+            return rows[0][near], values[0][near]
+        k *= 4
+
+
+def _hits(state, rows, values, query):
+    there = rows >= 0
+    photos = state.photos_of_rows(rows[there])
+    own = query.id if isinstance(query, Photo) else None
+    return [
+        Hit(photo, float(value))
+        for row, value in zip(rows[there], values[there], strict=True)
+        for photo in photos.get(int(row), ())
+        if photo.id != own
+    ]
+
+
+def _classes_called(text, names, path):
+    """Numbers of the classes that a text names: the whole name, else one of its parts, else words in it."""
+    if not names:
+        raise UserError(f"{path} knows no classes: the model that made it has no classifier")
+    wanted = text.strip().casefold()
+    lowered = [name.casefold().replace("_", " ") for name in names]
+    wanted = wanted.replace("_", " ")
+    tests = (
+        lambda name: name == wanted,
+        lambda name: wanted in (part.strip() for part in name.split(",")),
+        lambda name: re.search(rf"\b{re.escape(wanted)}\b", name),
+        lambda name: wanted in name,
+    )
+    for test in tests:
+        if wanted and (numbers := [number for number, name in enumerate(lowered) if test(name)]):
+            return numbers
+    near = difflib.get_close_matches(wanted, lowered, 3)
+    hint = f"; near: {', '.join(names[lowered.index(name)] for name in near)}" if near else ""
+    raise UserError(f"no class is called {text!r}{hint}")
+
+
+def _class_number(name, names, path):
+    if names and name in names:
+        return names.index(name)
+    return _classes_called(name, names, path)[0]
+
+
+def _folder(what):
+    """The folder that is given, absolute, or None where it is something else."""
+    if not isinstance(what, str | os.PathLike):
+        return None
+    folder = Path(what).expanduser()
+    if folder.is_dir():
+        return Path(os.path.abspath(folder))
+    if not folder.exists():
+        raise UserError(f"no such folder: {printable_name(folder)}")
+    return None
+
+
+def _named(what, names, root):
+    """(name, photo, kind) of photos that are given one by one, or as a folder."""
+    if isinstance(what, str | os.PathLike):
+        folder = _folder(what)
+        what = finding.find_photos(folder).files if folder else [what]
+    elif isinstance(what, bytes | bytearray) or hasattr(what, "mode") or np.ndim(what) == 3:
+        what = [what]
+    what = list(what)
+    if names is not None and len(names) != len(what):
+        raise UserError(f"names must be as many as photos, {len(what)}, received {len(names)}")
+    paths = [os.path.expanduser(os.fspath(item)) for item in what if isinstance(item, str | os.PathLike)]
+    kinds = finding.look_at(paths, "looking at photos")[0].kinds if paths else {}
+    for place, item in enumerate(what):
+        if isinstance(item, str | os.PathLike):
+            path = os.path.expanduser(os.fspath(item))
+            name = _name(path, root) if names is None else os.fsencode(names[place])
+            yield name, os.path.abspath(path), kinds.get(path)
+        else:
+            yield os.fsencode(f"photo {place + 1}" if names is None else names[place]), item, None
+
+
+def _name(path, root):
+    """What a photo is called in the index: its path below the folder, else the absolute one; a name stays one."""
+    path = os.path.expanduser(os.fspath(path))
+    if root is None:
+        return os.fsencode(os.path.abspath(path) if os.path.exists(path) else path)
+    prefix = os.path.join(os.fspath(root), "")
+    if os.path.isabs(path) and path.startswith(prefix):
+        return os.fsencode(path[len(prefix) :])
+    return os.fsencode(os.path.abspath(path) if os.path.exists(path) and not os.path.isabs(path) else path)

@@ -1,0 +1,65 @@
+"""From which similarity on two photos are copies, or show the same thing.
+
+A model may bring what was measured of it, `{"copy": {"0.9": 0.6, "0.99": 0.75}, "instance": {...}}`: for each kind, the
+share of pairs above a similarity that are right -> the similarity. For one that brings none they are estimated from
+how similar photos of the album are that have nothing to do with each other: with m the mean similarity of random pairs,
+
+    t = max(m + f (1 - m), q)
+
+where f is 0.55 (copies) or 0.40 (instances) at 0.9, 0.70 or 0.55 at 0.99, and q is the similarity that 1 of 1000 random
+pairs exceeds. That is a rule of thumb: what is found by it is to be looked at.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from mg_keras.errors import UserError
+
+COPY, INSTANCE = "copy", "instance"
+
+_SHARES = {COPY: {"0.9": 0.55, "0.99": 0.70}, INSTANCE: {"0.9": 0.40, "0.99": 0.55}}
+_PAIRS = 20_000
+
+Thresholds = Mapping[str, Mapping[str, float]]
+
+
+def estimated(descriptors: np.ndarray, used: np.ndarray, seed: int = 0) -> dict[str, dict[str, float]]:
+    """Thresholds of a model that brings none.
+
+    Args:
+        descriptors: [N, D] of unit norm.
+        used: bool [N], the rows that are a photo's.
+        seed: of the pairs that are drawn.
+    """
+    rows = np.flatnonzero(used)
+    rng = np.random.default_rng(seed)
+    mean, rare = 0.0, 0.0
+    if len(rows) > 1:
+        # few rows, read in order, in many pairs
+        chosen = np.sort(rng.choice(rows, min(len(rows), 1000), replace=False))
+        values = np.asarray(descriptors[chosen], np.float32)
+        one, other = rng.integers(len(chosen), size=(2, _PAIRS))
+        similarities = np.sum(values[one] * values[other], axis=1)[one != other]
+        mean, rare = float(similarities.mean()), float(np.quantile(similarities, 0.999))
+        # an album of copies alone says nothing of strangers
+        rare = min(rare, mean + 0.9 * (1 - mean))
+    mean = max(mean, 0.0)
+    return {
+        kind: {share: round(max(mean + part * (1 - mean), rare), 4) for share, part in parts.items()}
+        for kind, parts in _SHARES.items()
+    }
+
+
+def pick(thresholds: Thresholds, kind: str, precision: float = 0.99) -> float:
+    """The similarity from which on `precision` of the pairs are right; of the next higher share that is known.
+
+    Raises:
+        UserError: none is known for so high a share.
+    """
+    known = {float(share): value for share, value in thresholds.get(kind, {}).items()}
+    enough = [share for share in known if share >= precision - 1e-9]
+    if not enough:
+        shares = ", ".join(f"{share:g}" for share in sorted(known)) or "none"
+        raise UserError(f"no threshold of {kind} is known for a precision of {precision:g}; known: {shares}")
+    return float(known[min(enough)])

@@ -1,0 +1,334 @@
+import os
+import shutil
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from PIL import Image
+from pyarrow import parquet
+
+from mg_keras.errors import UserError
+from mg_keras.search import thresholds
+from mg_keras.search.index import Changes, Index
+from tests.search.fake import FakeModel, album, noise
+
+
+def unit_rows(count, size=8, seed=0):
+    values = np.random.default_rng(seed).normal(size=(count, size))
+    return values / np.linalg.norm(values, axis=1, keepdims=True)
+
+
+def names(found):
+    return [getattr(each, "photo", each).name for each in found]
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """A folder of 30 photos, of which one is twice there, one smaller and one below another folder."""
+    folder = tmp_path / "photos"
+    paths = album(folder, 30)
+    shutil.copy(paths[5], folder / "again.png")
+    noise(3, (12, 12)).save(folder / "small.jpg", quality=95)
+    album(folder / "deep" / "er", 1, first=100)
+    return folder
+
+
+def test_search_is_cosine_similarity_in_order():
+    values, query = unit_rows(50), unit_rows(1, seed=1)[0]
+    with Index.build(values, names=[f"{number:02}" for number in range(50)]) as index:
+        hits = index.search(3 * query, k=7)
+        order = np.argsort(-values @ query)[:7]
+        assert names(hits) == [f"{number:02}" for number in order]
+        np.testing.assert_allclose([hit.similarity for hit in hits], (values @ query)[order], atol=2e-3)
+        near = index.range(query, 0.3)
+        assert sorted(names(near)) == [f"{number:02}" for number in np.flatnonzero(values @ query >= 0.3)]
+        assert len(index.search(query, 80)) == len(index) == 50
+        # the mean of the query and its nearest, by the third power of their similarities, over the threshold
+        least = index.threshold("instance", 0.9)
+        kept = [number for number in order[:2] if values[number] @ query >= least]
+        mean = query + sum((values[number] @ query) ** 3 * values[number] for number in kept)
+        expanded = index.search(query, k=5, expand=2)
+        assert names(expanded) == [f"{number:02}" for number in np.argsort(-values @ mean)[:5]]
+
+
+def test_a_folder_is_found_again_by_photo(photos, tmp_path):
+    model = FakeModel()
+    with Index.build(photos, model, tmp_path / "index") as index:
+        # of equal files one is described
+        assert model.embedded == 32
+        assert len(index) == 33
+        assert names(index.search(photos / "00005.png", 2)) == ["00005.png", "again.png"]
+        for query in (noise(7), np.asarray(noise(7).convert("RGB")), (photos / "00007.png").read_bytes()):
+            assert names(index.search(query, 1)) == ["00007.png"]
+        photo = index.photo("00005.png")
+        assert photo == index.photo(photos / "00005.png") == index.photo(photo.id)
+        assert names(index.search(photo, 1)) == ["again.png"]
+        assert (photo.width, photo.height, photo.file_size) == (24, 24, os.path.getsize(photo.path))
+        assert names(index.photos(offset=31)) == ["deep/er/00100.png", "small.jpg"]
+        assert index.about["searched_by"] == "exact"
+        assert "33 photos" in repr(index)
+
+
+def test_three_granularities_of_one_descriptor(photos, tmp_path):
+    blend = Image.blend(noise(3), noise(4), 0.4)
+    blend.save(photos / "like3.png")
+    model = FakeModel()
+    with Index.build(photos, model, tmp_path / "index") as index:
+        answer = index.find(index.photo("00003.png"), k=4)
+        assert names(answer.copies) == ["small.jpg"]
+        assert names(answer.instances) == ["like3.png"]
+        likeliest, probability = answer.classes[0]
+        classes = model.classify(model.embed([photos / "00003.png"])).probabilities[0]
+        assert likeliest == model.class_names[int(np.argmax(classes))]
+        assert probability == pytest.approx(max(classes), abs=1e-3)
+        assert len(answer.kind) == 4
+        assert {hit.photo.class_name for hit in answer.kind} == {likeliest}
+        assert all(hit.similarity < model.thresholds["instance"]["0.9"] for hit in answer.kind)
+        assert index.find(photos / "00003.png").copies[0].photo.name == "00003.png"
+        only = index.search(photos / "00003.png", 40, class_name="green")
+        assert {hit.photo.class_name for hit in only} == {"green"}
+        assert len(only) == index.class_counts()["green"] == len(index.photos(class_name="green"))
+
+
+def test_classes_are_searched_by_name(photos, tmp_path):
+    with Index.build(photos, FakeModel(), tmp_path / "index") as index:
+        found = index.find_class("Crimson", 5)
+        shares = [share for _, share in found]
+        assert shares == sorted(shares, reverse=True)
+        assert found[0][0].class_name == "red, crimson"
+        assert found[0][0].probability == pytest.approx(found[0][1])
+        assert index.find_class("red", 2, offset=1) == found[1:3]
+        with pytest.raises(UserError, match="no class is called 'grean'; near: green"):
+            index.find_class("grean")
+        with pytest.raises(UserError, match="no class is called ''"):
+            index.find_class("")
+    with Index.build(unit_rows(3)) as index, pytest.raises(UserError, match="knows no classes"):
+        index.find_class("red")
+
+
+def test_an_update_describes_only_what_changed(photos, tmp_path):
+    model = FakeModel()
+    index = Index.build(photos, model, tmp_path / "index")
+    model.embedded = 0
+    assert index.update() == Changes()
+    os.utime(photos / "00001.png")
+    os.rename(photos / "00002.png", photos / "renamed.png")
+    os.rename(photos / "deep", photos / "deeper")
+    (photos / "00004.png").unlink()
+    noise(500).save(photos / "00006.png")
+    album(photos, 2, first=200)
+    assert index.update() == Changes(added=2, changed=2, removed=1, moved=2, embedded=3)
+    assert model.embedded == 3
+    assert names(index.search(noise(500), 1)) == ["00006.png"]
+    assert names(index.search(noise(2), 1)) == ["renamed.png"]
+    assert index.photo("00002.png") is None
+    assert index.photo("00001.png").modified == (photos / "00001.png").stat().st_mtime_ns
+    assert index.search(noise(6), 1)[0].similarity < 0.9
+    index.close()
+
+
+def test_a_build_goes_on_and_recursion_can_be_switched_off(photos, tmp_path):
+    with Index.build(photos, FakeModel(), tmp_path / "index", recursive=False) as index:
+        assert len(index) == 32
+    model = FakeModel()
+    looked = []
+    with Index.build(photos, model, tmp_path / "index", report=lambda *how: looked.append(how)) as index:
+        assert (len(index), model.embedded, looked) == (33, 1, [(1, 1)])
+
+
+def test_add_and_remove(photos, tmp_path):
+    elsewhere = album(tmp_path / "elsewhere", 2, first=300)
+    with Index.build(photos, FakeModel(), tmp_path / "index") as index:
+        assert index.add(elsewhere).added == 2
+        assert index.add([noise(310)], ["by hand"]).added == 1
+        assert names(index.search(noise(301), 1)) == [str(elsewhere[1])]
+        # an update of the folder leaves what lies elsewhere
+        index.remove("by hand")
+        assert index.update() == Changes()
+        assert index.remove([elsewhere[0], photos / "00000.png", "never there"]) == 2
+        assert elsewhere[0].exists()
+        # of the folder, it is found again
+        assert index.update().added == 1
+    with Index.build([noise(1), noise(2)], FakeModel()) as index:
+        assert names(index.photos()) == ["photo 1", "photo 2"]
+        with pytest.raises(UserError, match="no index of a folder"):
+            index.update()
+
+
+def test_a_copy_is_whole_and_temporary_ones_go(photos, tmp_path):
+    index = Index.build(photos, FakeModel())
+    index.save(tmp_path / "kept")
+    path = index.path
+    index.close()
+    assert not path.exists()
+    with Index.load(tmp_path / "kept", FakeModel()) as kept:
+        assert names(kept.search(photos / "small.jpg", 1)) == ["small.jpg"]
+        with pytest.raises(UserError, match="kept is there already"):
+            kept.save(tmp_path / "kept")
+        kept.remove("small.jpg")
+
+
+def test_approximate_indexes_agree_with_the_exact_one(tmp_path, monkeypatch):
+    monkeypatch.setattr("mg_keras.search.neighbors._FEW", 10)
+    monkeypatch.setattr("mg_keras.search.neighbors.TAIL_ROWS", 200)
+    centres = unit_rows(30, 16)
+    values = centres[np.arange(2000) % 30] + 0.1 * unit_rows(2000, 16, seed=1)
+    listed = [f"{number}" for number in range(2000)]
+    with Index.build(values[:1600], names=listed[:1600], path=tmp_path, kind="ivf") as index:
+        assert index.about["neighbors"]["rows"] == 1600
+        index.add(values[1600:1700], listed[1600:1700])
+        assert index.about["neighbors"]["rows"] == 1600
+        index.add(values[1700:], listed[1700:])
+        assert index.about["neighbors"]["rows"] == 2000
+        index.remove(listed[:100])
+        unit = values / np.linalg.norm(values, axis=1, keepdims=True)
+        hits = 0
+        for query in unit[::50]:
+            true = np.argsort(-unit[100:] @ query)[:10] + 100
+            hits += len({str(number) for number in true} & set(names(index.search(query, 10))))
+        assert hits / 400 >= 0.95
+
+
+def test_descriptors_from_files(tmp_path):
+    values = unit_rows(6).astype(np.float32)
+    values[2] = np.nan
+    np.save(tmp_path / "features.npy", values)
+    (tmp_path / "features.txt").write_text("".join(f"{letter}.jpg\n" for letter in "abcdef"))
+    with Index.build(tmp_path / "features.npy") as index:
+        assert names(index.photos()) == ["a.jpg", "b.jpg", "d.jpg", "e.jpg", "f.jpg"]
+        assert [(photo.name, photo.problem) for photo in index.unusable()] == [("c.jpg", "no descriptor")]
+    column = [None if np.isnan(row).any() else row.astype(np.float16).tolist() for row in values]
+    table = pa.table({"uri": list("abcdef"), "embedding": pa.array(column, pa.list_(pa.float16(), 8))})
+    (tmp_path / "shards").mkdir()
+    parquet.write_table(table.slice(0, 3), tmp_path / "shards" / "shard-0.parquet")
+    parquet.write_table(table.slice(2), tmp_path / "shards" / "shard-1.parquet")
+    with Index.build(tmp_path / "shards") as index:
+        assert names(index.photos()) == ["a", "b", "d", "e", "f"]
+        assert names(index.unusable()) == ["c"]
+        assert names(index.search(values[4], 1)) == ["e"]
+    parquet.write_table(table.rename_columns(["uri", "vector"]), tmp_path / "other.parquet")
+    for what, kwargs, message in (
+        (tmp_path / "other.parquet", {}, "columns uri, vector, where one of embedding"),
+        (values, {"names": ["a"]}, "has 6 descriptors, where there are 1 names"),
+        (values[:2], {"names": ["a", "a"]}, "has the name a twice"),
+        (np.zeros((2, 3), int), {}, r"int64 \[2, 3\], where floats"),
+        (np.zeros((2, 3)) + np.inf, {"kind": "best"}, "kind must be one of auto, exact"),
+    ):
+        with pytest.raises(UserError, match=message):
+            Index.build(what, **kwargs)
+    (tmp_path / "broken.npy").write_bytes(b"no array")
+    (tmp_path / "broken.parquet").write_bytes(b"no table")
+    for name in ("broken.npy", "broken.parquet"):
+        with pytest.raises(UserError, match=f"{name} can't be read as"):
+            Index.build(tmp_path / name)
+
+
+def test_another_model_is_refused(photos, tmp_path):
+    Index.build(photos, FakeModel(), tmp_path / "index").close()
+    with pytest.raises(UserError, match=r"was made by another model \(fake\)"):
+        Index.open(tmp_path / "index", FakeModel("other"))
+    with pytest.raises(UserError, match=r"was made by another model \(fake\)"):
+        Index.build(photos, FakeModel("other"), tmp_path / "index")
+    with Index.open(tmp_path / "index") as index:
+        with pytest.raises(UserError, match="as query needs the model that made"):
+            index.search(photos / "00000.png")
+        with pytest.raises(UserError, match="with the model that made it"):
+            index.update()
+        assert names(index.search(index.photo("00005.png"), 1)) == ["again.png"]
+        with pytest.raises(UserError, match="descriptors of 8 values, where the index's have 109"):
+            index.search(np.ones(8))
+        with pytest.raises(UserError, match="NaN"):
+            index.search(np.full(109, np.nan))
+        with pytest.raises(UserError, match="all 0"):
+            index.search(np.zeros(109))
+    # of descriptors, by those of photos that are there
+    model, paths = FakeModel(), sorted(photos.glob("*.png"))
+    values = model.embed(paths)
+    with Index.build(values, model, names=map(str, paths)) as index:
+        assert names(index.search(paths[4], 1)) == [str(paths[4])]
+        assert index.class_counts()
+    with pytest.raises(UserError, match=r"made by another model, or at another resolution: of .*00000.png"):
+        Index.build(np.roll(values, 1, axis=1), model, names=map(str, paths))
+    with pytest.raises(UserError, match="of photos at the resolution 32, received 64"):
+        Index.build(photos, FakeModel(), tmp_path / "index", resolution=64)
+    with pytest.raises(UserError, match="photos need a model"):
+        Index.build(photos)
+
+
+def test_odd_files_are_told_and_do_no_harm(photos, tmp_path):
+    (photos / "text.jpg").write_text("no photo")
+    (photos / "empty.png").write_bytes(b"")
+    (photos / "film.mp4").write_bytes(b"\0\0\0\x18ftypisom" + bytes(20))
+    (photos / "cut.tif").write_bytes(b"II*\0" + bytes(40))
+    noise(400).save(photos / "scan.tif")
+    noise(401).save(photos / "phone.avif", quality=100)
+    hostile = os.fsencode(photos) + b"/<img src=x onerror=alert(1)>\n\xff.png"
+    noise(402).save(os.fsdecode(hostile))
+    os.symlink(photos / "nowhere.png", photos / "dangling.png")
+    model = FakeModel()
+    with Index.build(photos, model, tmp_path / "index") as index:
+        troubles = {photo.name: photo.problem for photo in index.unusable()}
+        assert sorted(troubles) == ["cut.tif", "empty.png", "text.jpg"]
+        assert troubles["text.jpg"] == "not a photo"
+        assert "TIFF that can't be opened" in troubles["cut.tif"]
+        assert names(index.search(noise(400), 1)) == ["scan.tif"]
+        assert names(index.search(photos / "phone.avif", 1)) == ["phone.avif"]
+        assert index.search(noise(402), 1)[0].photo.path == photos / os.fsdecode(os.path.basename(hostile))
+        model.embedded = 0
+        changes = index.update()
+        assert (changes.added, model.embedded) == (0, 0)
+        assert [os.path.basename(name) for name, _ in changes.passed_over] == ["dangling.png", "film.mp4"]
+        for query, message in (
+            (photos / "text.jpg", r"text\.jpg: not a photo"),
+            (photos / "film.mp4", r"film\.mp4: not a JPEG"),
+            (photos / "none.jpg", r"no such file: .*none\.jpg"),
+            (b"", "the query: not a photo"),
+            (photos / "cut.tif", r"cut\.tif: TIFF that can't be opened"),
+        ):
+            with pytest.raises(UserError, match=message) as told:
+                index.search(query)
+            assert "\n" not in str(told.value)
+
+
+def test_a_folder_that_vanishes_loses_nothing(photos, tmp_path):
+    with Index.build(photos, FakeModel(), tmp_path / "index") as index:
+        os.rename(photos, tmp_path / "unplugged")
+        with pytest.raises(UserError, match=r"no such folder any more: .*photos; .* keeps what it has"):
+            index.update()
+        photos.mkdir()
+        with pytest.raises(UserError, match=r"no photo is left below .*photos, where .* has 33: is the disk there"):
+            index.update()
+        assert len(index) == 33
+    with pytest.raises(UserError, match=r"no such folder: .*gone"):
+        Index.build(tmp_path / "gone", FakeModel())
+    with pytest.raises(UserError, match=r"there is no index at .*gone"):
+        Index.open(tmp_path / "gone")
+
+
+def test_it_vanishes_on_the_way(photos, tmp_path):
+    class Thief(FakeModel):
+        def embed(self, *arguments, **options):
+            values = super().embed(*arguments, **options)
+            shutil.rmtree(photos)
+            return values
+
+    with pytest.raises(UserError, match="no such folder any more"):
+        Index.build(photos, Thief(), tmp_path / "index")
+    with Index.open(tmp_path / "index") as index:
+        assert len(index) == 32
+
+
+def test_thresholds_are_the_models_or_estimated():
+    with Index.build([noise(1)], FakeModel()) as index:
+        assert index.threshold("copy") == 0.95
+        assert index.threshold("copy", 0.9) == index.threshold("copy", 0.5) == 0.9
+        with pytest.raises(UserError, match=r"of copy is known for a precision of 0.999; known: 0.9, 0.99"):
+            index.threshold("copy", 0.999)
+    values = unit_rows(500, 64) + 0.1
+    values /= np.linalg.norm(values, axis=1, keepdims=True)
+    found = thresholds.estimated(values, np.ones(500, bool))
+    similarities = (values @ values.T)[np.triu_indices(500, 1)]
+    mean = similarities.mean()
+    assert found["copy"]["0.99"] == pytest.approx(mean + 0.7 * (1 - mean), abs=0.01)
+    assert found["instance"]["0.9"] >= np.quantile(similarities, 0.998)
+    assert thresholds.estimated(values[:0], np.ones(0, bool))["copy"]["0.9"] == 0.55

@@ -1,0 +1,200 @@
+"""What must hold whatever happens: `kill -9`, readers beside a writer, two writers, damage."""
+
+import contextlib
+import fcntl
+import multiprocessing
+import os
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from mg_keras.errors import UserError
+from mg_keras.search.index import Index
+from mg_keras.search.store import State, Writer
+from tests.search import written
+from tests.search.fake import FakeModel, album
+from tests.search.written import extra
+
+processes = multiprocessing.get_context("forkserver")
+processes.set_forkserver_preload(["tests.search.written"])
+
+
+def expected(name, folder):
+    if name.startswith("extra-"):
+        return extra(int(name.removeprefix("extra-")))
+    return FakeModel().embed([folder / name])[0]
+
+
+def check(index, folder):
+    """Every photo has the descriptor that is its own, and is found by it."""
+    photos = index.photos()
+    values = index.descriptors(photos)
+    for photo, value in zip(photos, values, strict=True):
+        np.testing.assert_allclose(value, expected(photo.name, folder), atol=2e-3)
+    for photo in photos[:: max(1, len(photos) // 4)]:
+        assert index.search(expected(photo.name, folder), 1)[0].photo.name == photo.name
+    return photos
+
+
+def test_kill_at_any_moment_leaves_the_state_before_or_after(tmp_path):
+    folder, path = tmp_path / "photos", tmp_path / "index"
+    names = [file.name for file in album(folder, 40)]
+    rng = np.random.default_rng(0)
+    lost, states = set(), []
+    for kill in range(20):
+        started = processes.Event()
+        process = processes.Process(target=written.write_for_ever, args=(folder, path, 1000 * kill, started))
+        process.start()
+        assert started.wait(30)
+        # the first ones during the building, the others anywhere
+        time.sleep(rng.uniform(0.0, 0.03 if kill < 8 else 0.15))
+        process.kill()
+        process.join()
+        if not path.exists() or not (path / "index.sqlite").exists():
+            continue
+        try:
+            index = Index.open(path, FakeModel())
+        except UserError as error:
+            # killed before there was a first state
+            assert "there is no index" in str(error)  # noqa: PT017
+            continue
+        with index:
+            there = {photo.name for photo in check(index, folder)}
+            assert lost <= there, "what was in the index before is still there"
+            lost = {name for name in there if not name.startswith("extra-")}
+            states.append(index.about["state"])
+            # pairs come whole
+            extras = {int(name[6:]) // 2 for name in there if name.startswith("extra-")}
+            assert sum(name.startswith("extra-") for name in there) == 2 * len(extras)
+    assert states == sorted(states)
+    assert states[-1] > states[0]
+    with Index.build(folder, FakeModel(), path, kind="ivf") as index:
+        assert [name for name in names if index.photo(name) is None] == []
+        check(index, folder)
+    assert not [file for file in path.iterdir() if file.name.startswith(".")]
+
+
+def test_readers_see_one_state_during_writes(tmp_path):
+    with Index.build(
+        np.stack([extra(9_001), extra(9_002)] * 10), names=[f"first-{n}" for n in range(20)], path=tmp_path
+    ):
+        pass
+    troubles, seen, done, started = [], set(), threading.Event(), processes.Event()
+
+    def read():
+        try:
+            with Index.open(tmp_path) as index:
+                while not done.is_set() or index.refresh():
+                    photos = [photo for photo in index.photos() if photo.name.startswith("extra-")]
+                    values = index.descriptors(photos)
+                    true = [extra(int(photo.name[6:])) for photo in photos]
+                    np.testing.assert_allclose(values, np.reshape(true, values.shape), atol=2e-3)
+                    for photo in photos[-1:]:
+                        assert index.search(extra(int(photo.name[6:])), 1)[0].photo == photo
+                    assert len(index) == len(photos) + 20
+                    assert len(photos) % 2 == 0
+                    seen.add(index.about["state"])
+                    index.refresh()
+        except BaseException as error:
+            troubles.append(error)
+            raise
+
+    writer = processes.Process(target=written.add_pairs, args=(tmp_path, 30, started))
+    writer.start()
+    readers = [threading.Thread(target=read) for _ in range(2)]
+    for reader in readers:
+        reader.start()
+    started.set()
+    writer.join()
+    done.set()
+    for reader in readers:
+        reader.join()
+    assert writer.exitcode == 0
+    assert not troubles
+    assert len(seen) > 2
+
+
+def test_a_reader_keeps_its_state_until_it_looks_again(tmp_path):
+    Index.build(np.stack([extra(0), extra(1)]), path=tmp_path, names=["a", "b"]).close()
+    with Index.open(tmp_path) as reader, Index.open(tmp_path) as writer:
+        writer.add(extra(2)[None], ["c"])
+        writer.remove("a")
+        assert [photo.name for photo in reader.photos()] == ["a", "b"]
+        assert reader.search(extra(2), 1)[0].similarity < 0.9
+        assert reader.refresh()
+        assert [photo.name for photo in reader.photos()] == ["b", "c"]
+        assert reader.search(extra(2), 1)[0].similarity > 0.99
+        assert not reader.refresh()
+
+
+def test_one_writer(tmp_path):
+    with Index.build(extra(0)[None], path=tmp_path) as index, open(tmp_path / "lock", "a+b") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(UserError, match="is being written to by another process: try again when that has ended"):
+            index.remove("row 0")
+        assert len(index) == 1
+
+
+def test_a_transaction_that_fails_changes_nothing(tmp_path):
+    Index.build(extra(0)[None], path=tmp_path).close()
+    with Writer(tmp_path) as writer:
+        with contextlib.suppress(ZeroDivisionError), writer.transaction():
+            writer.append(extra(1)[None])
+            writer.delete([b"row 0"])
+            raise ZeroDivisionError
+        assert writer.about["rows"] == 1
+    state = State(tmp_path)
+    assert state.count() == state.number == len(state.descriptors) == 1
+    state.close()
+
+
+def test_rows_of_nobody_are_given_up(tmp_path, monkeypatch):
+    monkeypatch.setattr("mg_keras.search.index._SMALLEST_APPROXIMATE", 16)
+    values = np.stack([extra(number) for number in range(40)])
+    with Index.build(values, path=tmp_path, names=[f"extra-{number}" for number in range(40)], kind="ivf") as index:
+        before = os.path.getsize(tmp_path / "descriptors-0.f16")
+        index.remove([f"extra-{number}" for number in range(0, 40, 4)])
+        assert (tmp_path / "descriptors-0.f16").exists()
+        index.remove([f"extra-{number}" for number in range(30)])
+        assert len(check(index, tmp_path)) == 8
+        (file,) = tmp_path.glob("descriptors-*")
+        assert file.stat().st_size < before / 4
+        assert not list(tmp_path.glob("neighbors-*"))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda path: (path / "index.sqlite").write_bytes(b"x" * 5000), "can't be read as an index: .*; build it anew"),
+        (lambda path: (path / "descriptors-0.f16").write_bytes(b""), "descriptors-0.f16 is cut off; build it anew"),
+        (lambda path: (path / "descriptors-0.f16").unlink(), "it lacks descriptors-0.f16; build it anew"),
+        (lambda path: (path / "index.sqlite").unlink(), "there is no index at"),
+        (lambda path: set_version(path, 99), "an index of version 99, where 1 is read here"),
+    ],
+)
+def test_damage_is_one_line(tmp_path, damage, message):
+    Index.build(extra(0)[None], path=tmp_path).close()
+    damage(tmp_path)
+    with pytest.raises(UserError, match=message):
+        Index.open(tmp_path)
+
+
+def set_version(path, number):
+    with sqlite3.connect(path / "index.sqlite") as database:
+        database.execute("UPDATE about SET value = ? WHERE key = 'version'", (str(number),))
+
+
+def test_another_folder_is_left_alone(tmp_path):
+    (tmp_path / "letter.txt").write_text("dear")
+    with pytest.raises(UserError, match=r"holds letter\.txt, which is no index"):
+        Index.build(extra(0)[None], path=tmp_path)
+
+
+def test_it_needs_no_tensorflow():
+    code = "import mg_keras.search.index, sys; assert not {'tensorflow', 'keras'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
