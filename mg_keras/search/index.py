@@ -324,6 +324,11 @@ class Index:
         """`{"copy": {"0.9": ..., "0.99": ...}, "instance": {...}}`: the model's, or else estimated from the photos."""
         return self._view.thresholds
 
+    @property
+    def calibrated(self) -> bool:
+        """Whether the model has brought its thresholds."""
+        return bool(self._view.state.about["thresholds"])
+
     def threshold(self, kind: str, precision: float = 0.99) -> float:
         """The similarity from which on two photos are copies (`"copy"`) or show one thing (`"instance"`)."""
         return thresholds.pick(self.thresholds, kind, precision)

@@ -4,12 +4,14 @@ A model may bring what was measured of it, `{"copy": {"0.9": 0.6, "0.99": 0.75},
 share of pairs above a similarity that are right -> the similarity. For one that brings none they are estimated from
 how similar photos of the album are that have nothing to do with each other: with m the mean similarity of random pairs,
 
-    t = max(m + f (1 - m), q)
+    t = max(m + f (1 - m), m + z s)
 
-where f is 0.55 (copies) or 0.40 (instances) at 0.9, 0.70 or 0.55 at 0.99, and q is the similarity that 1 of 1000 random
-pairs exceeds. That is a rule of thumb: what is found by it is to be looked at.
+where f is 0.55 (copies) or 0.40 (instances) at 0.9, 0.70 or 0.55 at 0.99, s is their standard deviation and z s what,
+were they normal, a photo's most similar stranger in the album exceeds once in 50 photos. t is at most m + 0.95 (1 - m).
+That is a rule of thumb: what is found by it is to be looked at.
 """
 
+import statistics
 from collections.abc import Mapping
 
 import numpy as np
@@ -20,6 +22,7 @@ COPY, INSTANCE = "copy", "instance"
 
 _SHARES = {COPY: {"0.9": 0.55, "0.99": 0.70}, INSTANCE: {"0.9": 0.40, "0.99": 0.55}}
 _PAIRS = 20_000
+_STRANGERS = 0.02
 
 Thresholds = Mapping[str, Mapping[str, float]]
 
@@ -34,19 +37,21 @@ def estimated(descriptors: np.ndarray, used: np.ndarray, seed: int = 0) -> dict[
     """
     rows = np.flatnonzero(used)
     rng = np.random.default_rng(seed)
-    mean, rare = 0.0, 0.0
+    mean, spread, deviations = 0.0, 0.0, 0.0
     if len(rows) > 1:
         # few rows, read in order, in many pairs
         chosen = np.sort(rng.choice(rows, min(len(rows), 1000), replace=False))
         values = np.asarray(descriptors[chosen], np.float32)
         one, other = rng.integers(len(chosen), size=(2, _PAIRS))
         similarities = np.sum(values[one] * values[other], axis=1)[one != other]
-        mean, rare = float(similarities.mean()), float(np.quantile(similarities, 0.999))
         # an album of copies alone says nothing of strangers
-        rare = min(rare, mean + 0.9 * (1 - mean))
-    mean = max(mean, 0.0)
+        mean, spread = min(max(float(similarities.mean()), 0.0), 0.9), float(similarities.std())
+        deviations = statistics.NormalDist().inv_cdf(1 - _STRANGERS / len(rows))
     return {
-        kind: {share: round(max(mean + part * (1 - mean), rare), 4) for share, part in parts.items()}
+        kind: {
+            share: round(min(max(mean + part * (1 - mean), mean + deviations * spread), mean + 0.95 * (1 - mean)), 4)
+            for share, part in parts.items()
+        }
         for kind, parts in _SHARES.items()
     }
 

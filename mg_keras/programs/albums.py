@@ -1,0 +1,68 @@
+"""What the programs for folders of photos share: the model, and the index of a folder, where it lies and made new."""
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Any
+
+from mg_keras.errors import UserError
+from mg_keras.files import check_writable, printable_name
+from mg_keras.programs.common import Parser, number
+from mg_keras.quiet import import_tensorflow
+
+DESCRIBED_BY = "a run, a SavedModel (such as models/multigrain) or a file of weights"
+
+
+def add_arguments(parser: Parser) -> None:
+    """The arguments by which every such program describes photos."""
+    parser.add_argument("--model", type=str, help=f"what describes the photos: {DESCRIBED_BY}")
+    parser.add_argument("--resolution", type=number(int, at_least=1), help="s*, pixels; default: that of training")
+    parser.add_argument("--recursive", type=bool, default=True, help="false: photos in the folder itself alone")
+    parser.add_argument("--index", type=str, help="the index's folder; default: in the cache in the home folder")
+
+
+def loaded(options: Any) -> Any:
+    """The model of the options, opened.
+
+    Raises:
+        UserError: there is none.
+    """
+    if not options.model:
+        raise UserError(f"--model is missing: {DESCRIBED_BY}")
+    import_tensorflow()
+    from mg_keras.loading import load
+
+    return load(options.model)
+
+
+def existing(folder: str) -> Path:
+    """The folder, if it is one; before seconds are spent on a model."""
+    path = Path(folder).expanduser()
+    if not path.is_dir():
+        raise UserError(f"no such folder: {printable_name(path)}")
+    return path
+
+
+def index_of(folder: Path, model: Any, options: Any) -> Any:
+    """The index of a folder, as the folder is now; each model has its own where none is named."""
+    from mg_keras.search.index import Index
+
+    path = Path(options.index).expanduser() if options.index else default_place(folder, model, options)
+    check_writable(path)
+    return Index.build(
+        folder,
+        model,
+        path,
+        recursive=options.recursive,
+        resolution=options.resolution,
+        label=f"photos of {printable_name(folder.name or folder)}",
+    )
+
+
+def default_place(folder: Path, model: Any, options: Any) -> Path:
+    """Where the index of a folder lies: nothing is written among the photos."""
+    real = os.path.realpath(folder)
+    made_of = (model.fingerprint, options.resolution or model.resolution, options.recursive)
+    number = hashlib.sha256(repr(made_of).encode() + os.fsencode(real)).hexdigest()[:16]
+    name = "".join(letter if letter.isalnum() else "-" for letter in printable_name(os.path.basename(real)))[:40]
+    return Path.home() / ".cache" / "mg_keras" / "indexes" / f"{name}-{number}"

@@ -1,0 +1,135 @@
+"""Finds the photos of a folder that are there twice: mg-keras duplicates FOLDER --model models/multigrain.
+
+It lists photos that are equal byte for byte, copies of others (edited, cropped, compressed), and photos that show the
+same thing; of each group it proposes one to keep, and says why. Nothing is changed, unless --move-to names a folder for
+those that may go, and the question is answered by yes. The photos are described once: the same command is quick again.
+"""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from mg_keras.errors import UserError
+from mg_keras.files import printable_name
+from mg_keras.programs import albums
+from mg_keras.programs.common import Parser, number
+
+_SHOWN = 20
+_MEMBERS = 6
+_WORDS = {"equal": "the same byte for byte", "copy": "copies", "similar": "similar"}
+
+
+def main(arguments: Sequence[str] | None = None):
+    """Arguments, the groups, and what was done with them."""
+    parser = Parser("mg-keras duplicates", __doc__)
+    parser.add_argument("folder", type=str, nargs="?", help="the album: photos at any depth")
+    parser.add_argument(
+        "--between",
+        type=str,
+        nargs=2,
+        metavar=("A", "B"),
+        help="two folders in place of one: what is in both, such as train and test; B is kept",
+    )
+    parser.add_argument("--out", type=str, help="a report to write: a name in .html, .json or .csv")
+    parser.add_argument("--format", type=str, default="mg_keras", help="imagededup: the JSON {file: [duplicates]}")
+    parser.add_argument("--kinds", type=str, default="equal,copy,similar", help="those to look for, by commas")
+    parser.add_argument(
+        "--precision", type=number(float, above=0, below=1), default=0.99, help="share of pairs that shall be right"
+    )
+    parser.add_argument(
+        "--copy", type=number(float, at_least=-1, at_most=1), help="cosine from which on photos are copies"
+    )
+    parser.add_argument(
+        "--similar", type=number(float, at_least=-1, at_most=1), help="cosine from which on they are similar"
+    )
+    parser.add_argument("--move-to", type=str, help="a folder for what may go; asks first")
+    parser.add_argument("--yes", type=bool, default=False, help="true: don't ask")
+    albums.add_arguments(parser)
+    options = parser.parse_args(arguments)
+
+    from mg_keras.search import reports
+    from mg_keras.search.duplicates import find_duplicates
+    from mg_keras.search.moving import check_target
+
+    if (options.folder is None) == (options.between is None):
+        raise UserError("one FOLDER is needed, or --between A B")
+    folders = [albums.existing(folder) for folder in options.between or [options.folder]]
+    if options.between and options.index:
+        raise UserError("--index is for one folder; with --between each has an index in the cache")
+    if options.format != "mg_keras" or options.out:
+        reports.check(options.out or "standard output.json", options.format)
+    model = albums.loaded(options)
+    indexes = [albums.index_of(folder, model, options) for folder in folders]
+    found = find_duplicates(
+        *indexes,
+        kinds=[kind.strip() for kind in options.kinds.split(",")],
+        precision=options.precision,
+        copy=options.copy,
+        similar=options.similar,
+        label="comparing",
+    )
+    if options.move_to:
+        check_target(found, options.move_to)
+    if options.out:
+        reports.write(found, options.out, options.format)
+    elif options.format == "imagededup":
+        json.dump(reports.as_imagededup(found), sys.stdout, indent=2, ensure_ascii=False)
+        print()
+    if options.out or options.format != "imagededup":
+        _show(found, options.out)
+    if options.move_to:
+        _move(found, options.move_to, options.yes)
+
+
+def _show(found, out):
+    """The groups, as far as they fit a terminal, and what they come to."""
+    from mg_keras.search.duplicates import words_of_bytes
+
+    for number_of, group in enumerate(found.groups[:_SHOWN], 1):
+        print(f"{number_of}. {_WORDS[group.kind]}: keep {printable_name(group.keep.name)} ({group.why})")
+        for member in group.members[:_MEMBERS]:
+            action = "may go" if member.spare else "look"
+            print(f"     {action:6}  {member.similarity:.3f}  {printable_name(member.photo.name)}")
+        if len(group.members) > _MEMBERS:
+            print(f"     and {len(group.members) - _MEMBERS:,} more")
+    if len(found.groups) > _SHOWN:
+        print(f"and {len(found.groups) - _SHOWN:,} more groups{'' if out else '; --out report.html has all'}")
+    counts = ", ".join(
+        f"{sum(group.kind == kind for group in found.groups):,} {words}" for kind, words in _WORDS.items()
+    )
+    print(f"{len(found.photos):,} photos; groups: {counts}")
+    print(f"{len(found.spare):,} photos may go, {words_of_bytes(found.spare_bytes)}")
+    if found.estimated:
+        print(
+            f"the threshold of copies, {found.copy:.3f}, is estimated, as none was measured of this model: only equal "
+            "files may go, unless --copy names one"
+        )
+    if found.unusable:
+        first = found.unusable[0]
+        print(f"{len(found.unusable):,} could not be used, such as {printable_name(first.name)}: {first.problem}")
+    if out:
+        print(f"written: {out}")
+
+
+def _move(found, target, yes):
+    """Asks, and moves."""
+    from mg_keras.search.duplicates import words_of_bytes
+    from mg_keras.search.moving import LIST, move_spare
+
+    if not found.spare:
+        print("there is nothing to move")
+        return
+    if not yes:
+        question = f"move {len(found.spare):,} photos ({words_of_bytes(found.spare_bytes)}) to {target}? [y/N] "
+        if not sys.stdin.isatty():
+            raise UserError("--move-to asks first, and nobody can answer here: --yes true moves without asking")
+        if input(question).strip().lower() not in ("y", "yes"):
+            print("nothing was moved")
+            return
+    done = move_spare(found, target)
+    print(f"moved: {len(done.moved):,} photos; {Path(target) / LIST} says where each came from")
+    for path, why in done.left[:_SHOWN]:
+        print(f"left: {printable_name(path)}: {why}")
+    if len(done.left) > _SHOWN:
+        print(f"and {len(done.left) - _SHOWN:,} more were left")

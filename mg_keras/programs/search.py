@@ -1,0 +1,73 @@
+"""Finds photos of a folder by a photo: mg-keras search FOLDER PHOTO --model models/multigrain.
+
+Three lists come from the one descriptor of the photo: its copies (edited, cropped, compressed), photos of the same
+object or place, and photos of the same kind. `--class ketch` finds photos by the name of a class instead. The folder's
+photos are described once; later only what has changed is.
+"""
+
+from collections.abc import Sequence
+
+from mg_keras.errors import UserError
+from mg_keras.files import atomic_write_json, printable_name
+from mg_keras.programs import albums
+from mg_keras.programs.common import Parser, number
+
+
+def main(arguments: Sequence[str] | None = None):
+    """Arguments, the index, and what is found."""
+    parser = Parser("mg-keras search", __doc__)
+    parser.add_argument("folder", type=str, help="the album: photos at any depth")
+    parser.add_argument("photo", type=str, nargs="?", help="the photo to find others by")
+    parser.add_argument("--class", type=str, help="a class to find photos of, such as ketch")
+    parser.add_argument("--k", type=number(int, at_least=1), default=10, help="photos a list, at most")
+    parser.add_argument(
+        "--precision", type=number(float, above=0, below=1), default=0.9, help="share of a list that shall be right"
+    )
+    parser.add_argument(
+        "--expand", type=number(int, at_least=0), default=0, help="neighbours that the query is joined with"
+    )
+    parser.add_argument("--out", type=str, help="a file in .json for what is found")
+    albums.add_arguments(parser)
+    options = parser.parse_args(arguments)
+    name = options["class"]
+    if (options.photo is None) == (name is None):
+        raise UserError("one of PHOTO and --class is needed: what to look for")
+    if options.out and not options.out.endswith(".json"):
+        raise UserError(f"--out must be a name in .json, received {options.out}")
+    folder = albums.existing(options.folder)
+    model = albums.loaded(options)
+    with albums.index_of(folder, model, options) as index:
+        if name:
+            classes, lists = [], {"class": index.find_class(name, options.k)}
+        else:
+            found = index.find(options.photo, options.k, options.precision, options.expand)
+            classes = found.classes
+            lists = {
+                "copies": [(hit.photo, hit.similarity) for hit in found.copies],
+                "instances": [(hit.photo, hit.similarity) for hit in found.instances],
+                "kind": [(hit.photo, hit.similarity) for hit in found.kind],
+            }
+        if not len(index):
+            raise UserError(f"no photo of {printable_name(folder)} can be used")
+        _show(lists, classes, name, len(index))
+    if options.out:
+        rows = {
+            title: [{"path": printable_name(photo.path), "score": score} for photo, score in each]
+            for title, each in lists.items()
+        }
+        atomic_write_json(options.out, {**rows, "classes": dict(classes)})
+        print(f"written: {options.out}")
+
+
+def _show(lists, classes, name, count):
+    """The lists, a line a photo."""
+    if classes:
+        print("the photo: " + ", ".join(f"{each} {100 * share:.0f} %" for each, share in classes[:3]))
+    kind = f"the same kind, {classes[0][0]}" if classes else "the most similar others"
+    titles = {"copies": "copies", "instances": "the same object or place", "kind": kind, "class": name}
+    for title, found in lists.items():
+        print(f"{titles[title]}:" if found else f"{titles[title]}: none")
+        for photo, score in found:
+            shown = f"{100 * score:5.1f} %" if title == "class" else f"{score:.3f}"
+            print(f"  {shown}  {printable_name(photo.path)}")
+    print(f"{count:,} photos searched")

@@ -1,0 +1,433 @@
+"""Photos that are there twice: byte for byte, as edited or compressed copies, or showing the same thing.
+
+Photos are joined where they are at least as similar as a threshold, and what is joined is a group (connected
+components). A chain, in which each is like the next and the last is not like the first, is taken apart: a group has a
+centre, the photo most like the others, and keeps those that are near to that one; the rest is grouped anew.
+"""
+
+import dataclasses
+import datetime
+import os
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+
+from mg_keras.errors import UserError
+from mg_keras.progress import Progress
+from mg_keras.search.index import Index
+from mg_keras.search.store import Photo
+
+EQUAL, COPY, SIMILAR = "equal", "copy", "similar"
+KINDS = (EQUAL, COPY, SIMILAR)
+"""Of groups, the closest first."""
+
+# similarities that are held at once
+_AT_ONCE = 1 << 25
+# pairs of photos that are held at once, and the most and the fewest neighbours of a photo that are joined to it: more
+# hold each other together already
+_PAIRS = 1 << 23
+_MOST_NEIGHBORS, _FEWEST_NEIGHBORS = 256, 16
+_FIRST_NEIGHBORS = 32
+
+
+@dataclasses.dataclass(frozen=True)
+class Member:
+    """A photo of a group, beside the one that is to be kept.
+
+    Attributes:
+        photo: `Photo`.
+        relation: to the one that is kept: `"equal"` byte for byte, `"copy"`, or `"similar"` where it is less like that
+            one than a copy must be.
+        similarity: cosine with the one that is kept.
+        side: 0, or 1 for a photo of the second of two albums.
+        spare: whether it may go: it is equal to the one that is kept, or a copy of that very one, by a threshold that
+            was measured or named, not estimated.
+    """
+
+    photo: Photo
+    relation: str
+    similarity: float
+    side: int
+    spare: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """Photos that belong together.
+
+    Attributes:
+        kind: `"equal"`: all are the same byte for byte; `"copy"`; or `"similar"`, of which nothing need go.
+        keep: the photo that is proposed to be kept: the largest, of equal ones the least compressed, then the oldest.
+        side: of the photo to keep, as `Member.side`.
+        why: what speaks for it, in a few words.
+        members: the others, most similar first.
+    """
+
+    kind: str
+    keep: Photo
+    side: int
+    why: str
+    members: list[Member]
+
+    @property
+    def photos(self) -> list[Photo]:
+        """All of them, the one to keep first."""
+        return [self.keep, *(member.photo for member in self.members)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Duplicates:
+    """The groups of an album, or between two.
+
+    Attributes:
+        groups: equal ones first, then copies, then similar ones; large ones before small ones.
+        folders: what was looked at, one name or two.
+        copy, similar: the similarities from which on photos are copies, and show the same thing.
+        estimated: whether the threshold of copies is a rule of thumb; then copies are to be looked at before they go.
+        photos: all that were compared.
+        unusable: photos that can't be used.
+    """
+
+    groups: list[Group]
+    folders: tuple[str, ...]
+    copy: float
+    similar: float
+    estimated: bool
+    photos: list[Photo]
+    unusable: list[Photo]
+
+    @property
+    def spare(self) -> list[tuple[Photo, Photo]]:
+        """(photo, the one that is kept) of all that may go."""
+        return [(member.photo, group.keep) for group in self.groups for member in group.members if member.spare]
+
+    @property
+    def spare_bytes(self) -> int:
+        """Bytes of what may go."""
+        return sum(photo.file_size or 0 for photo, _ in self.spare)
+
+
+def find_duplicates(
+    index: Index,
+    other: Index | None = None,
+    kinds: Sequence[str] = KINDS,
+    precision: float = 0.99,
+    copy: float | None = None,
+    similar: float | None = None,
+    label: str | None = None,
+) -> Duplicates:
+    """The duplicates in an album, or between two.
+
+    Links to one and the same file are one photo.
+
+    Args:
+        index: of the album.
+        other: a second album, made by the same model: then only what is in both counts, and it is the second's that is
+            kept.
+        kinds: of `KINDS`, those to look for.
+        precision: share of the pairs that shall be right; it chooses the thresholds of the model.
+        copy, similar: similarities in their place, -1 to 1.
+        label: what to call it while it runs; None shows nothing.
+
+    Raises:
+        UserError: the two were made by different models, or a value is out of range.
+
+    Example:
+        >>> for group in find_duplicates(Index.open("album")).groups:  # doctest: +SKIP
+        ...     print(group.kind, group.keep.name, [member.photo.name for member in group.members])
+    """
+    estimated = copy is None and not index.calibrated
+    copy = index.threshold("copy", precision) if copy is None else copy
+    similar = min(copy, index.threshold("instance", precision)) if similar is None else similar
+    if not -1 <= similar <= copy <= 1:
+        raise UserError(f"similar must be at most copy, and both from -1 to 1, received {similar} and {copy}")
+    if unknown := set(kinds) - set(KINDS):
+        raise UserError(f"kinds must be some of {', '.join(KINDS)}, received {', '.join(sorted(unknown))}")
+    indexes = [index] if other is None else [index, other]
+    if other is not None and other.about["fingerprint"] != index.about["fingerprint"]:
+        raise UserError(f"{index.path} and {other.path} were made by different models, and can't be compared")
+    nodes = _Nodes(indexes)
+    groups: list[Group] = []
+    make = _Maker(nodes, copy, estimated, between=other is not None)
+    least = similar if SIMILAR in kinds else copy
+    edges = nodes.edges(least, label) if {COPY, SIMILAR} & set(kinds) else _no_edges()
+    close = tuple(part[edges[2] >= copy] for part in edges) if COPY in kinds else _no_edges()
+    joined = grouped(close, nodes.similarities, (copy + similar) / 2)
+    taken = {node for group in joined for node in group}
+    joined += [[node] for node in range(len(nodes)) if node not in taken]
+    if other is not None:
+        joined = nodes.with_equal_ones(joined)
+    # of what belongs together one stands for all, among those that are similar
+    stand_for = np.arange(len(nodes))
+    for group in joined:
+        made = make.group(group)
+        if made is not None and made.kind in kinds:
+            groups.append(made)
+        stand_for[group] = group[0]
+    if SIMILAR in kinds:
+        edges = (stand_for[edges[0]], stand_for[edges[1]], edges[2])
+        edges = tuple(part[edges[0] != edges[1]] for part in edges)
+        members = {group[0]: group for group in joined}
+        for group in grouped(edges, nodes.similarities, similar):
+            made = make.similar([members[node] for node in group])
+            if made is not None:
+                groups.append(made)
+    groups.sort(key=lambda group: (KINDS.index(group.kind), -len(group.members), os.fsencode(group.keep.name)))
+    unusable = [photo for each in indexes for photo in each.unusable()]
+    folders = tuple(str(each.about["root"] or each.path) for each in indexes)
+    return Duplicates(groups, folders, copy, similar, estimated, nodes.all_photos, unusable)
+
+
+def grouped(
+    edges: tuple[np.ndarray, np.ndarray, np.ndarray],
+    similarities: Callable[[int, Sequence[int]], np.ndarray],
+    guard: float,
+) -> list[list[int]]:
+    """Nodes that belong together, without chains.
+
+    Args:
+        edges: (one, other, similarity) of those that are joined, int, int and float [E], in either or both directions.
+        similarities: (node, nodes) -> float [n], of one with several.
+        guard: the least similarity of a group's members with its centre.
+
+    Returns:
+        Groups of two nodes or more, each in rising order.
+    """
+    neighbors = defaultdict(dict)
+    for one, other, similarity in zip(*(part.tolist() for part in edges), strict=True):
+        neighbors[one][other] = neighbors[other][one] = similarity
+    groups = []
+    left = [component for component in _components(neighbors, neighbors.keys()) if len(component) > 1]
+    while left:
+        component = left.pop()
+        within = set(component)
+        # the most like the others; of equals the first
+        strength = {node: sum(s for each, s in neighbors[node].items() if each in within) for node in component}
+        centre = max(sorted(component), key=strength.__getitem__)
+        others = [node for node in sorted(component) if node != centre]
+        near = np.asarray(similarities(centre, others)) >= guard
+        # what is joined to the centre is near, however it was rounded
+        group = [node for node, is_near in zip(others, near, strict=True) if is_near or node in neighbors[centre]]
+        groups.append(sorted([centre, *group]))
+        rest = within.difference(groups[-1])
+        left += [component for component in _components(neighbors, rest) if len(component) > 1]
+    return sorted(groups)
+
+
+def _components(neighbors, nodes) -> list[list[int]]:
+    left, components = set(nodes), []
+    while left:
+        first = left.pop()
+        component, waiting = [first], [first]
+        while waiting:
+            for node in neighbors[waiting.pop()]:
+                if node in left:
+                    left.remove(node)
+                    component.append(node)
+                    waiting.append(node)
+        components.append(component)
+    return components
+
+
+def _no_edges():
+    return np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32)
+
+
+class _Nodes:
+    """Contents of photos, each once an album: node -> its photos."""
+
+    def __init__(self, indexes):
+        self.photos, self.sides, self._rows, self._snapshots, self._starts = [], [], [], [], []
+        self.all_photos = []
+        for side, index in enumerate(indexes):
+            self._snapshots.append(index.snapshot())
+            self._starts.append(len(self.photos))
+            of_rows = defaultdict(list)
+            for photo in index.photos():
+                of_rows[photo.row].append(photo)
+                self.all_photos.append(photo)
+            for row in sorted(of_rows):
+                self.photos.append(_each_once(of_rows[row]))
+                self.sides.append(side)
+                self._rows.append(row)
+        self._rows = np.array(self._rows, np.int64)
+
+    def __len__(self):
+        return len(self.photos)
+
+    def values(self, nodes):
+        """float32 [n, D]."""
+        found = [
+            np.asarray(self._snapshots[self.sides[node]][0].descriptors[self._rows[node]], np.float32) for node in nodes
+        ]
+        return np.stack(found) if found else np.empty((0, 1), np.float32)
+
+    def similarities(self, node, others):
+        return self.values(others) @ self.values([node])[0] if len(others) else np.empty(0)
+
+    def edges(self, threshold, label):
+        """(one, other, similarity) of the pairs that are at least so similar: of one album, or between two."""
+        ends = [*self._starts[1:], len(self)]
+        (state, _), (_, found) = self._snapshots[0], self._snapshots[-1]
+        first, start, end = range(ends[0]), self._starts[-1], ends[-1]
+        node_of_row = np.full(len(found.descriptors), -1)
+        node_of_row[self._rows[start:end]] = np.arange(start, end)
+        parts, step = [_no_edges()], max(16, min(1024, _AT_ONCE // max(1, end - start)))
+        exact = found.base.kind == "exact"
+        most = max(_FEWEST_NEIGHBORS, min(_MOST_NEIGHBORS, _PAIRS // max(1, len(first))))
+        rows = self._rows[start:end]
+        target = np.asarray(found.descriptors[rows], np.float32) if exact else None
+        with Progress(label or "", len(first) if label else 0, "photos") as progress:
+            for begin in range(0, len(first), step):
+                nodes = np.arange(begin, min(begin + step, len(first)))
+                queries = np.asarray(state.descriptors[self._rows[nodes]], np.float32)
+                if exact:
+                    one, other, values = _near(queries @ target.T, threshold, most)
+                    other = other + start
+                else:
+                    one, other, values = _near_by_index(found, queries, threshold, most)
+                    other = node_of_row[other]
+                one = nodes[one]
+                kept = one != other
+                parts.append((one[kept], other[kept], values[kept]))
+                if label:
+                    progress.advance(len(nodes))
+        return tuple(map(np.concatenate, zip(*parts, strict=True)))
+
+    def with_equal_ones(self, groups):
+        """Of two albums: groups that hold the same content are one."""
+        of_content, place, merged = {}, {}, []
+        for group in groups:
+            contents = {photo.sha256 for node in group for photo in self.photos[node] if photo.sha256}
+            targets = sorted({place[of_content[each]] for each in contents if each in of_content})
+            number = len(merged)
+            merged.append(sorted({*group, *(node for target in targets for node in merged[target])}))
+            for target in targets:
+                merged[target] = []
+            for node in merged[number]:
+                place[node] = number
+            for node in group:
+                for photo in self.photos[node]:
+                    if photo.sha256:
+                        of_content.setdefault(photo.sha256, node)
+        return [group for group in merged if group]
+
+
+class _Maker:
+    """Makes groups of nodes: which photo to keep, and how the others are related to it."""
+
+    def __init__(self, nodes, copy, estimated, between):
+        self.nodes, self.copy, self.estimated, self.between = nodes, copy, estimated, between
+
+    def group(self, nodes):
+        """Equal ones and copies; None where there is nothing of the kind."""
+        photos = self._photos(nodes)
+        if len(photos) < 2 or (self.between and len({side for _, side, _ in photos}) < 2):
+            return None
+        keep, side, node = self._best(photos)
+        cosines = dict(zip(nodes, self.nodes.similarities(node, nodes), strict=True))
+        members = []
+        for photo, its_side, its_node in photos:
+            if photo is keep:
+                continue
+            equal = photo.sha256 is not None and photo.sha256 == keep.sha256
+            similarity = 1.0 if equal else float(min(cosines[its_node], 1.0))
+            relation = EQUAL if equal else COPY if similarity >= self.copy else SIMILAR
+            # nothing goes because of a third photo that it is like; and of the second album, nothing at all
+            spare = (equal or (relation == COPY and not self.estimated)) and not (self.between and its_side == side)
+            members.append(Member(photo, relation, similarity, its_side, spare))
+        kind = EQUAL if all(member.relation == EQUAL for member in members) else COPY
+        return self._made(kind, keep, side, members)
+
+    def similar(self, groups):
+        """Those that show one thing; of copies the best stands for all."""
+        best = [self._best(self._photos(nodes)) for nodes in groups]
+        if self.between and len({side for _, side, _ in best}) < 2:
+            return None
+        keep, side, node = self._best(best)
+        others = [each for each in best if each[0] is not keep]
+        cosines = self.nodes.similarities(node, [each[2] for each in others])
+        members = [
+            Member(photo, SIMILAR, float(min(cosine, 1.0)), its_side, False)
+            for (photo, its_side, _), cosine in zip(others, cosines, strict=True)
+        ]
+        return self._made(SIMILAR, keep, side, members)
+
+    def _photos(self, nodes):
+        return [(photo, self.nodes.sides[node], node) for node in nodes for photo in self.nodes.photos[node]]
+
+    def _best(self, photos):
+        last = max(side for _, side, _ in photos)
+        return min((each for each in photos if not self.between or each[1] == last), key=lambda each: _rank(each[0]))
+
+    def _made(self, kind, keep, side, members):
+        members.sort(key=lambda member: (KINDS.index(member.relation), -member.similarity, _rank(member.photo)))
+        why = "of the second folder" if self.between else _why(keep, [member.photo for member in members])
+        return Group(kind, keep, side, why, members)
+
+
+def _near(similarities, threshold, most):
+    """(query, column, similarity) of those at or above a threshold, of each query the most similar ones."""
+    near = similarities >= threshold
+    for query in np.flatnonzero(near.sum(axis=1) > most):
+        cut = np.partition(similarities[query], -most)[-most]
+        near[query] &= similarities[query] >= cut
+    one, other = np.nonzero(near)
+    return one, other, similarities[one, other]
+
+
+def _near_by_index(found, queries, threshold, most):
+    k = _FIRST_NEIGHBORS
+    while True:
+        values, rows = found.nearest(queries, k)
+        near = (rows >= 0) & (values >= threshold)
+        if k >= most or not near[:, -1].any():
+            one, place = np.nonzero(near)
+            return one, rows[one, place], values[one, place]
+        k *= 2
+
+
+def _each_once(photos: Iterable[Photo]) -> list[Photo]:
+    """Without those that are links to another one's file; a file of its own goes before a link to it."""
+    photos = list(photos)
+    if len(photos) < 2:
+        return photos
+    seen, kept = set(), []
+    for photo in sorted(photos, key=lambda photo: os.path.islink(photo.path)):
+        try:
+            found = os.stat(photo.path)
+        except (OSError, ValueError):
+            kept.append(photo)
+            continue
+        if (found.st_dev, found.st_ino) not in seen:
+            seen.add((found.st_dev, found.st_ino))
+            kept.append(photo)
+    return sorted(kept, key=lambda photo: os.fsencode(photo.name))
+
+
+def _pixels(photo):
+    return (photo.width or 0) * (photo.height or 0)
+
+
+def _rank(photo):
+    """The best first: the largest, the least compressed, the oldest; then the shortest name."""
+    return (-_pixels(photo), -(photo.file_size or 0), photo.modified or 0, len(photo.name), os.fsencode(photo.name))
+
+
+def _why(keep, others):
+    if _pixels(keep) > max(map(_pixels, others)):
+        return f"the largest, {keep.width} x {keep.height}"
+    if (keep.file_size or 0) > max(photo.file_size or 0 for photo in others):
+        return f"the least compressed, {words_of_bytes(keep.file_size)}"
+    if (keep.modified or 0) < min(photo.modified or 0 for photo in others):
+        return f"the oldest, {datetime.datetime.fromtimestamp((keep.modified or 0) / 1e9):%Y-%m-%d %H:%M}"
+    return "the one with the shortest name"
+
+
+def words_of_bytes(count: int) -> str:
+    """`1.2 MB`."""
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= size:
+            return f"{count / size:.1f} {unit}"
+    return f"{count} bytes"

@@ -1,0 +1,136 @@
+"""Takes what may go out of an album, into another folder, and never the last one of a group."""
+
+import csv
+import dataclasses
+import os
+import shutil
+from pathlib import Path
+
+from mg_keras.errors import UserError
+from mg_keras.files import check_writable, printable_name
+from mg_keras.search.duplicates import Duplicates
+from mg_keras.search.photos import look_at_file, stamp
+from mg_keras.search.store import Photo
+
+LIST = "moved.csv"
+
+
+@dataclasses.dataclass(frozen=True)
+class Moved:
+    """What was done.
+
+    Attributes:
+        moved: (from, to) of each photo.
+        left: (path, why) of those that stayed where they were.
+    """
+
+    moved: list[tuple[Path, Path]]
+    left: list[tuple[Path, str]]
+
+
+def check_target(found: Duplicates, target: str | os.PathLike) -> None:
+    """Refuses a folder that can't take them: one within an album, where they would be found again, or read-only.
+
+    Raises:
+        UserError: it is such a folder.
+    """
+    target = Path(target).expanduser()
+    real = Path(os.path.realpath(target))
+    for folder in found.folders:
+        if real.is_relative_to(os.path.realpath(folder)):
+            raise UserError(
+                f"{printable_name(target)} lies in {printable_name(folder)}, where what is moved would be found again: "
+                "choose a folder elsewhere"
+            )
+    check_writable(target)
+
+
+def move_spare(found: Duplicates, target: str | os.PathLike) -> Moved:
+    """Moves what may go; a photo is moved only while the one that is kept is there, and both are what they were.
+
+    They keep their paths below the folder that they were in; `moved.csv` beside them says where each came from, and is
+    written as they go, so that all can be put back whatever happens.
+
+    Args:
+        found: of `find_duplicates`.
+        target: the folder to move to; made where it is not there.
+
+    Raises:
+        UserError: see `check_target`.
+    """
+    check_target(found, target)
+    target = Path(target).expanduser()
+    moved, left = [], []
+    kept = {group.keep.path for group in found.groups}
+    with _List(target) as listed:
+        for photo, keep in found.spare:
+            why = "it is kept for others" if photo.path in kept else _why_not(photo, keep)
+            if why:
+                left.append((photo.path, why))
+                continue
+            place = _free(target, photo.name)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            # before it is moved, so that nothing is anywhere that is not listed
+            listed.add(photo.path, place, keep.path)
+            try:
+                shutil.move(photo.path, place)
+            except OSError as error:
+                left.append((photo.path, f"could not be moved: {error.strerror or error}"))
+                continue
+            moved.append((photo.path, place))
+    return Moved(moved, left)
+
+
+class _List:
+    """`moved.csv`, a line a photo, flushed at once."""
+
+    def __init__(self, folder):
+        self.path = folder / LIST
+
+    def __enter__(self):
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.file = open(self.path, "a", encoding="utf-8", errors="surrogateescape", newline="")
+        self.table = csv.writer(self.file, lineterminator="\n")
+        if not self.file.tell():
+            self.table.writerow(["from", "to", "kept"])
+        return self
+
+    def __exit__(self, *_):
+        self.file.close()
+
+    def add(self, *paths):
+        self.table.writerow(paths)
+        self.file.flush()
+
+
+def _why_not(photo: Photo, keep: Photo) -> str | None:
+    """Why a photo must stay, or None."""
+    for each, what in ((keep, "the one to keep"), (photo, "it")):
+        now = stamp(each.path)
+        if now is None:
+            return f"{what} is not there any more"
+        # its time may be changed by a copy, its content may not
+        if now != (each.file_size, each.modified) and look_at_file(each.path).sha256 != _digest(each):
+            return f"{what} has changed since it was looked at"
+    if os.path.islink(photo.path):
+        return "it is a link"
+    if os.path.samefile(photo.path, keep.path):
+        return "it is the same file as the one to keep"
+    return None
+
+
+def _digest(photo):
+    return photo.sha256 and bytes.fromhex(photo.sha256)
+
+
+def _free(target, name):
+    """A place below the target that nothing has."""
+    # of a photo from elsewhere, the path below the root of the disk
+    name = os.path.normpath(os.path.relpath(name, Path(name).anchor) if os.path.isabs(name) else name)
+    place = target / (os.path.basename(name) if name.startswith(os.pardir) else name)
+    number = 2
+    free = place
+    while os.path.lexists(free):
+        free = place.with_name(f"{place.stem} ({number}){place.suffix}")
+        number += 1
+    return free

@@ -1,0 +1,98 @@
+"""mg-keras search and mg-keras duplicates, with a model of milliseconds."""
+
+import io
+import json
+import shutil
+
+import pytest
+
+from mg_keras.errors import UserError
+from mg_keras.programs import albums, duplicates, search
+from tests.search.fake import FakeModel, album, noise
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(albums, "loaded", lambda options: FakeModel())
+    paths = album(tmp_path / "photos", 8)
+    shutil.copy(paths[0], paths[0].with_name("twice.png"))
+    noise(1, (12, 12)).save(paths[0].with_name("small.jpg"), quality=95)
+    return paths[0].parent
+
+
+def test_search_by_a_photo_and_by_a_class(folder, capsys, tmp_path):
+    out = tmp_path / "found.json"
+    search.main([str(folder), str(folder / "00001.png"), "--k", "3", "--out", str(out)])
+    shown = capsys.readouterr().out
+    assert shown.startswith("the photo: ")
+    assert f"copies:\n  1.000  {folder / '00001.png'}\n  0.9" in shown
+    assert "the same object or place: none" in shown
+    assert "10 photos searched" in shown
+    assert [each["path"] for each in json.loads(out.read_text())["copies"]][1] == str(folder / "small.jpg")
+    # among the photos, nothing was written
+    assert len(list(folder.iterdir())) == 10
+    search.main([str(folder), "--class", "green", "--k", "2"])
+    assert capsys.readouterr().out.startswith("green:\n ")
+
+
+def test_duplicates_are_listed_and_moved_when_asked(folder, capsys, tmp_path, monkeypatch):
+    report, target = tmp_path / "report.html", tmp_path / "moved"
+    duplicates.main([str(folder), "--out", str(report), "--precision", "0.9"])
+    shown = capsys.readouterr().out
+    assert "1. the same byte for byte: keep 00000.png" in shown
+    assert "may go  1.000  twice.png" in shown
+    assert "groups: 1 the same byte for byte, 1 copies, 0 similar" in shown
+    assert "2 photos may go" in shown
+    assert report.read_text().startswith("<!doctype html>")
+    move = [str(folder), "--precision", "0.9", "--move-to", str(target)]
+    with pytest.raises(UserError, match="asks first, and nobody can answer here"):
+        duplicates.main(move)
+    monkeypatch.setattr("sys.stdin", type("Terminal", (io.StringIO,), {"isatty": lambda self: True})("n\n"))
+    duplicates.main(move)
+    assert "nothing was moved" in capsys.readouterr().out
+    assert not target.exists()
+    duplicates.main([*move, "--yes", "true"])
+    assert "moved: 2 photos" in capsys.readouterr().out
+    assert sorted(path.name for path in target.iterdir()) == ["moved.csv", "small.jpg", "twice.png"]
+    duplicates.main(move)
+    assert "there is nothing to move" in capsys.readouterr().out
+
+
+def test_between_two_folders_and_the_form_of_imagededup(folder, capsys, tmp_path):
+    other = tmp_path / "test"
+    album(other, 2)
+    duplicates.main(["--between", str(folder), str(other), "--format", "imagededup"])
+    about = json.loads(capsys.readouterr().out)
+    assert about[str(other / "00000.png")] == [str(folder / "00000.png"), str(folder / "twice.png")]
+    duplicates.main([str(folder), "--recursive", "false", "--kinds", "equal"])
+    assert "1 the same byte for byte, 0 copies" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("program", "arguments", "message"),
+    [
+        (duplicates, [], "one FOLDER is needed, or --between A B"),
+        (duplicates, ["{folder}", "--between", "a", "b"], "one FOLDER is needed"),
+        (duplicates, ["nowhere"], "no such folder: nowhere"),
+        (duplicates, ["{folder}", "--out", "report.doc"], r"a name in \.html, \.json, \.csv, received report.doc"),
+        (duplicates, ["{folder}", "--kinds", "same"], "kinds must be some of"),
+        (duplicates, ["{folder}", "--move-to", "{folder}/in"], "would be found again"),
+        (duplicates, ["--between", "{folder}", "{folder}", "--index", "x"], "--index is for one folder"),
+        (search, ["{folder}"], "one of PHOTO and --class is needed"),
+        (search, ["{folder}", "{folder}/none.jpg"], "no such file"),
+        (search, ["{folder}", "a.jpg", "--out", "a.txt"], r"--out must be a name in \.json"),
+        (search, ["{folder}", "--class", "grean"], "no class is called 'grean'; near: green"),
+        (search, ["{folder}", "a.jpg", "--k", "0"], "--k must be a whole number, at least 1; received '0'"),
+    ],
+)
+def test_what_is_wrong_is_one_line(folder, program, arguments, message):
+    with pytest.raises(UserError, match=message) as told:
+        program.main([argument.replace("{folder}", str(folder)) for argument in arguments])
+    assert "\n" not in str(told.value)
+
+
+def test_a_model_is_needed(tmp_path):
+    tmp_path.joinpath("photos").mkdir()
+    with pytest.raises(UserError, match="--model is missing: a run, a SavedModel"):
+        search.main([str(tmp_path / "photos"), "a.jpg"])

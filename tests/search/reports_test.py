@@ -1,0 +1,192 @@
+import csv
+import html.parser
+import io
+import json
+import os
+import shutil
+
+import pytest
+from PIL import Image
+
+from mg_keras.errors import UserError
+from mg_keras.search import reports
+from mg_keras.search.duplicates import find_duplicates
+from mg_keras.search.index import Index
+from mg_keras.search.moving import LIST, move_spare
+from mg_keras.search.thumbnails import thumbnail
+from tests.search.fake import FakeModel, album, noise
+
+HOSTILE = '"><img src=x onerror=alert(1)>&$title\n\udcff.png'
+
+
+class Page(html.parser.HTMLParser):
+    """What a browser would see of a page: its elements and its words."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.elements, self.words = [], ""
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+
+    def handle_data(self, data):
+        self.words += data
+
+
+@pytest.fixture
+def folder(tmp_path):
+    folder = tmp_path / "photos"
+    paths = album(folder, 6)
+    shutil.copy(paths[0], folder / HOSTILE)
+    os.utime(paths[0], (1, 1))
+    (folder / "deep").mkdir()
+    shutil.copy(paths[1], folder / "deep" / "00001.png")
+    shutil.copy(paths[1], folder / "again.png")
+    os.utime(paths[1], (1, 1))
+    noise(2, (12, 12)).save(folder / "small.jpg", quality=95)
+    Image.blend(noise(3), noise(300), 0.35).save(folder / "moved.png")
+    (folder / "<b>text.jpg").write_text("none")
+    return folder
+
+
+@pytest.fixture
+def found(folder, tmp_path):
+    with Index.build(folder, FakeModel(), tmp_path / "index") as index:
+        yield find_duplicates(index, precision=0.9)
+
+
+def test_a_page_by_itself_in_which_no_name_is_more_than_text(found, tmp_path):
+    reports.write(found, tmp_path / "report.html")
+    page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
+    pictures = [attributes for tag, attributes in page.elements if tag == "img"]
+    # two of 0, three of 1, two of 2, two of 3
+    assert len(pictures) == 9
+    assert all(picture["src"].startswith("data:image/jpeg;base64,") for picture in pictures)
+    assert not [attributes for _, attributes in page.elements if any(name.startswith("on") for name in attributes)]
+    assert not {"script", "link", "iframe", "a", "b2"} & {tag for tag, _ in page.elements}
+    name = '"><img src=x onerror=alert(1)>&$title\\n\\xff.png'
+    assert name in page.words
+    assert name in [picture["alt"] for picture in pictures]
+    assert "<b>text.jpg: not a photo" in page.words
+    assert "keep: the largest, 24 × 24" in page.words.replace(" x ", " × ")
+    assert page.words.count("may go") == len(found.spare) + 1 == 5
+
+
+def test_a_page_of_nothing_and_of_too_much(tmp_path, monkeypatch, found):
+    with Index.build([noise(1)], FakeModel()) as index:
+        assert "No photo is there twice" in reports.as_html(find_duplicates(index))
+    monkeypatch.setattr(reports, "_SHOWN", 3)
+    text = reports.as_html(found)
+    assert text.count("<figure") == 3
+    assert "3 more groups are not shown" in text
+
+
+def test_json_and_csv_say_the_same(found, tmp_path):
+    reports.write(found, tmp_path / "report.json")
+    about = json.loads((tmp_path / "report.json").read_text())
+    assert about["photos"] == 11
+    assert about["spare"] == {"photos": 4, "bytes": found.spare_bytes}
+    assert about["thresholds"] == {"copy": 0.9, "similar": 0.5, "estimated": False}
+    assert [os.path.basename(each["path"]) for each in about["unusable"]] == ["<b>text.jpg"]
+    reports.write(found, tmp_path / "report.csv")
+    lines = list(csv.DictReader(io.StringIO((tmp_path / "report.csv").read_text())))
+    of_json = [
+        (str(number), group["kind"], photo["path"], {None: "keep", True: "spare", False: "look"}[photo.get("spare")])
+        for number, group in enumerate(about["groups"], 1)
+        for photo in (group["keep"], *group["others"])
+    ]  # fmt: skip
+    assert [(line["group"], line["kind"], line["path"], line["action"]) for line in lines] == of_json
+    assert {line["kept"] for line in lines if line["group"] == "3"} == {str(found.groups[2].keep.path)}
+
+
+def test_the_form_of_imagededup(found, tmp_path):
+    reports.write(found, tmp_path / "scripts.json", "imagededup")
+    about = json.loads((tmp_path / "scripts.json").read_text())
+    assert len(about) == 11
+    assert about["00001.png"] == ["again.png", "deep/00001.png"]
+    assert about["again.png"] == ["00001.png", "deep/00001.png"]
+    assert about["small.jpg"] == ["00002.png"]
+    assert about["moved.png"] == about["00005.png"] == []
+
+
+@pytest.mark.parametrize(
+    ("name", "form", "message"),
+    [
+        ("report.pdf", "mg_keras", r"a report is written to a name in \.html, \.json, \.csv, received report.pdf"),
+        ("report.html", "imagededup", r"choose a name in \.json, received report.html"),
+        ("report.json", "other", "the format must be one of mg_keras, imagededup, received 'other'"),
+        ("none/there/report.json", "mg_keras", "can't be written"),
+    ],
+)
+def test_names_of_reports(found, tmp_path, monkeypatch, name, form, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "none").write_text("")
+    with pytest.raises(UserError, match=message):
+        reports.write(found, name, form)
+
+
+def files(folder):
+    return {os.path.relpath(path, folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_what_may_go_is_moved_and_can_be_put_back(found, folder, tmp_path):
+    before = files(folder)
+    target = tmp_path / "moved"
+    target.mkdir()
+    (target / "again.png").write_text("mine")
+    done = move_spare(found, target)
+    assert done.left == []
+    gone = {HOSTILE, "deep/00001.png", "again.png", "small.jpg"}
+    assert set(before) - set(files(folder)) == gone
+    # a name that is taken stays its owner's
+    assert files(target)["again.png"] == b"mine"
+    assert set(files(target)) == {HOSTILE, "deep/00001.png", "again.png", "again (2).png", "small.jpg", LIST}
+    with open(target / LIST, encoding="utf-8", errors="surrogateescape", newline="") as file:
+        for line in csv.DictReader(file):
+            os.rename(line["to"], line["from"])
+            assert os.path.exists(line["kept"])
+    assert files(folder) == before
+
+
+def test_the_last_one_of_a_group_stays(found, folder, tmp_path):
+    (folder / "00000.png").unlink()
+    noise(77).save(folder / "00001.png")
+    noise(78).save(folder / "small.jpg")
+    done = move_spare(found, tmp_path / "moved")
+    assert done.moved == []
+    assert {(path.name, why) for path, why in done.left} == {
+        (HOSTILE, "the one to keep is not there any more"),
+        ("00001.png", "the one to keep has changed since it was looked at"),
+        ("again.png", "the one to keep has changed since it was looked at"),
+        ("small.jpg", "it has changed since it was looked at"),
+    }
+
+
+def test_a_kept_photo_that_was_only_touched_counts(found, folder, tmp_path):
+    for path in folder.glob("*.png"):
+        os.utime(path)
+    assert len(move_spare(found, tmp_path / "moved").moved) == 4
+
+
+def test_not_into_the_album(found, folder, tmp_path):
+    os.symlink(folder / "deep", tmp_path / "link")
+    for target in (folder, folder / "new", tmp_path / "link" / "x"):
+        with pytest.raises(UserError, match="where what is moved would be found again"):
+            move_spare(found, target)
+
+
+def test_thumbnails_are_small_and_upright(tmp_path):
+    image = Image.new("RGB", (600, 400), "red")
+    image.paste("blue", (0, 0, 300, 400))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image.save(tmp_path / "turned.jpg", exif=exif)
+    small = Image.open(io.BytesIO(thumbnail(tmp_path / "turned.jpg", 90)))
+    assert (small.size, small.format, len(small.getexif())) == ((60, 90), "JPEG", 0)
+    # what was on the left is on top
+    assert small.getpixel((30, 5))[2] > 200
+    noise(1).convert("RGBA").save(tmp_path / "a.tif")
+    assert Image.open(io.BytesIO(thumbnail(tmp_path / "a.tif", 9))).size == (9, 9)
+    (tmp_path / "text.jpg").write_text("none")
+    assert thumbnail(tmp_path / "text.jpg") is thumbnail(tmp_path / "none.jpg") is None
