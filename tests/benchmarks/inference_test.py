@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks import inference
 from mg_keras.models import trunks
-from tests.benchmarks.programs_test import rows, run
+from tests.benchmarks.programs_test import rows, run_here
 from tests.export.small import TINY_RESNET, small_model
 
 OURS = ["Keras", "export float32", "export bfloat16"]
@@ -66,6 +66,6 @@ def test_operations_are_those_of_the_convolutions():
 
 @pytest.mark.parametrize("flag", ["--resolutions", "--batch-sizes", "--repeats"])
 def test_mistakes_get_one_line(flag):
-    done = run("inference", flag, "0")
+    done = run_here("inference", flag, "0")
     assert done.returncode == 2
     assert done.stderr == f"error: {flag} must be at least 1, received 0\n"

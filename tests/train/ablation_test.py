@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import yaml
 
+from mg_keras.errors import UserError
+from mg_keras.programs import ablation, train
 from mg_keras.runs.config import TrainConfig
 from tests.train.tiny import SETTINGS, draw_folder, finish, start
 
@@ -40,10 +42,10 @@ def settings(place):
     return [f"--data=folder:{place / 'photos'}", "--epochs=1"]
 
 
-def test_an_ablation_that_is_killed_goes_on_and_ends_in_the_table(place):
+def test_an_ablation_that_is_killed_goes_on_and_ends_in_the_table(place, capsys):
     out = place / "out"
     names = ["impossible", "mean", "gem"]
-    process = start("train/ablation.py", *command(place, *names))
+    process = start("train/ablation.py", *command(place, *names), small_trunk=True)
     deadline = time.monotonic() + 400
     try:
         # one is done, the next begun
@@ -59,7 +61,7 @@ def test_an_ablation_that_is_killed_goes_on_and_ends_in_the_table(place):
     assert json.loads((out / "ablation.json").read_text())["presets"]["mean"]["seeds"] == [0]
     assert not (out / "gem-seed0" / "metrics.json").exists()
 
-    status, output, errors = finish(start("train/ablation.py", *command(place, *names)))
+    status, output, errors = finish(start("train/ablation.py", *command(place, *names), small_trunk=True))
     assert status == 1, errors
     assert "run 2 of 6: mean-seed0 is finished" in output
     assert (out / "mean-seed0" / "metrics.json").stat().st_mtime_ns == first
@@ -86,18 +88,18 @@ def test_an_ablation_that_is_killed_goes_on_and_ends_in_the_table(place):
             assert cell in output
 
     # a run is what train/run.py would have made of the same settings
+    capsys.readouterr()
     more = [f"--config={place / 'gem.yaml'}", *settings(place), "--seed=1", "--print_config"]
-    status, shown, errors = finish(start("train/run.py", *more))
-    assert status == 0, errors
-    shown = yaml.safe_load(shown)
+    with pytest.raises(SystemExit, match="0"):
+        train.main(more)
+    shown = yaml.safe_load(capsys.readouterr().out)
     assert yaml.safe_load((out / "gem-seed1" / "config.yaml").read_text()) == {
         name: shown[name] for name in TrainConfig.__dataclass_fields__
     }
 
     # the table again, of one preset
-    table = ["--table_only=true", f"--out={out}", f"--presets={place / 'gem.yaml'}"]
-    status, again, errors = finish(start("train/ablation.py", *table))
-    assert status == 0, errors
+    ablation.main(["--table_only=true", f"--out={out}", f"--presets={place / 'gem.yaml'}"])
+    again = capsys.readouterr().out
     assert "gem" in again
     assert "mean " not in again
     assert list(json.loads((out / "ablation.json").read_text())["presets"]) == ["gem"]
@@ -117,9 +119,8 @@ def test_an_ablation_that_is_killed_goes_on_and_ends_in_the_table(place):
     ids=lambda value: str(value)[:30],
 )
 def test_wrong_arguments_get_one_line(tmp_path, arguments, message):
-    status, _, errors = finish(start("train/ablation.py", *arguments, f"--out={tmp_path / 'out'}"))
-    assert status == 2
-    assert errors.startswith("error: ")
-    assert len(errors.splitlines()) == 1
-    assert message in errors
+    with pytest.raises(UserError) as refused:
+        ablation.main([*arguments, f"--out={tmp_path / 'out'}"])
+    assert message in str(refused.value)
+    assert len(str(refused.value).splitlines()) == 1
     assert not (tmp_path / "out").exists()

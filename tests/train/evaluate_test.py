@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.train.tiny import arguments, draw_folder, finish, run_in_process, start
+from mg_keras.programs import evaluate
+from tests.train.tiny import arguments, draw_folder, finish, make_trunk_small, run_in_process, start
 
 
 @pytest.fixture(scope="module")
@@ -15,7 +16,7 @@ def trained(tmp_path_factory):
     """A run trained and measured by train/run.py."""
     folder = draw_folder(tmp_path_factory.mktemp("photos"))
     run = tmp_path_factory.mktemp("runs") / "run"
-    status, _, errors = finish(start("train/run.py", *arguments(folder, run, epochs=1)))
+    status, _, errors = finish(start("train/run.py", *arguments(folder, run, epochs=1), small_trunk=True))
     assert status == 0, errors
     return run
 
@@ -42,7 +43,8 @@ def test_a_run_is_measured_on_a_folder_beside_the_papers_figures(trained, holida
     before = json.loads((run / "metrics.json").read_text())
     benchmarks = f"--benchmarks=classes,holidays={holidays}"
     # 40 px is new: p* is chosen and the whitening fitted for it
-    status, output, errors = finish(start("train/evaluate.py", f"--run={run}", benchmarks, "--resolutions", "40"))
+    command = ["train/evaluate.py", f"--run={run}", benchmarks, "--resolutions", "40"]
+    status, output, errors = finish(start(*command, small_trunk=True))
     assert status == 0, errors
     assert "p* 40 px" in output
     assert "whitening at 40 px" in output
@@ -67,12 +69,11 @@ def test_a_run_is_measured_on_a_folder_beside_the_papers_figures(trained, holida
     assert metrics["paper"]["table_3"][4]["holidays"]["500"] == 91.5
 
 
-def test_the_best_checkpoint_has_results_of_its_own(trained, tmp_path):
+def test_the_best_checkpoint_has_results_of_its_own(trained, tmp_path, monkeypatch):
+    make_trunk_small(monkeypatch)
     run = copy_of(trained, tmp_path)
     before = {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()}
-    command = ["train/evaluate.py", f"--run={run}", "--checkpoint=best", "--comparison=false"]
-    status, _, errors = finish(start(*command))
-    assert status == 0, errors
+    evaluate.main([f"--run={run}", "--checkpoint=best", "--comparison=false"])
     assert {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()} == before
     written = {path.name for path in (run / "best").iterdir()}
     assert {"p_star.json", "whitening.npz", "whitening-48.npz", "metrics.json", "retrieval.png"} <= written
@@ -82,14 +83,11 @@ def test_the_best_checkpoint_has_results_of_its_own(trained, tmp_path):
         assert both[1][size] == pytest.approx(row, abs=1e-6), size
 
 
-def test_a_saved_model_is_measured_without_its_run(trained, holidays, tmp_path):
+def test_a_saved_model_is_measured_without_its_run(trained, holidays, tmp_path, capsys):
     out = tmp_path / "scores.json"
     model = trained / "saved_model" / "1"
-    status, output, errors = finish(
-        start("train/evaluate.py", f"--model={model}", f"--benchmarks=holidays={holidays}", f"--out={out}")
-    )
-    assert status == 0, errors
-    assert "as exported" in output
+    evaluate.main([f"--model={model}", f"--benchmarks=holidays={holidays}", f"--out={out}"])
+    assert "as exported" in capsys.readouterr().out
     results = json.loads(out.read_text())["benchmarks"]["holidays"]["results"]
     assert set(results) == {"32", "48"}
     assert results["48"]["exported"]["mAP"] == pytest.approx(1.0)

@@ -7,7 +7,7 @@ import yaml
 
 from mg_keras.programs.common import PRESETS
 from mg_keras.runs.config import TrainConfig
-from tests.train.tiny import arguments, draw_folder, finish, run_in_process, start
+from tests.train.tiny import arguments, draw_folder, finish, make_trunk_small, run_in_process, start
 
 
 @pytest.fixture
@@ -49,6 +49,8 @@ def folder(tmp_path):
 )
 def test_wrong_arguments(folder, tmp_path, changes, message, monkeypatch, capsys):
     monkeypatch.delenv("TF_CONFIG", raising=False)
+    if "learning_rate" in changes:
+        make_trunk_small(monkeypatch)
     command = arguments(folder, tmp_path / "run", **changes)
     status, line = run_in_process("train/run.py", command, monkeypatch, capsys)
     assert status == 2
@@ -65,6 +67,7 @@ def test_an_empty_class_folder_is_named(folder, tmp_path, monkeypatch, capsys):
 
 
 def test_the_first_bad_photo_stops_a_run_that_asks_for_it(folder, tmp_path, monkeypatch, capsys):
+    make_trunk_small(monkeypatch)
     for name in ("crosses", "disks", "squares"):
         (folder / name / "bad.jpg").write_bytes(b"no photo")
     command = arguments(folder, tmp_path / "run", on_bad_image="fail", iterations=40, epochs=1)

@@ -19,7 +19,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.train.tiny import CLASSES, arguments, draw_folder, finish, start, weights
+from mg_keras.programs import choose_p_star, evaluate, export, train, whiten, whole_run
+from tests.train.tiny import CLASSES, arguments, draw_folder, finish, make_trunk_small, start, weights
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +35,7 @@ def undisturbed(folder, tmp_path_factory):
     add_odd_photos(data)
     run = tmp_path_factory.mktemp("runs") / "odd"
     options = {"augmentation": "full", "data_dir": tmp_path_factory.mktemp("cache")}
-    status, output, errors = finish(start("train/run.py", *arguments(data, run, **options)))
+    status, output, errors = finish(start("train/run.py", *arguments(data, run, **options), small_trunk=True))
     assert status == 0, errors
     assert f"passed over in {data}: 2 files or folders: " in errors
     return run, output
@@ -134,17 +135,17 @@ def test_the_saved_model_of_a_run_needs_tensorflow_alone(undisturbed):
     subprocess.run([sys.executable, "-c", textwrap.dedent(script), str(run / "saved_model" / "1")], check=True)
 
 
-def test_later_programs_take_the_run_alone(undisturbed, tmp_path):
+def test_later_programs_take_the_run_alone(undisturbed, tmp_path, monkeypatch, capsys):
     run, _ = undisturbed
+    make_trunk_small(monkeypatch)
     for program, more, expected in (
-        ("train/choose_p_star.py", ["--resolutions=[40]"], "40 px: p* ="),
-        ("train/whiten.py", ["--shrinkage=0.2"], "training photos"),
-        ("train/evaluate.py", ["--benchmarks=classes", "--comparison=false"], "metrics.json"),
-        ("export/run.py", [f"--out={tmp_path / 'model'}", "--version=7"], str(tmp_path / "model" / "7")),
+        (choose_p_star, ["--resolutions=[40]"], "40 px: p* ="),
+        (whiten, ["--shrinkage=0.2"], "training photos"),
+        (evaluate, ["--benchmarks=classes", "--comparison=false"], "metrics.json"),
+        (export, [f"--out={tmp_path / 'model'}", "--version=7"], str(tmp_path / "model" / "7")),
     ):
-        status, output, errors = finish(start(program, f"--run={run}", *more))
-        assert status == 0, errors
-        assert expected in output
+        program.main([f"--run={run}", *more])
+        assert expected in capsys.readouterr().out
     table = json.loads((run / "p_star.json").read_text())
     assert set(table["p_star"]) == {"32", "40", "48"}
     assert set(table["scores"]["40"]) == {str(p) for p in range(1, 11)}
@@ -160,7 +161,7 @@ def wait_for(condition, process, seconds=200):
 
 def train_only(command, run, last):
     """Ends a run when its last checkpoint is written: what comes after training is not looked at. Its output."""
-    process = start("train/run.py", *command)
+    process = start("train/run.py", *command, small_trunk=True)
     wait_for((run / "checkpoints" / f"step-{last:09}.npz").exists, process)
     # the log of the last epoch is written right after its checkpoint, the next stage begins after that
     wait_for(lambda: len((run / "metrics.csv").read_text().splitlines()) == 3, process)
@@ -170,27 +171,28 @@ def train_only(command, run, last):
 
 def test_killed_runs_resume_to_the_same_weights(folder, tmp_path):
     """kill -9 in the middle of the second epoch, Ctrl-C after it resumed: the end is that of a run left alone."""
-    options = {"epochs": 2, "iterations": 20, "checkpoint_every": 7, "deterministic": True, "augmentation": "full"}
-    train_only(arguments(folder, tmp_path / "whole", **options), tmp_path / "whole", 40)
+    # the signals come many steps before the end, of steps that take a hundredth of a second
+    options = {"epochs": 2, "iterations": 80, "checkpoint_every": 29, "deterministic": True}
+    train_only(arguments(folder, tmp_path / "whole", **options), tmp_path / "whole", 160)
 
     run = tmp_path / "broken"
     command = arguments(folder, run, **options)
-    process = start("train/run.py", *command)
-    wait_for((run / "checkpoints" / "step-000000028.npz").exists, process)
+    process = start("train/run.py", *command, small_trunk=True)
+    wait_for((run / "checkpoints" / "step-000000087.npz").exists, process)
     process.kill()
     finish(process)
     steps = [int(path.stem[5:]) for path in (run / "checkpoints").glob("step-*.npz")]
-    assert max(steps) < 40, "it ended before it was killed: the test shows nothing"
+    assert max(steps) < 160, "it ended before it was killed: the test shows nothing"
 
-    process = start("train/run.py", *command)
-    wait_for((run / "checkpoints" / "step-000000035.npz").exists, process)
+    process = start("train/run.py", *command, small_trunk=True)
+    wait_for((run / "checkpoints" / "step-000000116.npz").exists, process)
     process.send_signal(signal.SIGINT)
     status, output, errors = finish(process)
     assert status == 130, errors
     assert "going on from step" in output
     assert "the same command goes on" in errors
 
-    assert "going on from step" in train_only(command, run, 40)
+    assert "going on from step" in train_only(command, run, 160)
     whole, broken = weights(tmp_path / "whole"), weights(run)
     assert whole.keys() == broken.keys()
     for name, value in whole.items():
@@ -205,21 +207,22 @@ def test_killed_runs_resume_to_the_same_weights(folder, tmp_path):
                 assert float(left) == pytest.approx(float(right), abs=1e-5), column
 
 
-def test_a_full_disk_is_one_line_and_a_run_that_resumes(folder, tmp_path):
+def test_a_full_disk_is_one_line_and_a_run_that_resumes(folder, tmp_path, monkeypatch):
     command = arguments(folder, tmp_path / "run", epochs=1)
 
     def no_large_files():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000_000, 20_000_000))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
 
-    status, _, errors = finish(start("train/run.py", *command, preexec_fn=no_large_files))
+    status, _, errors = finish(start("train/run.py", *command, small_trunk=True, preexec_fn=no_large_files))
     assert status == 2
     assert errors.splitlines()[-1].startswith("error: checkpoint of step 4 could not be written")
     assert "Traceback" not in errors
     assert not list((tmp_path / "run" / "checkpoints").iterdir())
-    process = start("train/run.py", *command)
-    wait_for((tmp_path / "run" / "checkpoints" / "step-000000006.npz").exists, process)
-    process.kill()
-    finish(process)
+    make_trunk_small(monkeypatch)
+    monkeypatch.setattr(whole_run, "_measure", lambda *of_a_run: None)
+    monkeypatch.setattr(train, "finish", lambda run: None)
+    train.main(command)
+    assert (tmp_path / "run" / "checkpoints" / "step-000000006.npz").exists()
 
 
 def test_two_workers_train_together(folder, tmp_path):
@@ -231,7 +234,8 @@ def test_two_workers_train_together(folder, tmp_path):
             ports.append(probe.getsockname()[1])
     cluster = {"worker": [f"127.0.0.1:{port}" for port in ports]}
     # the paper's schedule, of which no milestone is reached
-    command = arguments(folder, tmp_path / "run", batch_size=16, epochs=1, schedule="step", strategy="multiworker")
+    options = {"batch_size": 16, "epochs": 1, "schedule": "step", "evaluation_resolutions": "[32]"}
+    command = arguments(folder, tmp_path / "run", strategy="multiworker", **options)
     reader, terminal = pty.openpty()
     workers = [
         start(
@@ -243,6 +247,7 @@ def test_two_workers_train_together(folder, tmp_path):
                 "TF_NUM_INTRAOP_THREADS": "1",
                 "TF_NUM_INTEROP_THREADS": "1",
             },
+            small_trunk=True,
             **more,
         )
         for index, more in enumerate([{}, {"stderr": terminal}])
@@ -254,7 +259,7 @@ def test_two_workers_train_together(folder, tmp_path):
     ends = [finish(worker) for worker in workers]
     thread.join()
     assert [status for status, _, _ in ends] == [0, 0], f"{ends[0][2]}\n{b''.join(shown).decode(errors='replace')}"
-    assert b"3/6 steps" in b"".join(shown)
+    assert b"6/6 steps" in b"".join(shown)
     assert (tmp_path / "run" / "saved_model" / "1").is_dir()
     assert len((tmp_path / "run" / "metrics.csv").read_text().splitlines()) == 2
 

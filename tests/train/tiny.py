@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.train.small_trunk.sitecustomize import STAGES
+
 ROOT = Path(__file__).resolve().parents[2]
 CLASSES = ("crosses", "disks", "squares")
 
@@ -56,13 +58,25 @@ def arguments(folder, run, **changes):
     return [f"--{name}={value}" for name, value in settings.items()]
 
 
-def start(program, *arguments, **options):
-    """Starts a program as a user does; its output is collected."""
+def start(program, *arguments, small_trunk=False, **options):
+    """Starts a program as a user does; its output is collected.
+
+    With `small_trunk`, resnet18 is two small blocks, in the processes that it starts too.
+    """
     # the checkout that is tested, whichever is installed
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), **options.pop("env", {})}
+    places = [str(ROOT / "tests" / "train" / "small_trunk")] * small_trunk + [str(ROOT)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(places), **options.pop("env", {})}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     command = [sys.executable, str(ROOT / program), *map(str, arguments)]
     return subprocess.Popen(command, text=True, env=environment, **{**pipes, **options})
+
+
+def make_trunk_small(monkeypatch):
+    """In this process resnet18 is what it is in programs that are started with `small_trunk`."""
+    from mg_keras.models import trunks
+
+    backbone, arguments = trunks.TRUNKS["resnet18"]
+    monkeypatch.setitem(trunks.TRUNKS, "resnet18", (backbone, {**arguments, **STAGES}))
 
 
 def run_in_process(program, command, monkeypatch, capsys):
