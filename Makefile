@@ -3,11 +3,17 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN ?= runs/demo
 
-.PHONY: demo docs test lint format clean
+.PHONY: demo docs test test-fast lint format clean
 
-# two workers for two cores; each keeps its own TensorFlow
+# two workers for two cores; each keeps its own TensorFlow, and files come in the order of tests/conftest.py
+TEST = $(VENV)/bin/python -m pytest -n $${PYTEST_WORKERS:-2} --dist loadfile --no-loadscope-reorder
+
 test: $(VENV)/.test lint
-	$(VENV)/bin/python -m pytest -n $${PYTEST_WORKERS:-2} --dist loadfile
+	$(TEST)
+
+# without what takes more than about four seconds
+test-fast: $(VENV)/.test lint
+	$(TEST) -m "not slow"
 
 lint: $(VENV)/.test
 	$(VENV)/bin/ruff check .

@@ -160,6 +160,7 @@ def test_a_lock_keeps_others_out_until_it_is_let_go(tmp_path):
     os.close(folders[1])
 
 
+@pytest.mark.slow
 def test_a_system_without_locks_loads_everything_and_locks_nothing(tmp_path):
     """As Windows, which has no fcntl."""
     script = """

@@ -75,6 +75,7 @@ def exported(run, tmp_path_factory):
     return mg_keras.load(folder)
 
 
+@pytest.mark.slow
 def test_it_says_what_it_is(opened, exported):
     for network in (opened, exported):
         assert (network.class_names, network.resolution, network.p_star) == (list(CLASSES), SIZE, {SIZE: 4.0})
@@ -84,6 +85,7 @@ def test_it_says_what_it_is(opened, exported):
     assert {"MultiGrain", "Whitening", "layers", "load"} <= set(dir(mg_keras))
 
 
+@pytest.mark.slow
 def test_descriptors_are_those_of_the_program_and_of_the_signature(run, opened, exported, folder, files, tmp_path):
     expected = run.whitening.transform(embed(run.model, photos(folder), SIZE, SIZE, [4.0]).values[0])
     found = opened.embed(folder)
@@ -109,6 +111,7 @@ def test_descriptors_are_those_of_the_program_and_of_the_signature(run, opened, 
         np.testing.assert_allclose(network.classify(network.embed(files)).probabilities, probabilities, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_other_exponents_and_resolutions(run, opened, folder):
     for resolution, exponent in ((48, None), (48, 1.5), (24, 3)):
         chosen = exponent or 2.0
@@ -117,6 +120,7 @@ def test_other_exponents_and_resolutions(run, opened, folder):
         np.testing.assert_allclose(found, run.whitening.transform(values), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_photos_of_every_kind_at_hand(opened, files, tmp_path):
     expected = opened.embed(files[:1])
     pixels = load_photo(files[0])
@@ -169,6 +173,7 @@ def test_a_photo_that_can_not_be_used_is_named(opened, photo, message):
         opened.embed(photo)
 
 
+@pytest.mark.slow
 def test_photos_that_can_not_be_used_leave_nan_where_that_is_asked_for(opened, exported, files):
     given = [files[0], b"no photo", np.zeros((30, 30)), files[1]]
     with pytest.raises(UserError, match=r"photo 2: .*, and 1 more"):
@@ -186,6 +191,7 @@ def test_photos_that_can_not_be_used_leave_nan_where_that_is_asked_for(opened, e
     assert len(opened.classify([])) == 0
 
 
+@pytest.mark.slow
 def test_a_run_without_a_whitening_is_as_its_saved_model(small, folder, files, tmp_path):
     run = make_run(tmp_path / "run", folder, whitened=False)
     opened, exported = mg_keras.load(run.path), mg_keras.load(export_run(run, tmp_path / "model", photos=2))

@@ -12,6 +12,7 @@ SMALL = (
 )
 
 
+@pytest.mark.slow
 def test_all_parts_print_their_tables(monkeypatch):
     make_trunk_small(monkeypatch)
     started = []

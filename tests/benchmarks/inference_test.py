@@ -19,6 +19,7 @@ OTHERS = {
 }
 
 
+@pytest.mark.slow
 def test_a_table_of_every_contestant_that_is_installed(monkeypatch, capsys):
     monkeypatch.setattr(trunks, "build", functools.partial(trunks.build, **TINY_RESNET))
     monkeypatch.setattr(inference, "MATRIX_SIDE", 64)
@@ -35,6 +36,7 @@ def test_a_table_of_every_contestant_that_is_installed(monkeypatch, capsys):
     assert "peak of a matrix product: " in output
 
 
+@pytest.mark.slow
 def test_contestants_describe_the_same_photos_alike(tmp_path, monkeypatch):
     from mg_keras.export.optimize import optimized_trunk
 

@@ -48,6 +48,7 @@ def rows(done):
     return {name: cells for name, *cells in table}
 
 
+@pytest.mark.slow
 def test_train_step(monkeypatch):
     make_trunk_small(monkeypatch)
     done = run_here("train_step", "--part", "step", "--repeats", 2, "--resolution", 32, "--batch-size", 6)
@@ -67,6 +68,7 @@ def test_the_loss_beside_its_peer():
 PIPELINE = ("--size", 32, "--batch-size", 6, "--steps", 1, "--repeats", 1)
 
 
+@pytest.mark.slow
 def test_input_pipeline_with_generated_photos(monkeypatch):
     monkeypatch.setattr(input_pipeline, "WARM_UP_BATCHES", 1)
     done = run_here("input_pipeline", "--part", "reading", *PIPELINE, "--latency", 1)
@@ -74,6 +76,7 @@ def test_input_pipeline_with_generated_photos(monkeypatch):
     assert "interleaved shards / files and records by number: " in done.stdout
 
 
+@pytest.mark.slow
 def test_input_pipeline_with_a_folder(tmp_path, monkeypatch):
     # in whose place the paper's full one takes long to trace
     monkeypatch.setattr(input_pipeline, "RECIPES", ("none", "standard"))
@@ -87,6 +90,7 @@ def test_input_pipeline_with_a_folder(tmp_path, monkeypatch):
     assert "from 6 photos" in done.stdout
 
 
+@pytest.mark.slow
 def test_augmentations():
     options = ("--recipes", "standard,none", "--sizes", "32", "--versions", 2, "--repeats", 1)
     table = rows(run("augmentations", *options))

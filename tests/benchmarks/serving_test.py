@@ -29,12 +29,14 @@ def run(monkeypatch, capsys):
     return run
 
 
+@pytest.mark.slow
 def test_soak(model, run):
     printed = run("--model", model, "--resolution", 32, "--soak", 400)
     assert "360 answered right, 40 malformed refused (11 kinds), 0 faults" in printed
     assert re.search(r"memory, MB: \d+ before the first swap of versions; after each swap (\d+, ){3}\d+\n", printed)
 
 
+@pytest.mark.slow
 def test_table(model, run):
     printed = run("--model", model, "--resolution", 32, "--requests", 8)
     table = [[cell.strip() for cell in line.split("│")[1:-1]] for line in printed.splitlines() if "│" in line]

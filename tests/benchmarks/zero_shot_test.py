@@ -16,6 +16,7 @@ def test_every_class_is_one_of_imagenets():
     assert set(zero_shot.SHARED.values()) <= set(lite0.class_ids())
 
 
+@pytest.mark.slow
 def test_photos_are_recognised():
     folder = shared_path("data", "caltech101")
     names = zero_shot.shared_classes(folder)
@@ -31,6 +32,7 @@ def test_photos_are_recognised():
     assert not np.any(of_all & ~among)
 
 
+@pytest.mark.slow
 def test_a_photo_that_cant_be_used_is_not_recognised(tmp_path):
     folder = draw_folder(tmp_path / "photos", per_class=2)
     for name, drawn in (("pizza", "disks"), ("umbrella", "squares")):

@@ -152,6 +152,7 @@ def test_stream_of_seed_zero_stays_as_it_is():
     np.testing.assert_array_equal(ids[:, ::3], PINNED)
 
 
+@pytest.mark.slow
 def test_resumed_stream_is_the_tail_of_the_undisturbed_one():
     split = memory_split(11)
     options = {"augment": augmentations.get("full"), "batch_size": 7, "parts": 2, "seed": 2}
@@ -170,6 +171,7 @@ def test_stream_without_end():
 # --- several replicas ---
 
 
+@pytest.mark.slow
 def test_readers_of_some_replicas_share_the_stream_of_all():
     split = memory_split(40)
     options = {"replicas": 4, "parts": 2, "steps": 6, "seed": 1, "batch_size": 5}

@@ -58,6 +58,7 @@ def test_a_benchmark_of_classes_has_rows_that_the_classifier_reads():
     assert {name: score["top1"] for name, score in scores.items()} == {"gem": 1.0, "average": 1.0}
 
 
+@pytest.mark.slow
 def test_photos_that_benchmarks_share_are_described_once():
     split, network = colour_split(COLOURS), Colours()
     chosen = [benchmarks.classes(split, ["red", "green", "blue"]), benchmarks.copies(split, number=3)]

@@ -21,6 +21,7 @@ def compared(found, expected):
         np.testing.assert_allclose(found[name], value, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_each_signature_answers_as_the_loaded_model_does(session, exported):
     signatures = tf.saved_model.load(exported).signatures
     images, p_star = random_images((64, 80), 4), np.float32(EXPONENTS)

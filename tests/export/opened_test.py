@@ -81,6 +81,7 @@ def test_what_is_no_descriptor_gets_no_class(exported, images):
             network.classify(rows)
 
 
+@pytest.mark.slow
 def test_embeds_photos(exported, model, whitening, folder):  # noqa: F811
     from mg_keras.data.sources import photos
 
@@ -94,6 +95,7 @@ def test_embeds_photos(exported, model, whitening, folder):  # noqa: F811
     np.testing.assert_allclose(default.values[0], whitening.transform(embed(model, split, 32, 32).values[0]), atol=1e-4)
 
 
+@pytest.mark.slow
 def test_knows_what_it_was_exported_with(exported, model, tmp_path):
     network = Exported.load(exported.parent)
     assert network.path == exported

@@ -63,6 +63,7 @@ def check_whole(path):
     return about
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_it_leaves_whole_versions(tmp_path):
     command = [sys.executable, "-c", AGAIN_AND_AGAIN, str(tmp_path)]
     pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
@@ -79,6 +80,7 @@ def test_killed_at_any_moment_it_leaves_whole_versions(tmp_path):
         check_whole(tmp_path / str(version))
 
 
+@pytest.mark.slow
 def test_the_program_writes_the_next_version(run, tmp_path, monkeypatch, capsys):
     out = tmp_path / "model"
     # what exports that were killed just now and two days ago may have left

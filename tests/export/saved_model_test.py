@@ -63,6 +63,7 @@ def without_keras(exported, model, images, tmp_path_factory):
 
 
 @pytest.mark.parametrize("whitened", [True, False])
+@pytest.mark.slow
 def test_a_process_with_tensorflow_alone_gets_the_keras_models_answers(
     whitened, model, whitening, images, without_keras
 ):
@@ -93,6 +94,7 @@ def test_a_process_with_tensorflow_alone_gets_the_keras_models_answers(
     assert len(set(classes)) >= 3
 
 
+@pytest.mark.slow
 def test_eight_kinds_of_photos_are_what_embedding_makes_of_them(without_keras, model, whitening, tmp_path):
     for name, contents in eight_files().items():
         (tmp_path / name).write_bytes(contents)
@@ -302,6 +304,7 @@ def test_a_failed_check_publishes_nothing(model, tmp_path, monkeypatch):
     assert list((tmp_path / "model").iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_network_that_tells_no_photos_apart_is_named_as_the_cause(tmp_path):
     """A MobileNet that is not trained: features far below GeM's epsilon, and a whitening fitted on rounding errors."""
     with_zeros = keras.Sequential([keras.Input((None, None, 3)), keras.layers.Conv2D(4, 3, kernel_initializer="zeros")])
@@ -383,6 +386,7 @@ def test_a_place_that_cannot_be_written_gets_one_line(model, tmp_path, monkeypat
 
 
 @pytest.mark.parametrize("data", ["there", "gone"])
+@pytest.mark.slow
 def test_a_run_is_exported_and_the_printed_lines_load_it(data, model, whitening, tmp_path, monkeypatch, capsys):
     def open_source(settings):
         if data == "gone":

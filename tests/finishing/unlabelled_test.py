@@ -37,6 +37,7 @@ def unlabelled(tmp_path, monkeypatch):
     return run, run.matched(source)
 
 
+@pytest.mark.slow
 def test_what_needs_no_label_is_done(unlabelled):
     run, source = unlabelled
     assert (source.class_names, len(source.train), len(source.val)) == ([], 12, 3)

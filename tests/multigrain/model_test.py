@@ -496,6 +496,7 @@ def replicas(tmp_path_factory):
 
 
 @pytest.mark.parametrize("kind", ["plain", "joint"])
+@pytest.mark.slow
 def test_two_replicas_train_like_one(replicas, kind):
     values, trained = replicas[f"{kind}_one_values"], replicas[f"{kind}_one_weights"]
     np.testing.assert_allclose(replicas[f"{kind}_two_values"], values, atol=1e-5)
@@ -504,11 +505,13 @@ def test_two_replicas_train_like_one(replicas, kind):
     assert values[-1, 0] < values[0, 0] - 0.03
 
 
+@pytest.mark.slow
 def test_two_replicas_take_one_step_at_a_time(replicas):
     # Keras's own loop fails in the middle of a graph
     assert "steps_per_execution 2 is for one replica" in str(replicas["refusal"])
 
 
+@pytest.mark.slow
 def test_two_replicas_draw_different_negatives(replicas):
     first, second = replicas["draws"]
     assert (first >= 0).all()
@@ -517,6 +520,7 @@ def test_two_replicas_draw_different_negatives(replicas):
 
 
 @pytest.mark.parametrize(("name", "sizes"), [("whole_ids", [3, 3]), ("cut_ids", [2, 2, 3, 3])])
+@pytest.mark.slow
 def test_all_versions_of_a_photo_are_on_one_replica(replicas, name, sizes):
     for step in replicas[name]:
         groups = [collections.Counter(ids.tolist()) for ids in step]

@@ -165,6 +165,7 @@ def photos(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_a_run_of_it_chooses_p_star_by_both_methods(photos, tmp_path, capsys):
     arguments = [f"--run={tmp_path / 'run'}", f"--data=folder:{photos}"]
     imagenet.main(arguments)

@@ -259,6 +259,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("kind", ["rest", "grpc"])
+@pytest.mark.slow
 def test_photos_that_cannot_be_used_are_told_or_skipped(colours, kind):
     photos = [stand_in.photo(seed, 12 + seed % 3, 16) for seed in range(20)]
     files = [stand_in.png(photo) for photo in photos]

@@ -662,6 +662,7 @@ class StatusHandler(BaseHTTPRequestHandler):
         pass
 
 
+@pytest.mark.slow
 def test_a_server_that_is_away_for_some_seconds(monkeypatch):
     monkeypatch.setattr(mg_keras.serving.client, "_LONGEST_DELAY", 0.5)
     # both at once, as it takes its time

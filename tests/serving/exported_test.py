@@ -44,6 +44,7 @@ def jpeg(pixels):
     return small.encoded_as(Image.fromarray(pixels), "JPEG")
 
 
+@pytest.mark.slow
 def test_files(client, loaded, session):
     photos = [small.photos(1, size, seed=5)[0] for size in ((64, 96), (96, 64), (80, 80))]
     files = [jpeg(photo) for photo in photos]

@@ -1,6 +1,7 @@
 """The ablation program as a user starts, breaks and resumes it, on tiny real runs."""
 
 import json
+import shutil
 import signal
 import time
 
@@ -42,6 +43,7 @@ def settings(place):
     return [f"--data=folder:{place / 'photos'}", "--epochs=1"]
 
 
+@pytest.mark.slow
 def test_an_ablation_that_is_killed_goes_on_and_ends_in_the_table(place, capsys):
     out = place / "out"
     names = ["impossible", "mean", "gem"]
@@ -60,6 +62,16 @@ def test_an_ablation_that_is_killed_goes_on_and_ends_in_the_table(place, capsys)
     first = (out / "mean-seed0" / "metrics.json").stat().st_mtime_ns
     assert json.loads((out / "ablation.json").read_text())["presets"]["mean"]["seeds"] == [0]
     assert not (out / "gem-seed0" / "metrics.json").exists()
+
+    # a run that is finished, with scores of its own, in less time than training takes
+    other = shutil.copytree(out / "mean-seed0", out / "mean-seed1")
+    config = yaml.safe_load((other / "config.yaml").read_text())
+    (other / "config.yaml").write_text(yaml.safe_dump({**config, "seed": 1}))
+    metrics = json.loads((other / "metrics.json").read_text())
+    metrics["resolutions"]["32"] = {
+        name: 0.9 * value if isinstance(value, float) else value for name, value in metrics["resolutions"]["32"].items()
+    }
+    (other / "metrics.json").write_text(json.dumps(metrics))
 
     status, output, errors = finish(start("train/ablation.py", *command(place, *names), small_trunk=True))
     assert status == 1, errors

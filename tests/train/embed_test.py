@@ -54,7 +54,8 @@ def command(run, folder, out, **more):
     return [f"--run={run.path}", f"--photos={folder}", f"--out={out}", *(f"--{k}={v}" for k, v in more.items())]
 
 
-def test_a_killed_program_goes_on_to_the_same_file(run, folder, tmp_path):
+@pytest.mark.slow
+def test_a_killed_program_goes_on_to_the_same_file(run, folder, tmp_path, monkeypatch, capsys):
     out, shards = tmp_path / "features.npy", tmp_path / "features.npy.shards"
     arguments = command(run, folder, out, resolution=700, photos_a_shard=1)
     process = start("train/embed.py", *arguments)
@@ -68,8 +69,8 @@ def test_a_killed_program_goes_on_to_the_same_file(run, folder, tmp_path):
     assert not out.exists(), "it ended before it was killed: the test shows nothing"
     assert not out.with_suffix(".txt").exists()
 
-    status, output, errors = finish(start("train/embed.py", *arguments))
-    assert status == 0, errors
+    in_process(arguments, monkeypatch)
+    output, errors = capsys.readouterr()
     done = int(re.search(r"going on after (\d+) of 22 photos", errors)[1])
     assert 0 < done < 22
     assert "22/22 photos" in errors
@@ -90,6 +91,7 @@ def in_process(arguments, monkeypatch):
     runpy.run_path(str(ROOT / "train" / "embed.py"), run_name="__main__")
 
 
+@pytest.mark.slow
 def test_the_run_says_p_star_and_whitening(run, folder, tmp_path, monkeypatch, capsys):
     out = tmp_path / "features.npy"
     in_process(command(run, folder, out, resolution=48), monkeypatch)
@@ -109,6 +111,7 @@ def test_the_run_says_p_star_and_whitening(run, folder, tmp_path, monkeypatch, c
     np.testing.assert_allclose(values, embed(run.model, photos(folder), 48, 32, [1.5]).values[0], atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_saved_model_describes_as_it_serves(folder, tmp_path, monkeypatch, capsys):
     keras.utils.set_random_seed(0)
     trunk = keras.Sequential([keras.Input((None, None, 3)), keras.layers.Conv2D(6, 5, strides=4, activation="relu")])

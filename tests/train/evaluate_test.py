@@ -10,6 +10,8 @@ from PIL import Image
 from mg_keras.programs import evaluate
 from tests.train.tiny import arguments, draw_folder, finish, make_trunk_small, run_in_process, start
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):

@@ -47,6 +47,7 @@ def folder(tmp_path):
     ],
     ids=lambda value: str(value)[:40],
 )
+@pytest.mark.slow
 def test_wrong_arguments(folder, tmp_path, changes, message, monkeypatch, capsys):
     monkeypatch.delenv("TF_CONFIG", raising=False)
     if "learning_rate" in changes:
@@ -66,6 +67,7 @@ def test_an_empty_class_folder_is_named(folder, tmp_path, monkeypatch, capsys):
     assert "no photo for class 'nothing'" in line
 
 
+@pytest.mark.slow
 def test_the_first_bad_photo_stops_a_run_that_asks_for_it(folder, tmp_path, monkeypatch, capsys):
     make_trunk_small(monkeypatch)
     for name in ("crosses", "disks", "squares"):

@@ -22,6 +22,8 @@ from PIL import Image
 from mg_keras.programs import choose_p_star, evaluate, export, train, whiten, whole_run
 from tests.train.tiny import CLASSES, arguments, draw_folder, finish, make_trunk_small, start, weights
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):

@@ -30,6 +30,7 @@ def photos(folder):
     return [(CLASSES.index(path.parent.name), path.read_bytes()) for path in files]
 
 
+@pytest.mark.slow
 def test_tfrecords_are_trained_and_measured_on(tmp_path, small_trunk, capfd):
     records = [
         example(image__encoded=content, image__class__label=label + 1, image__class__text=CLASSES[label].encode())
@@ -48,6 +49,7 @@ def test_tfrecords_are_trained_and_measured_on(tmp_path, small_trunk, capfd):
     assert not (run.path / "bad_images.txt").exists()
 
 
+@pytest.mark.slow
 def test_a_run_on_tars_goes_on_to_the_same_weights(tmp_path, small_trunk, monkeypatch, capfd):
     monkeypatch.setattr(whole_run, "_measure", lambda *of_a_run: None)
     members = [

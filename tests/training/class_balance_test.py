@@ -33,6 +33,7 @@ def test_none_is_no_weights():
     assert class_weights("none", np.array([0, 1, 1]), 2) is None
 
 
+@pytest.mark.slow
 def test_a_run_trains_with_them(tmp_path, monkeypatch):
     backbone, arguments = trunks.TRUNKS["resnet18"]
     monkeypatch.setitem(trunks.TRUNKS, "resnet18", (backbone, {**arguments, **STAGES}))

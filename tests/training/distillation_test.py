@@ -14,7 +14,14 @@ from mg_keras.runs.run import load_run
 from tests.train.tiny import draw_folder, weights
 
 STAGES = {"stackwise_num_filters": [64, 64], "stackwise_num_blocks": [1, 1], "stackwise_num_strides": [1, 2]}
-SETTINGS = {"trunk": "resnet18", "resolution": 32, "batch_size": 8, "epochs": 1, "learning_rate": 0.01}
+SETTINGS = {
+    "trunk": "resnet18",
+    "resolution": 32,
+    "batch_size": 8,
+    "epochs": 1,
+    "learning_rate": 0.01,
+    "augmentation": "standard",
+}
 
 
 @pytest.fixture
@@ -28,6 +35,7 @@ def photos(tmp_path, monkeypatch):
     return folder
 
 
+@pytest.mark.slow
 def test_a_teacher_stands_in_for_labels_and_is_kept(photos, tmp_path, capfd):
     labelled = draw_folder(tmp_path / "labelled", per_class=4)
     teacher = whole_run.train_and_measure(
@@ -42,7 +50,6 @@ def test_a_teacher_stands_in_for_labels_and_is_kept(photos, tmp_path, capfd):
         objective="distilled_multigrain",
         iterations=4,
         checkpoint_every=2,
-        augmentation="standard",
         **SETTINGS,
     )
     run = whole_run.train_and_measure(config, tmp_path / "run", "mirrored")

@@ -85,6 +85,7 @@ def test_a_warm_up_that_a_schedule_has_not_is_refused():
 
 
 @pytest.mark.parametrize("path", PRESETS, ids=[path.stem for path in PRESETS])
+@pytest.mark.slow
 def test_every_preset_trains(path, data, tmp_path, monkeypatch):
     monkeypatch.setattr(whole_run, "_measure", lambda *of_a_run: None)
     preset = TrainConfig.load(path)
@@ -97,6 +98,8 @@ def test_every_preset_trains(path, data, tmp_path, monkeypatch):
         "batch_size": 8,
         "epochs": 1,
         "iterations": 2,
+        # every recipe is traced and tested by itself: tests/data/augmentations
+        "augmentation": "standard",
         # what belongs to the preset's trunk is tested with one: transfer_test.py
         "frozen_stages": 0,
         "warmup_epochs": min(preset.warmup_epochs, 0.5),

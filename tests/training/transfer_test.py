@@ -12,6 +12,7 @@ from tests.train.tiny import draw_folder
 STAGES = {"stackwise_num_filters": [64, 64], "stackwise_num_blocks": [1, 1], "stackwise_num_strides": [1, 2]}
 
 
+@pytest.mark.slow
 def test_a_transfer_starts_from_weights_and_goes_on_without_them(tmp_path, monkeypatch, capfd):
     backbone, arguments = trunks.TRUNKS["resnet18"]
     monkeypatch.setitem(trunks.TRUNKS, "resnet18", (backbone, {**arguments, **STAGES}))
@@ -30,6 +31,7 @@ def test_a_transfer_starts_from_weights_and_goes_on_without_them(tmp_path, monke
         epochs=1,
         iterations=2,
         learning_rate=0.01,
+        augmentation="standard",
     )
     run = whole_run.train_and_measure(config, tmp_path / "run", "single")
     assert f"weights of {path}: the trunk; new classifier" in capfd.readouterr().out

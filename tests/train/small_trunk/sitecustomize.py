@@ -1,6 +1,6 @@
 """Python runs this at its start where this folder is on PYTHONPATH: there `resnet18` is two small blocks.
 
-So programs, and the processes that they start, can be run as a user runs them, in less time. See `tests.train.tiny.start`.
+So programs and the processes that they start can be run as a user runs them, in less time: `tests.train.tiny.start`.
 """
 
 import gc
