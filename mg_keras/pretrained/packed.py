@@ -62,7 +62,7 @@ class Packed:
         found = {name.split("/")[1]: values for name, values in self._arrays.items() if name.startswith("whitening/")}
         if not found:
             return None
-        return Whitening(found["mean"], found["projection"], True, float(found["discarded_variance"]))
+        return Whitening(found["mean"], found["projection"], True, found["discarded_variance"].item())
 
     def fill(self, trunk: Any, trunk_name: str) -> Head:
         """Puts the weights into a trunk of that name.

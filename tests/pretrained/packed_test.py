@@ -1,0 +1,99 @@
+"""Networks packed into a folder, and the one in the package."""
+
+import json
+
+import keras
+import numpy as np
+import pytest
+
+import mg_keras
+from mg_keras import Whitening
+from mg_keras.data.resolutions import square
+from mg_keras.errors import UserError
+from mg_keras.models import Network, trunks
+from mg_keras.pretrained import initialize
+from mg_keras.pretrained.packed import Packed, pack
+from tests.export.small import TINY_RESNET, made_up_statistics, random_images
+
+LEVELS = ["stack0_block0_out:3:0.5"]
+NAMES = ["crane", "ketch", "tench"]
+
+
+@pytest.fixture
+def tiny_trunk(monkeypatch):
+    backbone, arguments = trunks.TRUNKS["resnet18"]
+    monkeypatch.setitem(trunks.TRUNKS, "resnet18", (backbone, {**arguments, **TINY_RESNET}))
+
+
+@pytest.fixture
+def network(tiny_trunk):
+    keras.utils.set_random_seed(0)
+    network = Network("resnet18", 3, pooling_exponent=2.0, levels=LEVELS)
+    made_up_statistics(network.trunk)
+    return network
+
+
+@pytest.fixture
+def whitening(network):
+    rows = network(random_images((48, 48), seed=2, count=60))["embedding"].numpy()
+    return Whitening.fit(rows, dimensions=12)
+
+
+@pytest.fixture
+def folder(network, whitening, tmp_path):
+    about = {"resolution": 32, "class_names": NAMES, "p_star": {"32": 4.0}, "thresholds": {"copy": {"0.99": 0.7}}}
+    return pack(tmp_path / "packed", network, "resnet18", whitening, about)
+
+
+def test_it_is_loaded_as_it_was_packed(folder, network, whitening):
+    images = list(random_images((40, 52), seed=5, count=4))
+    model = mg_keras.load(folder)
+    assert (model.resolution, model.train_resolution, model.p_star) == (32, 32, {32: 4.0})
+    assert (model.class_names, model.thresholds) == (NAMES, {"copy": {"0.99": 0.7}})
+    found = model.embed(images)
+    assert found.shape == (4, 12)
+    prepared = np.stack([square(image, 32) for image in images])
+    expected = whitening.transform(network(prepared, p_star=4.0)["embedding"])
+    assert np.sum(found * expected, axis=1).min() > 0.999
+    classes = model.classify(images)
+    assert set(classes.names) <= set(NAMES)
+
+
+def test_weights_and_whitening_come_back_to_half_precision(folder, network, whitening):
+    packed = Packed(folder)
+    again, images = packed.network(), random_images((48, 48), seed=3, count=5)
+    assert again.levels == network.levels
+    for name in ("embedding", "logits"):
+        np.testing.assert_allclose(again(images)[name], network(images)[name], rtol=1e-2, atol=1e-2)
+    np.testing.assert_allclose(packed.whitening.projection_, whitening.projection_, rtol=1e-3, atol=1e-2)
+    np.testing.assert_allclose(packed.whitening.mean_, whitening.mean_, atol=1e-7)
+    assert packed.whitening.discarded_variance_ == pytest.approx(whitening.discarded_variance_)
+
+
+def test_training_starts_from_it(folder, network):
+    same = Network("resnet18", 3, levels=LEVELS)
+    assert "the classifier of its 3 classes included" in initialize(same, str(folder), "resnet18", NAMES)
+    np.testing.assert_allclose(same.classifier.kernel, network.classifier.kernel, rtol=1e-3, atol=1e-4)
+    other = Network("resnet18", 3, levels=["stack1_block0_add"])
+    assert "the trunk; new classifier" in initialize(other, str(folder), "resnet18", NAMES)
+    np.testing.assert_allclose(other.trunk.variables[0], network.trunk.variables[0], rtol=1e-3, atol=1e-4)
+
+
+def test_what_is_wrong_with_it_is_named(folder, network):
+    with pytest.raises(UserError, match="holds a resnet18, where the trunk is vgg16"):
+        Packed(folder).fill(network.trunk, "vgg16")
+    about = json.loads((folder / "model.json").read_text())
+    (folder / "model.json").write_text(json.dumps({name: about[name] for name in about if name != "levels"}))
+    with pytest.raises(UserError, match="does not say levels"):
+        mg_keras.load(folder)
+    (folder / "model.json").write_text(json.dumps(about))
+    content = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(content[: len(content) // 2])
+    with pytest.raises(UserError, match="can't be read as a packed network"):
+        mg_keras.load(folder)
+
+
+def test_values_beyond_half_precision_are_refused(network, tmp_path):
+    network.classifier.kernel.assign(network.classifier.kernel * 0 + 1e6)
+    with pytest.raises(ValueError, match="classifier/kernel holds values that half precision can't hold"):
+        pack(tmp_path / "packed", network, "resnet18", None, {"resolution": 32})
