@@ -9,6 +9,7 @@ _WHERE = {
     "multigrain": ("multigrain", "MultiGrainObjective"),
     "classification": ("classification", "Classification"),
     "distilled_multigrain": ("distilled_multigrain", "DistilledMultiGrain"),
+    "distilled_copies": ("distilled_copies", "DistilledCopies"),
 }
 NAMES = tuple(_WHERE)
 

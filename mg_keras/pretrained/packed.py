@@ -145,7 +145,8 @@ def _named(trunk):
 def _halved(name, values):
     """float16 of what has two dimensions or more, float32 of the rest."""
     values = np.asarray(values, np.float32)
-    packed = values.astype(np.float16) if values.ndim > 1 else values
+    with np.errstate(over="ignore"):
+        packed = values.astype(np.float16) if values.ndim > 1 else values
     if not np.isfinite(packed).all():
         raise ValueError(f"{name} holds values that half precision can't hold")
     return packed

@@ -54,10 +54,13 @@ class TrainConfig:
         levels: further depths of the trunk whose pooled maps join the embedding, each `LAYER:EXPONENT:SCALE`, such as
             `block4c_:3:0.5` (`mg_keras.poolings.Level`); p* is the exponent of the trunk's last map alone.
         objective: what a step minimises: `multigrain` (cross-entropy and margin loss), `classification` (cross-entropy)
-            or `distilled_multigrain` (a teacher's answers in place of labels, and margin loss; the teacher is the
-            network that `init` gives, with its classes).
+            `distilled_multigrain` (a teacher's answers in place of labels, and margin loss; the teacher is the network
+            that `init` gives, with its classes), or `distilled_copies` (the same with InfoNCE between versions and KoLeo
+            in place of the margin loss).
         classification_weight: lambda; 1 is cross-entropy alone.
-        temperature: by which `distilled_multigrain` divides both networks' logits.
+        temperature: by which the `distilled_` objectives divide both networks' logits.
+        contrast_temperature: of InfoNCE in `distilled_copies`.
+        spread_weight: times KoLeo in `distilled_copies`.
         teacher_exponent: p of GeM that the teacher's classifier was trained with, 1 for ordinary ImageNet networks; null:
             `pooling_exponent`.
         class_balance: `weights` weighs the cross-entropy of an image by its class, inversely to the class's number of
@@ -109,9 +112,11 @@ class TrainConfig:
     trunk_rate: _Positive = 1.0
     pooling_exponent: _Positive = 3.0
     levels: list[str] = dataclasses.field(default_factory=list)
-    objective: Literal["multigrain", "classification", "distilled_multigrain"] = "multigrain"
+    objective: Literal["multigrain", "classification", "distilled_multigrain", "distilled_copies"] = "multigrain"
     classification_weight: Annotated[float, Limits(at_least=0, at_most=1)] = 0.5
     temperature: _Positive = 2.0
+    contrast_temperature: _Positive = 0.05
+    spread_weight: _NotNegative = 1.0
     teacher_exponent: Annotated[float | None, Limits(above=0)] = None
     class_balance: Literal["none", "weights"] = "none"
     margin: _Positive = 0.2
@@ -160,11 +165,11 @@ class TrainConfig:
                 f"mixing {self.mixing} mixes labels, which the objective {self.objective} does not take: take "
                 f"--objective {' or '.join(takers)}, or mixing none"
             )
-        if self.objective == "distilled_multigrain":
+        if self.objective.startswith("distilled_"):
             if self.init is None:
-                raise UserError("objective distilled_multigrain learns from the network it starts from: name it by init")
+                raise UserError(f"objective {self.objective} learns from the network it starts from: name it by init")
             if self.class_balance != "none":
-                raise UserError("class_balance needs labels, which objective distilled_multigrain does not take: none")
+                raise UserError(f"class_balance needs labels, which objective {self.objective} does not take: none")
         if self.schedule == "cosine" and self.warmup_epochs >= self.epochs:
             raise UserError(
                 f"warmup_epochs {self.warmup_epochs:g} leaves nothing of {self.epochs} epochs: take fewer of them"

@@ -23,6 +23,8 @@ ENDS = {
     "versions": ([2], [0]),
     "mixing_alpha": ([1e-9], [0, -1]),
     "temperature": ([1e-9], [0, -1]),
+    "contrast_temperature": ([1e-9], [0, -1]),
+    "spread_weight": ([0, 30], [-1]),
     "teacher_exponent": ([1e-9], [0, -1]),
     "frozen_stages": ([0], [-1]),
     "trunk_rate": ([1e-6], [0.0]),
@@ -164,7 +166,7 @@ def test_settings_of_the_command_line_and_of_files(tmp_path):
     # what --print_config writes has the program's other arguments, too
     path.write_text("epochs: 7\nstrategy: single\nmilestones: [2]\n")
     assert parse("--config", path, "--epochs=8") == TrainConfig(epochs=8, milestones=[2])
-    assert parse("--config", PRESETS / "demo.yaml").resolution == 64
+    assert parse("--config", PRESETS / "demo_from_scratch.yaml").resolution == 64
     for arguments, message in (
         (["--epochs=x"], "--epochs must be a whole number, at least 1; received 'x'"),
         (["--milestones=3"], "--milestones must be a list of whole numbers"),

@@ -1,0 +1,63 @@
+"""InfoNCE between versions of images."""
+
+import keras
+from keras import ops
+
+
+@keras.saving.register_keras_serializable("mg_keras")
+class InfoNCE(keras.layers.Layer):
+    """Each version of an image is to be nearer to its other versions than to all other images (van den Oord 2018).
+
+    With unit-norm rows u, cosines s and the temperature T, an ordered pair (i, p) of one image costs
+
+        -log( exp(s_ip / T) / (exp(s_ip / T) + sum over n of another image: exp(s_in / T)) )
+
+    and the loss is the mean over all such pairs; 0 where there are none.
+
+    Args:
+        temperature: T > 0.
+
+    Input shape:
+        `embeddings`: [B, d], unit norm.
+        `instance_ids`: int [B], equal for versions of one image.
+
+    Output shape:
+        A scalar, float32.
+
+    Raises:
+        ValueError: the temperature is out of range.
+
+    Example:
+
+    >>> float(InfoNCE(1.0)(np.float32([[1, 0], [1, 0], [0, 1]]), np.array([4, 4, 7])).numpy().round(4))
+    0.3133
+    """
+
+    def __init__(self, temperature=0.05, **kwargs):
+        if not temperature > 0:
+            raise ValueError(f"temperature must be > 0, received {temperature}")
+        super().__init__(autocast=False, **kwargs)
+        self.temperature = float(temperature)
+
+    def call(self, embeddings, instance_ids):
+        """The mean over the pairs."""
+        embeddings = ops.cast(embeddings, "float32")
+        logits = ops.matmul(embeddings, ops.transpose(embeddings)) / self.temperature
+        same = instance_ids[:, None] == instance_ids[None, :]
+        # log of the sum over other images; far below any logit where there is none
+        negatives = ops.logsumexp(ops.where(same, -1e9, logits), axis=1, keepdims=True)
+        losses = ops.logaddexp(logits, negatives) - logits
+        pairs = ops.cast(ops.logical_and(same, ops.logical_not(ops.eye(ops.shape(logits)[0], dtype="bool"))), "float32")
+        return ops.sum(losses * pairs) / ops.maximum(ops.sum(pairs), 1.0)
+
+    def compute_output_shape(self, *shapes, **named_shapes):
+        """(): the loss is a scalar, whatever the shapes."""
+        return ()
+
+    def compute_output_spec(self, embeddings, instance_ids):
+        """A scalar, whatever the policy."""
+        return keras.KerasTensor((), dtype="float32")
+
+    def get_config(self):
+        """The constructor's argument."""
+        return {**super().get_config(), "temperature": self.temperature}

@@ -1,0 +1,89 @@
+"""Copies without labels: a teacher's classes, InfoNCE between versions, and descriptors that spread (PAPER.md 11b)."""
+
+import tensorflow as tf
+
+from mg_keras.layers import InfoNCE, KoLeo
+from mg_keras.metric import TrainingMetric
+from mg_keras.objectives.distilled_multigrain import DistilledMultiGrain
+from mg_keras.objectives.objective import LOSSES
+
+INFO_NCE = TrainingMetric("InfoNCE", "", digits=3, name="info_nce", panel=LOSSES, curve="InfoNCE between versions")
+KOLEO = TrainingMetric("KoLeo", "", digits=3, name="koleo", panel=LOSSES, curve="KoLeo")
+
+
+class DistilledCopies(DistilledMultiGrain):
+    """lambda times the loss to a teacher's softened answers, and 1 - lambda times (InfoNCE + s KoLeo).
+
+    The teacher's term is `DistilledMultiGrain`'s; the margin loss and its sampling give way to InfoNCE between versions
+    and the differential-entropy regulariser, as SSCD (Pizzi et al. 2022) is trained, on unit-norm embeddings.
+
+    Args:
+        margin_loss, sampling: the network's, which are not used.
+        teacher, classification_weight, temperature: as `DistilledMultiGrain` takes them.
+        contrast_temperature: of InfoNCE, > 0.
+        spread_weight: s >= 0.
+
+    Raises:
+        ValueError: a value is out of range.
+    """
+
+    metrics = (
+        DistilledMultiGrain.metrics[0],
+        DistilledMultiGrain.metrics[1],
+        INFO_NCE,
+        KOLEO,
+        *DistilledMultiGrain.metrics[-2:],
+    )
+
+    def __init__(
+        self,
+        margin_loss,
+        sampling,
+        teacher,
+        classification_weight=0.5,
+        temperature=2.0,
+        contrast_temperature=0.05,
+        spread_weight=1.0,
+        **kwargs,
+    ):
+        if not spread_weight >= 0:
+            raise ValueError(f"spread_weight must be at least 0, received {spread_weight}")
+        super().__init__(margin_loss, sampling, teacher, classification_weight, temperature, **kwargs)
+        self.info_nce, self.koleo = InfoNCE(contrast_temperature, name="info_nce"), KoLeo(name="koleo")
+        self.spread_weight = float(spread_weight)
+
+    @classmethod
+    def from_settings(cls, network, settings):
+        """As `DistilledMultiGrain`, with `contrast_temperature` and `spread_weight`."""
+        return cls(
+            network.margin_loss,
+            network.sampling,
+            network.twin(settings.teacher_exponent),
+            settings.classification_weight,
+            settings.temperature,
+            settings.contrast_temperature,
+            settings.spread_weight,
+        )
+
+    def parameter_groups(self, network):
+        """None: beta is of the margin loss."""
+        del network
+        return ()
+
+    def loss(self, network, batch, seed):
+        """See `Objective.loss`."""
+        del seed
+        outputs = network(batch.images, training=True)
+        values = self.class_values(batch, outputs["logits"])
+        info_nce = koleo = tf.zeros(())
+        if self.classification_weight < 1.0:
+            unit = tf.math.l2_normalize(outputs["embedding"], axis=-1, epsilon=1e-12)
+            info_nce, koleo = self.info_nce(unit, batch.instance_ids), self.koleo(unit, batch.instance_ids)
+        weight = self.classification_weight
+        loss = weight * values["classification_loss"] + (1.0 - weight) * (info_nce + self.spread_weight * koleo)
+        return loss, {"loss": loss, "info_nce": info_nce, "koleo": koleo, **values}, ()
+
+    def after_step(self, network, carries):
+        """Nothing is measured after the step."""
+        del network, carries
+        return {}

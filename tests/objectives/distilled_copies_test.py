@@ -1,0 +1,42 @@
+import keras
+import numpy as np
+import pytest
+
+from mg_keras import objectives
+from mg_keras.errors import UserError
+from mg_keras.objectives.distilled_copies import DistilledCopies
+from mg_keras.runs.config import TrainConfig
+from tests.layers.contrast_test import slow_info_nce, slow_koleo
+from tests.multigrain.model_test import batch, build, tensors, weights
+
+
+def test_the_loss_is_the_weighted_sum_of_its_terms():
+    model = build()
+    objective = DistilledCopies(
+        model.margin_loss, model.sampling, model.twin(), 0.25, contrast_temperature=0.2, spread_weight=3.0
+    )
+    objective.start(model)
+    model.compile(keras.optimizers.SGD(0.1), objective=objective)
+    images, labels, instance_ids = batch()
+    embeddings = model(images)["embedding"].numpy()
+    unit = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
+    before, beta = weights(model), float(model.margin_loss.beta)
+    found = model.train_step(tensors((images, np.full_like(labels, -1), instance_ids)))
+    values = {name: float(value) for name, value in found.items()}
+    assert values["info_nce"] == pytest.approx(slow_info_nce(unit, instance_ids, 0.2), rel=1e-3)
+    assert values["koleo"] == pytest.approx(slow_koleo(unit, instance_ids), rel=1e-2)
+    expected = 0.25 * values["classification_loss"] + 0.75 * (values["info_nce"] + 3 * values["koleo"])
+    assert values["loss"] == pytest.approx(expected, rel=1e-6)
+    assert values["top1"] == 1
+    assert any(np.abs(new - old).max() > 0 for new, old in zip(weights(model), before, strict=True))
+    # nothing learns it
+    assert float(model.margin_loss.beta) == beta
+    assert {metric.name for metric in objective.metrics} == set(values)
+
+
+def test_a_run_has_it_by_name():
+    config = TrainConfig(objective="distilled_copies", init="imagenet", contrast_temperature=0.1, spread_weight=0.5)
+    objective = objectives.get("distilled_copies").from_settings(build(), config)
+    assert (objective.info_nce.temperature, objective.spread_weight) == (0.1, 0.5)
+    with pytest.raises(UserError, match="objective distilled_copies learns from the network it starts from"):
+        TrainConfig(objective="distilled_copies")
