@@ -22,7 +22,7 @@ setup(
     python_requires=">=3.11,<3.14",
     # train/, export/ and serving/ are the same programs at paths of the checkout
     packages=find_packages(include=["mg_keras", "mg_keras.*"]),
-    package_data={"mg_keras": ["py.typed", "presets/*.yaml"]},
+    package_data={"mg_keras": ["py.typed", "presets/*.yaml", "weights/*.txt", "weights/*/*"]},
     entry_points={"console_scripts": ["mg-keras=mg_keras.programs.command:run"]},
     install_requires=[
         # not tensorflow-cpu beside it: keras-hub brings tensorflow-text, which brings the full wheel

@@ -1,4 +1,7 @@
-"""Exports a run as a SavedModel: mg-keras export --run runs/demo --out models/multigrain."""
+"""Exports a run as a SavedModel: mg-keras export --run runs/demo --out models/multigrain.
+
+Without a run it is the model in the package.
+"""
 
 import os
 import sys
@@ -21,7 +24,9 @@ CHECK_PHOTOS = 16
 def main(arguments: Sequence[str] | None = None):
     """Arguments, the export, and how to use what it wrote."""
     parser = Parser("mg-keras export", __doc__)
-    parser.add_argument("--run", type=str, required=True, help="the run's folder, such as runs/demo")
+    parser.add_argument(
+        "--run", type=str, help="the run's folder, such as runs/demo; default: the model in the package"
+    )
     parser.add_argument("--data", type=str, help="where the run's photos lie now; default: where they were")
     parser.add_argument("--out", type=str, required=True, help="the model's folder; versions are numbered inside")
     parser.add_argument(
@@ -40,10 +45,15 @@ def main(arguments: Sequence[str] | None = None):
         help="validation photos to compare with the Keras model",
     )
     options = parser.parse_args(arguments)
+    if options.run is None and options.data is not None:
+        raise UserError("--data says where the photos of a run lie: name the run with --run")
     import_tensorflow()
     from mg_keras.export.saved_model import usage
     from mg_keras.runs.run import load_run
 
+    if options.run is None:
+        print(usage(export_packed(None, options.out, options.version, options.precision)))
+        return
     run = load_run(options.run, data=options.data)
     print(usage(export_run(run, options.out, options.version, options.precision, options.check_photos)))
 
@@ -86,6 +96,34 @@ def export_run(
         print(f"the export is checked on {used}: {trouble}", file=sys.stderr)
     answers = run.model, run.whitening
     return saved_model.export_saved_model(*answers, folder, version, metadata, precision, chosen or None)
+
+
+def export_packed(
+    packed: str | os.PathLike | None,
+    folder: str | os.PathLike,
+    version: int | None = None,
+    precision: str = "float32",
+) -> Path:
+    """Exports a packed network, checked on generated photos.
+
+    Args:
+        packed: its folder; None: the one in the package.
+        folder, version, precision: as `mg_keras.export.saved_model.export_saved_model` takes them.
+
+    Returns:
+        The path of the version.
+
+    Raises:
+        UserError: as `export_saved_model`, or there is no packed network.
+    """
+    from mg_keras.export import saved_model
+    from mg_keras.pretrained.packed import PACKAGE, Packed
+
+    found = Packed(packed or PACKAGE)
+    about = {name: found.about[name] for name in ("class_names", "p_star", "thresholds") if name in found.about}
+    training = {"resolution": found.about["resolution"], **found.about.get("training", {})}
+    metadata = {**about, "trunk": found.about["trunk"], "training": training}
+    return saved_model.export_saved_model(found.network(), found.whitening, folder, version, metadata, precision)
 
 
 def _validation_photos(run: "Run", count: int) -> "tuple[list[np.ndarray], str]":
