@@ -1,13 +1,15 @@
-"""Measured scores in the layout of the paper's Tables 2 and 3, with the paper's own figures beside.
+"""Tables that programs print: scores in short, by exponent and of an ablation, and the paper's Tables 2 and 3.
 
-Both take what `metrics.json` holds (`mg_keras.finishing.scores.evaluate` writes it): `benchmarks`, by name, with
-`results` by resolution and row, and `method`, which says what was measured.
+All but the ablation's and the sweep's take what `metrics.json` holds (`mg_keras.evaluation.records`).
 """
+
+from collections.abc import Mapping, Sequence
 
 from rich.table import Table
 
 from mg_keras.evaluation.paper import TABLE_2, TABLE_3
-from mg_keras.evaluation.scores import METRICS, MISSING, metric
+from mg_keras.evaluation.records import ABLATION_SCORES, ablation_sizes, by_resolution
+from mg_keras.evaluation.scores import METRICS, MISSING, Metric, metric
 
 ROW_NAMES = {
     "gem": "GeM",
@@ -17,11 +19,97 @@ ROW_NAMES = {
 }
 
 
-def class_table(metrics):
+def scores_table(scores: Mapping, title: str = "Scores by resolution") -> Table:
+    """Lay out class, instance and copy scores by resolution and p*, with the levels of chance below.
+
+    Args:
+        scores: what `metrics.json` holds, or its `resolutions` and `chance`.
+        title: the line at the top.
+
+    Returns:
+        A table for `rich.print`.
+
+    Raises:
+        ValueError: `scores` holds no resolution.
+    """
+    rows, chance = by_resolution(scores), scores.get("chance", {})
+    table = Table(title=title)
+    table.add_column("resolution")
+    scored = ("top1", "top5", "instance", "copies")
+    for name in ("p*", *(METRICS[score].heading for score in scored)):
+        table.add_column(name, justify="right")
+    for number, (resolution, row) in enumerate(rows.items(), start=1):
+        p_star = row.get("p_star")
+        cells = [MISSING if p_star is None else f"{p_star:g}", *_cells(row, scored)]
+        table.add_row(f"{resolution} px", *cells, end_section=number == len(rows))
+    table.add_row("chance", "", *_cells(chance, scored), style="dim")
+    return table
+
+
+def sweep_table(
+    sweep: Mapping[int, Mapping[float, Mapping]],
+    p_star: Mapping[int, float],
+    fine_tuned: Mapping[int, float] | None = None,
+) -> Table:
+    """Lay out what `pictures.sweep_picture` draws, with top-5: a row for each resolution and exponent.
+
+    Args:
+        sweep: as for `pictures.sweep_picture`, with `"top5"` beside.
+        p_star: resolution -> the exponent that cross-validation chose.
+        fine_tuned: resolution -> the exponent that was learnt.
+
+    Returns:
+        A table for `rich.print`.
+    """
+    table = Table(title="Scores by resolution and pooling exponent")
+    table.add_column("resolution")
+    scored = ("top1", "top5", "instance")
+    for name in ("p", *(METRICS[score].heading for score in scored)):
+        table.add_column(name, justify="right")
+    table.add_column("chosen by")
+    for resolution, by_exponent in sorted(sweep.items()):
+        choices = {"cross-validation": p_star.get(resolution), "fine-tuning": (fine_tuned or {}).get(resolution)}
+        for exponent, scores in sorted(by_exponent.items()):
+            table.add_row(
+                f"{resolution} px",
+                f"{exponent:.4g}",
+                *_cells(scores, scored),
+                ", ".join(name for name, choice in choices.items() if choice == exponent),
+                end_section=exponent == max(by_exponent),
+            )
+    return table
+
+
+def ablation_table(summary: Mapping) -> Table:
+    """Lay out an ablation: for each resolution a row a preset, mean ± standard deviation over its seeds.
+
+    Args:
+        summary: what `mg_keras.programs.ablations.collect` returns; `ablation.json` holds it.
+
+    Returns:
+        A table for `rich.print`.
+    """
+    headings, rows = _ablation_cells(summary)
+    table = Table(title="Mean ± standard deviation over seeds")
+    for number, heading in enumerate(headings):
+        table.add_column(heading, justify="left" if number < 2 else "right")
+    for number, row in enumerate(rows):
+        table.add_row(*row, end_section=number + 1 < len(rows) and rows[number + 1][0] != row[0])
+    return table
+
+
+def ablation_markdown(summary: Mapping) -> str:
+    """The table of `ablation_table` in Markdown, ending in a line break."""
+    headings, rows = _ablation_cells(summary)
+    ruler = ["---", "---", *["---:"] * (len(headings) - 2)]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in (headings, ruler, *rows))
+
+
+def class_table(metrics: Mapping) -> Table | None:
     """Lay out class accuracy as Table 2 does: a line for each benchmark, row and resolution, then the paper's.
 
     Args:
-        metrics: as this module's docstring says.
+        metrics: what `metrics.json` holds.
 
     Returns:
         A table for `rich.print`, or None where no classes were measured.
@@ -61,11 +149,11 @@ def class_table(metrics):
     return table
 
 
-def retrieval_table(metrics):
+def retrieval_table(metrics: Mapping) -> Table | None:
     """Lay out retrieval as Table 3 does: a line a row, a column a score with its resolutions, then the paper's.
 
     Args:
-        metrics: as this module's docstring says.
+        metrics: what `metrics.json` holds.
 
     Returns:
         A table for `rich.print`, or None where nothing was retrieved.
@@ -106,7 +194,7 @@ def retrieval_table(metrics):
             f"paper: {row.method}",
             _number(row.classification_weight),
             *(
-                _by_resolution(metric(column[1]), getattr(row, paper[column]) if column in paper else {}) or MISSING
+                _paper_cell(metric(column[1]), getattr(row, paper[column]) if column in paper else {}) or MISSING
                 for column in columns
             ),
             style="dim",
@@ -114,13 +202,13 @@ def retrieval_table(metrics):
     return table
 
 
-def row_title(row):
+def row_title(row: str) -> str:
     """What a person calls the row `row` of `metrics.json`."""
     name, _, whitened = row.partition("_")
     return ROW_NAMES[name] + (", whitened" if whitened else "")
 
 
-def _by_resolution(kind, scores):
+def _paper_cell(kind, scores):
     """The paper's scores of one cell: at 224, 500 and 800 as they are, others with their resolution."""
     usual = tuple(scores) == (224, 500, 800)
     return " ".join(
@@ -131,3 +219,31 @@ def _by_resolution(kind, scores):
 
 def _number(value):
     return MISSING if value is None else value if isinstance(value, str) else f"{value:g}"
+
+
+def _ablation_cells(summary: Mapping) -> tuple[list[str], list[list[str]]]:
+    """Headings and rows of an ablation's table."""
+    headings = ["resolution", "preset", "seeds", "p*", *(METRICS[score].heading for score in ABLATION_SCORES)]
+    rows = []
+    for size in ablation_sizes(summary):
+        for name, preset in summary["presets"].items():
+            found = preset["resolutions"].get(size)
+            if found is None:
+                continue
+            exponents = ", ".join(f"{p:g}" for p in sorted(set(found["p_star"])))
+            scores = [_mean_cell(found.get(score), METRICS[score]) for score in ABLATION_SCORES]
+            rows.append([f"{size} px", name, str(len(found["p_star"])), exponents, *scores])
+    return headings, rows
+
+
+def _mean_cell(found: Mapping | None, metric: Metric) -> str:
+    """`mean ± deviation`, the mean alone of a single seed."""
+    if found is None:
+        return MISSING
+    deviation = found["deviation"]
+    return metric.text(found["mean"]) + ("" if deviation is None else f" ± {metric.text(deviation)}")
+
+
+def _cells(row: Mapping, scored: Sequence[str]) -> list[str]:
+    """Scores as a table prints them."""
+    return [METRICS[score].text(row.get(score)) for score in scored]

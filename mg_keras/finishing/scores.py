@@ -1,6 +1,5 @@
 """Measuring a trained run, or an exported SavedModel, on benchmarks; a run's scores stay in its folder."""
 
-import dataclasses
 import functools
 
 import numpy as np
@@ -11,7 +10,8 @@ from mg_keras.data.images import decode
 from mg_keras.embedding.embedder import Embedder
 from mg_keras.errors import UserError
 from mg_keras.evaluation import evaluators as benchmarks
-from mg_keras.evaluation import measure, paper, report
+from mg_keras.evaluation import measure, pictures
+from mg_keras.evaluation.records import merged, paper_tables, summary
 from mg_keras.evaluation.search import nearest
 from mg_keras.finishing.pooling_exponent import VERSIONS, in_aug_photos
 from mg_keras.finishing.stages import COMPARISON, choose_p_star, embedder_of, exponent_at, fit_whitening
@@ -143,9 +143,9 @@ def evaluate(run, source, chosen=None, comparison=False, embedder=None):
     left = [benchmark for benchmark in chosen if not all(known(benchmark, size) for size in config.resolutions)]
     announce(_plan(left, config.resolutions))
     measured = measure.measure_all(embedder or embedder_of(run), chosen, rows_at, known, config.seed, keep)
-    everything = _merged(run.metrics.get("benchmarks", {}), measured)
+    everything = merged(run.metrics.get("benchmarks", {}), measured)
     metrics = {
-        **_summary(everything, {size: exponent_at(run, size) for size in config.resolutions}),
+        **summary(everything, {size: exponent_at(run, size) for size in config.resolutions}),
         "sizes": {
             "classes": len(run.class_names),
             "train_photos": len(source.train),
@@ -159,11 +159,11 @@ def evaluate(run, source, chosen=None, comparison=False, embedder=None):
             "pooling_exponent": config.pooling_exponent,
         },
         "benchmarks": everything,
-        "paper": _paper(),
+        "paper": paper_tables(),
     }
     run.save_metrics(metrics)
     if metrics["resolutions"]:
-        report.scores_picture(run.results / "scores.png", metrics)
+        pictures.scores_picture(run.results / "scores.png", metrics)
     return metrics
 
 
@@ -205,49 +205,7 @@ def evaluate_exported(exported, specs, sizes=None, rotations=None, distractors=N
     announce(_plan(chosen, sizes))
     measured = measure.measure_all(Embedder(exported, exported.train_resolution), chosen, rows_at)
     about = {"name": exported.about["trunk"], "pooling_exponent": exported.pooling_exponent}
-    return {"benchmarks": _merged({}, measured), "method": about, "paper": _paper()}
-
-
-def _merged(before, measured):
-    """Benchmarks as JSON has them: what was measured now in place of the same from before, the rest as it was."""
-    merged = dict(before)
-    for name, entry in measured.items():
-        same_photos = before.get(name, {}).get("description") == entry["description"]
-        results = dict(before[name]["results"]) if same_photos else {}
-        results.update({str(size): scores for size, scores in entry["results"].items()})
-        merged[name] = {**entry, "results": dict(sorted(results.items(), key=lambda item: int(item[0])))}
-    return merged
-
-
-def _summary(everything, p_star):
-    """The run's own scores in short, by resolution, with the levels of chance."""
-    places = {
-        "top1": ("classes", "gem", "top1"),
-        "top5": ("classes", "gem", "top5"),
-        "instance": ("in_aug", "gem", "score"),
-        "copies": ("copies", "gem_whitened", "mAP"),
-        "copies_unwhitened": ("copies", "gem", "mAP"),
-        "views": ("views", "gem", "score"),
-    }
-    rows, chance = {}, {}
-    for key, (name, row, metric) in places.items():
-        for size, results in everything.get(name, {}).get("results", {}).items():
-            value = results.get(row, {}).get(metric)
-            if int(size) in p_star and value is not None:
-                rows.setdefault(size, {"p_star": p_star[int(size)]})[key] = value
-        if metric in everything.get(name, {}).get("chance", {}):
-            chance[key] = everything[name]["chance"][metric]
-    for row in rows.values():
-        # without a whitening, the descriptor is the plain one
-        if "copies_unwhitened" in row:
-            row.setdefault("copies", row["copies_unwhitened"])
-    return {"resolutions": dict(sorted(rows.items(), key=lambda item: int(item[0]))), "chance": chance}
-
-
-def _paper():
-    """The paper's tables as JSON has them."""
-    tables = {"table_2": paper.TABLE_2, "table_3": paper.TABLE_3}
-    return {name: [dataclasses.asdict(row) for row in table] for name, table in tables.items()}
+    return {"benchmarks": merged({}, measured), "method": about, "paper": paper_tables()}
 
 
 def _picture(run, source, benchmark, found):
@@ -264,11 +222,11 @@ def _picture(run, source, benchmark, found):
         picture = decode(photos.read(tf.constant(row, tf.int64))).numpy()
         original = original_of.get(row, row)
         if original >= len(source.val):
-            return report.Photo(picture, "distractor", f"distractor {row}")
+            return pictures.Photo(picture, "distractor", f"distractor {row}")
         instances = source.val.instances
         instance = original if instances is None else instances[original]
         label = source.val.labels[original]
-        return report.Photo(picture, run.class_names[label] if label >= 0 else None, str(instance))
+        return pictures.Photo(picture, run.class_names[label] if label >= 0 else None, str(instance))
 
     # the queries' own copies, and every test photo and distractor, the queries too: as a person would search
     strangers = set(original_of) - {int(copy) for i in chosen for copy in search.positives[i]}
@@ -285,4 +243,4 @@ def _picture(run, source, benchmark, found):
     for query, *pair in zip(queries, indices, similarities, strict=True):
         rows = [(int(found.rows[database[i]]), similarity) for i, similarity in zip(*pair, strict=True)]
         neighbours.append([(photo(row), similarity) for row, similarity in rows if row != query][:_NEIGHBOURS])
-    report.retrieval_picture(run.results / "retrieval.png", [photo(query) for query in queries], neighbours)
+    pictures.retrieval_picture(run.results / "retrieval.png", [photo(query) for query in queries], neighbours)

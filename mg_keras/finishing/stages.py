@@ -11,7 +11,7 @@ from mg_keras.data import sources
 from mg_keras.embedding.embedder import Embedder
 from mg_keras.embedding.whitening import Whitening, check_fit, class_agreement
 from mg_keras.errors import UserError
-from mg_keras.evaluation import report
+from mg_keras.evaluation import pictures
 from mg_keras.files import check_writable
 from mg_keras.finishing.pooling_exponent import (
     EXPONENTS,
@@ -171,10 +171,10 @@ def choose_p_star(
         best = {key: best_exponent(found) for key, found in scores.items()}
         tuned = {key: found["p_star"] for key, found in fine_tuned.items()}
         if scores:
-            report.exponent_picture(run.results / "p_star.png", scores, best, tuned)
+            pictures.exponent_picture(run.results / "p_star.png", scores, best, tuned)
         if sweep:
             run.save_exponent_sweep(swept)
-            report.sweep_picture(run.results / "sweep.png", swept, best, tuned)
+            pictures.sweep_picture(run.results / "sweep.png", swept, best, tuned)
     return p_star
 
 

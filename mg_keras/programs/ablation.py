@@ -80,7 +80,7 @@ def show(summary, out):
     """Prints the table and where it lies."""
     from rich.console import Console
 
-    from mg_keras.evaluation.report import ablation_table
+    from mg_keras.evaluation.tables import ablation_table
 
     # a log file counts as 80 columns wide
     console = Console()

@@ -19,11 +19,11 @@ from pathlib import Path
 import numpy as np
 
 from mg_keras.errors import UserError
+from mg_keras.evaluation.records import ABLATION_SCORES
 from mg_keras.files import atomic_write_json, atomic_write_text, check_writable, try_lock, wait_for_lock
 from mg_keras.runs.config import PLACES, TrainConfig
 from mg_keras.runs.run import Run
 
-SCORES = ("top1", "instance", "copies", "copies_unwhitened")
 _NAME = re.compile(r"(?P<preset>.+)-seed\d+")
 
 
@@ -265,8 +265,8 @@ def collect(out, presets=None):
 
     Returns:
         dict, as `ablation.json` holds it: {"presets": {name: {"seeds": [0, 1], "resolutions": {"64": {"p_star": [3.0,
-        4.0], "top1": {"mean", "deviation", "values"}, ...}}}}}, with `SCORES` by resolution; one value a seed, in the
-        order of the seeds. `deviation` is the standard deviation of a sample (n - 1), None of a single value. Presets
+        4.0], "top1": {"mean", "deviation", "values"}, ...}}}}}, with `ABLATION_SCORES` by resolution; one value
+        a seed, in the order of the seeds. `deviation` is the standard deviation of a sample (n - 1), None of a single value. Presets
         without a finished run and scores that no run has are left out.
 
     Raises:
@@ -295,7 +295,7 @@ def collect(out, presets=None):
 def _over_seeds(rows):
     """The scores of one preset at one resolution, from a row of metrics.json a seed."""
     entry = {"p_star": [row["p_star"] for row in rows]}
-    for score in SCORES:
+    for score in ABLATION_SCORES:
         values = [row[score] for row in rows if row.get(score) is not None]
         if values:
             entry[score] = {
@@ -319,7 +319,7 @@ def write_report(out, presets=None):
     Raises:
         UserError: no run is finished, or what `collect` raises.
     """
-    from mg_keras.evaluation import report
+    from mg_keras.evaluation import pictures, tables
 
     summary = collect(out, presets)
     if not summary["presets"]:
@@ -327,6 +327,6 @@ def write_report(out, presets=None):
         raise UserError(f"no finished run{wanted} in {out}: nothing to put into a table")
     out = Path(out)
     atomic_write_json(out / "ablation.json", summary)
-    atomic_write_text(out / "ablation.md", report.ablation_markdown(summary))
-    report.ablation_picture(out / "ablation.png", summary)
+    atomic_write_text(out / "ablation.md", tables.ablation_markdown(summary))
+    pictures.ablation_picture(out / "ablation.png", summary)
     return summary

@@ -38,8 +38,8 @@ def main(arguments: Sequence[str] | None = None):
     import_tensorflow()
     from rich.console import Console
 
-    from mg_keras.evaluation.report import sweep_table
     from mg_keras.evaluation.scores import METRICS
+    from mg_keras.evaluation.tables import sweep_table
     from mg_keras.finishing import stages
     from mg_keras.finishing.pooling_exponent import EXPONENTS, best_exponent
 

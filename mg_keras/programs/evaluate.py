@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None):
 
 def evaluate_run(options):
     """A run: its own photos and any benchmark."""
-    from mg_keras.evaluation.report import scores_table
+    from mg_keras.evaluation.tables import scores_table
     from mg_keras.finishing import scores as evaluation
     from mg_keras.finishing import stages
 

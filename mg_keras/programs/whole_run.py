@@ -86,7 +86,7 @@ def _measure(run, source, trainer):
     """The stages after training."""
     from rich.console import Console
 
-    from mg_keras.evaluation.report import scores_table
+    from mg_keras.evaluation.tables import scores_table
     from mg_keras.finishing import scores as evaluation
     from mg_keras.finishing import stages
 

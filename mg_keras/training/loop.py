@@ -21,7 +21,7 @@ from mg_keras.data.mixing import mixed_batches
 from mg_keras.data.repeated import repeated_batches
 from mg_keras.embedding.photos import embed
 from mg_keras.errors import UserError
-from mg_keras.evaluation import report
+from mg_keras.evaluation import pictures
 from mg_keras.evaluation.metrics import top_k_accuracy
 from mg_keras.evaluation.scores import METRICS
 from mg_keras.files import atomic_write_text
@@ -413,7 +413,7 @@ class Trainer:
         writer.writeheader()
         writer.writerows(self.state.history)
         atomic_write_text(self.run.path / "metrics.csv", text.getvalue())
-        report.training_curves(self.run.path / "metrics.csv", self.run.path / "curves.png", self.objective.metrics)
+        pictures.training_curves(self.run.path / "metrics.csv", self.run.path / "curves.png", self.objective.metrics)
         with summaries.as_default(step=row["step"]):
             for name, value in row.items():
                 if name not in ("epoch", "step"):

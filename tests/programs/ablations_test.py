@@ -16,7 +16,9 @@ from PIL import Image
 from rich.console import Console
 
 from mg_keras.errors import UserError
-from mg_keras.evaluation import report
+from mg_keras.evaluation import pictures, tables
+from mg_keras.evaluation.pictures import drawing
+from mg_keras.evaluation.records import ABLATION_SCORES
 from mg_keras.programs import ablations as ablation
 from mg_keras.programs.ablations import train_members
 from mg_keras.runs.config import TrainConfig
@@ -182,7 +184,7 @@ def test_scores_are_means_and_sample_deviations_of_the_metrics_files(out):
             assert row[score]["values"] == values
             assert row[score]["mean"] == pytest.approx(centre)
             assert row[score]["deviation"] == pytest.approx(np.sqrt(sum((v - centre) ** 2 for v in values) / 2))
-    assert all(gem["resolutions"]["224"][score]["deviation"] is None for score in ablation.SCORES)
+    assert all(gem["resolutions"]["224"][score]["deviation"] is None for score in ABLATION_SCORES)
     with Image.open(out / "ablation.png") as picture:
         assert min(picture.size) > 300
 
@@ -227,18 +229,18 @@ def test_tables_have_a_row_a_preset_and_resolution():
         ["128 px", "plain", "1", "5", "40.0", "–", "–", "–"],
     ]
     headings = ["resolution", "preset", "seeds", "p*", "top-1 %", "IN-aug /5", "copies mAP %", "unwhitened mAP %"]
-    markdown = [line[2:-2].split(" | ") for line in report.ablation_markdown(SUMMARY).splitlines()]
+    markdown = [line[2:-2].split(" | ") for line in tables.ablation_markdown(SUMMARY).splitlines()]
     assert markdown == [headings, ["---"] * 2 + ["---:"] * 6, *expected]
     console = Console(width=150, record=True, file=open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
-    console.print(report.ablation_table(SUMMARY))
+    console.print(tables.ablation_table(SUMMARY))
     printed = [line for line in console.export_text().splitlines() if "│" in line]
     assert [[cell.strip() for cell in line.split("│")[1:-1]] for line in printed] == expected
 
 
 def test_the_picture_has_a_point_a_seed_and_a_bar_at_the_mean(tmp_path, monkeypatch):
-    figures, write = [], report._save
-    monkeypatch.setattr(report, "_save", lambda figure, path: (figures.append(figure), write(figure, path)))
-    report.ablation_picture(tmp_path / "a.png", SUMMARY)
+    figures, write = [], drawing.save
+    monkeypatch.setattr(drawing, "save", lambda figure, path: (figures.append(figure), write(figure, path)))
+    pictures.ablation_picture(tmp_path / "a.png", SUMMARY)
     panels = figures[0].axes
     assert [axes.get_title() for axes in panels[:2]] == ["top-1 %", "IN-aug /5"]
     drawn = [[(line.get_marker(), list(line.get_xdata())) for line in axes.lines] for axes in panels]
@@ -254,7 +256,7 @@ def test_nothing_to_show_is_told(tmp_path):
     with pytest.raises(UserError, match="no finished run of mean in"):
         ablation.write_report(tmp_path, ["mean"])
     with pytest.raises(ValueError, match="at least one preset"):
-        report.ablation_picture(tmp_path / "a.png", {"presets": {}})
+        pictures.ablation_picture(tmp_path / "a.png", {"presets": {}})
     assert list(tmp_path.iterdir()) == []
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from mg_keras.data.sources import open_source
 from mg_keras.errors import UserError
-from mg_keras.evaluation import report
+from mg_keras.evaluation import pictures
 from mg_keras.finishing import stages
 from mg_keras.models import trunks
 from mg_keras.programs import ablations as ablation
@@ -28,7 +28,7 @@ def quick():
     """In place of a trunk one convolution, and nothing is measured or drawn."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(Trainer, "_validate", lambda trainer: {"val_top1": 0.5, "val_top5": 1.0})
-        patched.setattr(report, "training_curves", lambda *given: None)
+        patched.setattr(pictures, "training_curves", lambda *given: None)
         patched.setattr(trunks, "build", pinhole)
         patched.setattr(whole_run, "_measure", lambda *of_a_run: None)
         yield

@@ -7,7 +7,7 @@ import pytest
 
 from mg_keras.checkpoints import snapshot
 from mg_keras.errors import UserError
-from mg_keras.evaluation import report
+from mg_keras.evaluation import pictures as drawn
 from mg_keras.finishing import stages
 from mg_keras.finishing.pooling_exponent import FineTuned
 from mg_keras.runs.config import TrainConfig
@@ -38,10 +38,8 @@ def made_up(run, monkeypatch):
     """The run, its measures replaced: p* is 2 at 32 px and 3 at 40 px by cross-validation, SIZE / 10 by fine-tuning."""
     monkeypatch.setattr(Run, "model", "network")
     pictures = []
-    monkeypatch.setattr(
-        report, "exponent_picture", lambda path, *shown: pictures.append((path.name, *map(dict, shown)))
-    )
-    monkeypatch.setattr(report, "sweep_picture", lambda path, *shown: pictures.append((path.name, *map(dict, shown))))
+    monkeypatch.setattr(drawn, "exponent_picture", lambda path, *shown: pictures.append((path.name, *map(dict, shown))))
+    monkeypatch.setattr(drawn, "sweep_picture", lambda path, *shown: pictures.append((path.name, *map(dict, shown))))
 
     def score(size, exponent):
         return 4 - abs(exponent - (2 if size == 32 else 3)) / 10

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from mg_keras.data.sources import open_source
 from mg_keras.errors import UserError
-from mg_keras.evaluation import report
+from mg_keras.evaluation import pictures
 from mg_keras.models import trunks
 from mg_keras.programs import common, whole_run
 from mg_keras.runs.config import TrainConfig
@@ -37,7 +37,7 @@ def data(tmp_path_factory):
 def training_alone(monkeypatch):
     """Neither a trunk nor validation nor pictures, each of which takes longer than the steps."""
     monkeypatch.setattr(Trainer, "_validate", lambda trainer: {"val_top1": 0.5, "val_top5": 1.0})
-    monkeypatch.setattr(report, "training_curves", lambda *given: None)
+    monkeypatch.setattr(pictures, "training_curves", lambda *given: None)
     monkeypatch.setattr(trunks, "build", pinhole)
 
 

@@ -4,8 +4,8 @@ from PIL import Image
 from rich.console import Console
 
 from mg_keras.errors import UserError
-from mg_keras.evaluation import report
-from mg_keras.evaluation.report import Photo
+from mg_keras.evaluation import pictures, tables
+from mg_keras.evaluation.pictures import Photo, drawing
 from mg_keras.objectives.multigrain import MultiGrainObjective
 
 BLUE, GREEN, RED = (0, 0x72, 0xB2), (0, 0x9E, 0x73), (0xD5, 0x5E, 0)
@@ -22,8 +22,8 @@ SCORES = {
 @pytest.fixture
 def figures(monkeypatch):
     """The figures as drawn, so that what they show can be asked."""
-    drawn, save = [], report._save
-    monkeypatch.setattr(report, "_save", lambda figure, path: (drawn.append(figure), save(figure, path)))
+    drawn, save = [], drawing.save
+    monkeypatch.setattr(drawing, "save", lambda figure, path: (drawn.append(figure), save(figure, path)))
     return drawn
 
 
@@ -39,8 +39,8 @@ def count_colour(path, colour):
 def frame_pixels(tmp_path, neighbour):
     """How many pixels a neighbour's frame adds of each colour, the legend's own taken off."""
     query = Photo(grey_photo(), "cup", "cup-1")
-    report.retrieval_picture(tmp_path / "a.png", [query], [[(neighbour, 0.5)]])
-    report.retrieval_picture(tmp_path / "b.png", [query], [[]])
+    pictures.retrieval_picture(tmp_path / "a.png", [query], [[(neighbour, 0.5)]])
+    pictures.retrieval_picture(tmp_path / "b.png", [query], [[]])
     return [count_colour(tmp_path / "a.png", c) - count_colour(tmp_path / "b.png", c) for c in (BLUE, GREEN, RED)]
 
 
@@ -68,14 +68,14 @@ def test_unknown_instances_are_not_the_same():
 def test_captions_give_class_and_similarity_as_they_are(tmp_path, figures):
     Image.fromarray(grey_photo(700, 300)).save(tmp_path / "photo.jpg")
     query = Photo(tmp_path / "photo.jpg", "price $x$")
-    report.retrieval_picture(tmp_path / "a.png", [query], [[(Photo(grey_photo(9, 50), "x" * 30), 0.876)]])
+    pictures.retrieval_picture(tmp_path / "a.png", [query], [[(Photo(grey_photo(9, 50), "x" * 30), 0.876)]])
     captions = [axes.get_xlabel() for axes in figures[0].axes]
     assert captions == ["price $x$\nquery", "x" * 17 + "…\n0.88"]
 
 
 def test_rows_may_be_of_different_length_and_photos_are_shrunk(tmp_path, figures):
     big = Photo(grey_photo(2000, 1000), "cup")
-    report.retrieval_picture(tmp_path / "a.png", [big, big], [[(big, 1.0)] * 3, [(big, 1.0)]])
+    pictures.retrieval_picture(tmp_path / "a.png", [big, big], [[(big, 1.0)] * 3, [(big, 1.0)]])
     assert len(figures[0].axes) == 6
     assert figures[0].axes[0].images[0].get_array().shape == (120, 240, 3)
 
@@ -84,19 +84,19 @@ def test_turned_photos_are_shown_upright(tmp_path, figures):
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.fromarray(grey_photo(40, 20)).save(tmp_path / "turned.jpg", exif=exif)
-    report.retrieval_picture(tmp_path / "a.png", [Photo(tmp_path / "turned.jpg", "cup")], [[]])
+    pictures.retrieval_picture(tmp_path / "a.png", [Photo(tmp_path / "turned.jpg", "cup")], [[]])
     assert figures[0].axes[0].images[0].get_array().shape[:2] == (40, 20)
 
 
 @pytest.mark.parametrize(("queries", "neighbours"), [([], []), ([Photo(grey_photo(), "cup")], [[], []])])
 def test_retrieval_picture_names_bad_arguments(tmp_path, queries, neighbours):
     with pytest.raises(ValueError, match="one list a query"):
-        report.retrieval_picture(tmp_path / "a.png", queries, neighbours)
+        pictures.retrieval_picture(tmp_path / "a.png", queries, neighbours)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_scores_picture_draws_each_score_by_resolution(tmp_path, figures):
-    report.scores_picture(tmp_path / "a.png", SCORES)
+    pictures.scores_picture(tmp_path / "a.png", SCORES)
     heights = [[bar.get_height() for bar in axes.patches] for axes in figures[0].axes]
     np.testing.assert_allclose(heights, [[61, 63.2], [4.414, 4.6], [71.1, 0]])
     chance = [axes.lines[0].get_ydata()[0] for axes in figures[0].axes]
@@ -107,22 +107,22 @@ def test_scores_picture_draws_each_score_by_resolution(tmp_path, figures):
 
 
 def test_scores_table_says_the_same(capsys):
-    Console(width=100).print(report.scores_table(SCORES))
+    Console(width=100).print(tables.scores_table(SCORES))
     lines = [line.replace("│", " ").split() for line in capsys.readouterr().out.splitlines()]
     assert ["64", "px", "3", "61.0", "93.0", "4.41", "71.1"] in lines
     assert ["96", "px", "4.5", "63.2", "95.1", "4.60", "–"] in lines
     assert ["chance", "6.2", "31.2", "1.02", "0.5"] in lines
 
 
-@pytest.mark.parametrize("show", [report.scores_table, lambda scores: report.scores_picture("unused.png", scores)])
+@pytest.mark.parametrize("show", [tables.scores_table, lambda scores: pictures.scores_picture("unused.png", scores)])
 def test_scores_without_a_resolution_are_refused(show):
-    with pytest.raises(ValueError, match="got the keys \\['top1'\\]"):
+    with pytest.raises(ValueError, match="received the keys \\['top1'\\]"):
         show({"top1": 0.5})
 
 
 def test_exponent_picture_draws_a_line_a_resolution_and_marks_the_choice(tmp_path, figures):
     table = {96: {1: 3.0, 4: 4.5, 2.5: 4.0}, 64: {1: 3.5, 2.5: 4.2, 4: 4.1}}
-    report.exponent_picture(tmp_path / "a.png", table, {64: 2.5, 96: 4})
+    pictures.exponent_picture(tmp_path / "a.png", table, {64: 2.5, 96: 4})
     (axes,) = figures[0].axes
     drawn = [(list(line.get_xdata()), list(line.get_ydata())) for line in axes.lines]
     assert drawn == [
@@ -139,20 +139,20 @@ def test_exponent_picture_draws_a_line_a_resolution_and_marks_the_choice(tmp_pat
     [
         ({}, {}, "at least one exponent"),
         ({64: {}}, {64: 3}, "at least one exponent"),
-        ({64: {1: 2.0}}, {64: 3}, r"\[1\] for 64 px, got 3"),
-        ({64: {1: 2.0}}, {}, "got None"),
+        ({64: {1: 2.0}}, {64: 3}, r"\[1\] for 64 px, received 3"),
+        ({64: {1: 2.0}}, {}, "received None"),
     ],
 )
 def test_exponent_picture_names_bad_arguments(tmp_path, table, p_star, message):
     with pytest.raises(ValueError, match=message):
-        report.exponent_picture(tmp_path / "a.png", table, p_star)
+        pictures.exponent_picture(tmp_path / "a.png", table, p_star)
 
 
 def test_training_curves_draw_what_was_measured(tmp_path, figures):
     (tmp_path / "metrics.csv").write_text(
         "epoch,step,loss,top1,val_top1,beta,note\n1,10,2.5,0.1,,1.2,\n2,20,nan,0.3,0.25,1.1,\n3,30,1.5,0.4\n"
     )
-    report.training_curves(tmp_path / "metrics.csv", tmp_path / "curves.png", MultiGrainObjective.metrics)
+    pictures.training_curves(tmp_path / "metrics.csv", tmp_path / "curves.png", MultiGrainObjective.metrics)
     lines = {line.get_label(): line for axes in figures[0].axes for line in axes.lines}
     assert set(lines) == {"joint", "top-1, training", "top-1, test", "beta"}
     assert list(lines["joint"].get_xdata()) == [10, 30]
@@ -179,14 +179,14 @@ def test_metrics_that_cannot_be_drawn_are_the_users_to_mend(tmp_path, content, m
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(UserError, match=message) as error:
-        report.training_curves(path, tmp_path / "curves.png", MultiGrainObjective.metrics)
+        pictures.training_curves(path, tmp_path / "curves.png", MultiGrainObjective.metrics)
     assert str(path) in str(error.value)
     assert not (tmp_path / "curves.png").exists()
 
 
 def test_exponent_picture_marks_fine_tuned_exponents_on_the_axis(tmp_path, figures):
     table = {64: {1: 3.5, 4: 4.1}}
-    report.exponent_picture(tmp_path / "a.png", table, {64: 4}, {64: 2.913, 96: 5.5})
+    pictures.exponent_picture(tmp_path / "a.png", table, {64: 4}, {64: 2.913, 96: 5.5})
     (axes,) = figures[0].axes
     diamonds = [(line.get_xdata()[0], line.get_color()) for line in axes.lines if line.get_marker() == "D"]
     assert diamonds == [(2.913, "#0072B2"), (5.5, "#D55E00")]
@@ -202,7 +202,7 @@ SWEEP = {
 
 
 def test_sweep_picture_draws_both_scores_with_the_choices(tmp_path, figures):
-    report.sweep_picture(tmp_path / "a.png", SWEEP, {64: 1, 96: 4}, {64: 2.913, 96: 7.5})
+    pictures.sweep_picture(tmp_path / "a.png", SWEEP, {64: 1, 96: 4}, {64: 2.913, 96: 7.5})
     classes, instances = figures[0].axes
     for axes, expected in ((classes, [[10, 29.13, 40], [60, 60]]), (instances, [[4.4, 4.2087, 4.1], [4.01, 4.04]])):
         curves = [line for line in axes.lines if line.get_marker() == "o"]
@@ -222,11 +222,11 @@ def test_sweep_picture_draws_both_scores_with_the_choices(tmp_path, figures):
 @pytest.mark.parametrize("sweep", [{}, {64: {}}])
 def test_sweep_picture_names_an_empty_sweep(tmp_path, sweep):
     with pytest.raises(ValueError, match="at least one exponent"):
-        report.sweep_picture(tmp_path / "a.png", sweep, {})
+        pictures.sweep_picture(tmp_path / "a.png", sweep, {})
 
 
 def test_sweep_table_says_the_same(capsys):
-    Console(width=100).print(report.sweep_table(SWEEP, {64: 1, 96: 4}, {64: 2.913}))
+    Console(width=100).print(tables.sweep_table(SWEEP, {64: 1, 96: 4}, {64: 2.913}))
     lines = [line.replace("│", " ").split() for line in capsys.readouterr().out.splitlines()]
     rows = [line for line in lines if line[1:2] == ["px"]]
     assert rows == [

@@ -1,0 +1,102 @@
+"""The figures of a run as its JSON and CSV files hold them: what they are made of, and reading them.
+
+`scores` is everywhere the same dictionary, as it lies in a run's `metrics.json`:
+
+    {
+        "resolutions": {
+            "64": {"p_star": 3.0, "top1": 0.61, "top5": 0.93, "instance": 4.4, "copies": 0.71},
+            "96": {...},
+        },
+        "chance": {"top1": 0.06, "top5": 0.31, "instance": 1.02, "copies": 0.005},
+    }
+
+Resolutions are pixels (JSON makes them strings; numbers serve as well); `top1` and `top5` are shares of the test
+photos; `instance` is the IN-aug score, the mean number of an image's own five augmented versions among its five nearest
+(1 to 5); `copies` is the mAP of copy detection. A score that was not measured is left out or None.
+"""
+
+import csv
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from mg_keras.errors import UserError
+from mg_keras.evaluation.paper import TABLE_2, TABLE_3
+
+ABLATION_SCORES = ("top1", "instance", "copies", "copies_unwhitened")
+"""The scores of an ablation's table and picture."""
+
+
+def by_resolution(scores: Mapping) -> dict[int, Mapping]:
+    """The rows of scores, smallest resolution first."""
+    rows = {int(resolution): row for resolution, row in scores.get("resolutions", {}).items()}
+    if not rows:
+        raise ValueError(
+            f"scores must hold at least one resolution under 'resolutions', received the keys {list(scores)}"
+        )
+    return dict(sorted(rows.items()))
+
+
+def ablation_sizes(summary: Mapping) -> list[str]:
+    """The resolutions that any preset was measured at, smallest first."""
+    return sorted({size for preset in summary["presets"].values() for size in preset["resolutions"]}, key=int)
+
+
+def read_columns(path: Path) -> dict[str, np.ndarray]:
+    """The columns of a CSV of numbers; empty fields are NaN."""
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file)
+            rows, names = list(reader), reader.fieldnames or []
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"the metrics {path} cannot be read: {error}") from error
+    if "step" not in names or not rows:
+        raise UserError(f"the metrics {path} must hold a column 'step' and at least one row; columns found: {names}")
+    try:
+        return {name: np.array([float(row[name] or "nan") for row in rows]) for name in names}
+    except ValueError as error:
+        raise UserError(f"the metrics {path} must hold numbers only: {error}") from error
+
+
+def merged(before: Mapping, measured: Mapping) -> dict:
+    """Benchmarks as JSON has them: what was measured now in place of the same from before, the rest as it was."""
+    everything = dict(before)
+    for name, entry in measured.items():
+        same_photos = before.get(name, {}).get("description") == entry["description"]
+        results = dict(before[name]["results"]) if same_photos else {}
+        results.update({str(size): scores for size, scores in entry["results"].items()})
+        everything[name] = {**entry, "results": dict(sorted(results.items(), key=lambda item: int(item[0])))}
+    return everything
+
+
+def summary(everything: Mapping, p_star: Mapping[int, float]) -> dict:
+    """The run's own scores in short, by resolution, with the levels of chance."""
+    places = {
+        "top1": ("classes", "gem", "top1"),
+        "top5": ("classes", "gem", "top5"),
+        "instance": ("in_aug", "gem", "score"),
+        "copies": ("copies", "gem_whitened", "mAP"),
+        "copies_unwhitened": ("copies", "gem", "mAP"),
+        "views": ("views", "gem", "score"),
+    }
+    rows, chance = {}, {}
+    for key, (name, row, metric) in places.items():
+        for size, results in everything.get(name, {}).get("results", {}).items():
+            value = results.get(row, {}).get(metric)
+            if int(size) in p_star and value is not None:
+                rows.setdefault(size, {"p_star": p_star[int(size)]})[key] = value
+        if metric in everything.get(name, {}).get("chance", {}):
+            chance[key] = everything[name]["chance"][metric]
+    for row in rows.values():
+        # without a whitening, the descriptor is the plain one
+        if "copies_unwhitened" in row:
+            row.setdefault("copies", row["copies_unwhitened"])
+    return {"resolutions": dict(sorted(rows.items(), key=lambda item: int(item[0]))), "chance": chance}
+
+
+def paper_tables() -> dict:
+    """The paper's tables as JSON has them."""
+    tables = {"table_2": TABLE_2, "table_3": TABLE_3}
+    return {name: [dataclasses.asdict(row) for row in table] for name, table in tables.items()}
