@@ -24,20 +24,13 @@ from mg_keras.finishing.pooling_exponent import (
 )
 from mg_keras.poolings import RMAC
 from mg_keras.progress import announce
+from mg_keras.runs.photos import open_source
 from mg_keras.runs.run import load_run
 
 P_STAR_METHODS = ("cross-validation", "fine-tuning", "both")
 
 COMPARISON = (1.0, RMAC)
 """Poolings that GeM at p* is compared with, on the same trunk: average pooling and R-MAC."""
-
-
-def open_source(config):
-    """The photos of a run's configuration."""
-    options = sources.SplitOptions(config.train_per_class, config.val_per_class, config.val_fraction, config.seed)
-    # the demo set is drawn at the largest size that it will be seen at
-    resolution = int(np.clip(max(config.resolutions), 32, 512))
-    return sources.open_source(config.data, options, resolution=resolution, data_dir=config.data_dir)
 
 
 def embedder_of(run, also=()):

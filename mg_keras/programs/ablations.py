@@ -266,8 +266,8 @@ def collect(out, presets=None):
     Returns:
         dict, as `ablation.json` holds it: {"presets": {name: {"seeds": [0, 1], "resolutions": {"64": {"p_star": [3.0,
         4.0], "top1": {"mean", "deviation", "values"}, ...}}}}}, with `ABLATION_SCORES` by resolution; one value
-        a seed, in the order of the seeds. `deviation` is the standard deviation of a sample (n - 1), None of a single value. Presets
-        without a finished run and scores that no run has are left out.
+        a seed, in the order of the seeds. `deviation` is the standard deviation of a sample (n - 1), None of a single
+        value. Presets without a finished run and scores that no run has are left out.
 
     Raises:
         UserError: runs of a preset differ in more than their seed.

@@ -136,7 +136,7 @@ def _validation_photos(run: "Run", count: int) -> "tuple[list[np.ndarray], str]"
 
     from mg_keras.data.images import try_decode
     from mg_keras.data.resolutions import largest_side
-    from mg_keras.finishing.stages import open_source
+    from mg_keras.runs.photos import open_source
 
     try:
         split = open_source(run.settings).val

@@ -45,8 +45,8 @@ def save_imagenet_run(folder: str | Path, data: str) -> "tuple[Run, str | None]"
     Raises:
         UserError: as `save_run`, or the package is not installed.
     """
-    from mg_keras.finishing.stages import open_source
     from mg_keras.pretrained.lite0 import class_ids, imagenet_network
+    from mg_keras.runs.photos import open_source
 
     ids = set(class_ids())
     names = open_source(TrainConfig(data=data)).class_names

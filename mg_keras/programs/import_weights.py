@@ -87,8 +87,8 @@ def save_run(pretrained: "Pretrained", folder: str | Path, data: str) -> "tuple[
     Raises:
         UserError: the folder holds something, the data cannot be opened, or they have classes that the network has not.
     """
-    from mg_keras.finishing.stages import open_source
     from mg_keras.runs.networks import build_model
+    from mg_keras.runs.photos import open_source
     from mg_keras.runs.run import Run
 
     checkpoint, model = pretrained.checkpoint, pretrained.model

@@ -26,6 +26,7 @@ def train_and_measure(config, folder, strategy_name):
     import_tensorflow()
     from mg_keras.finishing import stages
     from mg_keras.runs.networks import known_classes
+    from mg_keras.runs.photos import open_source
     from mg_keras.runs.run import Run
     from mg_keras.training.loop import Stopped, Trainer, enable_determinism, make_strategy
 
@@ -34,7 +35,7 @@ def train_and_measure(config, folder, strategy_name):
     # what is refused is refused before anything is written: a finished run stays as it is
     run = Run.at(folder, config)
     print(f"run {run.path}: {config.trunk} on {config.data}, strategy {strategy_name}", flush=True)
-    source = run.matched(stages.open_source(config))
+    source = run.matched(open_source(config))
     note = run.check_same_photos(source)
     class_names, source = known_classes(run, source)
     print(

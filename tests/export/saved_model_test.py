@@ -14,9 +14,9 @@ from mg_keras.embedding.photos import embed
 from mg_keras.errors import UserError
 from mg_keras.export import check, saved_model
 from mg_keras.export.saved_model import export_saved_model, usage
-from mg_keras.finishing import stages
 from mg_keras.programs import export
 from mg_keras.programs.export import export_run
+from mg_keras.runs import photos as run_photos
 from tests.export.small import (
     EXPONENTS,
     METADATA,
@@ -364,7 +364,7 @@ def test_a_failure_while_writing_leaves_nothing(model, tmp_path):
 def test_photos_to_check_on_are_shrunk(tmp_path, monkeypatch, capsys):
     for number, size in enumerate([(300, 400), (50, 60)]):
         keras.utils.save_img(tmp_path / f"{number}.png", random_images(size, number)[0])
-    monkeypatch.setattr(stages, "open_source", lambda settings: SimpleNamespace(val=photos_below(tmp_path)))
+    monkeypatch.setattr(run_photos, "open_source", lambda settings: SimpleNamespace(val=photos_below(tmp_path)))
     found, trouble = export._validation_photos(SimpleNamespace(settings=SimpleNamespace(resolution=64)), 2)
     assert sorted(photo.shape for photo in found) == [(50, 60, 3), (96, 128, 3)]
     assert {photo.dtype for photo in found} == {np.dtype(np.uint8)}
@@ -396,7 +396,7 @@ def test_a_run_is_exported_and_the_printed_lines_load_it(data, model, whitening,
     (tmp_path / "photos").mkdir()
     keras.utils.save_img(tmp_path / "photos" / "1.jpg", random_images((70, 90), 0)[0])
     (tmp_path / "photos" / "2.jpg").write_text("no photo")
-    monkeypatch.setattr(stages, "open_source", open_source)
+    monkeypatch.setattr(run_photos, "open_source", open_source)
     monkeypatch.setattr(saved_model, "CHECK_PHOTOS", 3)
     run = SimpleNamespace(
         model=model,

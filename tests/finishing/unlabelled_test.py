@@ -7,6 +7,7 @@ from mg_keras.checkpoints import snapshot
 from mg_keras.errors import UserError
 from mg_keras.finishing import scores, stages
 from mg_keras.models import trunks
+from mg_keras.runs import photos as run_photos
 from mg_keras.runs.config import TrainConfig
 from mg_keras.runs.networks import build_model
 from mg_keras.runs.run import Run
@@ -26,7 +27,7 @@ def unlabelled(tmp_path, monkeypatch):
         whitening_dimensions=2,
     )
     run = Run.start(tmp_path / "run", config)
-    source = stages.open_source(config)
+    source = run_photos.open_source(config)
     run.save_class_names(CLASSES)
     run.save_data(source)
     model = build_model(config, len(CLASSES))

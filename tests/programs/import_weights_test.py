@@ -9,6 +9,7 @@ from mg_keras.finishing import stages
 from mg_keras.pretrained import from_torch_checkpoint
 from mg_keras.pretrained.layouts import MEAN, PROJECTION
 from mg_keras.programs.import_weights import save_run
+from mg_keras.runs import photos as run_photos
 from mg_keras.runs.run import load_run
 from tests.pretrained import torch_writer as by_hand
 from tests.pretrained.multigrain_test import CLASSES, SIZE, random_state
@@ -104,7 +105,7 @@ def test_classes_that_are_not_the_networks(network, data, tmp_path, recorded):
         (run.path / "data.json").unlink()
     source = stages.open_run(run.path)[1]
     assert source.class_names == sorted(DRAWN)
-    np.testing.assert_array_equal(source.val.labels, stages.open_source(run.settings).val.labels)
+    np.testing.assert_array_equal(source.val.labels, run_photos.open_source(run.settings).val.labels)
 
 
 @pytest.mark.parametrize(

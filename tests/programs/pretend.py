@@ -9,6 +9,7 @@ import time
 import numpy as np
 
 from mg_keras.errors import UserError
+from mg_keras.evaluation.records import ABLATION_SCORES
 from mg_keras.programs import ablations as ablation
 from mg_keras.programs.ablations import Member, train_members
 from mg_keras.runs.config import TrainConfig
@@ -32,7 +33,7 @@ def save(run, share=1.0, scored=True):
         rng = np.random.default_rng([run.settings.seed, int(run.settings.pooling_exponent)])
         scores = {str(size): {"p_star": 3.0, **dict.fromkeys(("top5",), 1.0)} for size in run.settings.resolutions}
         for row in scores.values():
-            row.update({name: rng.uniform() * (5 if name == "instance" else 1) for name in ablation.SCORES})
+            row.update({name: rng.uniform() * (5 if name == "instance" else 1) for name in ABLATION_SCORES})
         run.save_metrics({"resolutions": scores})
 
 

@@ -13,6 +13,7 @@ from mg_keras.finishing import scores as evaluation
 from mg_keras.finishing import stages
 from mg_keras.models import trunks
 from mg_keras.programs import whole_run
+from mg_keras.runs import photos as run_photos
 from mg_keras.runs.config import TrainConfig
 from mg_keras.runs.networks import build_model
 from mg_keras.training import loop
@@ -60,7 +61,7 @@ def measured(tmp_path_factory):
 
 def test_photos_are_embedded_once(measured):
     run, passes, _ = measured
-    source = stages.open_source(run.settings)
+    source = run_photos.open_source(run.settings)
     assert (len(source.train), len(source.val)) == (30, 6)
     # the six validation photos after each of two epochs, and for neither class agreement nor accuracy again; the six
     # edited copies of them
@@ -72,7 +73,7 @@ def test_scores_are_those_that_each_stage_finds_by_itself(measured):
     run, passes, _ = measured
     together, report, whitening = run.metrics, run.whitening_report, run.whitening
     passes.clear()
-    source = stages.open_source(run.settings)
+    source = run_photos.open_source(run.settings)
     stages.fit_whitening(run, source, stages.COMPARISON)
     evaluation.evaluate(run, source)
     assert run.metrics == together
@@ -84,7 +85,7 @@ def test_scores_are_those_that_each_stage_finds_by_itself(measured):
 
 def test_only_embeddings_of_the_weights_that_were_saved_are_taken_over(measured, monkeypatch):
     run, _, _ = measured
-    source = stages.open_source(run.settings)
+    source = run_photos.open_source(run.settings)
     other = build_model(dataclasses.replace(run.settings, seed=5), 3)
     validated = [3.0], Embeddings(np.arange(6), np.zeros((1, 6, 24), np.float32), np.arange(0))
     found = []

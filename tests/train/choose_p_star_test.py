@@ -10,6 +10,7 @@ from mg_keras.errors import UserError
 from mg_keras.evaluation import pictures as drawn
 from mg_keras.finishing import stages
 from mg_keras.finishing.pooling_exponent import FineTuned
+from mg_keras.runs import photos as run_photos
 from mg_keras.runs.config import TrainConfig
 from mg_keras.runs.networks import build_model
 from mg_keras.runs.run import Run
@@ -73,7 +74,7 @@ def written(run, name="p_star.json"):
 
 
 def test_cross_validation_is_the_default(made_up):
-    source = stages.open_source(made_up.settings)
+    source = run_photos.open_source(made_up.settings)
     assert stages.choose_p_star(made_up, source) == {32: 2, 40: 3}
     content = written(made_up)
     assert content["p_star"] == {"32": 2, "40": 3}
@@ -86,7 +87,7 @@ def test_cross_validation_is_the_default(made_up):
 
 
 def test_what_is_not_asked_for_stays(made_up):
-    source = stages.open_source(made_up.settings)
+    source = run_photos.open_source(made_up.settings)
     stages.choose_p_star(made_up, source)
     found = stages.choose_p_star(made_up, source, method="fine-tuning", per_class=4)
     assert found == {32: 3.2, 40: 4.0}
@@ -102,13 +103,13 @@ def test_what_is_not_asked_for_stays(made_up):
 
 
 def test_with_both_the_choice_is_cross_validations(made_up):
-    source = stages.open_source(made_up.settings)
+    source = run_photos.open_source(made_up.settings)
     assert stages.choose_p_star(made_up, source, method="both") == {32: 2, 40: 3}
     assert {size: entry["p_star"] for size, entry in made_up.p_star_fine_tuned.items()} == {32: 3.2, 40: 4.0}
 
 
 def test_fine_tuning_alone_has_no_scores_to_draw(made_up):
-    assert stages.choose_p_star(made_up, stages.open_source(made_up.settings), method="fine-tuning") == {
+    assert stages.choose_p_star(made_up, run_photos.open_source(made_up.settings), method="fine-tuning") == {
         32: 3.2,
         40: 4.0,
     }
@@ -116,7 +117,7 @@ def test_fine_tuning_alone_has_no_scores_to_draw(made_up):
 
 
 def test_a_sweep_brings_the_scores_of_cross_validation(made_up, monkeypatch):
-    source = stages.open_source(made_up.settings)
+    source = run_photos.open_source(made_up.settings)
     stages.choose_p_star(made_up, source, method="fine-tuning")
     monkeypatch.setattr(stages, "in_aug_scores", None)
     assert stages.choose_p_star(made_up, source, [1.0, 3.0], sweep=True) == {32: 1.0, 40: 3.0}
@@ -140,7 +141,7 @@ def test_a_resolution_is_written_as_soon_as_it_is_known(made_up, monkeypatch):
 
     monkeypatch.setattr(stages, "in_aug_scores", stopped)
     with pytest.raises(KeyboardInterrupt):
-        stages.choose_p_star(made_up, stages.open_source(made_up.settings))
+        stages.choose_p_star(made_up, run_photos.open_source(made_up.settings))
     assert made_up.p_star == {32: 2}
 
 
@@ -154,7 +155,7 @@ def test_files_of_before_still_read(made_up):
     }
     (made_up.path / "p_star.json").write_text(json.dumps(old))
     assert made_up.p_star_fine_tuned == {}
-    assert stages.choose_p_star(made_up, stages.open_source(made_up.settings)) == {32: 2, 40: 3, 64: 7}
+    assert stages.choose_p_star(made_up, run_photos.open_source(made_up.settings)) == {32: 2, 40: 3, 64: 7}
     assert written(made_up)["scores"]["64"] == {"7": 4.2}
 
 
@@ -171,7 +172,7 @@ def test_files_of_before_still_read(made_up):
 )
 def test_wrong_arguments_are_the_users_to_mend(made_up, arguments, message):
     with pytest.raises(UserError, match=message):
-        stages.choose_p_star(made_up, stages.open_source(made_up.settings), **arguments)
+        stages.choose_p_star(made_up, run_photos.open_source(made_up.settings), **arguments)
 
 
 def test_the_program_chooses_learns_and_measures(run):

@@ -18,6 +18,7 @@ from mg_keras.finishing import stages
 from mg_keras.models import trunks
 from mg_keras.poolings import RMAC
 from mg_keras.programs.export import export_run
+from mg_keras.runs import photos as run_photos
 from mg_keras.runs.config import TrainConfig
 from mg_keras.runs.networks import build_model
 from mg_keras.runs.run import Run, load_run
@@ -74,7 +75,7 @@ def test_the_program_reports_what_was_lost(data, tmp_path):
     status, output, errors = finish(start("train/whiten.py", *options))
     assert status == 0, errors
     assert "whitening fitted on 30 training photos\n" in output
-    source = stages.open_source(run.settings)
+    source = run_photos.open_source(run.settings)
     assert (len(source.train), len(source.val)) == (30, 6)
     report = json.loads((run.path / "whitening.json").read_text())
     assert set(report) == {"32", "48"}
@@ -110,7 +111,7 @@ def test_the_program_reports_what_was_lost(data, tmp_path):
 
 
 def test_other_poolings_are_whitened_from_the_same_pass(run, monkeypatch):
-    source = stages.open_source(run.settings)
+    source = run_photos.open_source(run.settings)
     passes = []
 
     def counted(network, split, *arguments):
@@ -143,7 +144,7 @@ def test_other_poolings_are_whitened_from_the_same_pass(run, monkeypatch):
 
 
 def test_classes_are_measured_only_where_they_can_differ_or_when_asked(run):
-    source = stages.open_source(run.settings)
+    source = run_photos.open_source(run.settings)
     run.settings.whitening_dimensions, run.settings.whitening_shrinkage = None, 0.1
     stages.fit_whitening(run, source, resolutions=[32])
     entry = run.whitening_report[32]
@@ -161,7 +162,7 @@ def test_the_photos_to_fit_on(run, data, monkeypatch):
         return Embeddings(np.arange(len(split)), values, np.arange(0))
 
     monkeypatch.setattr(embedder, "embed", invented)
-    source = stages.open_source(run.settings)
+    source = run_photos.open_source(run.settings)
     assert stages.fit_whitening(run, source, resolutions=[32]).startswith("30 training photos, as there are no")
     run.settings.unlabelled = str(data / "disks")
     assert stages.fit_whitening(run, source, resolutions=[32]) == f"12 unlabelled photos of {data / 'disks'}"
@@ -185,7 +186,7 @@ def test_what_can_not_be_fitted_is_refused_before_the_photos_are_embedded(run, s
     run.settings = dataclasses.replace(run.settings, **settings)
     monkeypatch.delattr(embedder, "embed")
     with pytest.raises(UserError, match=message):
-        stages.fit_whitening(run, stages.open_source(run.settings))
+        stages.fit_whitening(run, run_photos.open_source(run.settings))
     assert not list(run.path.glob("whitening*"))
 
 
@@ -207,7 +208,7 @@ def test_a_mistake_is_one_line(run, option, message, monkeypatch, capsys):
 
 
 def test_results_of_the_best_checkpoint_are_kept_apart(run):
-    source = stages.open_source(run.settings)
+    source = run_photos.open_source(run.settings)
     run.save_p_star({32: 2.0}, {32: {2.0: 4.0}}, {})
     run.save_metrics({"of": "last"})
     stages.fit_whitening(run, source, poolings=(1.0,), resolutions=[32])
@@ -246,7 +247,7 @@ def test_results_of_the_best_checkpoint_are_kept_apart(run):
 
 def test_a_reduced_whitening_is_exported(run, tmp_path):
     """The graph's descriptors have the kept dimensions, and give the classes that the library gives."""
-    source = stages.open_source(run.settings)
+    source = run_photos.open_source(run.settings)
     stages.fit_whitening(run, source, resolutions=[32])
     path = export_run(load_run(run.path), tmp_path / "model")
     assert json.loads((path / "assets" / "multigrain.json").read_text())["embedding_size"] == 6

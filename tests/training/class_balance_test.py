@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from mg_keras.finishing import stages
 from mg_keras.models import trunks
+from mg_keras.runs import photos as run_photos
 from mg_keras.runs.config import TrainConfig
 from mg_keras.runs.run import Run
 from mg_keras.training.class_balance import class_weights
@@ -57,7 +57,7 @@ def test_a_run_trains_with_them(tmp_path, monkeypatch):
         augmentation="none",
         checkpoint_every=100,
     )
-    source = stages.open_source(config)
+    source = run_photos.open_source(config)
     assert np.bincount(source.train.labels).tolist() == [9, 9, 2]
     trainer = Trainer(Run.start(tmp_path / "run", config), source, make_strategy("single"))
     trainer.model.classifier.kernel.assign(trainer.model.classifier.kernel * 0)
