@@ -109,7 +109,7 @@ def strong_edit(image: np.ndarray, seed: int | Sequence[int]) -> tuple[str, np.n
     """
     image = np.asarray(image)
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
-        raise ValueError(f"image must be uint8 [H, W, 3], got {image.dtype} with the shape {image.shape}")
+        raise ValueError(f"image must be uint8 [H, W, 3], received {image.dtype} with the shape {image.shape}")
     rng = np.random.default_rng(seed)
     name = list(STRONG_EDITS)[rng.integers(len(STRONG_EDITS))]
     return name, np.asarray(STRONG_EDITS[name](Image.fromarray(image), rng))

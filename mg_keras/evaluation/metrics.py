@@ -32,13 +32,16 @@ def top_k_accuracy(logits: np.ndarray, labels: np.ndarray, k: int) -> float:
     logits, labels = np.asarray(logits), _integers(labels, "labels")
     if logits.ndim != 2 or labels.shape != logits.shape[:1] or logits.size == 0:
         raise ValueError(
-            f"logits must be [images, classes] and labels [images], got the shapes {logits.shape} and {labels.shape}"
+            "logits must be [images, classes] and labels [images], "
+            f"received the shapes {logits.shape} and {labels.shape}"
         )
     num_classes = logits.shape[1]
     if labels.min() < 0 or labels.max() >= num_classes:
-        raise ValueError(f"labels must be from 0 to {num_classes - 1}, got some from {labels.min()} to {labels.max()}")
+        raise ValueError(
+            f"labels must be from 0 to {num_classes - 1}, received some from {labels.min()} to {labels.max()}"
+        )
     if not 1 <= k <= num_classes:
-        raise ValueError(f"k must be from 1 to the {num_classes} classes, got {k}")
+        raise ValueError(f"k must be from 1 to the {num_classes} classes, received {k}")
     # Nothing is larger than a NaN, so every image of a network that diverged would count as right.
     if np.isnan(logits).any():
         raise ValueError(f"logits must not be NaN, but row {np.argmax(np.isnan(logits).any(axis=1))} holds some")
@@ -69,11 +72,11 @@ def average_precision(ranks: Sequence[int], num_positives: int) -> float:
     """
     ranks = np.sort(_integers(ranks, "ranks"))
     if num_positives < 1:
-        raise ValueError(f"num_positives must be at least 1, got {num_positives}")
+        raise ValueError(f"num_positives must be at least 1, received {num_positives}")
     if ranks.ndim != 1 or len(ranks) > num_positives:
-        raise ValueError(f"ranks must be a list of at most {num_positives} ranks, got the shape {ranks.shape}")
+        raise ValueError(f"ranks must be a list of at most {num_positives} ranks, received the shape {ranks.shape}")
     if len(ranks) and (ranks[0] < 0 or np.any(np.diff(ranks) == 0)):
-        raise ValueError(f"ranks must be distinct and from 0, got {ranks.tolist()}")
+        raise ValueError(f"ranks must be distinct and from 0, received {ranks.tolist()}")
     found = np.arange(len(ranks))
     before = np.where(ranks > 0, found / np.maximum(ranks, 1), 1.0)
     after = (found + 1) / (ranks + 1)
@@ -109,7 +112,7 @@ def mean_average_precision(
         ignored = [()] * len(rankings)
     if not len(rankings) == len(positives) == len(ignored) or len(rankings) == 0:
         raise ValueError(
-            "rankings, positives and ignored must hold one entry a query, got "
+            "rankings, positives and ignored must hold one entry a query, received "
             f"{len(rankings)}, {len(positives)} and {len(ignored)}"
         )
     scores = []
@@ -174,7 +177,7 @@ def precision_at(ranks: Sequence[int], num_positives: int, k: int) -> float:
     ranks = _integers(ranks, "ranks")
     if k < 1 or num_positives < max(1, len(ranks)):
         raise ValueError(
-            f"k must be at least 1 and num_positives at least the {len(ranks)} found, got {k} and {num_positives}"
+            f"k must be at least 1 and num_positives at least the {len(ranks)} found, received {k} and {num_positives}"
         )
     if len(ranks) == num_positives:
         k = min(k, ranks.max() + 1)
@@ -205,7 +208,8 @@ def group_score(embeddings: np.ndarray, groups: Sequence, k: int) -> float:
     groups = np.asarray(groups)
     if groups.ndim != 1 or len(groups) != len(embeddings):
         raise ValueError(
-            f"groups must hold one entry for each of the {len(embeddings)} embeddings, got the shape {groups.shape}"
+            f"groups must hold one entry for each of the {len(embeddings)} embeddings, "
+            f"received the shape {groups.shape}"
         )
     _, indices = nearest(embeddings, embeddings, k)
     return float(np.mean(np.sum(groups[indices] == groups[:, None], axis=1)))
@@ -261,7 +265,7 @@ def recall_at_precision(
         0.5
     """
     if not 0 < precision <= 1:
-        raise ValueError(f"precision must be above 0 and at most 1, got {precision}")
+        raise ValueError(f"precision must be above 0 and at most 1, received {precision}")
     recall, reached = _recall_and_precision(scores, is_positive, num_positives)
     return float(np.max(recall[reached >= precision], initial=0.0))
 
@@ -271,14 +275,15 @@ def _recall_and_precision(scores, is_positive, num_positives):
     scores, is_positive = np.asarray(scores), np.asarray(is_positive)
     if scores.ndim != 1 or scores.shape != is_positive.shape or is_positive.dtype != bool:
         raise ValueError(
-            "scores and is_positive must be numbers [N] and booleans [N], got the shapes "
+            "scores and is_positive must be numbers [N] and booleans [N], received the shapes "
             f"{scores.shape} and {is_positive.shape} and the type {is_positive.dtype}"
         )
     if np.isnan(scores).any():
         raise ValueError(f"scores must not be NaN, but number {np.argmax(np.isnan(scores))} is")
     if num_positives < 1 or np.sum(is_positive) > num_positives:
         raise ValueError(
-            f"num_positives must be at least 1 and the {np.sum(is_positive)} right answers given, got {num_positives}"
+            f"num_positives must be at least 1 and the {np.sum(is_positive)} right answers given, "
+            f"received {num_positives}"
         )
     if len(scores) == 0:
         return np.zeros(0), np.zeros(0)
@@ -303,7 +308,7 @@ def chance_average_precision(num_positives: int, database_size: int) -> float:
         ValueError: R not in 1 … N.
     """
     if not 1 <= num_positives <= database_size:
-        raise ValueError(f"num_positives must be from 1 to the database's {database_size}, got {num_positives}")
+        raise ValueError(f"num_positives must be from 1 to the database's {database_size}, received {num_positives}")
     follows = (num_positives - 1) / max(database_size - 1, 1)
     harmonic = np.sum(1.0 / np.arange(1, database_size + 1))
     return float((num_positives + database_size * follows + (1 - follows) * harmonic) / (2 * database_size))
@@ -322,7 +327,7 @@ def chance_group_score(group_size: int, num_images: int, k: int) -> float:
     """
     if not (1 <= group_size <= num_images and 1 <= k <= num_images):
         raise ValueError(
-            f"group_size and k must be from 1 to the number of images, got {group_size}, {k} and {num_images}"
+            f"group_size and k must be from 1 to the number of images, received {group_size}, {k} and {num_images}"
         )
     return 1 + (k - 1) * (group_size - 1) / max(num_images - 1, 1)
 
@@ -343,7 +348,8 @@ def chance_precision_at(num_positives: int, database_size: int, k: int) -> float
     """
     if not 1 <= num_positives <= database_size or k < 1:
         raise ValueError(
-            f"num_positives must be from 1 to the database's {database_size} and k at least 1, got {num_positives} and "
+            f"num_positives must be from 1 to the database's {database_size} and k at least 1, "
+            f"received {num_positives} and "
             f"{k}"
         )
     expected = num_positives / database_size * min(k, database_size) / k
@@ -372,7 +378,7 @@ def chance_micro_average_precision(num_positives: Sequence[int], database_size: 
     if not 1 <= k <= database_size or positives.sum() < 1 or positives.min() < 0 or positives.max() > database_size:
         raise ValueError(
             f"k and the positives of a query must be at most the database's {database_size}, and k and all positives "
-            f"at least 1, got {k} and {positives.tolist()}"
+            f"at least 1, received {k} and {positives.tolist()}"
         )
     answers, share = len(positives) * k, k / database_size
     harmonic = np.sum(1.0 / np.arange(1, answers + 1))
@@ -389,5 +395,5 @@ def _integers(values: Sequence[int], name: str) -> np.ndarray:
     if array.size == 0:
         return array.astype(np.int64)
     if not np.issubdtype(array.dtype, np.integer):
-        raise ValueError(f"{name} must be integers, got the type {array.dtype}")
+        raise ValueError(f"{name} must be integers, received the type {array.dtype}")
     return array

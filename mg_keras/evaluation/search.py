@@ -33,10 +33,10 @@ def nearest(queries: np.ndarray, database: np.ndarray, k: int) -> tuple[np.ndarr
     queries, database = _unit_rows(queries, "queries"), _unit_rows(database, "database")
     if queries.shape[1] != database.shape[1]:
         raise ValueError(
-            f"queries and database must have the same dimensions, got {queries.shape[1]} and {database.shape[1]}"
+            f"queries and database must have the same dimensions, received {queries.shape[1]} and {database.shape[1]}"
         )
     if not 1 <= k <= len(database):
-        raise ValueError(f"k must be from 1 to the {len(database)} rows of the database, got {k}")
+        raise ValueError(f"k must be from 1 to the {len(database)} rows of the database, received {k}")
     index = faiss.IndexFlatIP(database.shape[1])
     index.add(database)
     similarities = np.empty((len(queries), k), np.float32)
@@ -51,7 +51,7 @@ def _unit_rows(rows: np.ndarray, name: str) -> np.ndarray:
     """float32 rows of norm 1; anything else than finite rows [N, d], none of them zero, is a ValueError."""
     rows = np.ascontiguousarray(rows, dtype=np.float32)
     if rows.ndim != 2 or rows.shape[1] == 0:
-        raise ValueError(f"{name} must be [number of images, dimensions], got the shape {rows.shape}")
+        raise ValueError(f"{name} must be [number of images, dimensions], received the shape {rows.shape}")
     finite = np.isfinite(rows).all(axis=1)
     if not finite.all():
         raise ValueError(f"{name} must be finite, but row {np.argmin(finite)} holds a NaN or an infinity")

@@ -194,20 +194,22 @@ def fine_tune_exponent(
         4.37
     """
     if not isinstance(network, Network):
-        raise ValueError(f"network must be a MultiGrain, whose trunk and classifier can be told apart, got {network!r}")
+        raise ValueError(
+            f"network must be a MultiGrain, whose trunk and classifier can be told apart, received {network!r}"
+        )
     initial = float(network.pool.pooling_exponent if initial is None else initial)
     if not initial >= SMALLEST_EXPONENT:
-        raise ValueError(f"initial must be at least {SMALLEST_EXPONENT}, got {initial}")
+        raise ValueError(f"initial must be at least {SMALLEST_EXPONENT}, received {initial}")
     if not learning_rate > 0:
-        raise ValueError(f"learning_rate must be > 0, got {learning_rate}")
+        raise ValueError(f"learning_rate must be > 0, received {learning_rate}")
     if not 0 <= momentum < 1:
-        raise ValueError(f"momentum must lie in [0, 1), got {momentum}")
+        raise ValueError(f"momentum must lie in [0, 1), received {momentum}")
     for name, value in (("per_class", per_class), ("batch_size", batch_size), ("epochs", epochs)):
         if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
+            raise ValueError(f"{name} must be at least 1, received {value}")
     labels = split.labels
     if not len(labels) or labels.min() < 0 or labels.max() >= network.num_classes:
-        raise ValueError(f"labels must be from 0 to {network.num_classes - 1}, got {np.unique(labels)}")
+        raise ValueError(f"labels must be from 0 to {network.num_classes - 1}, received {np.unique(labels)}")
 
     rows, rng = _rows_of_classes(split, per_class, seed), np.random.default_rng([seed, 1])
     orders = [rng.permutation(rows) for _ in range(epochs)]

@@ -117,7 +117,7 @@ def choose_p_star(
         ValueError: there is no such method.
     """
     if method not in P_STAR_METHODS:
-        raise ValueError(f"method must be one of {', '.join(P_STAR_METHODS)}, got {method!r}")
+        raise ValueError(f"method must be one of {', '.join(P_STAR_METHODS)}, received {method!r}")
     if not exponents or not all(0 < exponent < np.inf for exponent in exponents):
         raise UserError(f"exponents must be one or more numbers > 0, received {list(exponents)}")
     for name, value in (("per_class", per_class), ("epochs", epochs)):

@@ -227,7 +227,7 @@ class Run:
             ValueError: for any other name.
         """
         if which not in ("last", "best"):
-            raise ValueError(f"which must be 'last' or 'best', got {which!r}")
+            raise ValueError(f"which must be 'last' or 'best', received {which!r}")
         self.checkpoint = which
         self.__dict__.pop("model", None)
 

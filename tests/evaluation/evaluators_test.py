@@ -124,9 +124,9 @@ def at_chance(benchmark, answers, metrics=None, permutations=60, seed=0):
 
 
 def test_answers_of_different_lengths_are_refused():
-    with pytest.raises(ValueError, match="descriptors must hold one row for each of the 3 rows, got 2"):
+    with pytest.raises(ValueError, match="descriptors must hold one row for each of the 3 rows, received 2"):
         Answers(np.arange(3), np.ones((2, 4)))
-    with pytest.raises(ValueError, match="logits must hold one row for each of the 3 rows, got 1"):
+    with pytest.raises(ValueError, match="logits must hold one row for each of the 3 rows, received 1"):
         Answers(np.arange(3), np.ones((3, 4)), np.ones((1, 4)))
 
 
@@ -176,7 +176,7 @@ def test_classes_by_hand(tmp_path):
     some = np.array([1, 2, 3])
     assert benchmark.measure(Answers(some, logits[some], logits[some])) == {"top1": 0.25, "top5": 0.75}
     assert benchmark.measure(Answers(some[:0], logits[:0], logits[:0])) == {"top1": 0.0, "top5": 0.0}
-    with pytest.raises(ValueError, match="needs logits, got None"):
+    with pytest.raises(ValueError, match="needs logits, received None"):
         benchmark.measure(Answers(np.arange(4), logits))
 
 
@@ -419,7 +419,7 @@ def test_in_aug_counts_versions(tmp_path):
     assert benchmark.measure(Answers(np.sort(same), np.eye(5)[same]))["score"] == 5.0
     assert benchmark.measure(Answers(rows[:15], np.eye(6)[rows[:15]]))["score"] == 2.5
     assert benchmark.measure(Answers(rows[:0], descriptors[:0]))["score"] == 0.0
-    with pytest.raises(ValueError, match="at least 2, got 1"):
+    with pytest.raises(ValueError, match="at least 2, received 1"):
         benchmarks.in_aug(split, versions=1)
 
 
@@ -841,7 +841,7 @@ def test_copies_follow_what_the_split_adjusts(tmp_path):
 
 
 def test_copies_of_nothing(pictures):
-    with pytest.raises(ValueError, match="at least 1, got 0"):
+    with pytest.raises(ValueError, match="at least 1, received 0"):
         benchmarks.copies(pictures, number=0)
     with pytest.raises(UserError, match="none of the 1 photos"):
         benchmarks.copies(pictures.subset([2]))

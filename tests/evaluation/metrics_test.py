@@ -54,8 +54,8 @@ def test_equal_logits_do_not_count_as_right():
         (np.zeros((0, 3)), [], 1, r"shapes \(0, 3\)"),
         (np.zeros((2, 3)), [0, 3], 1, "from 0 to 3"),
         (np.zeros((2, 3)), [0, -1], 1, "from -1 to 0"),
-        (np.zeros((2, 3)), [0.0, 1.0], 1, "labels must be integers, got the type float64"),
-        (np.zeros((2, 3)), [0, 1], 4, "3 classes, got 4"),
+        (np.zeros((2, 3)), [0.0, 1.0], 1, "labels must be integers, received the type float64"),
+        (np.zeros((2, 3)), [0, 1], 4, "3 classes, received 4"),
         ([[0, 1.0], [0, np.nan]], [0, 1], 1, "row 1"),
     ],
 )
@@ -90,9 +90,9 @@ def test_average_precision_by_hand():
 @pytest.mark.parametrize(
     ("ranks", "num_positives", "message"),
     [
-        ([0], 0, "at least 1, got 0"),
+        ([0], 0, "at least 1, received 0"),
         ([0, 1, 2], 2, "at most 2"),
-        ([3, 3], 2, r"distinct and from 0, got \[3, 3\]"),
+        ([3, 3], 2, r"distinct and from 0, received \[3, 3\]"),
         ([-1], 2, "from 0"),
         ([0.5], 2, "integers"),
     ],
@@ -122,8 +122,8 @@ def test_a_positive_outside_a_short_ranking_adds_nothing():
 @pytest.mark.parametrize(
     ("rankings", "positives", "ignored", "message"),
     [
-        ([], [], None, "got 0, 0 and 0"),
-        ([[0, 1]], [[0], [1]], None, "got 1, 2 and 1"),
+        ([], [], None, "received 0, 0 and 0"),
+        ([[0, 1]], [[0], [1]], None, "received 1, 2 and 1"),
         ([[0, 1]], [[]], None, "query 0 has no positives"),
         ([[0, 0]], [[0]], None, "each once"),
         ([[0, -1]], [[0]], None, "from 0"),
@@ -155,7 +155,7 @@ def test_group_score_counts_the_query_itself_and_takes_names():
 
 
 def test_group_score_names_bad_groups():
-    with pytest.raises(ValueError, match=r"each of the 4 embeddings, got the shape \(3,\)"):
+    with pytest.raises(ValueError, match=r"each of the 4 embeddings, received the shape \(3,\)"):
         group_score(np.eye(4), [0, 1, 2], 2)
 
 
@@ -180,8 +180,8 @@ def test_micro_average_precision_without_answers_is_zero():
         ([0.5], [True, False], 2, r"\(1,\) and \(2,\)"),
         ([0.5], [1], 2, "type int64"),
         ([np.nan], [True], 2, "number 0 is"),
-        ([0.5, 0.4], [True, True], 1, "the 2 right answers given, got 1"),
-        ([0.5], [False], 0, "got 0"),
+        ([0.5, 0.4], [True, True], 1, "the 2 right answers given, received 1"),
+        ([0.5], [False], 0, "received 0"),
     ],
 )
 def test_micro_average_precision_names_bad_arguments(scores, is_positive, num_positives, message):
@@ -206,9 +206,9 @@ def test_chance_group_score_is_the_score_of_random_descriptors():
 
 
 def test_chance_levels_name_bad_arguments():
-    with pytest.raises(ValueError, match="database's 3, got 4"):
+    with pytest.raises(ValueError, match="database's 3, received 4"):
         chance_average_precision(4, 3)
-    with pytest.raises(ValueError, match="got 6, 1 and 5"):
+    with pytest.raises(ValueError, match="received 6, 1 and 5"):
         chance_group_score(6, 5, 1)
 
 
@@ -244,9 +244,9 @@ def test_a_positive_that_was_not_found_stands_behind_all_others():
     assert precision_at([0, 1, 2], 3, 10) == 1.0
     assert precision_at([0, 1, 2], 4, 10) == pytest.approx(0.3)
     assert precision_at([], 2, 10) == 0.0
-    with pytest.raises(ValueError, match="the 2 found, got 10 and 1"):
+    with pytest.raises(ValueError, match="the 2 found, received 10 and 1"):
         precision_at([0, 1], 1, 10)
-    with pytest.raises(ValueError, match="got 0 and 2"):
+    with pytest.raises(ValueError, match="received 0 and 2"):
         precision_at([0, 1], 2, 0)
 
 
@@ -294,7 +294,7 @@ def test_recall_at_precision_by_hand():
     # a larger recall counts even if the precision was too low before
     assert recall_at_precision(np.arange(20, 0, -1), np.arange(20) > 0, 19) == 1.0
     for precision in (0.0, 1.1):
-        with pytest.raises(ValueError, match=f"at most 1, got {precision}"):
+        with pytest.raises(ValueError, match=f"at most 1, received {precision}"):
             recall_at_precision([1.0], np.array([True]), 1, precision)
     with pytest.raises(ValueError, match="number 0 is"):
         recall_at_precision([np.nan], np.array([True]), 1)
@@ -317,11 +317,11 @@ def test_chance_micro_average_precision_is_the_mean_of_random_answers(positives,
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: chance_precision_at(5, 4, 10), "database's 4 and k at least 1, got 5 and 10"),
-        (lambda: chance_precision_at(1, 4, 0), "got 1 and 0"),
-        (lambda: chance_micro_average_precision([0, 0], 4, 2), r"got 2 and \[0, 0\]"),
-        (lambda: chance_micro_average_precision([5], 4, 2), r"got 2 and \[5\]"),
-        (lambda: chance_micro_average_precision([1], 4, 5), r"got 5 and \[1\]"),
+        (lambda: chance_precision_at(5, 4, 10), "database's 4 and k at least 1, received 5 and 10"),
+        (lambda: chance_precision_at(1, 4, 0), "received 1 and 0"),
+        (lambda: chance_micro_average_precision([0, 0], 4, 2), r"received 2 and \[0, 0\]"),
+        (lambda: chance_micro_average_precision([5], 4, 2), r"received 2 and \[5\]"),
+        (lambda: chance_micro_average_precision([1], 4, 5), r"received 5 and \[1\]"),
     ],
 )
 def test_more_chance_levels_name_bad_arguments(call, message):

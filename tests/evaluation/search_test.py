@@ -82,11 +82,11 @@ def test_norms_neither_overflow_nor_vanish(scale):
 @pytest.mark.parametrize(
     ("queries", "database", "k", "message"),
     [
-        (np.ones(3), np.ones((2, 3)), 1, r"queries must be .* got the shape \(3,\)"),
-        (np.ones((2, 0)), np.ones((2, 0)), 1, r"got the shape \(2, 0\)"),
-        (np.ones((2, 3)), np.ones((2, 4)), 1, "got 3 and 4"),
-        (np.ones((2, 3)), np.ones((2, 3)), 0, "got 0"),
-        (np.ones((2, 3)), np.ones((2, 3)), 3, "2 rows of the database, got 3"),
+        (np.ones(3), np.ones((2, 3)), 1, r"queries must be .* received the shape \(3,\)"),
+        (np.ones((2, 0)), np.ones((2, 0)), 1, r"received the shape \(2, 0\)"),
+        (np.ones((2, 3)), np.ones((2, 4)), 1, "received 3 and 4"),
+        (np.ones((2, 3)), np.ones((2, 3)), 0, "received 0"),
+        (np.ones((2, 3)), np.ones((2, 3)), 3, "2 rows of the database, received 3"),
         ([[1.0, 0.0], [np.nan, 1.0]], np.ones((2, 2)), 1, "queries must be finite, but row 1"),
         (np.ones((2, 2)), [[1.0, np.inf], [1.0, 1.0]], 1, "database must be finite, but row 0"),
         (np.ones((2, 2)), [[1.0, 1.0], [0.0, 0.0]], 1, "row 1 is all zero"),

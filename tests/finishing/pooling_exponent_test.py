@@ -208,16 +208,16 @@ def test_the_exponent_stays_above_its_bound(model, split):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"initial": 0.0}, "initial must be at least 0.1, got 0.0"),
-        ({"initial": float("nan")}, "initial .* got nan"),
-        ({"learning_rate": 0.0}, "learning_rate must be > 0, got 0.0"),
-        ({"momentum": 1.0}, "momentum .* got 1.0"),
-        ({"per_class": 0}, "per_class must be at least 1, got 0"),
-        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
-        ({"epochs": 0}, "epochs must be at least 1, got 0"),
+        ({"initial": 0.0}, "initial must be at least 0.1, received 0.0"),
+        ({"initial": float("nan")}, "initial .* received nan"),
+        ({"learning_rate": 0.0}, "learning_rate must be > 0, received 0.0"),
+        ({"momentum": 1.0}, "momentum .* received 1.0"),
+        ({"per_class": 0}, "per_class must be at least 1, received 0"),
+        ({"batch_size": 0}, "batch_size must be at least 1, received 0"),
+        ({"epochs": 0}, "epochs must be at least 1, received 0"),
         ({"network": "resnet50"}, "MultiGrain.*'resnet50'"),
-        ({"split": split_of([np.zeros((9, 9, 3), "uint8")] * 2, np.array([0, 3]))}, r"from 0 to 2, got \[0 3\]"),
-        ({"split": split_of([np.zeros((9, 9, 3), "uint8")], np.array([-1]))}, r"from 0 to 2, got \[-1\]"),
+        ({"split": split_of([np.zeros((9, 9, 3), "uint8")] * 2, np.array([0, 3]))}, r"from 0 to 2, received \[0 3\]"),
+        ({"split": split_of([np.zeros((9, 9, 3), "uint8")], np.array([-1]))}, r"from 0 to 2, received \[-1\]"),
     ],
 )
 def test_fine_tuning_names_bad_arguments(model, split, changes, message):

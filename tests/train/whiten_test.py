@@ -241,7 +241,7 @@ def test_results_of_the_best_checkpoint_are_kept_apart(run):
     assert run.p_star == {32: 2.0}
     assert run.metrics == {"of": "last"}
     np.testing.assert_array_equal(run.whitening.mean_, whitening.mean_)
-    with pytest.raises(ValueError, match="got 'first'"):
+    with pytest.raises(ValueError, match="received 'first'"):
         run.use_checkpoint("first")
 
 

@@ -46,7 +46,7 @@ def classes(
 
     def measure(answers: Answers) -> dict[str, float]:
         if answers.logits is None:
-            raise ValueError(f"the benchmark {name} needs logits, got None")
+            raise ValueError(f"the benchmark {name} needs logits, received None")
         if not len(answers.rows):
             return {"top1": 0.0, "top5": 0.0}
         labels, used = split.labels[answers.rows], len(answers.rows) / len(split)

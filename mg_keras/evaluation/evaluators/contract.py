@@ -38,7 +38,9 @@ class Answers:
         for name in ("descriptors", "logits"):
             values = getattr(self, name)
             if values is not None and len(values) != len(self.rows):
-                raise ValueError(f"{name} must hold one row for each of the {len(self.rows)} rows, got {len(values)}")
+                raise ValueError(
+                    f"{name} must hold one row for each of the {len(self.rows)} rows, received {len(values)}"
+                )
 
 
 @dataclass(frozen=True)

@@ -62,7 +62,7 @@ def copies(split: Split, distractors: Split | None = None, number: int = 150, se
         UserError: no photo of the split can be used.
     """
     if number < 1:
-        raise ValueError(f"number must be at least 1, got {number}")
+        raise ValueError(f"number must be at least 1, received {number}")
     originals, kinds, files = [], [], []
     for row in np.random.default_rng(seed).permutation(len(split)):
         if len(originals) == number:

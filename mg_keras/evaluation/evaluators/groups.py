@@ -49,7 +49,7 @@ def views(split: Split) -> Benchmark:
         ValueError: they are not.
     """
     if split.instances is None:
-        raise ValueError("views needs a split with known instances, got one whose instances are None")
+        raise ValueError("views needs a split with known instances, received one whose instances are None")
     words = f"{len(split):,} photos of {len(np.unique(split.instances)):,} instances"
     return _benchmark("views", f"views of one instance among the four nearest: {words}", split, split.instances, _GROUP)
 
@@ -68,7 +68,7 @@ def in_aug(photos: Split, versions: int = 5) -> Benchmark:
         ValueError: fewer versions.
     """
     if versions < 2:
-        raise ValueError(f"versions must be at least 2, got {versions}")
+        raise ValueError(f"versions must be at least 2, received {versions}")
     description = f"IN-aug: {versions} augmented versions of {len(photos):,} photos"
     return _benchmark("in_aug", description, photos, np.arange(len(photos)), versions, versions=versions)
 
