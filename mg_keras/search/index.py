@@ -302,7 +302,7 @@ class Index:
         """Takes photos out of the index, by name or path; the files stay. Returns how many there were."""
         names = [names] if isinstance(names, str | os.PathLike) else list(names)
         root = self._view.state.about["root"]
-        return self._write(lambda work: work.remove([_name(name, root) for name in names])).removed
+        return self._write(lambda work: work.remove([(os.fsencode(name), _name(name, root)) for name in names])).removed
 
     def _write(self, do, label=None, report=None):
         with self._lock:
@@ -435,7 +435,8 @@ class Index:
         if isinstance(which, int):
             found = state.select("WHERE photos.id = ?", [which])
         else:
-            found = state.select("WHERE photos.name = ?", [_name(which, state.about["root"])])
+            found = state.select("WHERE photos.name = ?", [os.fsencode(which)])
+            found = found or state.select("WHERE photos.name = ?", [_name(which, state.about["root"])])
         return found[0] if found else None
 
     def unusable(self) -> list[Photo]:
@@ -549,9 +550,7 @@ class _Work:
         self.changes.passed_over = tuple(
             (printable_name(path), printable_name(reason)) for path, reason in sorted(found.passed_over.items())
         )
-        with_state = State(self.writer.folder)
-        known = with_state.known()
-        with_state.close()
+        known = self._known()
         # what was added from elsewhere is not the folder's to take away
         inside = {name for name in known if not os.path.isabs(os.fsdecode(name))}
         if inside and not found.files:
@@ -578,9 +577,7 @@ class _Work:
     def add_photos(self, items):
         """Photos as (name, photo, kind)."""
         self._needs_model()
-        with_state = State(self.writer.folder)
-        known = with_state.known()
-        with_state.close()
+        known = self._known()
         self._take(list(items), known, set(), None)
         self._settle()
         return self.changes
@@ -613,10 +610,18 @@ class _Work:
         return self.changes
 
     def remove(self, names):
-        """Photos by name."""
-        self._delete(names)
+        """Photos, each by its name or, where there is none of that name, by what its path is called."""
+        known = self._known()
+        self._delete([name if name in known else path for name, path in names])
         self._settle()
         return self.changes
+
+    def _known(self):
+        state = State(self.writer.folder)
+        try:
+            return state.known()
+        finally:
+            state.close()
 
     def _needs_model(self):
         writer = self.writer

@@ -311,10 +311,13 @@ class Writer:
         first = self.about["rows"]
         if self.about["dimensions"] is None:
             self.about["dimensions"] = descriptors.shape[1]
-        self._file.seek(first * self.about["dimensions"] * 2)
-        self._file.write(np.ascontiguousarray(descriptors, np.float16).tobytes())
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        try:
+            self._file.seek(first * self.about["dimensions"] * 2)
+            self._file.write(np.ascontiguousarray(descriptors, np.float16).tobytes())
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise UserError(f"{self.folder} can't be written to: {error.strerror or error}") from error
         self.about["rows"] = first + len(descriptors)
         return first + np.arange(len(descriptors))
 
@@ -373,8 +376,12 @@ class Writer:
             about: what is known of it, for JSON.
         """
         name = f"neighbors-{uuid.uuid4().hex}.faiss"
-        with atomic_path(self.folder / name) as partial:
-            write(partial)
+        try:
+            with atomic_path(self.folder / name) as partial:
+                write(partial)
+        # FAISS's own error, or that of the disk
+        except (OSError, RuntimeError) as error:
+            raise UserError(f"{self.folder} can't be written to: {str(error).splitlines()[0]}") from error
         with self.transaction():
             self.about["neighbors"] = {**about, "file": name}
         self._remove_unnamed()

@@ -136,19 +136,23 @@ def test_a_build_goes_on_and_recursion_can_be_switched_off(photos, tmp_path):
         assert (len(index), model.embedded, looked) == (33, 1, [(1, 1)])
 
 
-def test_add_and_remove(photos, tmp_path):
+def test_add_and_remove(photos, tmp_path, monkeypatch):
+    # what is called so here is another file
+    monkeypatch.chdir(tmp_path)
+    noise(1).save("00009.png")
     elsewhere = album(tmp_path / "elsewhere", 2, first=300)
     with Index.build(photos, FakeModel(), tmp_path / "index") as index:
         assert index.add(elsewhere).added == 2
         assert index.add([noise(310)], ["by hand"]).added == 1
         assert names(index.search(noise(301), 1)) == [str(elsewhere[1])]
+        assert index.photo("00009.png").path == photos / "00009.png"
         # an update of the folder leaves what lies elsewhere
         index.remove("by hand")
         assert index.update() == Changes()
-        assert index.remove([elsewhere[0], photos / "00000.png", "never there"]) == 2
+        assert index.remove([elsewhere[0], photos / "00000.png", "00009.png", "never there"]) == 3
         assert elsewhere[0].exists()
         # of the folder, it is found again
-        assert index.update().added == 1
+        assert index.update().added == 2
     with Index.build([noise(1), noise(2)], FakeModel()) as index:
         assert names(index.photos()) == ["photo 1", "photo 2"]
         with pytest.raises(UserError, match="no index of a folder"):

@@ -153,6 +153,20 @@ def test_a_transaction_that_fails_changes_nothing(tmp_path):
     state.close()
 
 
+def test_a_full_disk_is_one_line_and_changes_nothing(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    with Index.build(extra(0)[None], path=tmp_path) as index:
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fsync", full)
+            with pytest.raises(UserError, match="can't be written to: No space left on device"):
+                index.add(extra(1)[None], ["more"])
+        assert len(index) == 1
+        index.add(extra(2)[None], ["other"])
+        np.testing.assert_allclose(index.descriptors(index.photos()), [extra(2), extra(0)], atol=2e-3)
+
+
 def test_rows_of_nobody_are_given_up(tmp_path, monkeypatch):
     monkeypatch.setattr("mg_keras.search.index._SMALLEST_APPROXIMATE", 16)
     values = np.stack([extra(number) for number in range(40)])
