@@ -1,6 +1,7 @@
 """A run, its SavedModel and files of weights through `mg_keras.load`: the same descriptors and classes by each way."""
 
 import functools
+import shutil
 
 import keras
 import numpy as np
@@ -175,6 +176,7 @@ def test_a_photo_that_can_not_be_used_is_named(opened, photo, message):
 
 @pytest.mark.slow
 def test_photos_that_can_not_be_used_leave_nan_where_that_is_asked_for(opened, exported, files):
+    assert opened.why_unusable(b"text") == "not a JPEG, PNG, WebP, BMP or GIF file"
     given = [files[0], b"no photo", np.zeros((30, 30)), files[1]]
     with pytest.raises(UserError, match=r"photo 2: .*, and 1 more"):
         opened.embed(given)
@@ -189,6 +191,23 @@ def test_photos_that_can_not_be_used_leave_nan_where_that_is_asked_for(opened, e
     assert opened.embed([b"no photo"], on_error="skip").shape == found[:1].shape
     assert opened.embed([]).shape == (0, found.shape[1])
     assert len(opened.classify([])) == 0
+
+
+def test_its_fingerprint_is_of_what_makes_descriptors(run, opened, exported, tmp_path):
+    moved = tmp_path / "elsewhere"
+    shutil.copytree(run.path, moved)
+    assert mg_keras.load(moved).fingerprint == opened.fingerprint
+    assert len({opened.fingerprint, exported.fingerprint}) == 2
+    shutil.copytree(exported.path, tmp_path / "moved" / "1")
+    assert mg_keras.load(tmp_path / "moved").fingerprint == exported.fingerprint
+    # another exponent, or another whitening, makes other descriptors
+    other = mg_keras.load(moved)
+    other.p_star[SIZE] = 3.0
+    assert other.fingerprint != opened.fingerprint
+    path = moved / run.whitening_path(SIZE).relative_to(run.path)
+    before = Whitening.load(path)
+    Whitening(0.5 * before.mean_, before.projection_).save(path)
+    assert mg_keras.load(moved).fingerprint != opened.fingerprint
 
 
 @pytest.mark.slow

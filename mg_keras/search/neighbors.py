@@ -4,7 +4,7 @@ Four kinds:
 
 * `exact`: all descriptors are compared, in float32 in memory;
 * `ivf`: those in the cells nearest to the query, each held in 8 bits a value (IVF, scalar quantiser);
-* `pq`: the same with half a bit a value (IVF-PQ, fast scan), for tens of millions;
+* `pq`: the same with one bit a value (IVF-PQ, fast scan), for tens of millions;
 * `hnsw`: by walking a graph (HNSW, scalar quantiser), quicker to answer and slower to build.
 
 Of the last three the first few hundred answers are ranked anew by the descriptors themselves, mapped into memory.

@@ -1,0 +1,176 @@
+"""Searches a large index: how long a query takes, what it finds, what it holds.
+
+    python -m benchmarks.search                       # 1 000 000 descriptors of 512 values, as `auto` chooses
+    python -m benchmarks.search --kinds ivf,pq,hnsw,exact --count 200000
+
+Descriptors are noise around a few thousand centres; queries are noise around some of them. For each kind the table has
+the time to build it, the size on disk, the memory that a process of its own holds after opening it and answering all
+queries (at its peak; and without files that are mapped), the time of a query by `Index.search` (one at a time, names
+and facts included) and recall@10 against the exact answer. `hnswlib`, where it is installed, is a kind too.
+"""
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import faiss
+import numpy as np
+
+from benchmarks.timing import print_table
+from mg_keras.programs.common import run_program
+from mg_keras.search.index import Index
+from mg_keras.search.neighbors import exact_nearest
+
+_BLOCK = 1 << 15
+K = 10
+
+
+def write_descriptors(path, count, dimensions, centres, seed=0):
+    """float16 [count, dimensions] of unit norm in a file."""
+    rng = np.random.default_rng(seed)
+    middle = _unit(rng.normal(size=(centres, dimensions)))
+    values = np.lib.format.open_memmap(path, "w+", np.float16, (count, dimensions))
+    for start in range(0, count, _BLOCK):
+        size = min(_BLOCK, count - start)
+        values[start : start + size] = _noisy(middle[rng.integers(centres, size=size)], rng)
+    values.flush()
+
+
+def queries_near(path, count, seed=1):
+    """float32 [count, D]: noise around some of the descriptors."""
+    values, rng = np.load(path, mmap_mode="r"), np.random.default_rng(seed)
+    rows = np.sort(rng.choice(len(values), count, replace=False))
+    return _noisy(np.asarray(values[rows], np.float32), rng)
+
+
+def _noisy(values, rng):
+    noise = rng.standard_normal(values.shape, np.float32) / np.float32(values.shape[1] ** 0.5)
+    return _unit(values + noise)
+
+
+def _unit(values):
+    return (values / np.linalg.norm(values, axis=1, keepdims=True)).astype(np.float32)
+
+
+def resident(key):
+    """MB of memory of this process: VmRSS, VmHWM (its peak) or RssAnon (without files that are mapped)."""
+    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+        if line.startswith(f"{key}:"):
+            return int(line.split()[1]) / 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def ask(path, queries):
+    """In a process of its own: opens an index and answers queries; prints times, rows and memory as JSON."""
+    queries = np.load(queries)
+    began = time.perf_counter()
+    with Index.open(path) as index:
+        opened = time.perf_counter() - began
+        for query in queries[:20]:
+            index.search(query, K)
+        times, found = [], []
+        for query in queries:
+            began = time.perf_counter()
+            hits = index.search(query, K)
+            times.append(time.perf_counter() - began)
+            found.append([hit.photo.row for hit in hits])
+        about = index.about["neighbors"] or {}
+    memory = {key: resident(key) for key in ("VmHWM", "RssAnon")}
+    print(json.dumps({"open": opened, "times": times, "found": found, "about": about, "memory": memory}))
+
+
+def of_index(kind, descriptors, queries, true, folder):
+    """A row of the table."""
+    path = folder / kind
+    began = time.perf_counter()
+    Index.build(descriptors, path=path, kind=kind, label=f"{kind}").close()
+    built = time.perf_counter() - began
+    command = [sys.executable, "-m", "benchmarks.search", "--ask", path, queries]
+    done = subprocess.run(list(map(str, command)), stdout=subprocess.PIPE, check=True)
+    answer = json.loads(done.stdout)
+    size = sum(file.stat().st_size for file in path.iterdir()) / 2**20
+    recall = np.mean(
+        [len(set(one) & set(other)) / K for one, other in zip(answer["found"], true.tolist(), strict=True)]
+    )
+    effort = f", effort {answer['about']['effort']}" if answer["about"] else ""
+    return [
+        f"{kind}{effort}",
+        f"{built:.0f} s",
+        f"{size:,.0f} MB",
+        f"{answer['open']:.2f} s",
+        f"{answer['memory']['VmHWM']:,.0f} MB",
+        f"{answer['memory']['RssAnon']:,.0f} MB",
+        *(f"{1000 * np.percentile(answer['times'], share):.2f} ms" for share in (50, 99)),
+        f"{recall:.3f}",
+    ]
+
+
+def of_hnswlib(descriptors, queries, true):
+    """A row of the table, float32 in memory."""
+    import hnswlib
+
+    values, queries = np.load(descriptors, mmap_mode="r"), np.load(queries)
+    index = hnswlib.Index("ip", values.shape[1])
+    index.init_index(len(values), ef_construction=80, M=32)
+    began = time.perf_counter()
+    for start in range(0, len(values), _BLOCK):
+        index.add_items(np.asarray(values[start : start + _BLOCK], np.float32))
+    built = time.perf_counter() - began
+    for effort in (32, 64, 128, 256, 512):
+        index.set_ef(effort)
+        found, times = [], []
+        for query in queries:
+            began = time.perf_counter()
+            found.append(index.knn_query(query, K)[0][0].tolist())
+            times.append(time.perf_counter() - began)
+        recall = np.mean([len(set(one) & set(other)) / K for one, other in zip(found, true.tolist(), strict=True)])
+        if recall >= 0.97:
+            break
+    times = (f"{1000 * np.percentile(times, share):.2f} ms" for share in (50, 99))
+    memory = f"{resident('VmHWM'):,.0f} MB"
+    return [f"hnswlib, effort {effort}", f"{built:.0f} s", "", "", memory, "", *times, f"{recall:.3f}"]
+
+
+def main():
+    """Arguments, the rows and the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--count", type=int, default=1_000_000)
+    parser.add_argument("--dimensions", type=int, default=512)
+    parser.add_argument("--centres", type=int, default=4000)
+    parser.add_argument("--queries", type=int, default=500)
+    parser.add_argument("--kinds", default="auto", help="auto, exact, ivf, pq, hnsw and hnswlib, by commas")
+    parser.add_argument("--folder", help="where the files are made; default: a temporary folder")
+    parser.add_argument("--ask", nargs=2, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.ask:
+        ask(*map(Path, options.ask))
+        return
+    with tempfile.TemporaryDirectory(dir=options.folder) as temporary:
+        folder = Path(temporary)
+        descriptors, queries = folder / "descriptors.npy", folder / "queries.npy"
+        write_descriptors(descriptors, options.count, options.dimensions, options.centres)
+        np.save(queries, queries_near(descriptors, options.queries))
+        stored = np.load(descriptors, mmap_mode="r")
+        _, true = exact_nearest(stored, np.ones(len(stored), bool), np.load(queries), K)
+        rows = [
+            of_hnswlib(descriptors, queries, true)
+            if kind == "hnswlib"
+            else of_index(kind, descriptors, queries, true, folder)
+            for kind in options.kinds.split(",")
+        ]
+    print_table(
+        f"{options.count:,} descriptors of {options.dimensions} values, {options.queries} queries",
+        ["kind", "build", "disk", "open", "peak memory", "own memory", "p50", "p99", f"recall@{K}"],
+        rows,
+    )
+    print(f"{os.cpu_count()} cores, load average {os.getloadavg()[0]:.1f}, FAISS {faiss.__version__}")
+
+
+if __name__ == "__main__":
+    run_program(main)
