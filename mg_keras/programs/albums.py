@@ -15,20 +15,14 @@ DESCRIBED_BY = "a run, a SavedModel (such as models/multigrain) or a file of wei
 
 def add_arguments(parser: Parser) -> None:
     """The arguments by which every such program describes photos."""
-    parser.add_argument("--model", type=str, help=f"what describes the photos: {DESCRIBED_BY}")
+    parser.add_argument("--model", type=str, help=f"{DESCRIBED_BY}; default: the model in the package")
     parser.add_argument("--resolution", type=number(int, at_least=1), help="s*, pixels; default: that of training")
     parser.add_argument("--recursive", type=bool, default=True, help="false: photos in the folder itself alone")
     parser.add_argument("--index", type=str, help="the index's folder; default: in the cache in the home folder")
 
 
 def loaded(options: Any) -> Any:
-    """The model of the options, opened.
-
-    Raises:
-        UserError: there is none.
-    """
-    if not options.model:
-        raise UserError(f"--model is missing: {DESCRIBED_BY}")
+    """The model of the options, opened; without one, that of the package."""
     import_tensorflow()
     from mg_keras.loading import load
 

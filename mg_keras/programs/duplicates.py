@@ -1,4 +1,4 @@
-"""Finds the photos of a folder that are there twice: mg-keras duplicates FOLDER --model models/multigrain.
+"""Finds the photos of a folder that are there twice: mg-keras duplicates FOLDER.
 
 It lists photos that are equal byte for byte, copies of others (edited, cropped, compressed), and photos that show the
 same thing; of each group it proposes one to keep, and says why. Nothing is changed, unless --move-to names a folder for

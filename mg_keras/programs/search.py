@@ -1,4 +1,4 @@
-"""Finds photos of a folder by a photo: mg-keras search FOLDER PHOTO --model models/multigrain.
+"""Finds photos of a folder by a photo: mg-keras search FOLDER PHOTO.
 
 Three lists come from the one descriptor of the photo: its copies (edited, cropped, compressed), photos of the same
 object or place, and photos of the same kind. `--class ketch` finds photos by the name of a class instead. The folder's

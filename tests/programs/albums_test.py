@@ -90,9 +90,3 @@ def test_what_is_wrong_is_one_line(folder, program, arguments, message):
     with pytest.raises(UserError, match=message) as told:
         program.main([argument.replace("{folder}", str(folder)) for argument in arguments])
     assert "\n" not in str(told.value)
-
-
-def test_a_model_is_needed(tmp_path):
-    tmp_path.joinpath("photos").mkdir()
-    with pytest.raises(UserError, match="--model is missing: a run, a SavedModel"):
-        search.main([str(tmp_path / "photos"), "a.jpg"])
