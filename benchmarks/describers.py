@@ -1,0 +1,193 @@
+"""What descriptors find, beside those of others, on the same photos and the same edits of them.
+
+    python -m benchmarks.describers --photos FOLDER --holidays FOLDER --objects FOLDER --model package --onnx FILE
+
+* `--photos`: photos that no describer was trained on. `--edits` of them get a strong edit each, the kinds in turn: R@1
+  is the share of edits whose nearest photo is the one that they were made of.
+* `--holidays`: INRIA Holidays or a part of it, names as distributed: mAP, the query left out.
+* `--objects`: a subfolder of photos for each object, the first of them by name the reference: R@1 of the others among
+  all references and `--photos`.
+* `--model`: what mg_keras.load opens, or `package`; `--onnx`: a network from pixels [1, s, s, 3] (uint8) or
+  [1, 3, s, s] (float, ImageNet's normalisation) to a descriptor, given photos squashed to s = `--size`. Both may be
+  given again.
+
+A perceptual hash (imagehash's pHash) stands beside them where imagehash is installed, ONNX with onnxruntime.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from benchmarks.timing import print_table
+from mg_keras.errors import UserError
+from mg_keras.evaluation.copies import STRONG_EDITS
+from mg_keras.evaluation.metrics import average_precision
+from mg_keras.programs.common import run_program
+from mg_keras.progress import Progress
+from mg_keras.quiet import import_tensorflow
+
+_PHOTOS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+_BATCH = 16
+
+
+def main():
+    """Arguments, the describers, and the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--photos", required=True)
+    parser.add_argument("--holidays")
+    parser.add_argument("--objects")
+    parser.add_argument("--model", action="append", default=[])
+    parser.add_argument("--onnx", action="append", default=[])
+    parser.add_argument("--size", type=int, default=320)
+    parser.add_argument("--resolution", type=int, help="of the models; default: their own")
+    parser.add_argument("--edits", type=int, default=240)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    files = photo_files(options.photos)
+    if not 0 < options.edits <= len(files):
+        raise UserError(f"--edits must be from 1 to {len(files)}, the photos there are; received {options.edits}")
+    import_tensorflow()
+    sets = {"photos": files, "edits": list(edits_of(files, options.edits, options.seed))}
+    if options.holidays:
+        sets["holidays"] = photo_files(options.holidays)
+    if options.objects:
+        sets["objects"] = photo_files(options.objects)
+    columns = {
+        name: scores({kind: describe(photos, f"{name}, {kind}") for kind, photos in sets.items()}, sets, options)
+        for name, describe in describers(options)
+    }
+    measures = ["copies R@1 %", *(f"of {kind}" for kind in STRONG_EDITS), "Holidays mAP %", "objects R@1 %"]
+    rows = [[measure, *values] for measure, *values in zip(measures, *columns.values(), strict=True)]
+    title = f"{options.edits} edits among {len(files)} photos, seed {options.seed}"
+    print_table(title, ["", *columns], rows)
+
+
+def photo_files(folder):
+    """The photos in a folder, at any depth, by name."""
+    if not Path(folder).is_dir():
+        raise UserError(f"there is no folder {folder}")
+    files = sorted(path for path in Path(folder).rglob("*") if path.suffix.lower() in _PHOTOS)
+    if not files:
+        raise UserError(f"{folder} has no photos: give a folder of {', '.join(_PHOTOS)} files")
+    return files
+
+
+def edits_of(files, count, seed):
+    """`count` strong edits of photos, PIL images: the kinds in turn, of the first photos of a shuffled list."""
+    kinds = list(STRONG_EDITS)
+    for place, row in enumerate(edited_rows(len(files), count, seed)):
+        rng = np.random.default_rng((seed, place))
+        yield STRONG_EDITS[kinds[place % len(kinds)]](opened(files[row]), rng)
+
+
+def edited_rows(photos, count, seed):
+    """Numbers of the photos that are edited."""
+    return np.random.default_rng(seed).permutation(photos)[:count]
+
+
+def opened(photo):
+    """A file or a PIL image as an upright RGB image."""
+    image = photo if isinstance(photo, Image.Image) else Image.open(photo)
+    return ImageOps.exif_transpose(image).convert("RGB")
+
+
+def describers(options):
+    """Yields (name, function of photos and a label -> float [N, D], unit norm)."""
+    import mg_keras
+
+    for what in options.model or ["package"]:
+        model = mg_keras.load(None if what == "package" else what)
+
+        def embed(photos, label, model=model):
+            return batched(lambda part: model.embed(part, options.resolution), photos, label, 256)
+
+        yield f"{what} at {options.resolution or model.resolution} px", embed
+    for path in options.onnx:
+        yield f"{Path(path).stem} at {options.size} px", of_onnx(path, options.size)
+    try:
+        import imagehash
+    except ImportError:
+        return
+
+    def hashed(photos, label):
+        def bits(part):
+            return [imagehash.phash(opened(photo)).hash.ravel() * 2.0 - 1.0 for photo in part]
+
+        return batched(bits, photos, label) / 8.0
+
+    yield "pHash, 64 bits", hashed
+
+
+def batched(describe, photos, label, size=_BATCH):
+    """`describe` on parts of the photos, with progress."""
+    found = []
+    with Progress(label, len(photos), "photos") as progress:
+        for start in range(0, len(photos), size):
+            part = photos[start : start + size]
+            found.append(np.asarray(describe(part)))
+            progress.advance(len(part))
+    return np.concatenate(found)
+
+
+def of_onnx(path, size):
+    """A describer of an ONNX file."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path)
+    wanted = session.get_inputs()[0]
+    channels_last = wanted.shape[-1] == 3
+
+    def describe(part):
+        found = []
+        for photo in part:
+            pixels = np.asarray(opened(photo).resize((size, size), Image.Resampling.BILINEAR))
+            if "uint8" not in wanted.type:
+                pixels = ((pixels / 255 - (0.485, 0.456, 0.406)) / (0.229, 0.224, 0.225)).astype(np.float32)
+            pixels = pixels if channels_last else pixels.transpose(2, 0, 1)
+            values = np.asarray(session.run(None, {wanted.name: pixels[None]})[0], np.float32).ravel()
+            found.append(values / np.linalg.norm(values))
+        return found
+
+    return lambda photos, label: batched(describe, photos, label)
+
+
+def scores(found, sets, options):
+    """The column of a describer: its scores in %, a dash where a set is not given."""
+    rows = edited_rows(len(sets["photos"]), options.edits, options.seed)
+    right = np.argmax(found["edits"] @ found["photos"].T, axis=1) == rows
+    kinds = [100 * right[place :: len(STRONG_EDITS)].mean() for place in range(len(STRONG_EDITS))]
+    values = [100 * right.mean(), *kinds]
+    values.append(100 * holidays_map(found["holidays"], sets["holidays"]) if "holidays" in found else None)
+    values.append(
+        100 * objects_found(found["objects"], sets["objects"], found["photos"]) if "objects" in found else None
+    )
+    return ["–" if value is None else f"{value:.1f}" for value in values]
+
+
+def holidays_map(descriptors, files):
+    """mAP over the queries, the first photo of each hundred, which is left out of its own ranking."""
+    numbers = np.array([int(path.stem) for path in files])
+    similarities, found = descriptors @ descriptors.T, []
+    for query in np.flatnonzero(numbers % 100 == 0):
+        others = [row for row in np.argsort(-similarities[query], kind="stable") if row != query]
+        ranks = [rank for rank, row in enumerate(others) if numbers[row] // 100 == numbers[query] // 100]
+        if ranks:
+            found.append(average_precision(ranks, len(ranks)))
+    return np.mean(found)
+
+
+def objects_found(descriptors, files, distractors):
+    """R@1 of an object's other photos among the references, the first photo of each object, and the distractors."""
+    names = np.array([path.parent.as_posix() for path in files])
+    references = np.flatnonzero(np.r_[True, names[1:] != names[:-1]])
+    queries = np.setdiff1d(np.arange(len(files)), references)
+    nearest = np.argmax(descriptors[queries] @ np.concatenate([descriptors[references], distractors]).T, axis=1)
+    # no distractor is the object
+    objects = np.append(names[references], [""] * len(distractors))
+    return np.mean(objects[nearest] == names[queries])
+
+
+if __name__ == "__main__":
+    run_program(main)

@@ -1,0 +1,67 @@
+"""The benchmark of descriptors on drawn photos, with describers that need no network."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from benchmarks import describers
+from mg_keras.errors import UserError
+
+
+def small_pixels(photos, label):
+    rows = [np.asarray(describers.opened(photo).convert("L").resize((12, 12)), float).ravel() for photo in photos]
+    rows = [row - row.mean() for row in rows]
+    return np.array([row / np.linalg.norm(row) for row in rows])
+
+
+@pytest.fixture
+def folders(tmp_path):
+    rng = np.random.default_rng(0)
+
+    def draw(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pixels = rng.integers(0, 256, (6, 8, 3), np.uint8)
+        image = Image.fromarray(pixels).resize((80, 60), Image.Resampling.BICUBIC)
+        image.save(path)
+        return image
+
+    for number in range(16):
+        draw(tmp_path / "photos" / f"{number:02}.png")
+    for number in (100000, 100100):
+        image = draw(tmp_path / "holidays" / f"{number}.jpg")
+        image.save(tmp_path / "holidays" / f"{number + 1}.jpg", quality=50)
+    for name in "ab":
+        image = draw(tmp_path / "objects" / name / "0.png")
+        image.resize((40, 30)).save(tmp_path / "objects" / name / "1.png")
+    return tmp_path
+
+
+def run(folders, monkeypatch, capsys, *more):
+    monkeypatch.setattr(describers, "describers", lambda options: [("pixels", small_pixels)])
+    monkeypatch.setattr("sys.argv", ["describers", f"--photos={folders}/photos", "--edits=16", *more])
+    describers.main()
+    return capsys.readouterr().out
+
+
+def test_the_table_has_each_set_and_each_kind_of_edit(folders, monkeypatch, capsys):
+    output = run(folders, monkeypatch, capsys, f"--holidays={folders}/holidays", f"--objects={folders}/objects")
+    cells = [[cell.strip() for cell in line.strip("│ ").split("│")] for line in output.splitlines() if "│" in line]
+    found = dict(cells)
+    assert found["of grey"] == found["of jpeg_10"] == "100.0"
+    assert found["Holidays mAP %"] == found["objects R@1 %"] == "100.0"
+    kinds = [float(value) for title, value in found.items() if title.startswith("of ")]
+    assert float(found["copies R@1 %"]) == pytest.approx(np.mean(kinds), abs=0.1)
+
+
+def test_what_is_not_given_is_not_measured(folders, monkeypatch, capsys):
+    assert run(folders, monkeypatch, capsys).count("–") >= 2
+
+
+def test_mistakes_are_named(folders, monkeypatch, capsys):
+    with pytest.raises(UserError, match="--edits must be from 1 to 16"):
+        run(folders, monkeypatch, capsys, "--edits=17")
+    with pytest.raises(UserError, match="there is no folder"):
+        run(folders, monkeypatch, capsys, "--holidays=nowhere")
+    (folders / "empty").mkdir()
+    with pytest.raises(UserError, match="has no photos"):
+        run(folders, monkeypatch, capsys, f"--objects={folders}/empty")
