@@ -64,7 +64,9 @@ def main(arguments: Sequence[str] | None = None):
     }
     if names != run.class_names:
         about["class_ids"] = run.class_names
-    folder = pack(options.out, run.model, run.settings.trunk, run.whitening, about)
+    # the one of the resolution that descriptors are made at
+    whitening = run.whitening_at(about["default_resolution"]) or run.whitening
+    folder = pack(options.out, run.model, run.settings.trunk, whitening, about)
     model, thresholds = load(folder), {}
     if options.copies:
         thresholds["copy"] = copy_thresholds(model, options.copies)

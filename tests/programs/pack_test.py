@@ -1,0 +1,95 @@
+"""mg-keras pack, and mg-keras export of what it wrote."""
+
+import json
+
+import numpy as np
+import pytest
+
+import mg_keras
+from mg_keras.errors import UserError
+from mg_keras.export.opened import Exported
+from mg_keras.pretrained import packed
+from mg_keras.programs import command
+from tests.loading_test import SIZE, folder, make_run, small
+from tests.train.tiny import CLASSES
+
+__all__ = ["folder", "small"]
+
+
+@pytest.fixture(scope="module")
+def run(small, folder, tmp_path_factory):
+    return make_run(tmp_path_factory.mktemp("runs") / "run", folder, whitened=True)
+
+
+@pytest.fixture(scope="module")
+def names(tmp_path_factory):
+    path = tmp_path_factory.mktemp("names") / "names.txt"
+    path.write_text("".join(f"{name} as shown\n" for name in CLASSES))
+    return path
+
+
+@pytest.fixture(scope="module")
+def out(run, folder, names, tmp_path_factory):
+    out = tmp_path_factory.mktemp("packed") / "out"
+    command.main(
+        [
+            "pack",
+            f"--run={run.path}",
+            f"--out={out}",
+            f"--copies={folder}",
+            f"--instances={folder}",
+            f"--class_names={names}",
+        ]
+    )
+    return out
+
+
+def test_it_describes_as_the_run_does(out, run, folder):
+    model, expected = mg_keras.load(out), mg_keras.load(run.path)
+    similar = np.sum(model.embed(folder) * expected.embed(folder), axis=1)
+    assert similar.min() > 0.999
+    assert model.class_names == [f"{name} as shown" for name in CLASSES]
+    assert (model.resolution, model.p_star) == (SIZE, {SIZE: 4.0})
+
+
+def test_thresholds_are_cosines_at_two_precisions(out):
+    about = json.loads((out / "model.json").read_text())
+    assert set(about["thresholds"]) == {"copy", "instance"}
+    for values in about["thresholds"].values():
+        assert set(values) <= {"0.9", "0.99"}
+        assert sorted(values.values()) == [values[name] for name in sorted(values)]
+    assert about["class_ids"] == list(CLASSES)
+    # nobody's folders
+    assert about["training"]["data"] is None
+
+
+def test_it_is_exported_without_a_run(out, folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(packed, "PACKAGE", out)
+    command.main(["export", f"--out={tmp_path / 'model'}"])
+    assert "model = tf.saved_model.load" in capsys.readouterr().out
+    exported = Exported.load(tmp_path / "model")
+    assert (exported.whitened, exported.train_resolution, exported.p_star) == (True, SIZE, {SIZE: 4.0})
+    assert exported.about["thresholds"]["copy"]
+    similar = np.sum(mg_keras.load(tmp_path / "model").embed(folder) * mg_keras.load(out).embed(folder), axis=1)
+    assert similar.min() > 0.9999
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--copies=nowhere"], "there is no folder nowhere"),
+        (["--default_resolution=0"], "--default_resolution must be a whole number, at least 1"),
+        (["--class_names={empty}"], "must name 3 classes, received 0 lines"),
+    ],
+)
+def test_a_mistake_is_named_and_nothing_is_written(run, tmp_path, arguments, message):
+    (tmp_path / "empty").touch()
+    arguments = [argument.format(empty=tmp_path / "empty") for argument in arguments]
+    with pytest.raises(UserError, match=message):
+        command.main(["pack", f"--run={run.path}", f"--out={tmp_path / 'out'}", *arguments])
+    assert not (tmp_path / "out").exists()
+
+
+def test_photos_of_a_run_need_the_run(tmp_path):
+    with pytest.raises(UserError, match="--data says where the photos of a run lie"):
+        command.main(["export", f"--out={tmp_path}", "--data=folder:photos"])
