@@ -30,8 +30,8 @@ _RESOLUTION = 224
 _TORCH = (".pth", ".pt", ".safetensors")
 _KERAS = (".h5", ".keras")
 _WANTED = (
-    "give nothing for the model in the package, the folder of a run (with config.yaml), that of a SavedModel or one of "
-    "its versions, or a file of weights (.pth, .safetensors, .keras, .weights.h5)"
+    "give the folder of a run (with config.yaml), that of a SavedModel or one of its versions, or a file of weights "
+    "(.pth, .safetensors, .keras, .weights.h5); or nothing, for the model in the package"
 )
 
 

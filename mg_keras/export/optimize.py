@@ -54,8 +54,9 @@ def optimized_trunk(
     graph.fold_padding()
     graph.name_residuals()
     graph.compute_in(tf.as_dtype(precision))
-    definition, channels = graph.definition(), [output.shape[-1] for output in trunk.outputs]
-    several = isinstance(trunk.output, list)
+    definition, shapes = graph.definition(), trunk.output_shape
+    several = isinstance(shapes, list)
+    channels = [shape[-1] for shape in (shapes if several else [shapes])]
 
     @tf.function(input_signature=[tf.TensorSpec([None, None, None, 3], tf.float32, _INPUT)], autograph=False)
     def features(images):

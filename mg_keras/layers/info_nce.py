@@ -29,7 +29,8 @@ class InfoNCE(keras.layers.Layer):
 
     Example:
 
-    >>> float(InfoNCE(1.0)(np.float32([[1, 0], [1, 0], [0, 1]]), np.array([4, 4, 7])).numpy().round(4))
+    >>> loss = mg_keras.layers.InfoNCE(1.0)(np.float32([[1, 0], [1, 0], [0, 1]]), np.array([4, 4, 7]))
+    >>> round(float(loss), 4)
     0.3133
     """
 

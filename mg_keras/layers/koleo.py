@@ -23,7 +23,8 @@ class KoLeo(keras.layers.Layer):
 
     Example:
 
-    >>> float(KoLeo()(np.float32([[1, 0], [0.8, 0.6], [0, 1]]), np.array([4, 4, 7])).numpy().round(4))
+    >>> loss = mg_keras.layers.KoLeo()(np.float32([[1, 0], [0.8, 0.6], [0, 1]]), np.array([4, 4, 7]))
+    >>> round(float(loss), 4)
     -0.0411
     """
 

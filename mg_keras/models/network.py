@@ -87,7 +87,8 @@ class Network(keras.Model):
         mapper = with_levels(self.trunk, self.levels)
         # in a function, where Keras does not find a second model with the trunk's weights
         self._mapper = lambda: mapper
-        self.map_channels = tuple(output.shape[-1] for output in mapper.outputs)
+        shapes = mapper.output_shape if self.levels else [shape]
+        self.map_channels = tuple(shape[-1] for shape in shapes)
         self.embedding_dimension = sum(self.map_channels)
         self.classifier.build((None, self.embedding_dimension))
         if self.levels:

@@ -1,7 +1,8 @@
 """Networks in one small folder: weights in half precision, the whitening, and what is known of them.
 
-`model.safetensors` holds the trunk's variables under `trunk/<layer>/<variable>`, `classifier/kernel` and `bias`,
-`whitening/mean`, `projection` and `discarded_variance`; matrices and kernels as float16, the rest as float32.
+`model.safetensors` holds the trunk's variables under `trunk/<layer>/<variable>`, `classifier/kernel`, `scale` and
+`bias`, `whitening/mean`, `projection` and `discarded_variance`: matrices and kernels as float16, the rest as float32.
+Of the classifier's kernel no distance is measured: it is int8, each row times its `scale`.
 `model.json` says the rest. The model that comes with mg_keras lies so in the package (`PACKAGE`).
 """
 
@@ -79,7 +80,8 @@ class Packed:
         for name, variable in wanted.items():
             variable.assign(found[name])
         names = self.about.get("class_ids") or self.about.get("class_names")
-        return Head(self._arrays["classifier/kernel"], self._arrays["classifier/bias"], names)
+        kernel = self._arrays["classifier/kernel"] * self._arrays["classifier/scale"][:, None]
+        return Head(kernel, self._arrays["classifier/bias"], names)
 
     def network(self) -> Network:
         """The whole network, with the training exponent and the levels that it was packed with."""
@@ -109,8 +111,12 @@ def pack(
         UserError: the folder can't be written to.
     """
     arrays = {name: _halved(name, variable) for name, variable in _named(network.trunk).items()}
-    kernel, bias = network.classifier.weights
-    arrays |= {"classifier/kernel": _halved("classifier/kernel", kernel), "classifier/bias": np.asarray(bias)}
+    kernel, bias = (np.asarray(weight, np.float32) for weight in network.classifier.weights)
+    if not np.isfinite(kernel).all():
+        raise ValueError("the classifier's kernel holds values that are no numbers")
+    scale = np.maximum(np.abs(kernel).max(axis=1), 1e-12) / 127
+    rounded = np.round(kernel / scale[:, None]).astype(np.int8)
+    arrays |= {"classifier/kernel": rounded, "classifier/scale": scale, "classifier/bias": bias}
     if whitening is not None:
         arrays |= {
             "whitening/mean": np.float32(whitening.mean_),
@@ -128,6 +134,8 @@ def pack(
     try:
         with atomic_path(folder / _WEIGHTS) as partial:
             save_file({name: np.ascontiguousarray(values) for name, values in arrays.items()}, partial)
+            # safetensors lets nobody else read it
+            partial.chmod(0o644)
         atomic_write_json(folder / _ABOUT, known)
     except OSError as error:
         raise UserError(f"{folder} can't be written to: {error.strerror or error}") from error
@@ -136,8 +144,10 @@ def pack(
 
 def _named(trunk):
     """Name in the file -> variable of a trunk."""
-    named = {"/".join(["trunk", *variable.path.split("/")[-2:]]): variable for variable in trunk.variables}
-    if len(named) != len(trunk.variables):
+    # not the random states of dropout
+    variables = [variable for variable in trunk.variables if "seed_generator" not in variable.path]
+    named = {"/".join(["trunk", *variable.path.split("/")[-2:]]): variable for variable in variables}
+    if len(named) != len(variables):
         raise ValueError("two variables of the trunk have one name")
     return named
 

@@ -126,7 +126,7 @@ def test_what_holds_no_weights_of_this_trunk(model, run, checkpoint, tmp_path):
     (tmp_path / "saved" / "1" / "saved_model.pb").touch()
     (tmp_path / "notes.txt").touch()
     for weights, trunk_name, message in (
-        (tmp_path / "no", "resnet18", "no weights at .*no: give imagenet, the folder of a run, or a file"),
+        (tmp_path / "no", "resnet18", "no weights at .*no: give package, imagenet, the folder of a run, or a file"),
         (tmp_path / "notes.txt", "resnet18", r"weights are read from .*notes\.txt"),
         (tmp_path, "resnet18", "neither the folder of a run nor that of a keras-hub preset"),
         (tmp_path / "saved", "resnet18", "a SavedModel, .* give the folder of the run that it was exported from"),

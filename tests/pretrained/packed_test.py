@@ -73,7 +73,9 @@ def test_weights_and_whitening_come_back_to_half_precision(folder, network, whit
 def test_training_starts_from_it(folder, network):
     same = Network("resnet18", 3, levels=LEVELS)
     assert "the classifier of its 3 classes included" in initialize(same, str(folder), "resnet18", NAMES)
-    np.testing.assert_allclose(same.classifier.kernel, network.classifier.kernel, rtol=1e-3, atol=1e-4)
+    kernel = np.asarray(network.classifier.kernel)
+    # a row of int8 is rounded by half a 127th of its largest value
+    assert np.all(np.abs(same.classifier.kernel - kernel) <= np.abs(kernel).max(axis=1, keepdims=True) / 250)
     other = Network("resnet18", 3, levels=["stack1_block0_add"])
     assert "the trunk; new classifier" in initialize(other, str(folder), "resnet18", NAMES)
     np.testing.assert_allclose(other.trunk.variables[0], network.trunk.variables[0], rtol=1e-3, atol=1e-4)
@@ -94,6 +96,7 @@ def test_what_is_wrong_with_it_is_named(folder, network):
 
 
 def test_values_beyond_half_precision_are_refused(network, tmp_path):
-    network.classifier.kernel.assign(network.classifier.kernel * 0 + 1e6)
-    with pytest.raises(ValueError, match="classifier/kernel holds values that half precision can't hold"):
+    kernel = network.trunk.get_layer("conv1_conv").kernel
+    kernel.assign(kernel * 0 + 1e6)
+    with pytest.raises(ValueError, match="trunk/conv1_conv/kernel holds values that half precision can't hold"):
         pack(tmp_path / "packed", network, "resnet18", None, {"resolution": 32})

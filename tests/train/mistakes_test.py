@@ -128,7 +128,9 @@ def test_presets_are_the_papers_settings():
 
 
 def test_print_config_shows_every_value_with_the_override():
-    status, output, errors = finish(start("train/run.py", "--preset", "demo", "--epochs", "3", "--print_config"))
+    status, output, errors = finish(
+        start("train/run.py", "--preset", "demo_from_scratch", "--epochs", "3", "--print_config")
+    )
     assert status == 0, errors
     shown = yaml.safe_load(output)
     assert shown["epochs"] == 3
