@@ -1,9 +1,14 @@
 """Triplets of a batch, with negatives sampled by distance."""
 
 import math
+from typing import TYPE_CHECKING, Any
 
 import keras
 from keras import ops
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
 
 # exp of anything below is zero in float32 (half the smallest denormal).
 _LOG_OF_ZERO = -150 * math.log(2)
@@ -71,7 +76,14 @@ class DistanceWeightedSampling(keras.layers.Layer):
     [1, 0, 3, 2, 5, 4]
     """
 
-    def __init__(self, cutoff=0.5, nonzero_loss_cutoff=1.4, max_positives=None, seed=None, **kwargs):
+    def __init__(
+        self,
+        cutoff: float = 0.5,
+        nonzero_loss_cutoff: float = 1.4,
+        max_positives: int | None = None,
+        seed: int | None = None,
+        **kwargs,
+    ):
         if not 0 < cutoff < nonzero_loss_cutoff <= 2:
             raise ValueError(
                 "cutoffs must satisfy 0 < cutoff < nonzero_loss_cutoff <= 2, "
@@ -86,7 +98,9 @@ class DistanceWeightedSampling(keras.layers.Layer):
         self.seed = seed
         self.seed_generator = keras.random.SeedGenerator(seed)
 
-    def call(self, embeddings, instance_ids, seed=None):
+    def call(
+        self, embeddings: "tf.Tensor", instance_ids: "tf.Tensor", seed: "int | tf.Tensor | None" = None
+    ) -> "tuple[tf.Tensor, tf.Tensor, tf.Tensor]":
         """Draws the triplets of one batch."""
         same, candidates, log_weights = self._candidates(embeddings, instance_ids)
         batch = ops.shape(same)[0]
@@ -118,7 +132,7 @@ class DistanceWeightedSampling(keras.layers.Layer):
             return tuple(ops.take(column, kept, axis=0) for column in triplets)
         return tuple(ops.where(valid, column, -1) for column in triplets)
 
-    def probabilities(self, embeddings, instance_ids):
+    def probabilities(self, embeddings: "tf.Tensor", instance_ids: "tf.Tensor") -> "tf.Tensor":
         """p(j|i), the distribution of the first negative of anchor i.
 
         Args:
@@ -159,13 +173,17 @@ class DistanceWeightedSampling(keras.layers.Layer):
         candidates = ops.where(has_candidate, candidates, different)
         return same, candidates, ops.where(has_candidate, log_weights, 0.0)
 
-    def compute_output_shape(self, input_shape, instance_ids_shape=None):
+    def compute_output_shape(
+        self, input_shape: tuple[int | None, ...], instance_ids_shape: tuple[int | None, ...] | None = None
+    ) -> tuple[tuple[int | None], ...]:
         """Anchors, positives and negatives: [batch * max_positives] each, or of a number that the batch decides."""
         self._check(input_shape, instance_ids_shape or input_shape[:1])
         known = input_shape[0] is not None and self.max_positives is not None
         return ((input_shape[0] * self.max_positives if known else None,),) * 3
 
-    def compute_output_spec(self, embeddings, instance_ids, seed=None):
+    def compute_output_spec(
+        self, embeddings: keras.KerasTensor, instance_ids: keras.KerasTensor, seed: "int | tf.Tensor | None" = None
+    ) -> tuple[keras.KerasTensor, ...]:
         """Three columns of int32."""
         shapes = self.compute_output_shape(embeddings.shape, instance_ids.shape)
         return tuple(keras.KerasTensor(shape, dtype="int32") for shape in shapes)
@@ -177,7 +195,7 @@ class DistanceWeightedSampling(keras.layers.Layer):
         if len(instance_ids_shape) != 1:
             raise ValueError(f"instance_ids must be [batch], received shape {tuple(instance_ids_shape)}")
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         """The constructor's arguments."""
         return {
             **super().get_config(),

@@ -1,21 +1,28 @@
 """Generalized-mean pooling."""
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
 import keras
 import numpy as np
 from keras import ops
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
 
 # of an exponent that is learnt: far below average pooling, so that a wild step can't leave p > 0, where alone pooling
 # means something
 SMALLEST_EXPONENT = 0.1
 
 
-def check_feature_map(shape):
+def check_feature_map(shape: Sequence[int | None]) -> None:
     """Raises a ValueError unless `shape` is that of feature maps, [batch, height, width, channels]."""
     if len(shape) != 4:
         raise ValueError(f"features must be [batch, height, width, channels], received shape {tuple(shape)}")
 
 
-def check_exponents(p_star):
+def check_exponents(p_star: Any) -> None:
     """Raises a ValueError if values of p* that are at hand (in a graph they are not) are no numbers > 0."""
     if p_star is None or isinstance(p_star, keras.KerasTensor):
         return
@@ -33,14 +40,14 @@ def check_exponents(p_star):
 class AtLeast(keras.constraints.Constraint):
     """Keeps a weight at `minimum` or above; optimisers apply it after each update."""
 
-    def __init__(self, minimum):
+    def __init__(self, minimum: float):
         self.minimum = minimum
 
-    def __call__(self, w):
+    def __call__(self, w: "tf.Tensor") -> "tf.Tensor":
         """The weight, clipped."""
         return ops.maximum(w, self.minimum)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         """The constructor's argument."""
         return {"minimum": self.minimum}
 
@@ -86,7 +93,9 @@ class GeM(keras.layers.Layer):
     TensorShape([2, 512])
     """
 
-    def __init__(self, pooling_exponent=3.0, epsilon=1e-6, trainable_exponent=False, **kwargs):
+    def __init__(
+        self, pooling_exponent: float = 3.0, epsilon: float = 1e-6, trainable_exponent: bool = False, **kwargs
+    ):
         if pooling_exponent <= 0:
             raise ValueError(f"pooling_exponent must be > 0 (1 is average pooling), received {pooling_exponent}")
         if trainable_exponent and pooling_exponent < SMALLEST_EXPONENT:
@@ -112,7 +121,9 @@ class GeM(keras.layers.Layer):
             name="pooling_exponent",
         )
 
-    def call(self, features, p_star=None):
+    def call(
+        self, features: "tf.Tensor", p_star: "tf.Tensor | np.ndarray | Sequence[float] | float | None" = None
+    ) -> "tf.Tensor":
         """Pools `features` with `p_star`, or with the layer's own exponent when it is None."""
         check_feature_map(features.shape)
         exponent = self._exponent(p_star)
@@ -134,16 +145,16 @@ class GeM(keras.layers.Layer):
             return ops.reshape(exponent, (-1, 1, 1, 1))
         raise ValueError(f"p_star must be a scalar or [batch], received shape {tuple(exponent.shape)}")
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, int | None]:
         """[batch, channels]."""
         check_feature_map(input_shape)
         return (input_shape[0], input_shape[-1])
 
-    def compute_output_spec(self, features, p_star=None):
+    def compute_output_spec(self, features: keras.KerasTensor, p_star: Any = None) -> keras.KerasTensor:
         """[batch, channels] in float32, whatever the policy."""
         return keras.KerasTensor(self.compute_output_shape(features.shape), dtype="float32")
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         """The constructor's arguments; the exponent's present value travels with the weights."""
         return {
             **super().get_config(),

@@ -1,7 +1,12 @@
 """InfoNCE between versions of images."""
 
+from typing import TYPE_CHECKING, Any
+
 import keras
 from keras import ops
+
+if TYPE_CHECKING:
+    import tensorflow as tf
 
 
 @keras.saving.register_keras_serializable("mg_keras")
@@ -34,13 +39,13 @@ class InfoNCE(keras.layers.Layer):
     0.3133
     """
 
-    def __init__(self, temperature=0.05, **kwargs):
+    def __init__(self, temperature: float = 0.05, **kwargs):
         if not temperature > 0:
             raise ValueError(f"temperature must be > 0, received {temperature}")
         super().__init__(autocast=False, **kwargs)
         self.temperature = float(temperature)
 
-    def call(self, embeddings, instance_ids):
+    def call(self, embeddings: "tf.Tensor", instance_ids: "tf.Tensor") -> "tf.Tensor":
         """The mean over the pairs."""
         embeddings = ops.cast(embeddings, "float32")
         logits = ops.matmul(embeddings, ops.transpose(embeddings)) / self.temperature
@@ -51,14 +56,14 @@ class InfoNCE(keras.layers.Layer):
         pairs = ops.cast(ops.logical_and(same, ops.logical_not(ops.eye(ops.shape(logits)[0], dtype="bool"))), "float32")
         return ops.sum(losses * pairs) / ops.maximum(ops.sum(pairs), 1.0)
 
-    def compute_output_shape(self, *shapes, **named_shapes):
+    def compute_output_shape(self, *shapes, **named_shapes) -> tuple[()]:
         """(): the loss is a scalar, whatever the shapes."""
         return ()
 
-    def compute_output_spec(self, embeddings, instance_ids):
+    def compute_output_spec(self, embeddings: keras.KerasTensor, instance_ids: keras.KerasTensor) -> keras.KerasTensor:
         """A scalar, whatever the policy."""
         return keras.KerasTensor((), dtype="float32")
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         """The constructor's argument."""
         return {**super().get_config(), "temperature": self.temperature}

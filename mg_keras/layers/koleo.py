@@ -1,7 +1,13 @@
 """The differential-entropy regulariser: descriptors spread over the sphere."""
 
+from typing import TYPE_CHECKING
+
 import keras
 from keras import ops
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
 
 # of a distance: its logarithm stays finite, and so does its gradient
 _SMALLEST = 1e-4
@@ -31,7 +37,7 @@ class KoLeo(keras.layers.Layer):
     def __init__(self, **kwargs):
         super().__init__(autocast=False, **kwargs)
 
-    def call(self, embeddings, instance_ids):
+    def call(self, embeddings: "tf.Tensor", instance_ids: "tf.Tensor") -> "tf.Tensor":
         """The mean over the rows."""
         embeddings = ops.cast(embeddings, "float32")
         squared = 2.0 - 2.0 * ops.matmul(embeddings, ops.transpose(embeddings))
@@ -41,10 +47,10 @@ class KoLeo(keras.layers.Layer):
         logs = 0.5 * ops.log(ops.maximum(nearest, _SMALLEST**2))
         return -ops.sum(logs * others) / ops.maximum(ops.sum(others), 1.0)
 
-    def compute_output_shape(self, *shapes, **named_shapes):
+    def compute_output_shape(self, *shapes, **named_shapes) -> tuple[()]:
         """(): the loss is a scalar, whatever the shapes."""
         return ()
 
-    def compute_output_spec(self, embeddings, instance_ids):
+    def compute_output_spec(self, embeddings: keras.KerasTensor, instance_ids: keras.KerasTensor) -> keras.KerasTensor:
         """A scalar, whatever the policy."""
         return keras.KerasTensor((), dtype="float32")

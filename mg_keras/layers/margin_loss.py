@@ -1,7 +1,14 @@
 """The retrieval loss."""
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
 import keras
 from keras import ops
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
 
 # Up to this distance two embeddings are equal up to rounding, and their difference has no direction to pull along.
 _SMALLEST_DISTANCE = 1e-6
@@ -90,7 +97,7 @@ class MarginLoss(keras.layers.Layer):
     >>> value, active_share = loss.from_rows(embeddings, triplets)
     """
 
-    def __init__(self, margin=0.2, initial_beta=1.2, normalization="pairs", **kwargs):
+    def __init__(self, margin: float = 0.2, initial_beta: float = 1.2, normalization: str = "pairs", **kwargs):
         if margin <= 0:
             raise ValueError(f"margin must be > 0, received {margin}")
         if normalization not in ("pairs", "active"):
@@ -109,13 +116,15 @@ class MarginLoss(keras.layers.Layer):
             name="beta",
         )
 
-    def call(self, anchors, positives, negatives, mask=None):
+    def call(
+        self, anchors: "tf.Tensor", positives: "tf.Tensor", negatives: "tf.Tensor", mask: "tf.Tensor | None" = None
+    ) -> "tf.Tensor":
         """The loss of triplets given as embeddings."""
         anchors, positives, negatives = (ops.cast(rows, "float32") for rows in (anchors, positives, negatives))
         loss, _ = self._reduce(_distances(anchors, positives), _distances(anchors, negatives), mask)
         return loss
 
-    def from_rows(self, embeddings, triplets):
+    def from_rows(self, embeddings: "tf.Tensor", triplets: "Sequence[tf.Tensor]") -> "tuple[tf.Tensor, tf.Tensor]":
         """The loss of triplets given as row numbers, and how many of them still teach something.
 
         Args:
@@ -145,15 +154,21 @@ class MarginLoss(keras.layers.Layer):
         loss = ops.sum((positive_terms + negative_terms) * mask) / ops.maximum(divisor, 1.0)
         return loss, active / ops.maximum(triplets, 1.0)
 
-    def compute_output_shape(self, *shapes, **named_shapes):
+    def compute_output_shape(self, *shapes, **named_shapes) -> tuple[()]:
         """(): the loss is a scalar, whatever the shapes."""
         return ()
 
-    def compute_output_spec(self, anchors, positives, negatives, mask=None):
+    def compute_output_spec(
+        self,
+        anchors: keras.KerasTensor,
+        positives: keras.KerasTensor,
+        negatives: keras.KerasTensor,
+        mask: keras.KerasTensor | None = None,
+    ) -> keras.KerasTensor:
         """A scalar in float32, whatever the policy."""
         return keras.KerasTensor((), dtype="float32")
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         """The constructor's arguments; beta's present value travels with the weights."""
         return {
             **super().get_config(),

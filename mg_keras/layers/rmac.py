@@ -1,9 +1,14 @@
 """Regional maximum activations of convolutions."""
 
+from typing import TYPE_CHECKING, Any
+
 import keras
 from keras import ops
 
 from mg_keras.layers.gem import check_feature_map
+
+if TYPE_CHECKING:
+    import tensorflow as tf
 
 
 def _regions_along(side, shortest, level):
@@ -55,13 +60,13 @@ class RMAC(keras.layers.Layer):
     TensorShape([2, 512])
     """
 
-    def __init__(self, levels=3, **kwargs):
+    def __init__(self, levels: int = 3, **kwargs):
         if int(levels) != levels or levels < 1:
             raise ValueError(f"levels must be a positive integer, received {levels}")
         super().__init__(autocast=False, **kwargs)
         self.levels = int(levels)
 
-    def call(self, features):
+    def call(self, features: "tf.Tensor") -> "tf.Tensor":
         """Pools `features`."""
         check_feature_map(features.shape)
         features = ops.cast(features, "float32")
@@ -80,15 +85,15 @@ class RMAC(keras.layers.Layer):
             total += ops.sum(maxima * ops.rsqrt(ops.maximum(squared_norms, 1e-24)), axis=(1, 2))
         return total
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, int | None]:
         """[batch, channels]."""
         check_feature_map(input_shape)
         return (input_shape[0], input_shape[-1])
 
-    def compute_output_spec(self, features):
+    def compute_output_spec(self, features: keras.KerasTensor) -> keras.KerasTensor:
         """[batch, channels] in float32, whatever the policy."""
         return keras.KerasTensor(self.compute_output_shape(features.shape), dtype="float32")
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         """The constructor's arguments."""
         return {**super().get_config(), "levels": self.levels}

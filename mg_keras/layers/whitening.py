@@ -1,9 +1,14 @@
 """Whitening in the graph."""
 
+from typing import TYPE_CHECKING, Any, Self
+
 import keras
 from keras import ops
 
 from mg_keras import whitening_formulas as formulas
+
+if TYPE_CHECKING:
+    import tensorflow as tf
 
 
 @keras.saving.register_keras_serializable("mg_keras")
@@ -37,7 +42,7 @@ class Whitening(keras.layers.Layer):
     TensorShape([100, 9])
     """
 
-    def __init__(self, embedding_size, bias_channel=True, dimensions=None, **kwargs):
+    def __init__(self, embedding_size: int, bias_channel: bool = True, dimensions: int | None = None, **kwargs):
         if int(embedding_size) != embedding_size or embedding_size < 1:
             raise ValueError(f"embedding_size must be a positive integer, received {embedding_size}")
         super().__init__(autocast=False, **{"trainable": False, **kwargs})
@@ -53,7 +58,7 @@ class Whitening(keras.layers.Layer):
         self.discarded_variance = self.add_weight(shape=(), initializer="zeros", name="discarded_variance", **fixed)
 
     @classmethod
-    def from_whitening(cls, whitening, **kwargs):
+    def from_whitening(cls, whitening: Any, **kwargs) -> Self:
         """The layer that does what `whitening`, a fitted `mg_keras.Whitening`, does.
 
         Args:
@@ -68,13 +73,13 @@ class Whitening(keras.layers.Layer):
         layer.discarded_variance.assign(whitening.discarded_variance_)
         return layer
 
-    def call(self, embeddings):
+    def call(self, embeddings: "tf.Tensor") -> "tf.Tensor":
         """Unit-norm whitened descriptors [batch, k]."""
         mean, projection = ops.convert_to_tensor(self.mean), ops.convert_to_tensor(self.projection)
         unit = formulas.unit_embeddings(ops, ops.cast(embeddings, "float32"), self.bias_channel)
         return formulas.unit_rows(ops, formulas.whitened(ops, unit, mean, projection))
 
-    def undo(self, descriptors):
+    def undo(self, descriptors: "tf.Tensor") -> "tf.Tensor":
         """ê [batch, D], the unit-norm embedding (with the bias channel: of [e; 1]) that `descriptors` came from.
 
         `descriptors` are [batch, k]; ê is exact for k = D, else approximate. With the bias channel, the class logits
@@ -83,15 +88,15 @@ class Whitening(keras.layers.Layer):
         fitted = (ops.convert_to_tensor(weight) for weight in (self.mean, self.inverse, self.discarded_variance))
         return formulas.unwhitened(ops, ops.cast(descriptors, "float32"), *fitted)[1]
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
         """[batch, k]."""
         return (*input_shape[:-1], self.dimensions)
 
-    def compute_output_spec(self, embeddings):
+    def compute_output_spec(self, embeddings: keras.KerasTensor) -> keras.KerasTensor:
         """[batch, k] in float32, whatever the policy."""
         return keras.KerasTensor(self.compute_output_shape(embeddings.shape), dtype="float32")
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         """The constructor's arguments; the fitted values travel with the weights."""
         return {
             **super().get_config(),
