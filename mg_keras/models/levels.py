@@ -1,6 +1,7 @@
 """Maps of a trunk at several depths."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import keras
 
@@ -32,6 +33,6 @@ def with_levels(trunk: keras.Model, levels: Sequence[Level]) -> keras.Model:
     return keras.Model(trunk.inputs, maps)
 
 
-def as_list(maps) -> list:
+def as_list(maps: Any) -> list:
     """What a model of `with_levels` gives, as a list of maps."""
     return list(maps) if isinstance(maps, list | tuple) else [maps]

@@ -1,6 +1,9 @@
 """The network: normalisation, trunk, GeM pooling and classifier. How it is trained, it does not know."""
 
 import hashlib
+import os
+from collections.abc import Sequence
+from typing import Any, NoReturn, Self
 
 import keras
 import numpy as np
@@ -54,13 +57,13 @@ class Network(keras.Model):
 
     def __init__(
         self,
-        trunk,
-        num_classes,
-        pooling_exponent=3.0,
-        pixel_mean=None,
-        pixel_std=None,
-        trainable_exponent=False,
-        levels=(),
+        trunk: str | keras.Model,
+        num_classes: int,
+        pooling_exponent: float = 3.0,
+        pixel_mean: Sequence[float] | None = None,
+        pixel_std: Sequence[float] | None = None,
+        trainable_exponent: bool = False,
+        levels: Sequence[Level | str | Sequence] = (),
         **kwargs,
     ):
         # under a mixed policy Keras would round pixels and p* to half precision on their way in
@@ -97,12 +100,12 @@ class Network(keras.Model):
         self.built = True
 
     @property
-    def pixel_scaling(self):
+    def pixel_scaling(self) -> tuple[np.ndarray, np.ndarray]:
         """(scale, offset), NumPy float32 [3] each: normalised is `images * scale + offset`, of RGB in 0-255."""
         mean, std = np.float32(self.pixel_mean), np.float32(self.pixel_std)
         return 1 / (255 * std), -mean / std
 
-    def normalize(self, images):
+    def normalize(self, images: tf.Tensor | np.ndarray) -> tf.Tensor:
         """RGB in 0-255, float or uint8, [B, H, W, 3] -> the float32 values that the trunk takes, the same shape.
 
         Raises:
@@ -114,7 +117,7 @@ class Network(keras.Model):
         scale, offset = self.pixel_scaling
         return keras.ops.cast(images, "float32") * scale + offset
 
-    def __call__(self, images, *args, **kwargs):
+    def __call__(self, images: tf.Tensor | np.ndarray, *args, **kwargs) -> dict[str, tf.Tensor]:
         """`call`, in which Keras would bury an error of the arguments among a dozen lines.
 
         Raises:
@@ -124,7 +127,7 @@ class Network(keras.Model):
         check_exponents(args[0] if args else kwargs.get("p_star"))
         return super().__call__(images, *args, **kwargs)
 
-    def check_images(self, images):
+    def check_images(self, images: tf.Tensor | np.ndarray) -> None:
         """Refuses what is known not to be images for this trunk; of tensors of unknown shape nothing is.
 
         Raises:
@@ -142,32 +145,39 @@ class Network(keras.Model):
                 "inputs (None, None, 3) to take any"
             )
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> dict[str, tuple[int | None, int]]:
         """Of `embedding` and `logits`."""
         return {
             "embedding": (input_shape[0], self.embedding_dimension),
             "logits": (input_shape[0], self.num_classes),
         }
 
-    def compute_output_spec(self, *args, **kwargs):
+    def compute_output_spec(self, *args, **kwargs) -> dict[str, keras.KerasTensor]:
         """Traced: from the shapes alone Keras would take both for the policy's half precision."""
         return super(keras.layers.Layer, self).compute_output_spec(*args, **kwargs)
 
-    def call(self, images, p_star=None, training=False):
+    def call(
+        self,
+        images: tf.Tensor | np.ndarray,
+        p_star: tf.Tensor | np.ndarray | Sequence[float] | float | None = None,
+        training: bool = False,
+    ) -> dict[str, tf.Tensor]:
         """See the class."""
         embedding = self.pooled(self.feature_maps(images, training=training), p_star)
         return {"embedding": embedding, "logits": self.classifier(embedding)}
 
-    def feature_maps(self, images, training=False):
+    def feature_maps(self, images: tf.Tensor | np.ndarray, training: bool = False) -> list[tf.Tensor]:
         """Images as `call` takes them -> list of maps [B, h, w, c]: the trunk's last, then that of each level."""
         return as_list(self.mapper(self.normalize(images), training=training))
 
     @property
-    def mapper(self):
+    def mapper(self) -> keras.Model:
         """The Keras model from the normalised image to the maps (`mg_keras.models.levels.with_levels`)."""
         return self._mapper()
 
-    def pooled(self, maps, pooling=None):
+    def pooled(
+        self, maps: Sequence[tf.Tensor], pooling: tf.Tensor | np.ndarray | Sequence[float] | float | str | None = None
+    ) -> tf.Tensor:
         """The embedding, float32 [B, d], of `feature_maps`.
 
         Args:
@@ -182,7 +192,7 @@ class Network(keras.Model):
             parts.append(level.scale * part)
         return keras.ops.concatenate(parts, axis=-1) if self.levels else parts[0]
 
-    def set_classifier(self, kernel, bias=None):
+    def set_classifier(self, kernel: np.ndarray, bias: np.ndarray | None = None) -> None:
         """Sets the classifier's weights.
 
         Args:
@@ -194,7 +204,7 @@ class Network(keras.Model):
         if bias is not None:
             self.classifier.bias.assign(bias)
 
-    def embed_batch(self, images, poolings):
+    def embed_batch(self, images: tf.Tensor | np.ndarray, poolings: Sequence[float | str | None]) -> tf.Tensor:
         """The embeddings of images by several poolings, the trunk run once for all; a network of `mg_keras.embedding`.
 
         Args:
@@ -207,12 +217,12 @@ class Network(keras.Model):
         maps = self.feature_maps(images)
         return tf.stack([self.pooled(maps, pooling) for pooling in poolings])
 
-    def classify(self, embeddings):
+    def classify(self, embeddings: np.ndarray) -> np.ndarray:
         """Class logits, NumPy float32 [N, C], of embeddings [N, d] of `embed_batch`. Rows of NaN stay NaN."""
         kernel, bias = (np.asarray(weight) for weight in self.classifier.weights)
         return embeddings @ kernel + bias
 
-    def fingerprint(self):
+    def fingerprint(self) -> str:
         """A str that is equal for networks that embed and classify alike: a hash of its weights and normalisation."""
         # those of a network alone, without what a subclass trains beside it
         variables = Network.state_variables.fget(self)
@@ -225,22 +235,22 @@ class Network(keras.Model):
         return digest.hexdigest()
 
     @property
-    def network_variables(self):
+    def network_variables(self) -> list[keras.Variable]:
         """The trainable weights of the trunk, the pooling and the classifier."""
         return self.trunk.trainable_variables + self.pool.trainable_variables + self.classifier.trainable_variables
 
     @property
-    def state_variables(self):
+    def state_variables(self) -> list[keras.Variable]:
         """All that decides the network's answers: weights and moving statistics."""
         return [variable for part in (self.trunk, self.pool, self.classifier) for variable in part.variables]
 
-    def take_weights(self, network):
+    def take_weights(self, network: "Network") -> None:
         """Takes over the trunk and the classifier of a network with the same ones; the exponent stays its own."""
         for part in ("trunk", "classifier"):
             for variable, value in zip(getattr(self, part).variables, getattr(network, part).variables, strict=True):
                 variable.assign(value.numpy())
 
-    def twin(self, pooling_exponent=None):
+    def twin(self, pooling_exponent: float | None = None) -> "Network":
         """A `Network` with the same trunk and classes, and weights of its own: `take_weights` gives it these.
 
         Args:
@@ -251,7 +261,14 @@ class Network(keras.Model):
             config["pooling_exponent"] = pooling_exponent
         return Network.from_config(config)
 
-    def export(self, filepath, format="tf_saved_model", verbose=None, input_signature=None, **kwargs):
+    def export(
+        self,
+        filepath: str | os.PathLike,
+        format: str = "tf_saved_model",
+        verbose: bool | None = None,
+        input_signature: Any = None,
+        **kwargs,
+    ) -> Any:
         """Keras's `export`: a SavedModel from `images`, float32 [B, H, W, 3] in 0-255, to what `call` gives for them.
 
         What `export/run.py` writes has p* an image, the whitening, classes of stored descriptors and photos as bytes
@@ -262,7 +279,7 @@ class Network(keras.Model):
             input_signature = [keras.InputSpec("float32", shape, name="images")]
         return super().export(filepath, format, verbose, input_signature, **kwargs)
 
-    def quantize(self, mode=None, config=None, **kwargs):
+    def quantize(self, mode: Any = None, config: Any = None, **kwargs) -> NoReturn:
         """Refused: Keras would quantise the classifier alone.
 
         Raises:
@@ -272,7 +289,7 @@ class Network(keras.Model):
             f"a {type(self).__name__} is not quantised: export it with `export/run.py --precision bfloat16` instead"
         )
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         """Everything the constructor was given."""
         return {
             **super().get_config(),
@@ -287,7 +304,7 @@ class Network(keras.Model):
         }
 
     @classmethod
-    def from_config(cls, config):
+    def from_config(cls, config: dict[str, Any]) -> Self:
         """Rebuilds the model, the trunk from its own configuration."""
         return cls(**{**config, "trunk": keras.saving.deserialize_keras_object(config["trunk"])})
 

@@ -5,6 +5,8 @@ line to `TRUNKS`: the keras-hub backbone class and its arguments. Anything else 
 `keras.Model` or another keras-hub backbone, can be given to `MultiGrain` itself instead of a name.
 """
 
+from collections.abc import Sequence
+
 import keras
 import keras_hub
 
@@ -114,12 +116,12 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 _NORMALIZATIONS = {"efficientnet_lite0": ((127 / 255,) * 3, (128 / 255,) * 3)}
 
 
-def normalization(name):
+def normalization(name: str) -> tuple[Sequence[float], Sequence[float]]:
     """(mean, standard deviation) of RGB in 0-1, 3 floats each, that the trunk `name` takes images with."""
     return _NORMALIZATIONS.get(name, (IMAGENET_MEAN, IMAGENET_STD))
 
 
-def freeze_stages(trunk, count):
+def freeze_stages(trunk: keras.Model, count: int) -> None:
     """Keeps the first stages of a trunk as they are in training: weights and batch normalisation's statistics.
 
     Stage k ends with the last layer whose feature map has 1 / 2^k of the image's side, so stages have the numbers of
@@ -150,7 +152,7 @@ def freeze_stages(trunk, count):
         layer.trainable = False
 
 
-def build(name, **overrides):
+def build(name: str, **overrides) -> keras.Model:
     """Builds the trunk `name` with fresh weights, for images of any size.
 
     The convolutions of ResNets start as the paper's do: normal with variance 2 / fan-out (He et al. 2015), which

@@ -1,8 +1,13 @@
 """What a step minimises, one method a file. To add one, write its file and add a line to `_WHERE`."""
 
 import importlib
+from typing import TYPE_CHECKING
 
 from mg_keras.quiet import import_tensorflow
+
+if TYPE_CHECKING:
+    from mg_keras.objectives.objective import Objective
+
 
 # name of the method -> (module, class); loaded on first use: to read settings needs no TensorFlow
 _WHERE = {
@@ -14,7 +19,7 @@ _WHERE = {
 NAMES = tuple(_WHERE)
 
 
-def get(name):
+def get(name: str) -> "type[Objective]":
     """The class of the objective called `name`, one of `NAMES`.
 
     Raises:

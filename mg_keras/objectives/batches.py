@@ -2,7 +2,7 @@
 
 import contextlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -109,7 +109,7 @@ def with_mixed_labels(batch: Batch, num_classes: int) -> Batch:
 
 
 @contextlib.contextmanager
-def plain_errors():
+def plain_errors() -> Iterator[None]:
     """Turns the error of `with_class_numbers` from within a graph into a ValueError of one line."""
     try:
         yield

@@ -1,9 +1,13 @@
 """Cross-entropy alone (section 3.2): what MultiGrain is compared with, and what takes mixed labels."""
 
+from typing import Any, Self
+
 import keras
 import tensorflow as tf
 
 from mg_keras.metric import TrainingMetric
+from mg_keras.models import Network
+from mg_keras.objectives.batches import Batch
 from mg_keras.objectives.objective import ACCURACY, LOSSES, Objective
 
 LOSS = TrainingMetric("loss", "", digits=3, name="loss", panel=LOSSES, curve="joint", is_noted=True)
@@ -16,7 +20,9 @@ TOP1, TOP5 = (
 )
 
 
-def classification_values(labels, logits, weights=None):
+def classification_values(
+    labels: tf.Tensor, logits: tf.Tensor, weights: tf.Tensor | None = None
+) -> dict[str, tf.Tensor]:
     """Cross-entropy, top-1 and top-5, each the mean over the images.
 
     Args:
@@ -37,7 +43,7 @@ def classification_values(labels, logits, weights=None):
     return {"classification_loss": tf.reduce_mean(cross_entropy), **accuracies(labels, logits)}
 
 
-def accuracies(labels, logits):
+def accuracies(labels: tf.Tensor, logits: tf.Tensor) -> dict[str, tf.Tensor]:
     """dict of `top1` and `top5`: shares of the images whose label [B] is among the k highest of the logits [B, C]."""
     classes = logits.shape[-1]
     return {
@@ -60,12 +66,12 @@ class Classification(Objective):
     takes_mixed_labels = True
 
     @classmethod
-    def from_settings(cls, network, settings):
+    def from_settings(cls, network: Network, settings: Any) -> Self:
         """It has no settings."""
         del network, settings
         return cls()
 
-    def loss(self, network, batch, seed):
+    def loss(self, network: Network, batch: Batch, seed: tf.Tensor) -> tuple[tf.Tensor, dict[str, tf.Tensor], Any]:
         """See `Objective.loss`."""
         del seed
         logits = network(batch.images, training=True)["logits"]

@@ -1,11 +1,16 @@
 """Copies without labels: a teacher's classes, InfoNCE between versions, and descriptors that spread (PAPER.md 11b)."""
 
+from collections.abc import Sequence
+from typing import Any, Self
+
 import tensorflow as tf
 
-from mg_keras.layers import InfoNCE, KoLeo
+from mg_keras.layers import DistanceWeightedSampling, InfoNCE, KoLeo, MarginLoss
 from mg_keras.metric import TrainingMetric
+from mg_keras.models import Network
+from mg_keras.objectives.batches import Batch
 from mg_keras.objectives.distilled_multigrain import DistilledMultiGrain
-from mg_keras.objectives.objective import LOSSES
+from mg_keras.objectives.objective import LOSSES, ParameterGroup
 
 INFO_NCE = TrainingMetric("InfoNCE", "", digits=3, name="info_nce", panel=LOSSES, curve="InfoNCE between versions")
 KOLEO = TrainingMetric("KoLeo", "", digits=3, name="koleo", panel=LOSSES, curve="KoLeo")
@@ -37,13 +42,13 @@ class DistilledCopies(DistilledMultiGrain):
 
     def __init__(
         self,
-        margin_loss,
-        sampling,
-        teacher,
-        classification_weight=0.5,
-        temperature=2.0,
-        contrast_temperature=0.05,
-        spread_weight=1.0,
+        margin_loss: MarginLoss,
+        sampling: DistanceWeightedSampling,
+        teacher: Network,
+        classification_weight: float = 0.5,
+        temperature: float = 2.0,
+        contrast_temperature: float = 0.05,
+        spread_weight: float = 1.0,
         **kwargs,
     ):
         if not spread_weight >= 0:
@@ -53,7 +58,7 @@ class DistilledCopies(DistilledMultiGrain):
         self.spread_weight = float(spread_weight)
 
     @classmethod
-    def from_settings(cls, network, settings):
+    def from_settings(cls, network: Network, settings: Any) -> Self:
         """As `DistilledMultiGrain`, with `contrast_temperature` and `spread_weight`."""
         return cls(
             network.margin_loss,
@@ -65,12 +70,12 @@ class DistilledCopies(DistilledMultiGrain):
             settings.spread_weight,
         )
 
-    def parameter_groups(self, network):
+    def parameter_groups(self, network: Network) -> tuple[ParameterGroup, ...]:
         """None: beta is of the margin loss."""
         del network
         return ()
 
-    def loss(self, network, batch, seed):
+    def loss(self, network: Network, batch: Batch, seed: tf.Tensor) -> tuple[tf.Tensor, dict[str, tf.Tensor], Any]:
         """See `Objective.loss`."""
         del seed
         outputs = network(batch.images, training=True)
@@ -83,7 +88,7 @@ class DistilledCopies(DistilledMultiGrain):
         loss = weight * values["classification_loss"] + (1.0 - weight) * (info_nce + self.spread_weight * koleo)
         return loss, {"loss": loss, "info_nce": info_nce, "koleo": koleo, **values}, ()
 
-    def after_step(self, network, carries):
+    def after_step(self, network: Network, carries: Sequence[Any]) -> dict[str, tf.Tensor]:
         """Nothing is measured after the step."""
         del network, carries
         return {}

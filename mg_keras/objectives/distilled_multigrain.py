@@ -1,10 +1,14 @@
 """MultiGrain without labels: the classes are a teacher's, the network that training starts from (Hinton 2015)."""
 
 import dataclasses
+from typing import Any, Self
 
 import keras
 import tensorflow as tf
 
+from mg_keras.layers import DistanceWeightedSampling, MarginLoss
+from mg_keras.models import Network
+from mg_keras.objectives.batches import Batch
 from mg_keras.objectives.classification import CLASSIFICATION_LOSS, LOSS, TOP1, TOP5, accuracies
 from mg_keras.objectives.multigrain import ACTIVE_SHARE, BETA, RETRIEVAL_LOSS, MultiGrainObjective
 
@@ -46,7 +50,15 @@ class DistilledMultiGrain(MultiGrainObjective):
     )
     needs_labels = False
 
-    def __init__(self, margin_loss, sampling, teacher, classification_weight=0.5, temperature=2.0, **kwargs):
+    def __init__(
+        self,
+        margin_loss: MarginLoss,
+        sampling: DistanceWeightedSampling,
+        teacher: Network,
+        classification_weight: float = 0.5,
+        temperature: float = 2.0,
+        **kwargs,
+    ):
         if not temperature > 0:
             raise ValueError(f"temperature must be > 0, received {temperature}")
         super().__init__(margin_loss, sampling, classification_weight, **kwargs)
@@ -54,7 +66,7 @@ class DistilledMultiGrain(MultiGrainObjective):
         teacher.trainable = False
 
     @classmethod
-    def from_settings(cls, network, settings):
+    def from_settings(cls, network: Network, settings: Any) -> Self:
         """With `classification_weight`, `temperature` and `teacher_exponent`; `start` gives the teacher its weights."""
         return cls(
             network.margin_loss,
@@ -64,16 +76,16 @@ class DistilledMultiGrain(MultiGrainObjective):
             settings.temperature,
         )
 
-    def start(self, network):
+    def start(self, network: Network) -> None:
         """The teacher takes the trunk and the classifier of the network as they are now."""
         self.teacher.take_weights(network)
 
     @property
-    def fixed_variables(self):
+    def fixed_variables(self) -> list[keras.Variable]:
         """The teacher's."""
         return self.teacher.state_variables
 
-    def class_values(self, batch, logits):
+    def class_values(self, batch: Batch, logits: tf.Tensor) -> dict[str, tf.Tensor]:
         """See `MultiGrainObjective`; the class that counts is the teacher's first."""
         teachers = tf.stop_gradient(self.teacher(batch.images, training=False)["logits"])
         softened = tf.nn.softmax(teachers / self.temperature)

@@ -1,8 +1,14 @@
 """MultiGrain (Berman et al. 2019): classes by cross-entropy, instances by the margin loss."""
 
+from collections.abc import Sequence
+from typing import Any, Self
+
 import tensorflow as tf
 
+from mg_keras.layers import DistanceWeightedSampling, MarginLoss
 from mg_keras.metric import TrainingMetric
+from mg_keras.models import Network
+from mg_keras.objectives.batches import Batch
 from mg_keras.objectives.classification import CLASSIFICATION_LOSS, LOSS, TOP1, TOP5, classification_values
 from mg_keras.objectives.objective import LOSSES, Objective, ParameterGroup
 
@@ -29,7 +35,9 @@ class MultiGrainObjective(Objective):
     # a checkpoint holds the running means in this order
     metrics = (LOSS, CLASSIFICATION_LOSS, RETRIEVAL_LOSS, BETA, ACTIVE_SHARE, TOP1, TOP5)
 
-    def __init__(self, margin_loss, sampling, classification_weight=0.5, **kwargs):
+    def __init__(
+        self, margin_loss: MarginLoss, sampling: DistanceWeightedSampling, classification_weight: float = 0.5, **kwargs
+    ):
         if not 0.0 <= classification_weight <= 1.0:
             raise ValueError(f"classification_weight must lie in [0, 1], received {classification_weight}")
         super().__init__(**kwargs)
@@ -37,21 +45,21 @@ class MultiGrainObjective(Objective):
         self.classification_weight = classification_weight
 
     @classmethod
-    def from_settings(cls, network, settings):
+    def from_settings(cls, network: Network, settings: Any) -> Self:
         """On the network's own margin loss and sampling, with `classification_weight` of the settings."""
         return cls(network.margin_loss, network.sampling, settings.classification_weight)
 
     @property
-    def needs_instances(self):
+    def needs_instances(self) -> bool:
         """Whether there is a margin loss: triplets are sampled by the instance ids."""
         return self.classification_weight < 1.0
 
-    def parameter_groups(self, network):
+    def parameter_groups(self, network: Network) -> tuple[ParameterGroup, ...]:
         """Beta, which the paper gives the rate 0.1 and no decay (section 4.1)."""
         del network
         return (ParameterGroup("beta", [self.margin_loss.beta], 0.1, "beta_learning_rate"),)
 
-    def loss(self, network, batch, seed):
+    def loss(self, network: Network, batch: Batch, seed: tf.Tensor) -> tuple[tf.Tensor, dict[str, tf.Tensor], Any]:
         """See `Objective.loss`."""
         outputs = network(batch.images, training=True)
         values = self.class_values(batch, outputs["logits"])
@@ -64,11 +72,11 @@ class MultiGrainObjective(Objective):
         loss = weight * values["classification_loss"] + (1.0 - weight) * retrieval_loss
         return loss, {"loss": loss, "retrieval_loss": retrieval_loss, "active_share": active_share, **values}, ()
 
-    def class_values(self, batch, logits):
+    def class_values(self, batch: Batch, logits: tf.Tensor) -> dict[str, tf.Tensor]:
         """The term of the classes, and the accuracies: `classification_loss`, `top1` and `top5`."""
         return classification_values(batch.labels, logits, batch.weights)
 
-    def after_step(self, network, carries):
+    def after_step(self, network: Network, carries: Sequence[Any]) -> dict[str, tf.Tensor]:
         """Beta as it is now."""
         del network, carries
         return {"beta": tf.convert_to_tensor(self.margin_loss.beta)}
