@@ -2,8 +2,12 @@
 
 import contextlib
 import inspect
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from mg_keras import pretrained
@@ -13,6 +17,8 @@ from mg_keras.multigrain.step import Step
 from mg_keras.objectives import batches
 from mg_keras.objectives.classification import classification_values
 from mg_keras.objectives.multigrain import MultiGrainObjective
+from mg_keras.objectives.objective import Objective
+from mg_keras.poolings import Level
 
 # of `keras.Model.compile`: what this model has of its own
 _OWN_IN_COMPILE = ("loss", "loss_weights", "metrics", "weighted_metrics")
@@ -67,19 +73,19 @@ class MultiGrain(Network):
 
     def __init__(
         self,
-        trunk,
-        num_classes,
-        pooling_exponent=3.0,
-        margin=0.2,
-        initial_beta=1.2,
-        margin_normalization="pairs",
-        versions=3,
-        pixel_mean=None,
-        pixel_std=None,
-        seed=None,
-        weights=None,
-        trainable_exponent=False,
-        levels=(),
+        trunk: str | keras.Model,
+        num_classes: int,
+        pooling_exponent: float = 3.0,
+        margin: float = 0.2,
+        initial_beta: float = 1.2,
+        margin_normalization: str = "pairs",
+        versions: int = 3,
+        pixel_mean: Sequence[float] | None = None,
+        pixel_std: Sequence[float] | None = None,
+        seed: int | None = None,
+        weights: str | os.PathLike | None = None,
+        trainable_exponent: bool = False,
+        levels: Sequence[Level | str | Sequence] = (),
         **kwargs,
     ):
         if versions < 1:
@@ -98,26 +104,26 @@ class MultiGrain(Network):
         if weights is not None:
             pretrained.initialize(self, weights, trunk)
 
-    def to_torch_state_dict(self):
+    def to_torch_state_dict(self) -> dict[str, np.ndarray]:
         """The weights as NumPy arrays under the names of the authors' network: `pretrained.to_torch_state_dict`."""
         return pretrained.to_torch_state_dict(self)
 
     def compile(
         self,
-        optimizer="sgd",
-        beta_optimizer=None,
-        classification_weight=0.5,
-        weight_decay=0.0,
-        accumulation_steps=1,
-        jit_compile=False,
-        trunk_rate=1.0,
-        class_weights=None,
-        run_eagerly=False,
-        steps_per_execution=1,
-        objective=None,
-        group_optimizers=None,
+        optimizer: str | dict | keras.optimizers.Optimizer = "sgd",
+        beta_optimizer: str | dict | keras.optimizers.Optimizer | None = None,
+        classification_weight: float = 0.5,
+        weight_decay: float = 0.0,
+        accumulation_steps: int = 1,
+        jit_compile: bool | str = False,
+        trunk_rate: float = 1.0,
+        class_weights: Sequence[float] | np.ndarray | None = None,
+        run_eagerly: bool = False,
+        steps_per_execution: int = 1,
+        objective: Objective | None = None,
+        group_optimizers: Mapping[str, str | dict | keras.optimizers.Optimizer] | None = None,
         **refused,
-    ):
+    ) -> None:
         """Sets how the model is trained.
 
         The losses and the metrics are the model's own: Keras's `loss`, `loss_weights`, `metrics` and `weighted_metrics`
@@ -205,7 +211,7 @@ class MultiGrain(Network):
         self._trackers = {metric.name: keras.metrics.Mean(name=metric.name) for metric in objective.metrics}
         self.step.build()
 
-    def get_compile_config(self):
+    def get_compile_config(self) -> dict[str, Any]:
         """What `compile` was given: a saved model comes back ready to train on."""
         if not self.compiled:
             return {}
@@ -227,37 +233,37 @@ class MultiGrain(Network):
             config["classification_weight"] = step.objective.classification_weight
         return keras.saving.serialize_keras_object(config)
 
-    def compile_from_config(self, config):
+    def compile_from_config(self, config: dict[str, Any]) -> None:
         """Compiles with what `get_compile_config` gave."""
         self.compile(**keras.saving.deserialize_keras_object(config))
 
     @property
-    def objective(self):
+    def objective(self) -> Objective:
         """What is minimised; a saved model has its variables, too."""
         return self.step.objective
 
     @property
-    def beta_optimizer(self):
+    def beta_optimizer(self) -> keras.optimizers.Optimizer | None:
         """The optimiser of beta; None where nothing learns it."""
         return self.step.group_optimizers.get("beta")
 
     @property
-    def state_variables(self):
+    def state_variables(self) -> list[keras.Variable]:
         """All that decides the model's answers and its next step: weights, moving statistics, beta, random states."""
         return [*super().state_variables, *self.margin_loss.variables, *self.sampling.variables]
 
     @property
-    def objective_variables(self):
+    def objective_variables(self) -> list[keras.Variable]:
         """What the objective has beside that and keeps changing, such as a memory."""
         known = {id(variable) for variable in (*self.state_variables, *self.objective.fixed_variables)}
         return [variable for variable in self.objective.variables if id(variable) not in known]
 
     @property
-    def metrics(self):
+    def metrics(self) -> list[keras.metrics.Metric]:
         """The running means of the epoch: what the objective measures."""
         return list(getattr(self, "_trackers", {}).values())
 
-    def train_step(self, data):
+    def train_step(self, data: Any) -> dict[str, Any]:
         """One update from `(images [B, H, W, 3], labels [B], instance_ids [B])`: a replica's whole RA groups.
 
         A further part, floats [B], weighs the images' cross-entropies (not the retrieval loss). Where the objective
@@ -293,7 +299,7 @@ class MultiGrain(Network):
             of_class = tf.gather(self._class_weights, batch.labels)
         return of_class if given is None else of_class * given
 
-    def test_step(self, data):
+    def test_step(self, data: Any) -> dict[str, Any]:
         """Cross-entropy and accuracies of `(images, labels)`, at the training exponent.
 
         Weights as a further part multiply the cross-entropies; instance ids are of no account here.
@@ -310,7 +316,7 @@ class MultiGrain(Network):
             self._trackers[name].update_state(value, sample_weight=weight)
         return {name: self._trackers[name].result() for name in values}
 
-    def fit(self, *args, **kwargs):
+    def fit(self, *args, **kwargs) -> keras.callbacks.History:
         """Keras's `fit`, on a dataset of the batches that `train_step` takes.
 
         `sample_weight` and `class_weight` multiply the cross-entropies; `class_weight` stands in for the
@@ -328,7 +334,7 @@ class MultiGrain(Network):
         with self._classes_weighed(given.pop("class_weight", None)), batches.plain_errors():
             return super().fit(**given)
 
-    def evaluate(self, *args, **kwargs):
+    def evaluate(self, *args, **kwargs) -> Any:
         """Keras's `evaluate`, on what `test_step` takes; `sample_weight` multiplies the cross-entropies.
 
         Raises:
@@ -338,13 +344,13 @@ class MultiGrain(Network):
         with batches.plain_errors():
             return super().evaluate(**given)
 
-    def train_on_batch(self, *args, **kwargs):
+    def train_on_batch(self, *args, **kwargs) -> Any:
         """Keras's `train_on_batch`, for a classification_weight of 1; with ids call `train_step`."""
         given = self._given(super().train_on_batch, args, kwargs)
         with batches.plain_errors():
             return super().train_on_batch(**given)
 
-    def test_on_batch(self, *args, **kwargs):
+    def test_on_batch(self, *args, **kwargs) -> Any:
         """Keras's `test_on_batch`."""
         given = self._given(super().test_on_batch, args, kwargs)
         with batches.plain_errors():
@@ -374,7 +380,7 @@ class MultiGrain(Network):
         finally:
             self._class_weights, self.train_function = before, None
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         """Everything the constructor was given."""
         return {
             **super().get_config(),

@@ -1,8 +1,13 @@
 """One update of a network by an objective: gradients, accumulation, decay, rates, XLA and replicas."""
 
+from collections.abc import Mapping
+
+import keras
 import tensorflow as tf
 
+from mg_keras.models import Network
 from mg_keras.objectives.batches import Batch
+from mg_keras.objectives.objective import Objective, ParameterGroup
 
 
 class Step:
@@ -24,16 +29,16 @@ class Step:
 
     def __init__(
         self,
-        network,
-        objective,
-        optimizer,
-        group_optimizers,
+        network: Network,
+        objective: Objective,
+        optimizer: keras.optimizers.Optimizer,
+        group_optimizers: Mapping[str, keras.optimizers.Optimizer],
         *,
-        weight_decay=0.0,
-        accumulation_steps=1,
-        trunk_rate=1.0,
-        jit_compile=False,
-        seed=0,
+        weight_decay: float = 0.0,
+        accumulation_steps: int = 1,
+        trunk_rate: float = 1.0,
+        jit_compile: bool = False,
+        seed: int = 0,
     ):
         self.network, self.objective = network, objective
         self.optimizer, self.group_optimizers = optimizer, group_optimizers
@@ -42,25 +47,25 @@ class Step:
         # XLA takes the part that is mere computation: updates and reductions across replicas stay outside
         self._gradients = tf.function(self._part_gradients, jit_compile=True) if jit_compile else self._part_gradients
 
-    def build(self):
+    def build(self) -> None:
         """Makes the optimisers' variables."""
         self.optimizer.build(self.weights)
         for group in self.groups:
             self.group_optimizers[group.name].build(list(group.variables))
 
     @property
-    def groups(self):
+    def groups(self) -> tuple[ParameterGroup, ...]:
         """The objective's parameter groups."""
         return self.objective.parameter_groups(self.network)
 
     @property
-    def weights(self):
+    def weights(self) -> list[keras.Variable]:
         """The variables of the main optimiser: the network's, and those of the objective that are in no group."""
         known = {id(variable) for group in self.groups for variable in group.variables}
         others = [variable for variable in self.objective.trainable_variables if id(variable) not in known]
         return [*self.network.network_variables, *others]
 
-    def update(self, batch):
+    def update(self, batch: Batch) -> dict[str, tf.Tensor]:
         """One update from a `Batch`, checked; returns the metrics, name -> scalar, of this replica."""
         replicas = tf.distribute.get_strategy().num_replicas_in_sync
         gradients, values, carries = self._accumulate(batch)
@@ -95,7 +100,7 @@ class Step:
             ]
         return updates
 
-    def seed_of(self, part):
+    def seed_of(self, part: int | tf.Tensor) -> tf.Tensor:
         """int32 [2], of a part's draws: step, replica and part alone decide it, so that a resumed run repeats them."""
         replica = tf.distribute.get_replica_context().replica_id_in_sync_group
         step = tf.cast(tf.convert_to_tensor(self.optimizer.iterations), tf.int32)
