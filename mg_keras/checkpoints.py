@@ -10,19 +10,26 @@ recur in a group, variables are known by their place, and the name there must be
 """
 
 import json
+import os
 import zipfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mg_keras.errors import UserError
 from mg_keras.files import atomic_path, remove_leftovers
 
+if TYPE_CHECKING:
+    import keras
+
+
 _META = "meta.json"
 _RATE = "learning_rate"
 
 
-def snapshot(groups):
+def snapshot(groups: "Mapping[str, Sequence[keras.Variable]]") -> dict[str, np.ndarray]:
     """Variables by group -> arrays. Under several workers, all must call it: some variables are means over replicas.
 
     Args:
@@ -38,7 +45,9 @@ def snapshot(groups):
     }
 
 
-def assign(groups, arrays, path):
+def assign(
+    groups: "Mapping[str, Sequence[keras.Variable]]", arrays: Mapping[str, np.ndarray], path: str | os.PathLike
+) -> None:
     """Puts arrays of `snapshot` back into variables; groups that are not asked for are left out.
 
     Each goes to the variable of its path, whatever its place: another version of keras-hub may list its layers in
@@ -123,13 +132,13 @@ def _words_and_numbers(part, inside):
     return tuple(words), tuple(numbers)
 
 
-def first_of(arrays, group, count):
+def first_of(arrays: Mapping[str, np.ndarray], group: str, count: int) -> list[tuple[str, np.ndarray]]:
     """(name, array) of the first `count` variables of a group of `snapshot`, in their order; fewer if there are not."""
     places = {name: int(name.split("/", 2)[1]) for name in arrays if name.startswith(f"{group}/")}
     return [(name, arrays[name]) for name in sorted(places, key=places.get)[:count]]
 
 
-def write_arrays(path, arrays):
+def write_arrays(path: str | os.PathLike, arrays: Mapping[str, np.ndarray]) -> None:
     """Writes arrays of `snapshot` to a file, whole or not at all.
 
     Raises:
@@ -142,7 +151,7 @@ def write_arrays(path, arrays):
         raise UserError(f"{path} could not be written: {error.strerror or error}") from error
 
 
-def read_arrays(path):
+def read_arrays(path: str | os.PathLike) -> dict[str, np.ndarray]:
     """What `write_arrays` wrote.
 
     Raises:
@@ -163,15 +172,15 @@ class Checkpoints:
         keep: how many of the last ones stay, the best one besides.
     """
 
-    def __init__(self, folder, keep=2):
+    def __init__(self, folder: str | os.PathLike, keep: int = 2):
         self.folder = Path(folder)
         self.keep = keep
 
-    def paths(self):
+    def paths(self) -> list[Path]:
         """The checkpoints there are, oldest first."""
         return sorted(self.folder.glob("step-*.npz"))
 
-    def save(self, step, arrays, meta):
+    def save(self, step: int, arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> None:
         """Writes the checkpoint of `step`, then removes those that need not stay and what a killed run left.
 
         Raises:
@@ -186,7 +195,7 @@ class Checkpoints:
                 path.unlink()
         remove_leftovers(self.folder, "step-*.npz")
 
-    def load(self, which="last"):
+    def load(self, which: str = "last") -> tuple[Path, dict[str, np.ndarray], dict[str, Any]] | None:
         """The `"last"` or `"best"` checkpoint as (path, arrays, meta), or None where there is none.
 
         A last checkpoint that can't be read (a disk that lost it) falls back to the one before.

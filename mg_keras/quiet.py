@@ -4,9 +4,10 @@ import contextlib
 import logging
 import os
 import sys
+from collections.abc import Iterator
 
 
-def import_tensorflow():
+def import_tensorflow() -> None:
     """Imports TensorFlow without the start-up notes that it writes to standard error before it can be told not to."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     sys.stderr.flush()
@@ -21,7 +22,7 @@ def import_tensorflow():
 
 
 @contextlib.contextmanager
-def tensorflow_says(level):
+def tensorflow_says(level: int) -> Iterator[None]:
     """TensorFlow's Python log keeps to notes of `level` (of `logging`) and above while the block runs."""
     logger = logging.getLogger("tensorflow")
     before = logger.level

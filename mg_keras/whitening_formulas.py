@@ -4,28 +4,33 @@ Functions over `numpy` (float64: fitting, folding) or `keras.ops` (float32: the 
 given as `xp`; both name these operations alike.
 """
 
+from types import ModuleType
+from typing import Any
+
 # of a descriptor whose values are all nearer to 0, float32 tells the direction badly or not at all
 SMALLEST_DESCRIPTOR = 1e-30
 
 
-def unit_rows(xp, rows):
+def unit_rows(xp: ModuleType, rows: Any) -> Any:
     """`rows` [..., D] divided by their L2 norms; zero rows stay zero."""
     return rows / xp.maximum(xp.sqrt(xp.sum(rows * rows, axis=-1, keepdims=True)), 1e-12)
 
 
-def unit_embeddings(xp, embeddings, bias_channel):
+def unit_embeddings(xp: ModuleType, embeddings: Any, bias_channel: bool) -> Any:
     """ê: e / ||e||, or [e; 1] / ||[e; 1]|| with the bias channel. [..., d] → [..., d or d + 1]."""
     if bias_channel:
         embeddings = xp.concatenate([embeddings, xp.ones_like(embeddings[..., :1])], axis=-1)
     return unit_rows(xp, embeddings)
 
 
-def whitened(xp, unit, mean, projection):
+def whitened(xp: ModuleType, unit: Any, mean: Any, projection: Any) -> Any:
     """Φ = S (ê - μ), with `unit` = ê, as `unit_embeddings` gives it, and `projection` = Sᵀ. [N, D] → [N, k]."""
     return xp.matmul(unit - mean, projection)
 
 
-def unwhitened(xp, descriptors, mean, inverse, discarded_variance=0.0):
+def unwhitened(
+    xp: ModuleType, descriptors: Any, mean: Any, inverse: Any, discarded_variance: Any = 0.0
+) -> tuple[Any, Any]:
     """(Φ [N, k], ê [N, D]) that whitened descriptors u [N, k] came from; their norms are of no account.
 
     Φ = t u and ê = t S⁺ u + μ, with t the positive root of ||t S⁺ u + μ||² = 1 - r, where r is the variance that was
@@ -46,7 +51,7 @@ def unwhitened(xp, descriptors, mean, inverse, discarded_variance=0.0):
     return t * descriptors, t * direction + mean
 
 
-def folded_logits(xp, phi, unit, kernel, bias):
+def folded_logits(xp: ModuleType, phi: Any, unit: Any, kernel: Any, bias: Any) -> Any:
     """Class logits [N, C] by a classifier that `Whitening.fold` made with the bias channel: ||[e; 1]|| (Φ w' + b').
 
     The appended 1 gives the norm back: it is 1 / ê_last. `phi` is [N, k], `unit` ê [N, D], `kernel` w' [k, C].
@@ -54,7 +59,7 @@ def folded_logits(xp, phi, unit, kernel, bias):
     return (xp.matmul(phi, kernel) + bias) / unit[..., -1:]
 
 
-def kept_dimensions(dimensions, size):
+def kept_dimensions(dimensions: int | None, size: int) -> int:
     """k: `dimensions`, or all D = `size` for None.
 
     Raises:

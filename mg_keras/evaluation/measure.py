@@ -1,11 +1,14 @@
 """A network on benchmarks: each photo is embedded once a resolution, and every row of the tables scored from that."""
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from mg_keras.data import augmentations
-from mg_keras.embedding.photos import embed_versions
+from mg_keras.embedding.embedder import Embedder
+from mg_keras.embedding.photos import Embeddings, embed_versions
 from mg_keras.embedding.whitening import Whitening
-from mg_keras.evaluation.evaluators import Answers
+from mg_keras.evaluation.evaluators import Answers, Benchmark
 from mg_keras.poolings import RMAC
 
 
@@ -24,12 +27,12 @@ class Row:
     whitening: Whitening | None = None
 
     @property
-    def classifies(self):
+    def classifies(self) -> bool:
         """Whether the classifier reads embeddings pooled so: it was trained on GeM, and whitening changes no class."""
         return self.pooling != RMAC and self.whitening is None
 
 
-def rows(p_star, whitening_of, comparison=False):
+def rows(p_star: float, whitening_of: Callable[[float | str], Whitening | None], comparison: bool = False) -> list[Row]:
     """The rows of one resolution: GeM at p*, and for comparison average pooling and R-MAC on the same trunk.
 
     Args:
@@ -51,7 +54,9 @@ def rows(p_star, whitening_of, comparison=False):
     return found
 
 
-def measure(embedder, benchmark, resolution, table_rows, seed=0):
+def measure(
+    embedder: Embedder, benchmark: Benchmark, resolution: int, table_rows: Sequence[Row], seed: int = 0
+) -> tuple[dict[str, dict[str, float]], Embeddings]:
     """Scores every row on one benchmark at one resolution.
 
     Args:
@@ -85,7 +90,14 @@ def measure(embedder, benchmark, resolution, table_rows, seed=0):
     return scores, found
 
 
-def measure_all(embedder, benchmarks, rows_at, known=None, seed=0, keep=None):
+def measure_all(
+    embedder: Embedder,
+    benchmarks: Sequence[Benchmark],
+    rows_at: Mapping[int, Sequence[Row]],
+    known: Callable[[Benchmark, int], dict[str, dict[str, float]] | None] | None = None,
+    seed: int = 0,
+    keep: Callable[[Benchmark, int, Embeddings], None] | None = None,
+) -> dict[str, dict[str, Any]]:
     """Measures benchmarks at several resolutions.
 
     Args:

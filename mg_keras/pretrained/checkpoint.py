@@ -1,6 +1,8 @@
 """The weights of a run, from its last checkpoint."""
 
+import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import yaml
@@ -9,8 +11,11 @@ from mg_keras.checkpoints import Checkpoints, assign, first_of
 from mg_keras.errors import UserError
 from mg_keras.pretrained.names import Head
 
+if TYPE_CHECKING:
+    import keras
 
-def fill(trunk, folder, trunk_name):
+
+def fill(trunk: "keras.Model", folder: str | os.PathLike, trunk_name: str) -> Head:
     """Puts the weights of a run's last checkpoint into a trunk.
 
     Args:
@@ -42,7 +47,7 @@ def fill(trunk, folder, trunk_name):
     return Head(np.asarray(kernel), np.asarray(bias), class_names(folder))
 
 
-def class_names(folder):
+def class_names(folder: str | os.PathLike) -> list[str]:
     """The names of a run's classes, in the order of its logits.
 
     Raises:

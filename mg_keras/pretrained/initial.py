@@ -1,9 +1,11 @@
 """Where the weights of a network start from: ImageNet, a run, a file."""
 
+import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from mg_keras.errors import UserError
-from mg_keras.models import trunks
+from mg_keras.models import Network, trunks
 from mg_keras.pretrained import checkpoint, keras_weights, lite0, packed
 from mg_keras.pretrained.multigrain import from_torch_checkpoint
 from mg_keras.pretrained.names import Head
@@ -12,7 +14,9 @@ IMAGENET = "imagenet"
 IN_PACKAGE = "package"
 
 
-def initialize(model, weights, trunk_name, class_names=None):
+def initialize(
+    model: Network, weights: str | os.PathLike, trunk_name: str, class_names: Sequence[str] | None = None
+) -> str:
     """Puts weights that were trained before into a model: the trunk's, and the classifier's where the classes agree.
 
     The classes agree where they have the same names, in whatever order, or, if either side knows no names, where there
@@ -63,7 +67,7 @@ def initialize(model, weights, trunk_name, class_names=None):
     return f"weights of {weights}: the whole model, the classifier of its {len(head.bias)} classes included"
 
 
-def class_names(weights, trunk_name):
+def class_names(weights: str | os.PathLike, trunk_name: str) -> list[str]:
     """The classes of a network that was trained before, in the order of its logits; where they have no names, numbers.
 
     Args:

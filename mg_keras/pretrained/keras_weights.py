@@ -1,11 +1,13 @@
 """Weights in Keras's own files, and keras-hub presets."""
 
 import contextlib
+import os
 import tempfile
 import zipfile
 from pathlib import Path
 
 import h5py
+import keras
 import keras_hub
 
 from mg_keras.errors import UserError
@@ -35,7 +37,7 @@ _EXPONENT = "layers/ge_m/vars/0"
 _WITHOUT_EFFECT = {"name", "trainable", "dtype", "image_shape", "input_shape", "dropout", "batch_norm_momentum"}
 
 
-def fill_from_preset(trunk, trunk_name, folder=None):
+def fill_from_preset(trunk: keras.Model, trunk_name: str, folder: str | os.PathLike | None = None) -> None:
     """Puts the weights of a keras-hub preset into a trunk.
 
     Args:
@@ -79,7 +81,7 @@ def fill_from_preset(trunk, trunk_name, folder=None):
         variable.assign(value)
 
 
-def fill_from_file(trunk, path, trunk_name):
+def fill_from_file(trunk: keras.Model, path: str | os.PathLike, trunk_name: str) -> Head | None:
     """Puts the weights of a `.weights.h5` or `.keras` file into a trunk; nothing of a `.keras` file is run.
 
     Args:
@@ -107,7 +109,7 @@ def fill_from_file(trunk, path, trunk_name):
     return head
 
 
-def pooling_exponent(path):
+def pooling_exponent(path: str | os.PathLike) -> float | None:
     """The exponent p that a `MultiGrain` in a `.weights.h5` or `.keras` file pools with; None for a trunk's file.
 
     Raises:

@@ -5,6 +5,7 @@ A checkpoint is recognised and checked by the names and shapes of its tensors al
 
 import dataclasses
 import math
+import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -55,7 +56,7 @@ MULTIGRAIN = Layout("MultiGrain", "features.", "classifier.", "pool.p")
 TORCHVISION = Layout("torchvision", "", "fc.", None)
 
 
-def resnet_layers(trunk):
+def resnet_layers(trunk: str) -> list[Layer]:
     """The layers with weights of a trunk, a list of `Layer`.
 
     Args:
@@ -86,12 +87,12 @@ def resnet_layers(trunk):
     return layers
 
 
-def embedding_size(trunk):
+def embedding_size(trunk: str) -> int:
     """d, the channels of a trunk's feature map."""
     return resnet_layers(trunk)[-1].shape[0]
 
 
-def parameters(layer):
+def parameters(layer: Layer) -> dict[str, tuple]:
     """The tensors of a `Layer`: name in PyTorch -> shape. Batch normalisation's counter of batches is none of them."""
     if len(layer.shape) == 4:
         return {f"{layer.torch}.weight": layer.shape}
@@ -137,7 +138,7 @@ class TorchCheckpoint:
     beside: list
     _file: TorchFile = dataclasses.field(repr=False)
 
-    def array(self, name):
+    def array(self, name: str) -> np.ndarray:
         """A tensor of `tensors` as a NumPy array.
 
         Raises:
@@ -148,7 +149,7 @@ class TorchCheckpoint:
             raise UserError(f"{self.path}: {name} holds NaN or infinite values")
         return values
 
-    def check(self, strict=True):
+    def check(self, strict: bool = True) -> None:
         """Refuses a file that does not have what its layout has.
 
         Args:
@@ -160,7 +161,7 @@ class TorchCheckpoint:
         problems = {"missing": self.missing, "misshaped": self.misshaped, "unknown": self.unknown if strict else []}
         refuse(f"{self.path} is no {self.layout.name} checkpoint of a {self.trunk}", problems)
 
-    def describe(self):
+    def describe(self) -> str:
         """What the file is, what is taken of it and what is not: lines to print."""
         size = embedding_size(self.trunk)
         held = [f"below {shown(self.wrapper)!r}"] if self.wrapper else []
@@ -187,7 +188,7 @@ class TorchCheckpoint:
         return "\n".join(f"{name:<{width}}  {text}" for name, text in rows.items())
 
 
-def open_torch_checkpoint(path):
+def open_torch_checkpoint(path: str | os.PathLike) -> TorchCheckpoint:
     """Looks into a PyTorch checkpoint; runs nothing of it and reads none of its tensors but the exponent.
 
     Args:

@@ -7,10 +7,13 @@ brought to 224 px as elsewhere here: the centre of the photo with its smallest s
 """
 
 import importlib.util
+import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from keras import Model
 
 from mg_keras.errors import UserError
 from mg_keras.models import Network
@@ -53,7 +56,7 @@ class PackageFile(NamedTuple):
     pooling_exponent: float = 1.0
 
 
-def package_file():
+def package_file() -> Path:
     """The weights file of the package.
 
     Raises:
@@ -69,7 +72,7 @@ def package_file():
     return files[0]
 
 
-def class_ids():
+def class_ids() -> list[str]:
     """The WordNet ids of ImageNet's 1000 classes, in the order of the logits, which is the ids' own."""
     import tensorflow_datasets as tfds
 
@@ -77,7 +80,7 @@ def class_ids():
     return sorted(labels.read_text(encoding="utf-8").split())
 
 
-def fill(trunk, path):
+def fill(trunk: Model, path: str | os.PathLike) -> Head:
     """Puts the weights of a PyTorch file with this network's names into a trunk `efficientnet_lite0`.
 
     Args:
@@ -113,7 +116,7 @@ def fill(trunk, path):
     return Head(np.ascontiguousarray(kernel.T), bias, class_ids() if len(bias) == 1000 else None)
 
 
-def imagenet_network(classes=None):
+def imagenet_network(classes: Sequence[str] | None = None) -> Pretrained:
     """EfficientNet-Lite0 as it was trained on ImageNet: average pooling (p = 1), and its own classifier.
 
     Args:

@@ -1,6 +1,8 @@
 """MultiGrain from PyTorch checkpoints, and PyTorch checkpoints from MultiGrain."""
 
 import dataclasses
+import os
+from collections.abc import Sequence
 
 import keras_hub
 import numpy as np
@@ -43,7 +45,9 @@ class Pretrained:
     checkpoint: TorchCheckpoint
 
 
-def from_torch_checkpoint(path, class_names=None, strict=True):
+def from_torch_checkpoint(
+    path: str | os.PathLike, class_names: Sequence[str] | None = None, strict: bool = True
+) -> Pretrained:
     """Makes a MultiGrain of a PyTorch checkpoint, without PyTorch, and without running anything of the file.
 
     Known are the published MultiGrain checkpoints, plain and whitened, and torchvision's ResNet-18, 34, 50, 101 and
@@ -89,7 +93,7 @@ def from_torch_checkpoint(path, class_names=None, strict=True):
     return Pretrained(model, whitening, None if class_names is None else list(class_names), checkpoint)
 
 
-def to_torch_state_dict(model):
+def to_torch_state_dict(model: Network) -> dict[str, np.ndarray]:
     """A MultiGrain's weights under the names of the published checkpoints (`features.*`, `classifier.*`, `pool.p`).
 
     `from_torch_checkpoint` gives the same bits back; so does what `torch.load` reads of `save_torch_checkpoint`'s file
@@ -130,7 +134,7 @@ def to_torch_state_dict(model):
     }
 
 
-def save_torch_checkpoint(path, model):
+def save_torch_checkpoint(path: str | os.PathLike, model: Network) -> None:
     """Writes a MultiGrain as a published checkpoint is: a `.pth` file with its weights below `model_state`.
 
     Args:

@@ -1,5 +1,7 @@
 """What readers of weights share: names and shapes that must agree, and the classifier that comes with a trunk."""
 
+import os
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -24,7 +26,7 @@ class Head(NamedTuple):
     class_names: list | None
 
 
-def check(path, network, wanted, found):
+def check(path: str | os.PathLike, network: str, wanted: Mapping[str, tuple], found: Mapping[str, tuple]) -> None:
     """Refuses a file that does not hold exactly the arrays of a network.
 
     Args:
@@ -48,14 +50,14 @@ def check(path, network, wanted, found):
     refuse(f"{path} does not hold the weights of a {network}", problems)
 
 
-def refuse(what, problems):
+def refuse(what: str, problems: Mapping[str, Sequence[str]]) -> None:
     """Raises UserError(`what`) with the lists of names in `problems` (kind -> names), unless all are empty."""
     listed = [f"{kind}: {some(names)}" for kind, names in problems.items() if names]
     if listed:
         raise UserError(f"{what}; {'; '.join(listed)}")
 
 
-def some(names, most=_MOST_NAMED):
+def some(names: Sequence[str], most: int | None = _MOST_NAMED) -> str:
     """Names for a message: the first of them and how many more there are; all for None."""
     # a name and two shapes
     names = [shown(name, 200) for name in names]

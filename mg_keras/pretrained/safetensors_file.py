@@ -1,6 +1,7 @@
 """Safetensors files as files of PyTorch tensors. There is nothing to run in them."""
 
 import math
+import os
 from pathlib import Path
 
 # NumPy knows bfloat16 by name once it is imported
@@ -25,7 +26,7 @@ _TYPES = {
 }
 
 
-def open_tensors(path):
+def open_tensors(path: str | os.PathLike) -> "SafetensorsFile | TorchFile":
     """A file of PyTorch tensors, by its name: `SafetensorsFile` for `.safetensors`, otherwise `TorchFile`."""
     return SafetensorsFile(path) if Path(path).suffix == ".safetensors" else TorchFile(path)
 
@@ -48,7 +49,7 @@ class SafetensorsFile:
 
     format = "safetensors"
 
-    def __init__(self, path):
+    def __init__(self, path: str | os.PathLike):
         self.path = Path(path)
         try:
             self._file = safe_open(self.path, framework="numpy")
@@ -66,7 +67,7 @@ class SafetensorsFile:
         strides = tuple(math.prod(shape[place + 1 :]) for place in range(len(shape)))
         return Tensor(Storage(name, _TYPES[kind], math.prod(shape)), 0, shape, strides)
 
-    def array(self, tensor):
+    def array(self, tensor: Tensor) -> np.ndarray:
         """The numbers of a tensor of `contents` as a NumPy array; bfloat16 comes as float32."""
         values = self._file.get_tensor(tensor.storage.key)
         return values.astype(np.float32) if tensor.dtype == "bfloat16" else values

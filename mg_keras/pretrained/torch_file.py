@@ -81,7 +81,7 @@ class Tensor(NamedTuple):
     strides: tuple
 
     @property
-    def dtype(self):
+    def dtype(self) -> str:
         """The type of its numbers: a name of NumPy, or `"bfloat16"`."""
         return self.storage.dtype
 
@@ -119,7 +119,7 @@ class TorchFile:
         (64, 3, 7, 7)
     """
 
-    def __init__(self, path):
+    def __init__(self, path: str | os.PathLike):
         self.path = Path(path)
         self._storages, self._places, self._checksums = {}, {}, {}
         self._order = "<"
@@ -147,7 +147,7 @@ class TorchFile:
         except OSError as error:
             raise UserError(f"{self.path} cannot be read: {error.strerror or error}") from error
 
-    def array(self, tensor):
+    def array(self, tensor: Tensor) -> np.ndarray:
         """The numbers of a tensor of this file.
 
         Args:
@@ -413,7 +413,7 @@ def _is_count(value):
     return type(value) is int and 0 <= value <= sys.maxsize
 
 
-def shown(text, most=80):
+def shown(text: str, most: int = 80) -> str:
     """A text of a file's, fit for a line of a message or a terminal, of at most so many characters."""
     text = text if text.isprintable() else ascii(text)
     return text if len(text) <= most else f"{text[: most - 3]}..."
