@@ -1,12 +1,14 @@
 """Choosing the test exponent p* of a resolution: cross-validation on IN-aug, or fine-tuning p alone (section 3.5)."""
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import tensorflow as tf
 
 from mg_keras.data import augmentations
-from mg_keras.embedding.photos import embed, embed_versions, prepared_batches
+from mg_keras.data.sources import Split
+from mg_keras.embedding.photos import EmbeddingNetwork, embed, embed_versions, prepared_batches
 from mg_keras.errors import UserError
 from mg_keras.evaluation.metrics import group_score, top_k_accuracy
 from mg_keras.layers.gem import SMALLEST_EXPONENT
@@ -23,7 +25,7 @@ _CLASSES_UNLABELLED = 100
 _PIXELS_A_BLOCK = 1024 * 224 * 224
 
 
-def in_aug_photos(split, per_class, seed=0):
+def in_aug_photos(split: Split, per_class: int, seed: int = 0) -> Split:
     """`per_class` photos of each class, drawn with a seed, as a split: what IN-aug is made of.
 
     Of photos without labels, as many as of 100 classes.
@@ -33,7 +35,14 @@ def in_aug_photos(split, per_class, seed=0):
     return split.subset(_rows_of_classes(split, per_class, seed))
 
 
-def in_aug_scores(network, photos, resolution, exponents=EXPONENTS, seed=0, label=None):
+def in_aug_scores(
+    network: EmbeddingNetwork,
+    photos: Split,
+    resolution: int,
+    exponents: Sequence[float] = EXPONENTS,
+    seed: int = 0,
+    label: str | None = None,
+) -> dict[float, float]:
     """The IN-aug score of each exponent at one resolution.
 
     Five "full" augmentations of each photo, each a query: the mean number of versions of its own photo among its five
@@ -57,12 +66,22 @@ def in_aug_scores(network, photos, resolution, exponents=EXPONENTS, seed=0, labe
     }
 
 
-def best_exponent(scores):
+def best_exponent(scores: Mapping[float, float]) -> float:
     """The exponent with the highest score; the smallest of equals."""
     return min(scores, key=lambda exponent: (-scores[exponent], exponent))
 
 
-def exponent_sweep(network, val, photos, sizes, train_resolution, exponents=EXPONENTS, also=None, seed=0, label=None):
+def exponent_sweep(
+    network: EmbeddingNetwork,
+    val: Split,
+    photos: Split,
+    sizes: Sequence[int],
+    train_resolution: int,
+    exponents: Sequence[float] = EXPONENTS,
+    also: Mapping[int, Sequence[float]] | None = None,
+    seed: int = 0,
+    label: str | None = None,
+) -> dict[int, dict[float, dict[str, float]]]:
     """Class accuracy and IN-aug score of each exponent at each resolution (Figure 4, with the accuracy beside it).
 
     At each resolution the trunk runs once over the validation photos and once over the versions of IN-aug.
@@ -128,30 +147,30 @@ class FineTuned:
     batches: list
 
     @property
-    def p_star(self):
+    def p_star(self) -> float:
         """The learnt exponent."""
         return float(self.exponents[-1])
 
     @property
-    def photos(self):
+    def photos(self) -> int:
         """How many photos it was learnt from."""
         return len(np.unique(np.concatenate(self.batches)))
 
 
 def fine_tune_exponent(
-    network,
-    split,
-    resolution,
-    train_resolution,
-    initial=None,
-    per_class=50,
-    learning_rate=0.005,
-    momentum=0.9,
-    batch_size=4,
-    epochs=1,
-    seed=0,
-    label=None,
-):
+    network: Network,
+    split: Split,
+    resolution: int,
+    train_resolution: int,
+    initial: float | None = None,
+    per_class: int = 50,
+    learning_rate: float = 0.005,
+    momentum: float = 0.9,
+    batch_size: int = 4,
+    epochs: int = 1,
+    seed: int = 0,
+    label: str | None = None,
+) -> FineTuned:
     """Learns the test exponent of a resolution by SGD, everything else in the network fixed (section 7; supplement E).
 
     The loss is the cross-entropy of the network's own classifier on photos prepared as for a test at s*, batch norm in

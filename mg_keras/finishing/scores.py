@@ -1,12 +1,16 @@
 """Measuring a trained run, or an exported SavedModel, on benchmarks; a run's scores stay in its folder."""
 
 import functools
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from mg_keras.data import sources
 from mg_keras.data.images import decode
+from mg_keras.data.sources import Source
 from mg_keras.embedding.embedder import Embedder
 from mg_keras.errors import UserError
 from mg_keras.evaluation import evaluators as benchmarks
@@ -16,11 +20,18 @@ from mg_keras.evaluation.search import nearest
 from mg_keras.finishing.pooling_exponent import VERSIONS, in_aug_photos
 from mg_keras.finishing.stages import COMPARISON, choose_p_star, embedder_of, exponent_at, fit_whitening
 from mg_keras.progress import announce
+from mg_keras.runs.run import Run
 
 _QUERIES, _NEIGHBOURS = 6, 7
 
 
-def open_benchmarks(run, source, specs=None, rotations=None, distractors=None):
+def open_benchmarks(
+    run: Run,
+    source: Source,
+    specs: Sequence[str] | None = None,
+    rotations: str | os.PathLike | None = None,
+    distractors: str | os.PathLike | None = None,
+) -> list[benchmarks.Benchmark]:
     """The benchmarks of a run.
 
     Args:
@@ -72,7 +83,7 @@ def _open_by_folder(spec, class_names, rotations, distractors, data_dir):
     )
 
 
-def complete(run, source, embedder=None):
+def complete(run: Run, source: Source, embedder: Embedder | None = None) -> Iterator[str]:
     """Chooses p* and fits the whitening at those of the run's resolutions where that is still to be done.
 
     Args:
@@ -103,7 +114,13 @@ def _whitened(run, size):
     return run.whitening_at(size) is not None and fitted_at == exponent_at(run, size)
 
 
-def evaluate(run, source, chosen=None, comparison=False, embedder=None):
+def evaluate(
+    run: Run,
+    source: Source,
+    chosen: Sequence[benchmarks.Benchmark] | None = None,
+    comparison: bool = False,
+    embedder: Embedder | None = None,
+) -> dict[str, Any]:
     """Measures a run on benchmarks, at each of its resolutions, with its p*, with and without its whitening.
 
     Writes metrics.json, in which the scores of other benchmarks and resolutions stay, and for the run's own photos
@@ -178,7 +195,13 @@ def _whitening_of(run, size, p_star, pooling):
     return run.whitening_at(size, None if pooling == p_star else pooling)
 
 
-def evaluate_exported(exported, specs, sizes=None, rotations=None, distractors=None):
+def evaluate_exported(
+    exported: Any,
+    specs: Sequence[str],
+    sizes: Sequence[int] | None = None,
+    rotations: str | os.PathLike | None = None,
+    distractors: str | os.PathLike | None = None,
+) -> dict[str, Any]:
     """Measures an exported SavedModel on benchmarks that have a folder of their own.
 
     Args:

@@ -4,10 +4,13 @@
 """
 
 import contextlib
+import os
+from collections.abc import Sequence
 
 import numpy as np
 
 from mg_keras.data import sources
+from mg_keras.data.sources import Source
 from mg_keras.embedding.embedder import Embedder
 from mg_keras.embedding.whitening import Whitening, check_fit, class_agreement
 from mg_keras.errors import UserError
@@ -25,7 +28,7 @@ from mg_keras.finishing.pooling_exponent import (
 from mg_keras.poolings import RMAC
 from mg_keras.progress import announce
 from mg_keras.runs.photos import open_source
-from mg_keras.runs.run import load_run
+from mg_keras.runs.run import Run, load_run
 
 P_STAR_METHODS = ("cross-validation", "fine-tuning", "both")
 
@@ -33,7 +36,7 @@ COMPARISON = (1.0, RMAC)
 """Poolings that GeM at p* is compared with, on the same trunk: average pooling and R-MAC."""
 
 
-def embedder_of(run, also=()):
+def embedder_of(run: Run, also: Sequence[float | str] = ()) -> Embedder:
     """What the stages after training share, so that each photo is embedded once a resolution.
 
     Args:
@@ -43,7 +46,9 @@ def embedder_of(run, also=()):
     return Embedder(run.model, run.settings.resolution, also)
 
 
-def open_run(path, resolutions=None, checkpoint="last", data=None):
+def open_run(
+    path: str | os.PathLike, resolutions: Sequence[int] | None = None, checkpoint: str = "last", data: str | None = None
+) -> tuple[Run, Source]:
     """A run that is to get new results, and its photos, as programs take them that come after training.
 
     Args:
@@ -60,7 +65,7 @@ def open_run(path, resolutions=None, checkpoint="last", data=None):
     return run, run.matched(open_source(run.settings))
 
 
-def check_later_stages(run, source, embedding_dimension):
+def check_later_stages(run: Run, source: Source, embedding_dimension: int) -> None:
     """Refuses, before hours of training, what the stages after it could not do.
 
     Too few photos for a whitening are no reason: such a run is exported without one.
@@ -79,21 +84,21 @@ def check_later_stages(run, source, embedding_dimension):
     _whitening_photos(run.settings, source)
 
 
-def exponent_at(run, resolution):
+def exponent_at(run: Run, resolution: int) -> float:
     """The chosen p* of a resolution, or the training exponent where none was chosen."""
     return float(run.p_star.get(resolution, run.settings.pooling_exponent))
 
 
 def choose_p_star(
-    run,
-    source,
-    exponents=EXPONENTS,
-    method="cross-validation",
-    per_class=50,
-    epochs=1,
-    sweep=False,
-    resolutions=None,
-):
+    run: Run,
+    source: Source,
+    exponents: Sequence[float] = EXPONENTS,
+    method: str = "cross-validation",
+    per_class: int = 50,
+    epochs: int = 1,
+    sweep: bool = False,
+    resolutions: Sequence[int] | None = None,
+) -> dict[int, float]:
     """Chooses p* for each of the run's resolutions, by cross-validation on IN-aug or by fine-tuning (section 3.5).
 
     Writes p_star.json and p_star.png, and with `sweep` sweep.json and sweep.png, each after every resolution. What was
@@ -171,7 +176,14 @@ def choose_p_star(
     return p_star
 
 
-def fit_whitening(run, source, poolings=(), measure_classes=False, resolutions=None, embedder=None):
+def fit_whitening(
+    run: Run,
+    source: Source,
+    poolings: Sequence[float | str] = (),
+    measure_classes: bool = False,
+    resolutions: Sequence[int] | None = None,
+    embedder: Embedder | None = None,
+) -> str:
     """Fits the whitening (section 3.4), with the bias channel, at each of the run's resolutions with its p*.
 
     Writes whitening.npz (training resolution: the exported one), whitening-SIZE.npz and whitening.json. Whitenings of

@@ -1,5 +1,10 @@
 """What a training run is: every value that can be set, its default and its meaning."""
 
+import os
+from argparse import Namespace
+from collections.abc import Collection
+from typing import Any, Self
+from jsonargparse import ArgumentParser
 import dataclasses
 import difflib
 import functools
@@ -176,17 +181,17 @@ class TrainConfig:
             )
 
     @property
-    def samples_pairs(self):
+    def samples_pairs(self) -> bool:
         """Whether the objective needs pairs of versions of one photo."""
         return self.objective != "classification" and self.classification_weight < 1
 
     @property
-    def resolutions(self):
+    def resolutions(self) -> list[int]:
         """The resolutions to measure at, the training resolution first."""
         wanted = self.evaluation_resolutions or [self.resolution * 3 // 2, self.resolution * 2]
         return [self.resolution, *(value for value in wanted if value != self.resolution)]
 
-    def part_size(self, replicas):
+    def part_size(self, replicas: int) -> int:
         """Items in one part of one replica's batch.
 
         Raises:
@@ -206,12 +211,12 @@ class TrainConfig:
             )
         return size
 
-    def save(self, path):
+    def save(self, path: str | os.PathLike) -> None:
         """Writes the values as YAML."""
         Path(path).write_text(yaml.safe_dump(dataclasses.asdict(self), sort_keys=False), encoding="utf-8")
 
     @classmethod
-    def load(cls, path):
+    def load(cls, path: str | os.PathLike) -> Self:
         """Reads what `save` wrote, perhaps edited by hand since.
 
         Raises:
@@ -223,7 +228,7 @@ class TrainConfig:
         except UserError as error:
             raise UserError(f"{path}: {error}") from error
 
-    def differences(self, other, without=()):
+    def differences(self, other: Self, without: Collection[str] = ()) -> list[str]:
         """Lines `name: this value -> other's value`, for all that is not the same and not named in `without`."""
         mine, theirs = dataclasses.asdict(self), dataclasses.asdict(other)
         changed = [name for name in mine if mine[name] != theirs[name] and name not in without]
@@ -240,7 +245,7 @@ def _check(name, value):
     check(name, value, _kinds()[name])
 
 
-def read_settings(path, beside=()):
+def read_settings(path: str | os.PathLike, beside: Collection[str] = ()) -> dict[str, Any]:
     """The settings in a YAML file, each of them checked by itself.
 
     Args:
@@ -284,14 +289,14 @@ class _SettingsFile(ActionConfigFile):
         super().__call__(parser, cfg, values, option_string)
 
 
-def add_settings(parser, help):
+def add_settings(parser: ArgumentParser, help: str) -> None:
     """Adds `--config FILE`, with its help, and a flag for every setting to a `mg_keras.programs.common.Parser`."""
     parser.add_argument("--config", action=_SettingsFile, help=help)
     parser.add_class_arguments(TrainConfig)
     parser.wanted.update({name: wanted(kind) for name, kind in _kinds().items()})
 
 
-def settings_of(options):
+def settings_of(options: Namespace) -> TrainConfig:
     """The `TrainConfig` of what a parser with `add_settings` has parsed.
 
     Raises:

@@ -1,5 +1,9 @@
 """The network of a run's settings, and its objective."""
 
+from mg_keras.data.sources import Source
+from mg_keras.objectives.objective import Objective
+from mg_keras.runs.config import TrainConfig
+from typing import Any
 import dataclasses
 
 import keras
@@ -10,7 +14,7 @@ from mg_keras.errors import UserError
 from mg_keras.multigrain import MultiGrain
 
 
-def build_model(config, num_classes):
+def build_model(config: TrainConfig, num_classes: int) -> MultiGrain:
     """The untrained model of a configuration, the same for the same seed."""
     keras.utils.set_random_seed(config.seed)
     keras.mixed_precision.set_dtype_policy(config.dtype)
@@ -30,7 +34,7 @@ def build_model(config, num_classes):
         keras.mixed_precision.set_dtype_policy("float32")
 
 
-def known_classes(run, source):
+def known_classes(run: Any, source: Source) -> tuple[list[str], Source]:
     """The classes that a run's network tells apart, and its photos with their labels numbered so.
 
     Where the objective needs no labels, the classes are those of the network that training starts from, and photos
@@ -69,6 +73,6 @@ def _without_labels(source):
     return dataclasses.replace(source, class_names=[], train=train, val=val)
 
 
-def build_objective(config, model):
+def build_objective(config: TrainConfig, model: MultiGrain) -> Objective:
     """What the training of a configuration minimises."""
     return objectives.get(config.objective).from_settings(model, config)

@@ -1,5 +1,8 @@
 """A run is one folder, and whatever comes after training needs nothing but that folder."""
 
+import os
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Self
 import dataclasses
 import json
 import unicodedata
@@ -11,6 +14,12 @@ from mg_keras.files import atomic_path, atomic_write_json, atomic_write_text, ch
 from mg_keras.checkpoints import Checkpoints, assign
 from mg_keras.runs.config import PLACES, TrainConfig
 from mg_keras.embedding.whitening import Whitening
+
+if TYPE_CHECKING:
+    from mg_keras.data.sources import Source
+    from mg_keras.embedding.whitening import Whitening
+    from mg_keras.multigrain import MultiGrain
+
 
 
 class Run:
@@ -42,13 +51,13 @@ class Run:
         config: `TrainConfig`.
     """
 
-    def __init__(self, path, config):
+    def __init__(self, path: str | os.PathLike, config: TrainConfig):
         self.path, self.settings = Path(path), config
         self.checkpoints = Checkpoints(self.path / "checkpoints", config.keep_checkpoints)
         self.checkpoint = "last"
 
     @classmethod
-    def at(cls, path, config):
+    def at(cls, path: str | os.PathLike, config: TrainConfig) -> Self:
         """A new run, of which nothing is written yet, or the run in a folder, to go on with.
 
         Raises:
@@ -72,13 +81,13 @@ class Run:
         return cls(path, config)
 
     @classmethod
-    def start(cls, path, config):
+    def start(cls, path: str | os.PathLike, config: TrainConfig) -> Self:
         """As `at`, and writes the settings: to make a run without training it."""
         run = cls.at(path, config)
         run.save_settings()
         return run
 
-    def begin(self, source, is_chief=True, class_names=None):
+    def begin(self, source: "Source", is_chief: bool=True, class_names: Sequence[str] | None=None) -> None:
         """Writes what a run has before its first step: its settings, its classes and what is known of its photos.
 
         Args:
@@ -91,7 +100,7 @@ class Run:
             self.save_class_names(source.class_names if class_names is None else class_names)
             self.save_data(source)
 
-    def save_settings(self):
+    def save_settings(self) -> None:
         """Writes `config.yaml`, unless it is as it should be."""
         path = self.path / "config.yaml"
         if not path.is_file() or TrainConfig.load(path) != self.settings:
@@ -99,7 +108,7 @@ class Run:
                 self.settings.save(partial)
 
     @classmethod
-    def open(cls, path):
+    def open(cls, path: str | os.PathLike) -> Self:
         """The run in a folder.
 
         Raises:
@@ -111,11 +120,11 @@ class Run:
         return cls(path, TrainConfig.load(path / "config.yaml"))
 
     @property
-    def config(self):
+    def config(self) -> dict[str, Any]:
         """The settings as a dict."""
         return dataclasses.asdict(self.settings)
 
-    def save_class_names(self, names):
+    def save_class_names(self, names: Sequence[str]) -> None:
         """Notes the classes, in the order of the logits. That is done once: what was learnt belongs to these numbers.
 
         Raises:
@@ -129,7 +138,7 @@ class Run:
             raise UserError(f"{path} holds other classes, or in another order: give another folder for a new run")
 
     @cached_property
-    def class_names(self):
+    def class_names(self) -> list[str]:
         """The names of the classes, in the order of the logits.
 
         Raises:
@@ -140,7 +149,7 @@ class Run:
             raise UserError(f"{path} is missing: it holds the names of the classes, a line each, in the logits' order")
         return path.read_text(encoding="utf-8").splitlines()
 
-    def save_data(self, source):
+    def save_data(self, source: "Source") -> None:
         """Notes what the run is begun with, to know its photos again where they are moved. That is done once."""
         if not (self.path / "data.json").exists():
             content = {
@@ -151,11 +160,11 @@ class Run:
             atomic_write_json(self.path / "data.json", content)
 
     @property
-    def data_record(self):
+    def data_record(self) -> dict[str, Any]:
         """What `save_data` noted; empty for a run that is older than that."""
         return self._read(self.path / "data.json")
 
-    def matched(self, source):
+    def matched(self, source: "Source") -> "Source":
         """A source with its classes numbered as the run has them: a class is its name, not its place in a list.
 
         A new run takes the classes as they are, and so does a network that came from elsewhere and was to be measured
@@ -187,7 +196,7 @@ class Run:
             )
         return source.with_classes(self.class_names)
 
-    def check_same_photos(self, source):
+    def check_same_photos(self, source: "Source") -> str | None:
         """Refuses to go on training with other photos than before.
 
         Args:
@@ -212,7 +221,7 @@ class Run:
         return found
 
     @cached_property
-    def model(self):
+    def model(self) -> "MultiGrain":
         """The trained model, from the last checkpoint or the one that `use_checkpoint` named.
 
         Raises:
@@ -220,7 +229,7 @@ class Run:
         """
         return self.load_model(self.checkpoint)
 
-    def use_checkpoint(self, which):
+    def use_checkpoint(self, which: str) -> None:
         """Takes the model of the `"last"` or the `"best"` checkpoint, and the results that were made with it.
 
         Raises:
@@ -232,7 +241,7 @@ class Run:
         self.__dict__.pop("model", None)
 
     @property
-    def results(self):
+    def results(self) -> Path:
         """Where p*, whitenings, metrics and pictures lie.
 
         The best checkpoint's have a folder of their own, so that no p* or whitening of one checkpoint meets the other's
@@ -240,7 +249,7 @@ class Run:
         """
         return self.path if self.checkpoint == "last" else self.path / self.checkpoint
 
-    def use(self, **settings):
+    def use(self, **settings) -> None:
         """Takes other settings for what is done now; those in the folder stay.
 
         Args:
@@ -252,7 +261,7 @@ class Run:
         given = {name: value for name, value in settings.items() if value is not None}
         self.settings = dataclasses.replace(self.settings, **given)
 
-    def load_model(self, which):
+    def load_model(self, which: str) -> "MultiGrain":
         """The model of the `"last"` or the `"best"` checkpoint."""
         found = self.checkpoints.load(which)
         if found is None:
@@ -265,7 +274,7 @@ class Run:
         assign({"model": model.state_variables}, arrays, path)
         return model
 
-    def whitening_path(self, resolution, pooling=None):
+    def whitening_path(self, resolution: int, pooling: float | str | None=None) -> Path:
         """Where a fitted whitening lies.
 
         Args:
@@ -279,45 +288,45 @@ class Run:
         exported = resolution == self.settings.resolution
         return self.results / ("whitening.npz" if exported else f"whitening-{resolution}.npz")
 
-    def whitening_at(self, resolution, pooling=None):
+    def whitening_at(self, resolution: int, pooling: float | str | None=None) -> "Whitening | None":
         """The `Whitening` at a `whitening_path`, or None before it is fitted."""
         path = self.whitening_path(resolution, pooling)
         return Whitening.load(path) if path.exists() else None
 
     @property
-    def whitening(self):
+    def whitening(self) -> "Whitening | None":
         """The `Whitening` that is exported, or None before it is fitted."""
         return self.whitening_at(self.settings.resolution)
 
     @property
-    def whitening_report(self):
+    def whitening_report(self) -> dict[int, dict[str, Any]]:
         """Resolution -> how its whitening was fitted and what it costs in classes; empty before the fit."""
         return {int(resolution): entry for resolution, entry in self._read(self.results / "whitening.json").items()}
 
-    def save_whitening_report(self, report):
+    def save_whitening_report(self, report: Mapping[int, Mapping[str, Any]]) -> None:
         """Writes `whitening.json`."""
         atomic_write_json(self.results / "whitening.json", report)
 
     @property
-    def p_star(self):
+    def p_star(self) -> dict[int, float]:
         """Resolution in pixels -> the exponent chosen for it; empty before the choice."""
         table = self._read(self.results / "p_star.json").get("p_star", {})
         return {int(resolution): value for resolution, value in table.items()}
 
     @property
-    def p_star_scores(self):
+    def p_star_scores(self) -> dict[int, dict[float, float]]:
         """Resolution -> {exponent: IN-aug score}; empty before the choice."""
         table = self._read(self.results / "p_star.json").get("scores", {})
         return {int(size): {float(p): score for p, score in scores.items()} for size, scores in table.items()}
 
     @property
-    def p_star_fine_tuned(self):
+    def p_star_fine_tuned(self) -> dict[int, dict[str, Any]]:
         """Resolution -> `{"p_star", "initial", "photos"}` of the exponent learnt for it; empty before that."""
         return {
             int(size): entry for size, entry in self._read(self.results / "p_star.json").get("fine_tuned", {}).items()
         }
 
-    def save_p_star(self, p_star, scores, fine_tuned, **how):
+    def save_p_star(self, p_star: Mapping[int, float], scores: Mapping[int, Mapping[float, float]], fine_tuned: Mapping[int, Mapping[str, Any]], **how) -> None:
         """Writes `p_star.json`.
 
         Args:
@@ -330,23 +339,23 @@ class Run:
         atomic_write_json(self.results / "p_star.json", content)
 
     @property
-    def exponent_sweep(self):
+    def exponent_sweep(self) -> dict[int, dict[float, dict[str, float]]]:
         """Resolution -> exponent -> `{"top1", "top5", "instance"}`; empty before they were measured."""
         return {
             int(size): {float(p): scores for p, scores in by_exponent.items()}
             for size, by_exponent in self._read(self.results / "sweep.json").items()
         }
 
-    def save_exponent_sweep(self, sweep):
+    def save_exponent_sweep(self, sweep: Mapping[int, Mapping[float, Mapping[str, float]]]) -> None:
         """Writes `sweep.json`."""
         atomic_write_json(self.results / "sweep.json", _by_name(sweep))
 
     @property
-    def metrics(self):
+    def metrics(self) -> dict[str, Any]:
         """What `metrics.json` holds; empty before the evaluation."""
         return self._read(self.results / "metrics.json")
 
-    def save_metrics(self, metrics):
+    def save_metrics(self, metrics: Mapping[str, Any]) -> None:
         """Writes `metrics.json`."""
         atomic_write_json(self.results / "metrics.json", metrics)
 
@@ -388,7 +397,7 @@ def _some(names, most=5):
     return ", ".join(names[:most]) + more
 
 
-def load_run(path, resolutions=None, checkpoint="last", data=None):
+def load_run(path: str | os.PathLike, resolutions: Sequence[int] | None=None, checkpoint: str="last", data: str | None=None) -> Run:
     """The run in the folder `path`, for programs that come after training.
 
     Args:

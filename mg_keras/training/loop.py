@@ -8,6 +8,7 @@ import math
 import os
 import signal
 import time
+from collections.abc import Sequence
 
 import keras
 import numpy as np
@@ -19,6 +20,7 @@ from mg_keras.data import augmentations
 from mg_keras.data.images import BadImages
 from mg_keras.data.mixing import mixed_batches
 from mg_keras.data.repeated import repeated_batches
+from mg_keras.data.sources import Source
 from mg_keras.embedding.photos import embed
 from mg_keras.errors import UserError
 from mg_keras.evaluation import pictures
@@ -27,7 +29,9 @@ from mg_keras.evaluation.scores import METRICS
 from mg_keras.files import atomic_write_text
 from mg_keras.models.trunks import freeze_stages
 from mg_keras.progress import Progress
+from mg_keras.runs.config import TrainConfig
 from mg_keras.runs.networks import build_model, build_objective
+from mg_keras.runs.run import Run
 from mg_keras.training.class_balance import class_weights
 
 FIXED = "objective.npz"
@@ -42,12 +46,12 @@ _CHECK_EVERY = 20
 class Stopped(Exception):
     """A signal asked the run to stop; it has been saved and goes on with the same command."""
 
-    def __init__(self, number):
+    def __init__(self, number: int):
         super().__init__(f"stopped by signal {number}")
         self.number = number
 
 
-def make_strategy(name):
+def make_strategy(name: str) -> tf.distribute.Strategy:
     """The `tf.distribute` strategy of a name: all GPUs of this machine, the workers of TF_CONFIG, or one device.
 
     Raises:
@@ -66,7 +70,7 @@ def make_strategy(name):
     raise UserError(f"strategy must be one of {', '.join(STRATEGIES)}, received {name!r}")
 
 
-def rate_schedule(config, initial):
+def rate_schedule(config: TrainConfig, initial: float) -> keras.optimizers.schedules.LearningRateSchedule:
     """The learning rate by step: `initial` under the configuration's schedule, a Keras `LearningRateSchedule`.
 
     Raises:
@@ -107,7 +111,9 @@ class Trainer:
         class_names: the classes that the network tells apart; None: the source's.
     """
 
-    def __init__(self, run, source, strategy, class_names=None):
+    def __init__(
+        self, run: Run, source: Source, strategy: tf.distribute.Strategy, class_names: Sequence[str] | None = None
+    ):
         self.run, self.source, self.strategy = run, source, strategy
         self.class_names = source.class_names if class_names is None else class_names
         self.config = config = run.settings
@@ -169,7 +175,7 @@ class Trainer:
             groups["objective"] = self.model.objective_variables
         return groups
 
-    def restore(self):
+    def restore(self) -> bool:
         """Takes up the last checkpoint, if there is one; returns whether there was."""
         found = self.run.checkpoints.load()
         if found is None:
@@ -194,7 +200,7 @@ class Trainer:
         if arrays and self.is_chief:
             write_arrays(self.run.path / FIXED, arrays)
 
-    def initialize(self):
+    def initialize(self) -> str:
         """Puts the weights that the configuration starts from in place; returns a line on what was taken.
 
         Raises:
@@ -204,7 +210,7 @@ class Trainer:
         assign({"model": self.model.state_variables}, snapshot({"model": self.copy.state_variables}), self.config.init)
         return note
 
-    def save(self):
+    def save(self) -> None:
         """Writes a checkpoint of this moment.
 
         Raises:
@@ -222,11 +228,11 @@ class Trainer:
                 f"{error.strerror or error}; {self._last_good()}make room, then the same command goes on from there"
             ) from error
 
-    def note_passed_over(self):
+    def note_passed_over(self) -> None:
         """Lists what the source passed over in the run's folder, which must be there."""
         self.bad_images.add(self.source.passed_over)
 
-    def batches(self):
+    def batches(self) -> tf.data.Dataset | tf.distribute.DistributedDataset:
         """What `train` takes: the batches of the steps that are left.
 
         Raises:
@@ -234,7 +240,7 @@ class Trainer:
         """
         return self._distributed_batches(self.config.epochs * self.config.iterations - self.state.step)
 
-    def train(self, batches):
+    def train(self, batches: tf.data.Dataset | tf.distribute.DistributedDataset) -> State:
         """Runs all epochs that are left.
 
         Args:
@@ -460,7 +466,7 @@ class Trainer:
                 signal.signal(number, handler)
 
 
-def enable_determinism(config):
+def enable_determinism(config: TrainConfig) -> None:
     """Makes TensorFlow's operations give the same bits on every run, if the configuration asks for it."""
     if config.deterministic:
         keras.utils.set_random_seed(config.seed)
