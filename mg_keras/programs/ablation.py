@@ -7,19 +7,21 @@ finished is not done again, and the same command goes on after Ctrl-C, a crash o
 ablation.md and ablation.png into OUT.
 """
 
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from mg_keras.errors import UserError
 from mg_keras.programs.ablations import Member, is_finished, train_members, write_report
 from mg_keras.programs.common import PRESETS, Parser, given, list_of, with_preset
 from mg_keras.programs.whole_run import train_and_measure
-from mg_keras.runs.config import add_settings, settings_of
+from mg_keras.runs.config import TrainConfig, add_settings, settings_of
 
 
-def main(arguments: Sequence[str] | None = None):
+def main(arguments: Sequence[str] | None = None) -> None:
     """Arguments, the runs, the table, and what failed."""
     arguments = given(arguments)
     parser = Parser("mg-keras ablation", __doc__)
@@ -59,7 +61,7 @@ def main(arguments: Sequence[str] | None = None):
     sys.exit(1 if failures else 0)
 
 
-def preset_file(preset):
+def preset_file(preset: str) -> tuple[str, Path]:
     """(name in the table, YAML file) of a preset given by its name or as a file."""
     path = Path(preset)
     if path.suffix in (".yaml", ".yml"):
@@ -70,13 +72,13 @@ def preset_file(preset):
     return name, Path(path)
 
 
-def settings(parser, arguments, path, seed):
+def settings(parser: Parser, arguments: Sequence[str], path: str | os.PathLike, seed: int) -> TrainConfig:
     """The `TrainConfig` of one run: the preset's, then the command line's, then the seed."""
     options = parser.parse_args(["--config", str(path), *arguments, f"--seed={seed}"])
     return settings_of(options)
 
 
-def show(summary, out):
+def show(summary: Mapping[str, Any], out: str | os.PathLike) -> None:
     """Prints the table and where it lies."""
     from rich.console import Console
 

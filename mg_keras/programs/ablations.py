@@ -14,7 +14,9 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -42,29 +44,29 @@ class Member:
     out: Path
 
     @property
-    def name(self):
+    def name(self) -> str:
         """`<preset>-seed<seed>`."""
         return f"{self.preset}-seed{self.config.seed}"
 
     @property
-    def run(self):
+    def run(self) -> Run:
         """The `Run` in its folder, which need not exist yet."""
         return Run(Path(self.out) / self.name, self.config)
 
 
-def trained_share(run):
+def trained_share(run: Run) -> float:
     """How much of a run's training has been saved, 0-1."""
     paths = run.checkpoints.paths()
     step = int(paths[-1].stem.removeprefix("step-")) if paths else 0
     return step / (run.settings.epochs * run.settings.iterations)
 
 
-def is_finished(run):
+def is_finished(run: Run) -> bool:
     """Whether a run is trained to its end and measured. Its checkpoints may have been removed since."""
     return bool(run.metrics.get("resolutions")) and (not run.checkpoints.paths() or trained_share(run) >= 1)
 
 
-def runs_in(out):
+def runs_in(out: str | os.PathLike) -> dict[str, list[Run]]:
     """The runs in an ablation's folder, begun or finished, as dict preset -> list of `Run` by rising seed."""
     found = {}
     for path in sorted(Path(out).glob("*-seed*")):
@@ -74,7 +76,7 @@ def runs_in(out):
     return {preset: sorted(runs, key=lambda run: run.settings.seed) for preset, runs in found.items()}
 
 
-def check_members(members):
+def check_members(members: Sequence[Member]) -> None:
     """Refuses what would end in a table that compares unlike runs, before hours go into it.
 
     Raises:
@@ -111,7 +113,9 @@ def _check_same_photos(run, other):
         )
 
 
-def train_members(members, train, report=None):
+def train_members(
+    members: Sequence[Member], train: Callable[[TrainConfig, Path], Any], report: Callable[[], Any] | None = None
+) -> tuple[dict[str, str], int | None]:
     """Trains what is not finished yet, one member after the other, each in a process of its own.
 
     A member that fails or is killed doesn't keep the others from their turn. SIGINT and SIGTERM are passed on to the
@@ -256,7 +260,7 @@ def _end_with_parent():
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def collect(out, presets=None):
+def collect(out: str | os.PathLike, presets: Sequence[str] | None = None) -> dict[str, Any]:
     """The scores of an ablation's finished runs.
 
     Args:
@@ -306,7 +310,7 @@ def _over_seeds(rows):
     return entry
 
 
-def write_report(out, presets=None):
+def write_report(out: str | os.PathLike, presets: Sequence[str] | None = None) -> dict[str, Any]:
     """Writes `ablation.json`, `ablation.md` and `ablation.png` into an ablation's folder.
 
     Args:

@@ -10,7 +10,7 @@ from mg_keras.programs.common import list_of, number, stage_arguments
 from mg_keras.quiet import import_tensorflow
 
 
-def main(arguments: Sequence[str] | None = None):
+def main(arguments: Sequence[str] | None = None) -> None:
     """Arguments, the choice, and what was chosen."""
 
     def more(parser):

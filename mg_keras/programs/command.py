@@ -25,7 +25,7 @@ VERBS = {
 """Verb -> what it does; its program is the module of this room with that name."""
 
 
-def main(arguments: Sequence[str] | None = None):
+def main(arguments: Sequence[str] | None = None) -> None:
     """Hands the arguments after the verb to its program.
 
     Raises:
@@ -60,6 +60,6 @@ def overview() -> str:
     )
 
 
-def run():
+def run() -> None:
     """What the installed command calls."""
     run_program(main)

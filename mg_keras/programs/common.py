@@ -3,10 +3,13 @@
 import builtins
 import difflib
 import errno
+import os
 import re
 import sys
+from argparse import Namespace
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, NoReturn
 
 from jsonargparse import ArgumentParser
 
@@ -21,7 +24,7 @@ PRESETS = Path(mg_keras.__file__).with_name("presets")
 _OF_THE_PLACE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR)
 
 
-def run_program(main):
+def run_program(main: Callable[[], Any]) -> None:
     """Runs `main()`; a `UserError` becomes one line and exit status 2, Ctrl-C the status of its signal.
 
     So does a file that can't be written because of where it lies: a full disk, a folder without the right to write.
@@ -41,7 +44,7 @@ def run_program(main):
         sys.exit(130)
 
 
-def with_preset(arguments, folder):
+def with_preset(arguments: Sequence[str], folder: str | os.PathLike) -> tuple[Sequence[str], str | None]:
     """Replaces `--preset NAME` by `--config FOLDER/NAME.yaml`, in front, so that other flags override it.
 
     Returns:
@@ -65,19 +68,19 @@ def with_preset(arguments, folder):
     return arguments, None
 
 
-def preset_names(folder):
+def preset_names(folder: str | os.PathLike) -> list[str]:
     """The names of the presets in a folder, in order."""
     return sorted(path.stem for path in Path(folder).glob("*.yaml"))
 
 
-def unknown(what, name, known):
+def unknown(what: str, name: str, known: Collection[str]) -> str:
     """That there is no `what` of this name, with the nearest of the known names, or all where none is near."""
     near = difflib.get_close_matches(name, known, 1)
     hint = f", did you mean {near[0]!r}?" if near else f"; known: {', '.join(known)}"
     return f"unknown {what} {name!r}{hint}"
 
 
-def given(arguments):
+def given(arguments: Sequence[str] | None) -> list[str]:
     """The arguments that a program's `main` was given; None stands for those of the command line."""
     return list(sys.argv[1:] if arguments is None else arguments)
 
@@ -90,12 +93,12 @@ class Parser(ArgumentParser):
         description: its help.
     """
 
-    def __init__(self, program, description):
+    def __init__(self, program: str, description: str):
         super().__init__(prog=program, description=description, allow_abbrev=False)
         # argument -> what it may be, in words, where its type alone doesn't say it
         self.wanted = {}
 
-    def error(self, message, ex=None):
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raises a `UserError` in place of jsonargparse's lines of usage."""
         raise UserError(self._plain(message)) from ex
 
@@ -132,12 +135,12 @@ class _ArgumentType:
         return self.__name__
 
 
-def number(kind, **bounds):
+def number(kind: type[int] | type[float], **bounds) -> "_ArgumentType":
     """A type for arguments: an int or a float within bounds, those of `Limits`."""
     return _ArgumentType(kind, bounds, kind)
 
 
-def list_of(kind, **bounds):
+def list_of(kind: type, **bounds) -> "_ArgumentType":
     """A type for arguments: `224,500`, `[224,500]` (as YAML has it) or one value -> a list of `kind`, within bounds."""
 
     def parse(text):
@@ -147,7 +150,13 @@ def list_of(kind, **bounds):
     return _ArgumentType(list[kind], bounds, parse)
 
 
-def stage_arguments(program, description, arguments=None, more=None, run_required=True):
+def stage_arguments(
+    program: str,
+    description: str,
+    arguments: Sequence[str] | None = None,
+    more: Callable[[Parser], Any] | None = None,
+    run_required: bool = True,
+) -> Namespace:
     """The arguments of a program that comes after training: those that all have, and what `more(parser)` adds.
 
     Args:

@@ -20,7 +20,7 @@ _MEMBERS = 6
 _WORDS = {"equal": "the same byte for byte", "copy": "copies", "similar": "similar"}
 
 
-def main(arguments: Sequence[str] | None = None):
+def main(arguments: Sequence[str] | None = None) -> None:
     """Arguments, the groups, and what was done with them."""
     parser = Parser("mg-keras duplicates", __doc__)
     parser.add_argument("folder", type=str, nargs="?", help="the album: photos at any depth")

@@ -11,15 +11,20 @@ and as pooled otherwise; a SavedModel's are those that it serves. --out is one o
 The same command after Ctrl-C, a crash or `kill -9` embeds what is left.
 """
 
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from mg_keras.errors import UserError
 from mg_keras.programs.common import Parser, number
 from mg_keras.quiet import import_tensorflow
 
+if TYPE_CHECKING:
+    from mg_keras.embedding.photos import EmbeddingNetwork
 
-def main(arguments: Sequence[str] | None = None):
+
+def main(arguments: Sequence[str] | None = None) -> None:
     """Arguments, the descriptors, and where they are."""
     parser = Parser("mg-keras embed", __doc__)
     network = parser.add_mutually_exclusive_group(required=True)
@@ -67,7 +72,7 @@ def main(arguments: Sequence[str] | None = None):
         print(f"{unusable:,} photos could not be used: the column error says why")
 
 
-def of_run(options):
+def of_run(options: Namespace) -> "tuple[EmbeddingNetwork, dict[str, Any]]":
     """(network, what `embed_to_files` needs), as the run has chosen where the options don't say."""
     from mg_keras.finishing.stages import exponent_at
     from mg_keras.runs.run import load_run
@@ -92,7 +97,7 @@ def of_run(options):
     }
 
 
-def of_model(options):
+def of_model(options: Namespace) -> "tuple[EmbeddingNetwork, dict[str, Any]]":
     """(network, what `embed_to_files` needs), as the SavedModel says where the options don't."""
     from mg_keras.export.opened import Exported
 

@@ -5,15 +5,20 @@ The tables have the layout of the paper's Tables 2 and 3, with the paper's figur
 scores.png and retrieval.png into the run.
 """
 
-from collections.abc import Sequence
+from argparse import Namespace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from mg_keras.errors import UserError
 from mg_keras.programs.common import list_of, stage_arguments
 from mg_keras.quiet import import_tensorflow
 
+if TYPE_CHECKING:
+    from rich.table import Table
 
-def main(arguments: Sequence[str] | None = None):
+
+def main(arguments: Sequence[str] | None = None) -> None:
     """Arguments, the measures, and the tables."""
 
     def more(parser):
@@ -45,7 +50,7 @@ def main(arguments: Sequence[str] | None = None):
         evaluate_model(options)
 
 
-def evaluate_run(options):
+def evaluate_run(options: Namespace) -> None:
     """A run: its own photos and any benchmark."""
     from mg_keras.evaluation.tables import scores_table
     from mg_keras.finishing import scores as evaluation
@@ -63,7 +68,7 @@ def evaluate_run(options):
     print(f"written: {run.results / 'metrics.json'}, and the pictures beside it")
 
 
-def evaluate_model(options):
+def evaluate_model(options: Namespace) -> None:
     """A SavedModel: any benchmark with a folder of its own."""
     from mg_keras.export.opened import Exported
     from mg_keras.files import atomic_write_json
@@ -78,7 +83,7 @@ def evaluate_model(options):
         print(f"written: {options.out}")
 
 
-def show_tables(metrics):
+def show_tables(metrics: Mapping[str, Any]) -> None:
     """Tables 2 and 3, and what is to be known about the benchmarks' folders."""
     from mg_keras.evaluation.tables import class_table, retrieval_table
 
@@ -93,7 +98,7 @@ def show_tables(metrics):
             print(f"  {len(benchmark['unusable'])} unusable photos count as not found: {benchmark['unusable'][:5]}")
 
 
-def show(table):
+def show(table: "Table") -> None:
     """Prints a table, whole where there is no terminal to fit it into."""
     from rich.console import Console
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 CHECK_PHOTOS = 16
 
 
-def main(arguments: Sequence[str] | None = None):
+def main(arguments: Sequence[str] | None = None) -> None:
     """Arguments, the export, and how to use what it wrote."""
     parser = Parser("mg-keras export", __doc__)
     parser.add_argument(

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from mg_keras.runs.run import Run
 
 
-def main(arguments: Sequence[str] | None = None):
+def main(arguments: Sequence[str] | None = None) -> None:
     """Arguments, the network and the run."""
     parser = Parser("mg-keras imagenet", __doc__)
     parser.add_argument("--run", type=str, required=True, help="the folder of a new run")

@@ -4,6 +4,7 @@ Without --run it only says what the file is. Nothing of the file is run, and PyT
 one that mg-keras evaluate, mg-keras choose-p-star, mg-keras whiten and mg-keras export take.
 """
 
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 _META = {"step": 0, "seconds": 0.0, "history": [], "best": None}
 
 
-def main(arguments: Sequence[str] | None = None):
+def main(arguments: Sequence[str] | None = None) -> None:
     """Arguments, what the file is, and the run."""
     parser = Parser("mg-keras import-weights", __doc__)
     parser.add_argument("checkpoint", type=str, help="a .pth file: MultiGrain's, or a ResNet of torchvision")
@@ -46,7 +47,7 @@ def main(arguments: Sequence[str] | None = None):
         make_run(options)
 
 
-def make_run(options):
+def make_run(options: Namespace) -> None:
     """The network and its folder."""
     names = options.class_names and read_names(Path(options.class_names))
     import_tensorflow()
@@ -58,7 +59,7 @@ def make_run(options):
     print(f"written: {run.path}, for mg-keras evaluate --run {run.path} and what else takes a run")
 
 
-def read_names(path):
+def read_names(path: Path) -> list[str]:
     """The lines of a file."""
     try:
         return path.read_text(encoding="utf-8").splitlines()

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _EDITS = 2
 
 
-def main(arguments: Sequence[str] | None = None):
+def main(arguments: Sequence[str] | None = None) -> None:
     """Arguments, the folder, and what thresholds were measured."""
     parser = Parser("mg-keras pack", __doc__)
     parser.add_argument("--run", type=str, required=True, help="the run's folder, such as runs/demo")

@@ -13,7 +13,7 @@ from mg_keras.programs import albums
 from mg_keras.programs.common import Parser, number
 
 
-def main(arguments: Sequence[str] | None = None):
+def main(arguments: Sequence[str] | None = None) -> None:
     """Arguments, the index, and what is found."""
     parser = Parser("mg-keras search", __doc__)
     parser.add_argument("folder", type=str, help="the album: photos at any depth")

@@ -30,7 +30,7 @@ _RANGES = {
 }
 
 
-def main(arguments: Sequence[str] | None = None):
+def main(arguments: Sequence[str] | None = None) -> None:
     """Arguments, the server, and where it listens."""
     parser = Parser("mg-keras serve", __doc__)
     add = parser.add_argument

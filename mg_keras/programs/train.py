@@ -9,9 +9,10 @@ from mg_keras.programs.common import PRESETS, Parser, given, preset_names, with_
 from mg_keras.programs.export import export_run
 from mg_keras.programs.whole_run import train_and_measure
 from mg_keras.runs.config import add_settings, settings_of
+from mg_keras.runs.run import Run
 
 
-def main(arguments: Sequence[str] | None = None):
+def main(arguments: Sequence[str] | None = None) -> None:
     """Arguments, then every stage of a run."""
     arguments, preset = with_preset(given(arguments), PRESETS)
     parser = Parser("mg-keras train", __doc__)
@@ -25,7 +26,7 @@ def main(arguments: Sequence[str] | None = None):
         finish(run)
 
 
-def finish(run):
+def finish(run: Run) -> None:
     """Exports a run that is trained and measured, and says where to look."""
     from mg_keras.export.saved_model import usage
 

@@ -11,7 +11,7 @@ from mg_keras.programs.common import number, stage_arguments
 from mg_keras.quiet import import_tensorflow
 
 
-def main(arguments: Sequence[str] | None = None):
+def main(arguments: Sequence[str] | None = None) -> None:
     """Arguments, the fit, what it was fitted on and what it costs."""
 
     def more(parser):

@@ -1,12 +1,15 @@
 """A run from its settings to its scores, as the programs that train do it."""
 
+import os
 import sys
 
 from mg_keras.errors import UserError
 from mg_keras.quiet import import_tensorflow
+from mg_keras.runs.config import TrainConfig
+from mg_keras.runs.run import Run
 
 
-def train_and_measure(config, folder, strategy_name):
+def train_and_measure(config: TrainConfig, folder: str | os.PathLike, strategy_name: str) -> Run | None:
     """Trains, chooses p*, fits the whitening and measures, saying on the way what it does.
 
     A run that was stopped or killed goes on where it was.
