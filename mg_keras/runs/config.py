@@ -1,19 +1,17 @@
 """What a training run is: every value that can be set, its default and its meaning."""
 
-import os
-from argparse import Namespace
-from collections.abc import Collection
-from typing import Any, Self
-from jsonargparse import ArgumentParser
 import dataclasses
 import difflib
 import functools
+import os
 import typing
+from argparse import Namespace
+from collections.abc import Collection
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, Self
 
 import yaml
-from jsonargparse import ActionConfigFile, get_loader
+from jsonargparse import ActionConfigFile, ArgumentParser, get_loader
 
 from mg_keras import objectives
 from mg_keras.errors import UserError

@@ -1,17 +1,17 @@
 """The network of a run's settings, and its objective."""
 
-from mg_keras.data.sources import Source
-from mg_keras.objectives.objective import Objective
-from mg_keras.runs.config import TrainConfig
-from typing import Any
 import dataclasses
+from typing import Any
 
 import keras
 import numpy as np
 
 from mg_keras import objectives, pretrained
+from mg_keras.data.sources import Source
 from mg_keras.errors import UserError
 from mg_keras.multigrain import MultiGrain
+from mg_keras.objectives.objective import Objective
+from mg_keras.runs.config import TrainConfig
 
 
 def build_model(config: TrainConfig, num_classes: int) -> MultiGrain:

@@ -1,25 +1,23 @@
 """A run is one folder, and whatever comes after training needs nothing but that folder."""
 
-import os
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Self
 import dataclasses
 import json
+import os
 import unicodedata
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
 
+from mg_keras.checkpoints import Checkpoints, assign
+from mg_keras.embedding.whitening import Whitening
 from mg_keras.errors import UserError
 from mg_keras.files import atomic_path, atomic_write_json, atomic_write_text, check_writable, printable_name
-from mg_keras.checkpoints import Checkpoints, assign
 from mg_keras.runs.config import PLACES, TrainConfig
-from mg_keras.embedding.whitening import Whitening
 
 if TYPE_CHECKING:
     from mg_keras.data.sources import Source
-    from mg_keras.embedding.whitening import Whitening
     from mg_keras.multigrain import MultiGrain
-
 
 
 class Run:
@@ -87,7 +85,7 @@ class Run:
         run.save_settings()
         return run
 
-    def begin(self, source: "Source", is_chief: bool=True, class_names: Sequence[str] | None=None) -> None:
+    def begin(self, source: "Source", is_chief: bool = True, class_names: Sequence[str] | None = None) -> None:
         """Writes what a run has before its first step: its settings, its classes and what is known of its photos.
 
         Args:
@@ -274,7 +272,7 @@ class Run:
         assign({"model": model.state_variables}, arrays, path)
         return model
 
-    def whitening_path(self, resolution: int, pooling: float | str | None=None) -> Path:
+    def whitening_path(self, resolution: int, pooling: float | str | None = None) -> Path:
         """Where a fitted whitening lies.
 
         Args:
@@ -288,13 +286,13 @@ class Run:
         exported = resolution == self.settings.resolution
         return self.results / ("whitening.npz" if exported else f"whitening-{resolution}.npz")
 
-    def whitening_at(self, resolution: int, pooling: float | str | None=None) -> "Whitening | None":
+    def whitening_at(self, resolution: int, pooling: float | str | None = None) -> Whitening | None:
         """The `Whitening` at a `whitening_path`, or None before it is fitted."""
         path = self.whitening_path(resolution, pooling)
         return Whitening.load(path) if path.exists() else None
 
     @property
-    def whitening(self) -> "Whitening | None":
+    def whitening(self) -> Whitening | None:
         """The `Whitening` that is exported, or None before it is fitted."""
         return self.whitening_at(self.settings.resolution)
 
@@ -326,7 +324,13 @@ class Run:
             int(size): entry for size, entry in self._read(self.results / "p_star.json").get("fine_tuned", {}).items()
         }
 
-    def save_p_star(self, p_star: Mapping[int, float], scores: Mapping[int, Mapping[float, float]], fine_tuned: Mapping[int, Mapping[str, Any]], **how) -> None:
+    def save_p_star(
+        self,
+        p_star: Mapping[int, float],
+        scores: Mapping[int, Mapping[float, float]],
+        fine_tuned: Mapping[int, Mapping[str, Any]],
+        **how,
+    ) -> None:
         """Writes `p_star.json`.
 
         Args:
@@ -397,7 +401,9 @@ def _some(names, most=5):
     return ", ".join(names[:most]) + more
 
 
-def load_run(path: str | os.PathLike, resolutions: Sequence[int] | None=None, checkpoint: str="last", data: str | None=None) -> Run:
+def load_run(
+    path: str | os.PathLike, resolutions: Sequence[int] | None = None, checkpoint: str = "last", data: str | None = None
+) -> Run:
     """The run in the folder `path`, for programs that come after training.
 
     Args:
