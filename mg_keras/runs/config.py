@@ -43,8 +43,8 @@ class TrainConfig:
         val_fraction: share of each class held out for validation.
         resolution: pixels of the square training crops.
         augmentation: `full`, `standard`, `autoaugment`, `copies` (what edits do to photos) or `none`.
-        mixing: `mixup` or `cutmix` mix the images of a batch, and their labels with them (`mg_keras.data.mixing`), which
-            the objective `classification` takes; `none`.
+        mixing: `mixup` or `cutmix` mix the images of a batch, and their labels with them (`mg_keras.data.mixing`),
+            which the objective `classification` takes; `none`.
         mixing_alpha: of the Beta distribution that their shares are drawn from.
         versions: m, versions of an image in a batch (repeated augmentations); 1 is ordinary sampling.
         trunk: a name of `mg_keras.models.trunks.TRUNKS`.
@@ -56,16 +56,16 @@ class TrainConfig:
         pooling_exponent: p of GeM in training.
         levels: further depths of the trunk whose pooled maps join the embedding, each `LAYER:EXPONENT:SCALE`, such as
             `block4c_:3:0.5` (`mg_keras.poolings.Level`); p* is the exponent of the trunk's last map alone.
-        objective: what a step minimises: `multigrain` (cross-entropy and margin loss), `classification` (cross-entropy)
-            `distilled_multigrain` (a teacher's answers in place of labels, and margin loss; the teacher is the network
-            that `init` gives, with its classes), or `distilled_copies` (the same with InfoNCE between versions and KoLeo
-            in place of the margin loss).
+        objective: what a step minimises: `multigrain` (cross-entropy and margin loss), `classification`
+            (cross-entropy), `distilled_multigrain` (a teacher's answers in place of labels, and margin loss; the teacher
+            is the network that `init` gives, with its classes), or `distilled_copies` (the same with InfoNCE between
+            versions and KoLeo in place of the margin loss).
         classification_weight: lambda; 1 is cross-entropy alone.
         temperature: by which the `distilled_` objectives divide both networks' logits.
         contrast_temperature: of InfoNCE in `distilled_copies`.
         spread_weight: times KoLeo in `distilled_copies`.
-        teacher_exponent: p of GeM that the teacher's classifier was trained with, 1 for ordinary ImageNet networks; null:
-            `pooling_exponent`.
+        teacher_exponent: p of GeM that the teacher's classifier was trained with, 1 for ordinary ImageNet networks;
+            null: `pooling_exponent`.
         class_balance: `weights` weighs the cross-entropy of an image by its class, inversely to the class's number of
             training photos (`mg_keras.training.class_balance`); `none` counts images alike.
         margin: alpha of the margin loss.

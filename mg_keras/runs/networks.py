@@ -66,10 +66,10 @@ def known_classes(run: Any, source: Source) -> tuple[list[str], Source]:
 
 
 def _without_labels(source):
-    train, val = (
-        dataclasses.replace(split, load_labels=lambda count=len(split): np.full(count, -1, np.int32))
-        for split in (source.train, source.val)
-    )
+    def unlabelled(split):
+        return dataclasses.replace(split, load_labels=lambda: np.full(len(split), -1, np.int32))
+
+    train, val = map(unlabelled, (source.train, source.val))
     return dataclasses.replace(source, class_names=[], train=train, val=val)
 
 

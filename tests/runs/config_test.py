@@ -187,7 +187,10 @@ def test_settings_of_the_command_line_and_of_files(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"mixing": "mixup"}, "mixup mixes labels, which the objective multigrain does not take: take --objective class"),
+        (
+            {"mixing": "mixup"},
+            "mixup mixes labels, which the objective multigrain does not take: take --objective class",
+        ),
         ({"mixing": "blend"}, "mixing"),
         ({"objective": "distilled_multigrain"}, "learns from the network it starts from: name it by init"),
         ({"objective": "distilled_multigrain", "init": "a", "class_balance": "weights"}, "class_balance needs labels"),
