@@ -22,7 +22,7 @@ setup(
     python_requires=">=3.11,<3.14",
     # train/, export/ and serving/ are the same programs at paths of the checkout
     packages=find_packages(include=["mg_keras", "mg_keras.*"]),
-    package_data={"mg_keras": ["py.typed", "presets/*.yaml", "weights/*.txt", "weights/*/*"]},
+    package_data={"mg_keras": ["py.typed", "presets/*.yaml", "search/page/*", "weights/*.txt", "weights/*/*"]},
     entry_points={"console_scripts": ["mg-keras=mg_keras.programs.command:run"]},
     install_requires=[
         # not tensorflow-cpu beside it: keras-hub brings tensorflow-text, which brings the full wheel
@@ -65,6 +65,8 @@ setup(
             "pytest>=9.0",
             "pytest-xdist>=3.8",
             "ruff>=0.17,<0.18",
+            # the search's page in a real browser, where one is installed
+            "selenium>=4.45",
         ],
     },
 )

@@ -41,8 +41,7 @@ def index_of(folder: Path, model: Any, options: Any) -> Any:
     """The index of a folder, as the folder is now; each model has its own where none is named."""
     from mg_keras.search.index import Index
 
-    path = Path(options.index).expanduser() if options.index else default_place(folder, model, options)
-    check_writable(path)
+    path = place(folder, model, options)
     return Index.build(
         folder,
         model,
@@ -51,6 +50,13 @@ def index_of(folder: Path, model: Any, options: Any) -> Any:
         resolution=options.resolution,
         label=f"photos of {printable_name(folder.name or folder)}",
     )
+
+
+def place(folder: Path, model: Any, options: Any) -> Path:
+    """Where the index of a folder lies, as the options say; it can be written to."""
+    path = Path(options.index).expanduser() if options.index else default_place(folder, model, options)
+    check_writable(path)
+    return path
 
 
 def default_place(folder: Path, model: Any, options: Any) -> Path:

@@ -1,11 +1,20 @@
-"""Finds photos of a folder by a photo: mg-keras search FOLDER PHOTO.
+"""Finds photos of a folder by a photo: mg-keras search FOLDER PHOTO, or without PHOTO in a page of the browser.
 
 Three lists come from the one descriptor of the photo: its copies (edited, cropped, compressed), photos of the same
 object or place, and photos of the same kind. `--class ketch` finds photos by the name of a class instead. The folder's
-photos are described once; later only what has changed is.
+photos are described once; later only what has changed is. With neither, a page is served to this machine alone, until
+Ctrl-C; where --host lets other machines reach it, to those who have the address with its token.
 """
 
+import os
+import secrets
+import signal
+import sys
+import threading
+import webbrowser
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 from mg_keras.errors import UserError
 from mg_keras.files import atomic_write_json, printable_name
@@ -17,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Arguments, the index, and what is found."""
     parser = Parser("mg-keras search", __doc__)
     parser.add_argument("folder", type=str, help="the album: photos at any depth")
-    parser.add_argument("photo", type=str, nargs="?", help="the photo to find others by")
+    parser.add_argument("photo", type=str, nargs="?", help="the photo to find others by; without it a page is served")
     parser.add_argument("--class", type=str, help="a class to find photos of, such as ketch")
     parser.add_argument("--k", type=number(int, at_least=1), default=10, help="photos a list, at most")
     parser.add_argument(
@@ -27,11 +36,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--expand", type=number(int, at_least=0), default=0, help="neighbours that the query is joined with"
     )
     parser.add_argument("--out", type=str, help="a file in .json for what is found")
+    parser.add_argument("--host", type=str, default="127.0.0.1", help="of the page: the address to listen on")
+    parser.add_argument(
+        "--port", type=number(int, at_least=0, at_most=65535), default=8765, help="of the page; 0 takes a free one"
+    )
+    parser.add_argument("--browser", type=bool, default=True, help="false: the page is not opened")
     albums.add_arguments(parser)
     options = parser.parse_args(arguments)
     name = options["class"]
-    if (options.photo is None) == (name is None):
-        raise UserError("one of PHOTO and --class is needed: what to look for")
+    if options.photo is not None and name is not None:
+        raise UserError("one of PHOTO and --class is enough: what to look for")
+    if options.photo is None and name is None:
+        if options.out:
+            raise UserError("--out is for PHOTO or --class: the page writes no file")
+        _serve(albums.existing(options.folder), options)
+        return
     if options.out and not options.out.endswith(".json"):
         raise UserError(f"--out must be a name in .json, received {options.out}")
     folder = albums.existing(options.folder)
@@ -71,3 +90,42 @@ def _show(lists, classes, name, count):
             shown = f"{100 * score:5.1f} %" if title == "class" else f"{score:.3f}"
             print(f"  {shown}  {printable_name(photo.path)}")
     print(f"{count:,} photos searched")
+
+
+def _serve(folder: Path, options: Any):
+    """The page, until SIGINT or SIGTERM."""
+    try:
+        from mg_keras.search.album import Album
+        from mg_keras.search.http_api import SearchServer, is_loopback
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f'{error}: pip install "mg-keras[serving]" (in a checkout: -e ".[serving]") brings what the page needs'
+        ) from error
+    model = albums.loaded(options)
+    path = albums.place(folder, model, options)
+    album = Album(folder, model, path, options.recursive, options.resolution)
+    token = None if is_loopback(options.host) else secrets.token_urlsafe(24)
+    try:
+        server = SearchServer(album, options.host, options.port, token)
+    except OSError as error:
+        raise UserError(
+            f"{options.host}:{options.port} can't be listened on: {error.strerror or error}; --port 0 takes a free one"
+        ) from error
+    stopped = threading.Event()
+    for each in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(each, lambda *_: stopped.set())
+    server.start()
+    album.update()
+    print(f"{printable_name(folder)}: {server.url}")
+    if token:
+        print("Whoever has this address sees the photos; it is not encrypted.")
+    print("Ctrl-C stops it.", flush=True)
+    if options.browser and token is None and _has_display():
+        webbrowser.open(server.url)
+    stopped.wait()
+    server.stop()
+    album.stop()
+
+
+def _has_display():
+    return sys.platform in ("darwin", "win32") or bool({"DISPLAY", "WAYLAND_DISPLAY"} & os.environ.keys())

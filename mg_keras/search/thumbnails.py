@@ -1,8 +1,11 @@
 """Small pictures of photos, for pages and reports."""
 
+import contextlib
 import io
 import os
+import tempfile
 import warnings
+from pathlib import Path
 
 from PIL import Image, ImageOps
 
@@ -22,6 +25,12 @@ def thumbnail(path: str | os.PathLike, side: int = 256) -> bytes | None:
     Returns:
         The bytes of a JPEG without the photo's EXIF data; None where there is no photo that can be opened.
     """
+    image = small(path, side)
+    return image and as_jpeg(image)
+
+
+def small(path: str | os.PathLike, side: int) -> Image.Image | None:
+    """A photo upright and in RGB, neither side above `side` pixels; None where there is none that can be opened."""
     path = os.fspath(path)
     try:
         with warnings.catch_warnings():
@@ -32,10 +41,44 @@ def thumbnail(path: str | os.PathLike, side: int = 256) -> bytes | None:
             with image:
                 # of a JPEG, an eighth or more of the pixels need not be decoded
                 image.draft("RGB", (2 * side, 2 * side))
-                small = ImageOps.exif_transpose(image)
-                small.thumbnail((side, side), Image.Resampling.BILINEAR, reducing_gap=2.0)
-                buffer = io.BytesIO()
-                small.convert("RGB").save(buffer, "JPEG", quality=_QUALITY)
+                reduced = ImageOps.exif_transpose(image)
+                reduced.thumbnail((side, side), Image.Resampling.BILINEAR, reducing_gap=2.0)
+                return reduced.convert("RGB")
     except Exception:  # decoders raise anything on broken files
         return None
+
+
+def as_jpeg(image: Image.Image) -> bytes:
+    """An RGB image as the bytes of a JPEG."""
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=_QUALITY)
     return buffer.getvalue()
+
+
+class Thumbnails:
+    """Thumbnails that are kept in a folder, by the content of their photos.
+
+    Args:
+        folder: made where it is not there; where it can't be written to, nothing is kept.
+        side: pixels that neither side exceeds.
+    """
+
+    def __init__(self, folder: Path, side: int = 256):
+        self.folder, self.side = folder, side
+
+    def get(self, path: str | os.PathLike, sha256: str | None) -> bytes | None:
+        """As `thumbnail`, of a photo whose content has this hash, in hexadecimal."""
+        if not sha256:
+            return thumbnail(path, self.side)
+        kept = self.folder / sha256[:2] / f"{sha256}-{self.side}.jpg"
+        with contextlib.suppress(OSError):
+            return kept.read_bytes()
+        made = thumbnail(path, self.side)
+        if made:
+            with contextlib.suppress(OSError):
+                kept.parent.mkdir(parents=True, exist_ok=True)
+                # whole or not at all; one that a power cut takes is made again
+                with tempfile.NamedTemporaryFile(dir=kept.parent, prefix=".", delete=False) as file:
+                    file.write(made)
+                os.replace(file.name, kept)
+        return made
