@@ -57,9 +57,9 @@ class TrainConfig:
         levels: further depths of the trunk whose pooled maps join the embedding, each `LAYER:EXPONENT:SCALE`, such as
             `block4c_:3:0.5` (`mg_keras.poolings.Level`); p* is the exponent of the trunk's last map alone.
         objective: what a step minimises: `multigrain` (cross-entropy and margin loss), `classification`
-            (cross-entropy), `distilled_multigrain` (a teacher's answers in place of labels, and margin loss; the teacher
-            is the network that `init` gives, with its classes), or `distilled_copies` (the same with InfoNCE between
-            versions and KoLeo in place of the margin loss).
+            (cross-entropy), `distilled_multigrain` (a teacher's answers in place of labels, and margin loss; the
+            teacher is the network that `init` gives, with its classes), or `distilled_copies` (the same with InfoNCE
+            between versions and KoLeo in place of the margin loss).
         classification_weight: lambda; 1 is cross-entropy alone.
         temperature: by which the `distilled_` objectives divide both networks' logits.
         contrast_temperature: of InfoNCE in `distilled_copies`.
