@@ -109,7 +109,7 @@ def test_status_and_paging(served):
 
 
 def test_search_by_an_upload_a_photo_and_a_region(served):
-    with_album, client = served
+    _, client = served
     found = client.get("/api/search?k=5", "POST", as_bytes(noise(1)))
     assert set(names(found["copies"])) == {"00001.png", "small.jpg"}
     assert found["copies"][0]["similarity"] == pytest.approx(1, abs=1e-3)
