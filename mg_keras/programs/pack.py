@@ -13,10 +13,13 @@ from mg_keras.programs.common import Parser, number
 from mg_keras.quiet import import_tensorflow
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from mg_keras.loading import Loaded
 
 # strong edits of each photo that thresholds are measured on
 _EDITS = 2
+_AT_ONCE = 64
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -67,11 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # the one of the resolution that descriptors are made at
     whitening = run.whitening_at(about["default_resolution"]) or run.whitening
     folder = pack(options.out, run.model, run.settings.trunk, whitening, about)
-    model, thresholds = load(folder), {}
-    if options.copies:
-        thresholds["copy"] = copy_thresholds(model, options.copies)
-    if options.instances:
-        thresholds["instance"] = instance_thresholds(model, options.instances)
+    thresholds = measured_thresholds(load(folder), options.copies, options.instances)
     if thresholds:
         atomic_write_json(folder / "model.json", {**Packed(folder).about, "thresholds": thresholds})
     size = (folder / "model.safetensors").stat().st_size / 1e6
@@ -81,32 +80,66 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"a pair is {'a copy' if kind == 'copy' else 'of one instance'} from a cosine of {shown or 'no value'}")
 
 
-def copy_thresholds(model: "Loaded", folder: str) -> dict[str, float]:
-    """Precision -> cosine, over all pairs of a strong edit of a photo and a photo of the folder."""
+def measured_thresholds(
+    model: "Loaded", copies: str | None = None, instances: str | None = None
+) -> dict[str, dict[str, float]]:
+    """From which cosine on a pair is a copy, or of one instance.
+
+    Args:
+        model: whose descriptors are compared.
+        copies: folder of photos; all pairs of a strong edit of one and one of them are looked at. Where `instances` are
+            given, two photos of one object are pairs that are no copies.
+        instances: folder with a subfolder of photos for each object; all pairs of them are looked at.
+
+    Returns:
+        `"copy"` and `"instance"`, what was asked for of them -> precision -> cosine.
+    """
+    import numpy as np
+
+    from mg_keras.evaluation.thresholds import thresholds
+
+    found = {}
+    of_objects = instance_pairs(model, instances) if instances else None
+    if copies:
+        similarities, matches = copy_pairs(model, copies)
+        if of_objects:
+            same = of_objects[0][of_objects[1]]
+            similarities, matches = np.append(similarities, same), np.append(matches, np.zeros(len(same), bool))
+        found["copy"] = thresholds(similarities, matches)
+    if of_objects:
+        found["instance"] = thresholds(*of_objects)
+    return found
+
+
+def copy_pairs(model: "Loaded", folder: str) -> "tuple[np.ndarray, np.ndarray]":
+    """(cosines [N], whether the pair is a photo and its edit [N]) of all pairs of a strong edit and a photo."""
     import numpy as np
 
     from mg_keras.data.sources import photos
     from mg_keras.evaluation.copies import strong_edit
-    from mg_keras.evaluation.thresholds import thresholds
 
     split = photos(folder)
     originals = model.embed(folder, on_error="skip")
     rows = np.flatnonzero(~np.isnan(originals).any(axis=1))
-    # a photo's edits at a time: photos of an album do not fit into memory
-    found = [
-        model.embed([strong_edit(split.image(row)[1].numpy(), (place, row))[1] for place in range(_EDITS)])
-        for row in rows.tolist()
-    ]
+    edited = np.repeat(rows, _EDITS)
+    found = []
+    # some at a time: the photos of an album do not fit into memory
+    for start in range(0, len(edited), _AT_ONCE):
+        part = range(start, min(start + _AT_ONCE, len(edited)))
+        images = [
+            strong_edit(split.image(edited[place])[1].numpy(), (place % _EDITS, int(edited[place])))[1]
+            for place in part
+        ]
+        found.append(model.embed(images))
     similarities = np.concatenate(found) @ originals[rows].T
-    return thresholds(similarities.ravel(), (np.repeat(rows, _EDITS)[:, None] == rows).ravel())
+    return similarities.ravel(), (edited[:, None] == rows).ravel()
 
 
-def instance_thresholds(model: "Loaded", folder: str) -> dict[str, float]:
-    """Precision -> cosine, over all pairs of photos; those in one subfolder show one object."""
+def instance_pairs(model: "Loaded", folder: str) -> "tuple[np.ndarray, np.ndarray]":
+    """(cosines [N], whether both show one object [N]) of all pairs of photos; those in one subfolder show one."""
     import numpy as np
 
     from mg_keras.data.sources import photos
-    from mg_keras.evaluation.thresholds import thresholds
 
     split = photos(folder)
     descriptors = model.embed(folder, on_error="skip")
@@ -114,4 +147,4 @@ def instance_thresholds(model: "Loaded", folder: str) -> dict[str, float]:
     objects = np.array([Path(split.names[row]).parent.as_posix() for row in usable])
     pairs = np.triu_indices(len(usable), 1)
     similarities = descriptors[usable] @ descriptors[usable].T
-    return thresholds(similarities[pairs], objects[pairs[0]] == objects[pairs[1]])
+    return similarities[pairs], objects[pairs[0]] == objects[pairs[1]]
