@@ -19,6 +19,8 @@ def with_levels(trunk: keras.Model, levels: Sequence[Level]) -> keras.Model:
     """
     if not levels:
         return trunk
+    if not isinstance(trunk, keras.Model) or isinstance(trunk, keras.Sequential):
+        raise UserError("levels are for a functional trunk, such as those by name: its layers are known by their names")
     maps = [trunk.output]
     for level in levels:
         layer = next((layer for layer in trunk.layers if layer.name == level.layer), None)

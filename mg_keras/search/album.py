@@ -310,9 +310,8 @@ class _InTurns:
         return np.concatenate(parts)
 
     def classify(self, descriptors: np.ndarray, resolution: int | None = None) -> Any:
-        """As the model's."""
-        with self._turn():
-            return self._model.classify(descriptors, resolution)
+        """As the model's, at once: of stored descriptors it is a product of two matrices."""
+        return self._model.classify(descriptors, resolution)
 
     @contextlib.contextmanager
     def _turn(self):

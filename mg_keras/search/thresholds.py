@@ -59,11 +59,15 @@ def estimated(descriptors: np.ndarray, used: np.ndarray, seed: int = 0) -> dict[
 def pick(thresholds: Thresholds, kind: str, precision: float = 0.99) -> float:
     """The similarity from which on `precision` of the pairs are right; of the next higher share that is known.
 
+    Instances are looked at and never moved: where none is known for so high a share, that of the highest is taken.
+
     Raises:
-        UserError: none is known for so high a share.
+        UserError: none is known for so high a share of copies, or none at all.
     """
     known = {float(share): value for share, value in thresholds.get(kind, {}).items()}
     enough = [share for share in known if share >= precision - 1e-9]
+    if not enough and kind == INSTANCE and known:
+        enough = [max(known)]
     if not enough:
         shares = ", ".join(f"{share:g}" for share in sorted(known)) or "none"
         raise UserError(f"no threshold of {kind} is known for a precision of {precision:g}; known: {shares}")

@@ -338,3 +338,12 @@ def test_thresholds_are_the_models_or_estimated():
     assert found["instance"]["0.9"] == pytest.approx(max(mean + 0.4 * (1 - mean), mean + 3.94 * spread), abs=0.02)
     assert thresholds.estimated(np.ones((9, 4)) / 2, np.ones(9, bool))["copy"]["0.99"] <= 0.995
     assert thresholds.estimated(values[:0], np.ones(0, bool))["copy"]["0.9"] == 0.55
+
+
+def test_instances_are_found_where_no_threshold_gives_so_high_a_precision():
+    known = {"copy": {"0.9": 0.66}, "instance": {"0.9": 0.58}}
+    assert thresholds.pick(known, "instance", 0.99) == 0.58
+    with pytest.raises(UserError, match=r"no threshold of copy is known for a precision of 0.99; known: 0.9"):
+        thresholds.pick(known, "copy", 0.99)
+    with pytest.raises(UserError, match="no threshold of instance is known"):
+        thresholds.pick({"copy": {"0.9": 0.66}}, "instance", 0.9)

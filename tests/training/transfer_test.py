@@ -52,9 +52,11 @@ def test_a_transfer_starts_from_weights_and_goes_on_without_them(tmp_path, monke
         np.testing.assert_array_equal(new, old)
 
 
-@pytest.mark.parametrize("name", ["transfer", "caltech101_transfer"])
-def test_presets_start_from_weights_that_are_to_be_had(name):
+@pytest.mark.parametrize(
+    ("name", "init"), [("transfer", "package"), ("demo", "package"), ("caltech101_transfer", "imagenet")]
+)
+def test_presets_start_from_weights_that_are_to_be_had(name, init):
     config = TrainConfig.load(PRESETS / f"{name}.yaml")
-    assert (config.trunk, config.init) == (lite0.TRUNK, "imagenet")
+    assert (config.trunk, config.init) == (lite0.TRUNK, init)
     # one replica and two hold whole groups
     assert config.part_size(2) % config.versions == 0
