@@ -1,7 +1,6 @@
 """The ablation program as a user starts, breaks and resumes it, on tiny real runs."""
 
 import json
-import re
 import shutil
 import signal
 import time
@@ -81,7 +80,8 @@ def test_an_ablation_that_is_killed_goes_on_and_ends_in_the_table(place, capsys)
     failed = [line for line in errors.splitlines() if line.startswith("failed: ")]
     assert [line.split(":")[1] for line in failed] == [" impossible-seed0", " impossible-seed1"]
     assert all("resnet19" in line for line in failed)
-    assert re.search(r"run 6 of 6: gem-seed1, about \d+:\d\d", output)
+    # with an estimate, if run 5 was begun in this sitting: that depends on when it was killed
+    assert "run 6 of 6: gem-seed1" in output
     assert "Traceback" not in errors
 
     # the table's numbers are those of the runs' files
