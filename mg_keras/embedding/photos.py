@@ -375,9 +375,12 @@ def embed_to_files(
     dimensions = whitening.projection_.shape[1] if whitening else _shape(forward)[2]
     columns = shards.schema(dimensions, dtype, made_from)
     try:
-        if kind and path.exists():
-            return _check_complete(path, made_from)
         place = path.with_name(f"{path.name}.shards") if kind else path
+        if kind and path.exists():
+            counts = _check_complete(path, made_from)
+            # of a process that was killed while it removed them
+            shards.remove(place)
+            return counts
         shards.check(place, made_from)
         place.mkdir(parents=True, exist_ok=True)
         with _locked(place):

@@ -177,13 +177,15 @@ def check(folder: str | os.PathLike, made_from: Mapping[str, Any]) -> None:
             continue
         if not path.match(_PATTERN):
             raise UserError(f"{folder} holds {path.name}, which is no shard of descriptors: choose another folder")
-        with contextlib.suppress(*_BROKEN):
-            _check(folder, metadata(path), made_from)
-
-
-def _check(folder: Path, found: Mapping[str, Any], made_from: Mapping[str, Any]) -> None:
-    if different := differences(made_from, found):
-        raise UserError(f"{folder} was made from other {different}: remove it or choose another name")
+        try:
+            found = metadata(path)
+        except (pa.ArrowException, OSError):
+            # a broken one, which says nothing
+            continue
+        except (KeyError, ValueError):
+            raise UserError(f"{path} is no shard of descriptors: choose another folder") from None
+        if different := differences(made_from, found):
+            raise UserError(f"{folder} was made from other {different}: remove it or choose another name")
 
 
 def differences(made_from: Mapping[str, Any], other: Mapping[str, Any]) -> str:
@@ -213,6 +215,9 @@ def remove_broken(folder: str | os.PathLike) -> list[Path]:
 
     Returns:
         The shards that were removed.
+
+    Raises:
+        OSError: the system does not let one be read.
     """
     remove_leftovers(folder, _PATTERN)
     broken = []
@@ -220,7 +225,10 @@ def remove_broken(folder: str | os.PathLike) -> list[Path]:
         try:
             for _ in _open(path).iter_batches():
                 pass
-        except _BROKEN:
+        except _BROKEN as error:
+            # what the system refuses, such as the right to read, says nothing of the shard
+            if getattr(error, "errno", None):
+                raise
             path.unlink()
             broken.append(path)
     return broken
@@ -307,7 +315,7 @@ def _join_tables(folder, path):
 def remove(folder: str | os.PathLike) -> None:
     """Removes the shards, and the folder if nothing else is in it."""
     for path in _shards(folder):
-        path.unlink()
+        path.unlink(missing_ok=True)
     with contextlib.suppress(OSError):
         Path(folder).rmdir()
 

@@ -17,6 +17,7 @@ from mg_keras.data.images import load
 from mg_keras.data.repeated import repeated_batches
 from mg_keras.data.sources import photos
 from mg_keras.embedding import photos as embedding
+from mg_keras.embedding import shards
 from mg_keras.embedding.photos import embed, embed_to_files, embed_versions, prepared_batches
 from mg_keras.embedding.whitening import Whitening
 from mg_keras.errors import UserError
@@ -265,10 +266,12 @@ def test_a_call_that_was_stopped_goes_on(folder, model, small_batches, tmp_path,
     assert network.count == 9 - done, "what was embedded is embedded again"
     for kind in ("npy", "txt", "unusable.txt"):
         assert (tmp_path / f"x.{kind}").read_bytes() == (tmp_path / f"whole.{kind}").read_bytes()
-    # and once it is there, nothing is done
+    # and once it is there, nothing is done but to remove what a kill left
+    shards.write(tmp_path / "x.npy.shards", shards.unusable_rows(shards.schema(6, "float32", {}), [0], ["a"], ["b"]))
     network = Counting(model)
     assert embed_to_files(network, split, tmp_path / "x.npy", resolution, 32, 3.0) == (9, 2)
     assert network.count == 0
+    assert not (tmp_path / "x.npy.shards").exists()
 
 
 def test_a_broken_shard_is_made_anew(folder, model, small_batches, tmp_path, capsys):

@@ -118,6 +118,18 @@ def test_a_broken_shard_is_found(tmp_path, share, zeros):
     assert shards.done_ids(tmp_path).tolist() == [4]
 
 
+def test_a_shard_that_may_not_be_read_is_kept(tmp_path, monkeypatch):
+    path = shards.write(tmp_path, row(shards.schema(5, "float32", MADE_FROM), 4))
+
+    def refuse(path):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(shards, "_open", refuse)
+    with pytest.raises(PermissionError):
+        shards.remove_broken(tmp_path)
+    assert path.exists()
+
+
 def test_a_changed_byte_of_a_value_is_found(tmp_path):
     columns = shards.schema(5, "float32", MADE_FROM)
     path = shards.write(tmp_path, row(columns, 4))
@@ -135,6 +147,11 @@ def test_shards_of_something_else_are_refused(tmp_path):
     other = {**MADE_FROM, "network": "def", "pooling": 4.0}
     with pytest.raises(UserError, match="x was made from other network, pooling: remove it or choose another name"):
         shards.check(folder, other)
+    path = folder / "shard-1.parquet"
+    parquet.write_table(pa.table({"id": [1]}), path)
+    with pytest.raises(UserError, match=r"shard-1\.parquet is no shard of descriptors: choose another folder"):
+        shards.check(folder, MADE_FROM)
+    path.unlink()
     (folder / "notes.txt").write_text("mine")
     with pytest.raises(UserError, match=r"x holds notes\.txt, which is no shard"):
         shards.check(folder, MADE_FROM)
