@@ -23,7 +23,7 @@ from PIL import Image, ImageOps
 from benchmarks.timing import print_table
 from mg_keras.errors import UserError
 from mg_keras.evaluation.copies import STRONG_EDITS
-from mg_keras.evaluation.metrics import average_precision
+from mg_keras.evaluation.metrics import mean_average_precision
 from mg_keras.programs.common import run_program
 from mg_keras.progress import Progress
 from mg_keras.quiet import import_tensorflow
@@ -169,13 +169,12 @@ def scores(found, sets, options):
 def holidays_map(descriptors, files):
     """mAP over the queries, the first photo of each hundred, which is left out of its own ranking."""
     numbers = np.array([int(path.stem) for path in files])
-    similarities, found = descriptors @ descriptors.T, []
-    for query in np.flatnonzero(numbers % 100 == 0):
-        others = [row for row in np.argsort(-similarities[query], kind="stable") if row != query]
-        ranks = [rank for rank, row in enumerate(others) if numbers[row] // 100 == numbers[query] // 100]
-        if ranks:
-            found.append(average_precision(ranks, len(ranks)))
-    return np.mean(found)
+    groups, first = numbers // 100, numbers % 100 == 0
+    # of a part of Holidays a query may be alone
+    queries = [row for row in np.flatnonzero(first) if np.sum(groups == groups[row]) > 1]
+    positives = [np.setdiff1d(np.flatnonzero(groups == groups[query]), [query]) for query in queries]
+    rankings = np.argsort(-descriptors[queries] @ descriptors.T, axis=1, kind="stable")
+    return mean_average_precision(rankings, positives, [[query] for query in queries])
 
 
 def objects_found(descriptors, files, distractors):

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import h11
 import uvicorn
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
@@ -114,6 +114,17 @@ async def read_body(request: Request, max_bytes: int) -> bytearray:
         told = f"the request came too slowly, {len(body)} bytes so far"
         raise HTTPException(408, told, {"Connection": "close"}) from None
     return body
+
+
+def failure(error: Exception) -> tuple[int, str, dict[str, str] | None]:
+    """(status, message, headers) of the answer where a request failed for no reason of the application's own."""
+    match error:
+        case HTTPException():
+            return error.status_code, error.detail, error.headers
+        case ClientDisconnect():
+            return 499, "the client left", None  # nobody reads it
+        case _:
+            return 500, "the server failed; its standard error says how", None
 
 
 def _patience(size: int) -> float:

@@ -342,6 +342,8 @@ def _of_saved_model(path):
         exported.pooling_exponent,
         exported.p_star,
         exported.whitened,
+        exported.about.get("default_resolution"),
+        exported.about.get("thresholds"),
     )
 
 

@@ -23,11 +23,6 @@ class Optimized:
         self._trunk = optimized_trunk(network.mapper, precision)
         self._precision = precision
 
-    @property
-    def embedding_dimension(self) -> int:
-        """d, values of an embedding."""
-        return self.network.embedding_dimension
-
     def embed_batch(self, images: tf.Tensor, poolings: tuple[Any, ...]) -> tf.Tensor:
         """As `Network.embed_batch`."""
         maps = as_list(self._trunk(normalized(images, *self.network.pixel_scaling)))

@@ -1,7 +1,7 @@
 """Copies without labels: a teacher's classes, InfoNCE between versions, and descriptors that spread (PAPER.md 11b)."""
 
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Any
 
 import tensorflow as tf
 
@@ -58,17 +58,9 @@ class DistilledCopies(DistilledMultiGrain):
         self.spread_weight = float(spread_weight)
 
     @classmethod
-    def from_settings(cls, network: Network, settings: Any) -> Self:
-        """As `DistilledMultiGrain`, with `contrast_temperature` and `spread_weight`."""
-        return cls(
-            network.margin_loss,
-            network.sampling,
-            network.twin(settings.teacher_exponent),
-            settings.classification_weight,
-            settings.temperature,
-            settings.contrast_temperature,
-            settings.spread_weight,
-        )
+    def own_settings(cls, settings: Any) -> dict[str, Any]:
+        """`contrast_temperature` and `spread_weight`."""
+        return {"contrast_temperature": settings.contrast_temperature, "spread_weight": settings.spread_weight}
 
     def parameter_groups(self, network: Network) -> tuple[ParameterGroup, ...]:
         """None: beta is of the margin loss."""

@@ -74,7 +74,14 @@ class DistilledMultiGrain(MultiGrainObjective):
             network.twin(settings.teacher_exponent),
             settings.classification_weight,
             settings.temperature,
+            **cls.own_settings(settings),
         )
+
+    @classmethod
+    def own_settings(cls, settings: Any) -> dict[str, Any]:
+        """Further arguments of a subclass, from the settings of a run."""
+        del settings
+        return {}
 
     def start(self, network: Network) -> None:
         """The teacher takes the trunk and the classifier of the network as they are now."""

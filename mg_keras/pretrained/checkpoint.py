@@ -9,6 +9,7 @@ import yaml
 
 from mg_keras.checkpoints import Checkpoints, assign, first_of
 from mg_keras.errors import UserError
+from mg_keras.poolings import Level
 from mg_keras.pretrained.names import Head
 
 if TYPE_CHECKING:
@@ -30,7 +31,8 @@ def fill(trunk: "keras.Model", folder: str | os.PathLike, trunk_name: str) -> He
         UserError: the run is of another trunk, has no checkpoint yet, or can't be read.
     """
     folder = Path(folder)
-    theirs = _settings(folder / "config.yaml").get("trunk")
+    settings = _settings(folder / "config.yaml")
+    theirs = settings.get("trunk")
     if theirs != trunk_name:
         raise UserError(f"{folder} is a run with the trunk {theirs}, where the trunk is {trunk_name}")
     found = Checkpoints(folder / "checkpoints").load()
@@ -44,7 +46,8 @@ def fill(trunk: "keras.Model", folder: str | os.PathLike, trunk_name: str) -> He
         raise UserError(f"{path}: holds another network than a {trunk_name} with a classifier")
     assign({"model": trunk.variables}, dict(first_of(arrays, "model", count)), path)
     (_, kernel), (_, bias) = head
-    return Head(np.asarray(kernel), np.asarray(bias), class_names(folder))
+    levels = tuple(str(Level.of(level)) for level in settings.get("levels") or ())
+    return Head(np.asarray(kernel), np.asarray(bias), class_names(folder), levels)
 
 
 def class_names(folder: str | os.PathLike) -> list[str]:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from mg_keras.errors import UserError
 from mg_keras.models import Network, trunks
+from mg_keras.poolings import Level
 from mg_keras.pretrained import checkpoint, keras_weights, lite0, packed
 from mg_keras.pretrained.multigrain import from_torch_checkpoint
 from mg_keras.pretrained.names import Head
@@ -51,7 +52,7 @@ def initialize(
     head = _fill(model.trunk, weights, trunk_name)
     if head is None:
         return f"weights of {weights}: the trunk; new classifier, as there is none to take over"
-    if len(head.kernel) not in (model.map_channels[0], model.embedding_dimension):
+    if not head.reads(model.map_channels[0], model.levels):
         return f"weights of {weights}: the trunk; new classifier, as theirs reads other levels of the trunk"
     if head.bias.shape != (model.num_classes,):
         return (
@@ -67,18 +68,25 @@ def initialize(
     return f"weights of {weights}: the whole model, the classifier of its {len(head.bias)} classes included"
 
 
-def class_names(weights: str | os.PathLike, trunk_name: str) -> list[str]:
+def class_names(weights: str | os.PathLike, trunk_name: str, levels: Sequence[str] = ()) -> list[str]:
     """The classes of a network that was trained before, in the order of its logits; where they have no names, numbers.
 
     Args:
         weights, trunk_name: as `initialize` takes them.
+        levels: of the network that is to take the classifier over.
 
     Raises:
-        UserError: the weights can't be had or read, or come without a classifier.
+        UserError: the weights can't be had or read, come without a classifier, or with one that reads other levels.
     """
-    head = _fill(trunks.build(trunk_name), weights, trunk_name)
+    trunk = trunks.build(trunk_name)
+    head = _fill(trunk, weights, trunk_name)
     if head is None:
         raise UserError(f"weights of {weights} come without a classifier, and a teacher needs one")
+    if not head.reads(trunk.output_shape[-1], [Level.of(level) for level in levels]):
+        wanted = f"take --levels [{','.join(head.levels)}]" if head.levels else "which they don't name"
+        raise UserError(
+            f"the classifier of {weights} reads other levels of the trunk, and a teacher needs it: {wanted}"
+        )
     return head.class_names or [f"class {number}" for number in range(len(head.bias))]
 
 

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from mg_keras.errors import UserError
+from mg_keras.poolings import Level
 from mg_keras.pretrained.torch_file import shown
 
 _MOST_NAMED = 20
@@ -19,11 +20,22 @@ class Head(NamedTuple):
         kernel: float32 [d, C].
         bias: float32 [C].
         class_names: list of C str in the order of the logits, or None where they are not known.
+        levels: the further depths of the trunk that the kernel reads, behind the last map, as `Level` writes them.
     """
 
     kernel: np.ndarray
     bias: np.ndarray
     class_names: list | None
+    levels: tuple[str, ...] = ()
+
+    def reads(self, channels: int, levels: Sequence[Level]) -> bool:
+        """Whether it reads what a network pools: the last map alone, or the very same levels besides.
+
+        Args:
+            channels: of the network's last map.
+            levels: the network's.
+        """
+        return len(self.kernel) == channels or self.levels == tuple(map(str, levels))
 
 
 def check(path: str | os.PathLike, network: str, wanted: Mapping[str, tuple], found: Mapping[str, tuple]) -> None:

@@ -18,7 +18,7 @@ from safetensors.numpy import load_file, save_file
 
 from mg_keras.embedding.whitening import Whitening
 from mg_keras.errors import UserError
-from mg_keras.files import atomic_path, atomic_write_json
+from mg_keras.files import atomic_write_json
 from mg_keras.models import Network
 from mg_keras.pretrained.names import Head, check
 
@@ -81,7 +81,7 @@ class Packed:
             variable.assign(found[name])
         names = self.about.get("class_ids") or self.about.get("class_names")
         kernel = self._arrays["classifier/kernel"] * self._arrays["classifier/scale"][:, None]
-        return Head(kernel, self._arrays["classifier/bias"], names)
+        return Head(kernel, self._arrays["classifier/bias"], names, tuple(self.about["levels"]))
 
     def network(self) -> Network:
         """The whole network, with the training exponent and the levels that it was packed with."""
@@ -95,10 +95,10 @@ class Packed:
 def pack(
     folder: str | os.PathLike, network: Network, trunk: str, whitening: Whitening | None, about: Mapping[str, Any]
 ) -> Path:
-    """Writes a network as `Packed` reads it, each file whole or not at all.
+    """Writes a network as `Packed` reads it.
 
     Args:
-        folder: made if it is not there.
+        folder: a new one; of `mg_keras.files.atomic_path`, so that it appears whole.
         network: whose trunk is that of `mg_keras.models.trunks` by the name `trunk`, with its own normalisation.
         whitening: with the bias channel; None: descriptors are not whitened.
         about: what else is known: `resolution` at least.
@@ -132,10 +132,10 @@ def pack(
     }
     folder = Path(folder)
     try:
-        with atomic_path(folder / _WEIGHTS) as partial:
-            save_file({name: np.ascontiguousarray(values) for name, values in arrays.items()}, partial)
-            # safetensors lets nobody else read it
-            partial.chmod(0o644)
+        folder.mkdir(parents=True)
+        save_file({name: np.ascontiguousarray(values) for name, values in arrays.items()}, folder / _WEIGHTS)
+        # safetensors lets nobody else read it
+        (folder / _WEIGHTS).chmod(0o644)
         atomic_write_json(folder / _ABOUT, known)
     except OSError as error:
         raise UserError(f"{folder} can't be written to: {error.strerror or error}") from error

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from mg_keras.runs.run import Run
 
 CHECK_PHOTOS = 16
+# of a packed network's description, what the SavedModel's says too
+_TOLD = ("class_names", "p_star", "thresholds", "default_resolution")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -120,7 +122,7 @@ def export_packed(
     from mg_keras.pretrained.packed import PACKAGE, Packed
 
     found = Packed(packed or PACKAGE)
-    about = {name: found.about[name] for name in ("class_names", "p_star", "thresholds") if name in found.about}
+    about = {name: found.about[name] for name in _TOLD if name in found.about}
     training = {"resolution": found.about["resolution"], **found.about.get("training", {})}
     metadata = {**about, "trunk": found.about["trunk"], "training": training}
     return saved_model.export_saved_model(found.network(), found.whitening, folder, version, metadata, precision)

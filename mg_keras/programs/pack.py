@@ -44,11 +44,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--class_names", type=str, help="file of names to show for the classes, a line each")
     options = parser.parse_args(arguments)
-    for folder in (options.copies, options.instances):
-        if folder and not Path(folder).is_dir():
-            raise UserError(f"there is no folder {folder}")
+    for given in (options.copies, options.instances):
+        if given and not Path(given).is_dir():
+            raise UserError(f"there is no folder {given}")
+    folder = Path(options.out)
+    if folder.exists():
+        raise UserError(f"{folder} is there already: give a new folder")
     import_tensorflow()
-    from mg_keras.files import atomic_write_json
+    from mg_keras.files import atomic_path, atomic_write_json
     from mg_keras.loading import load
     from mg_keras.pretrained.packed import Packed, pack
     from mg_keras.programs.import_weights import read_names
@@ -69,10 +72,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         about["class_ids"] = run.class_names
     # the one of the resolution that descriptors are made at
     whitening = run.whitening_at(about["default_resolution"]) or run.whitening
-    folder = pack(options.out, run.model, run.settings.trunk, whitening, about)
-    thresholds = measured_thresholds(load(folder), options.copies, options.instances)
-    if thresholds:
-        atomic_write_json(folder / "model.json", {**Packed(folder).about, "thresholds": thresholds})
+    with atomic_path(folder) as partial:
+        pack(partial, run.model, run.settings.trunk, whitening, about)
+        thresholds = measured_thresholds(load(partial), options.copies, options.instances)
+        if thresholds:
+            atomic_write_json(partial / "model.json", {**Packed(partial).about, "thresholds": thresholds})
     size = (folder / "model.safetensors").stat().st_size / 1e6
     print(f"written: {folder}, {size:.1f} MB; mg_keras.load({str(folder)!r}) opens it")
     for kind, values in thresholds.items():

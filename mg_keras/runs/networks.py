@@ -59,7 +59,7 @@ def known_classes(run: Any, source: Source) -> tuple[list[str], Source]:
             )
         return source.class_names, source
     begun = (run.path / "classes.txt").is_file()
-    names = run.class_names if begun else pretrained.class_names(config.init, config.trunk)
+    names = run.class_names if begun else pretrained.class_names(config.init, config.trunk, config.levels)
     if set(source.class_names) <= set(names):
         return names, source.with_classes(names) if source.class_names else source
     return names, _without_labels(source)

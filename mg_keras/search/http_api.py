@@ -30,7 +30,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from mg_keras.data.bounds import MAX_PIXELS
 from mg_keras.errors import UserError
 from mg_keras.files import printable_name
-from mg_keras.http_server import HttpServer, read_body
+from mg_keras.http_server import HttpServer, failure, read_body
 from mg_keras.search import openapi
 from mg_keras.search.album import Album, NotThere, NotYet
 from mg_keras.search.duplicates import KINDS
@@ -449,10 +449,6 @@ async def _refusal(request: Request, error: Exception) -> Response:
             status, message = 400, str(error)
         case HTTPException(status_code=404, detail="Not Found"):
             status, message = 404, f"there is nothing at {printable_name(request.url.path[:200])}"
-        case HTTPException():
-            status, message, headers = error.status_code, error.detail, error.headers
-        case ClientDisconnect():
-            status, message = 499, "the client left"  # nobody reads it
         case _:
-            status, message = 500, "the server failed; its standard error says how"
+            status, message, headers = failure(error)
     return Response(_error_body(message), status, headers, "application/json")

@@ -20,7 +20,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from tensorflow_serving.apis.get_model_metadata_pb2 import SignatureDefMap
 
-from mg_keras.http_server import HttpServer, read_body
+from mg_keras.http_server import HttpServer, failure, read_body
 from mg_keras.serving import rest_format
 from mg_keras.serving.codes import ServingError
 from mg_keras.serving.grpc_api import metadata_response, status_response
@@ -154,10 +154,6 @@ async def _refusal(request: Request, error: Exception) -> Response:
         # no route leads there: TF Serving has one answer for paths and methods
         case HTTPException(status_code=404 | 405):
             status, message = 400, f"Malformed request: {request.method} {request.scope['path'][:200]}"
-        case HTTPException():
-            status, message, headers = error.status_code, error.detail, error.headers
-        case ClientDisconnect():
-            status, message = 499, "the client left"  # nobody reads it
         case _:
-            status, message = 500, "the server failed; its standard error says how"
+            status, message, headers = failure(error)
     return Response(rest_format.error(message), status, headers, "application/json")

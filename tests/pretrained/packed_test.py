@@ -11,7 +11,7 @@ from mg_keras import Whitening
 from mg_keras.data.resolutions import square
 from mg_keras.errors import UserError
 from mg_keras.models import Network, trunks
-from mg_keras.pretrained import initialize
+from mg_keras.pretrained import class_names, initialize
 from mg_keras.pretrained.packed import Packed, pack
 from tests.export.small import TINY_RESNET, made_up_statistics, random_images
 
@@ -79,6 +79,15 @@ def test_training_starts_from_it(folder, network):
     other = Network("resnet18", 3, levels=["stack1_block0_add"])
     assert "the trunk; new classifier" in initialize(other, str(folder), "resnet18", NAMES)
     np.testing.assert_allclose(other.trunk.variables[0], network.trunk.variables[0], rtol=1e-3, atol=1e-4)
+
+
+def test_a_teacher_needs_the_levels_that_its_classifier_reads(folder):
+    assert class_names(str(folder), "resnet18", LEVELS) == NAMES
+    with pytest.raises(UserError, match=r"reads other levels of the trunk.*take --levels \[stack0_block0_out:3:0.5\]"):
+        class_names(str(folder), "resnet18")
+    # of the same width, and yet another
+    with pytest.raises(UserError, match="reads other levels"):
+        class_names(str(folder), "resnet18", ["stack0_block0_out:3:1"])
 
 
 def test_what_is_wrong_with_it_is_named(folder, network):

@@ -69,8 +69,11 @@ def test_it_is_exported_without_a_run(out, folder, tmp_path, monkeypatch, capsys
     assert "model = tf.saved_model.load" in capsys.readouterr().out
     exported = Exported.load(tmp_path / "model")
     assert (exported.whitened, exported.train_resolution, exported.p_star) == (True, SIZE, {SIZE: 4.0})
-    assert exported.about["thresholds"]["copy"]
-    similar = np.sum(mg_keras.load(tmp_path / "model").embed(folder) * mg_keras.load(out).embed(folder), axis=1)
+    served, expected = mg_keras.load(tmp_path / "model"), mg_keras.load(out)
+    assert served.thresholds == expected.thresholds
+    assert expected.thresholds["copy"]
+    assert served.resolution == expected.resolution
+    similar = np.sum(served.embed(folder) * expected.embed(folder), axis=1)
     assert similar.min() > 0.9999
 
 
@@ -78,6 +81,7 @@ def test_it_is_exported_without_a_run(out, folder, tmp_path, monkeypatch, capsys
     ("arguments", "message"),
     [
         (["--copies=nowhere"], "there is no folder nowhere"),
+        (["--out={empty}"], "is there already: give a new folder"),
         (["--default_resolution=0"], "--default_resolution must be a whole number, at least 1"),
         (["--class_names={empty}"], "must name 3 classes, received 0 lines"),
     ],
