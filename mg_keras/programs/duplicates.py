@@ -100,10 +100,11 @@ def _show(found, out):
     )
     print(f"{len(found.photos):,} photos; groups: {counts}")
     print(f"{len(found.spare):,} photos may go, {words_of_bytes(found.spare_bytes)}")
-    if found.estimated:
+    if not found.named:
+        how = "estimated" if found.estimated else "the model's, measured on other photos"
         print(
-            f"the threshold of copies, {found.copy:.3f}, is estimated, as none was measured of this model: only equal "
-            "files may go, unless --copy names one"
+            f"the threshold of copies, {found.copy:.3f}, is {how}: look at them; only equal files may go, unless "
+            "--copy names one"
         )
     if found.unusable:
         first = found.unusable[0]

@@ -41,8 +41,8 @@ class Member:
             one than a copy must be.
         similarity: cosine with the one that is kept.
         side: 0, or 1 for a photo of the second of two albums.
-        spare: whether it may go: it is equal to the one that is kept, or a copy of that very one, by a threshold that
-            was measured or named, not estimated.
+        spare: whether it may go: it is equal to the one that is kept, or a copy of that very one by a threshold that
+            was named. A model's own threshold shows copies and lets none go: it was measured on other photos.
     """
 
     photo: Photo
@@ -84,7 +84,8 @@ class Duplicates:
         groups: equal ones first, then copies, then similar ones; large ones before small ones.
         folders: what was looked at, one name or two.
         copy, similar: the similarities from which on photos are copies, and show the same thing.
-        estimated: whether the threshold of copies is a rule of thumb; then copies are to be looked at before they go.
+        estimated: whether the threshold of copies is a rule of thumb, as none was measured of the model.
+        named: whether the caller named the threshold of copies; else they are to be looked at before they go.
         photos: all that were compared.
         unusable: photos that can't be used.
     """
@@ -94,6 +95,7 @@ class Duplicates:
     copy: float
     similar: float
     estimated: bool
+    named: bool
     photos: list[Photo]
     unusable: list[Photo]
 
@@ -137,7 +139,8 @@ def find_duplicates(
         >>> for group in find_duplicates(Index.open("album")).groups:  # doctest: +SKIP
         ...     print(group.kind, group.keep.name, [member.photo.name for member in group.members])
     """
-    estimated = copy is None and not index.calibrated
+    named = copy is not None
+    estimated = not named and not index.calibrated
     copy = index.threshold("copy", precision) if copy is None else copy
     similar = min(copy, index.threshold("instance", precision)) if similar is None else similar
     if not -1 <= similar <= copy <= 1:
@@ -149,7 +152,7 @@ def find_duplicates(
         raise UserError(f"{index.path} and {other.path} were made by different models, and can't be compared")
     nodes = _Nodes(indexes)
     groups: list[Group] = []
-    make = _Maker(nodes, copy, estimated, between=other is not None)
+    make = _Maker(nodes, copy, named, between=other is not None)
     least = similar if SIMILAR in kinds else copy
     edges = nodes.edges(least, label) if {COPY, SIMILAR} & set(kinds) else _no_edges()
     close = tuple(part[edges[2] >= copy] for part in edges) if COPY in kinds else _no_edges()
@@ -176,7 +179,7 @@ def find_duplicates(
     groups.sort(key=lambda group: (KINDS.index(group.kind), -len(group.members), os.fsencode(group.keep.name)))
     unusable = [photo for each in indexes for photo in each.unusable()]
     folders = tuple(str(each.about["root"] or each.path) for each in indexes)
-    return Duplicates(groups, folders, copy, similar, estimated, nodes.all_photos, unusable)
+    return Duplicates(groups, folders, copy, similar, estimated, named, nodes.all_photos, unusable)
 
 
 def grouped(
@@ -317,8 +320,8 @@ class _Nodes:
 class _Maker:
     """Makes groups of nodes: which photo to keep, and how the others are related to it."""
 
-    def __init__(self, nodes, copy, estimated, between):
-        self.nodes, self.copy, self.estimated, self.between = nodes, copy, estimated, between
+    def __init__(self, nodes, copy, named, between):
+        self.nodes, self.copy, self.named, self.between = nodes, copy, named, between
 
     def group(self, nodes):
         """Equal ones and copies; None where there is nothing of the kind."""
@@ -335,7 +338,7 @@ class _Maker:
             similarity = 1.0 if equal else float(min(cosines[its_node], 1.0))
             relation = EQUAL if equal else COPY if similarity >= self.copy else SIMILAR
             # nothing goes because of a third photo that it is like; and of the second album, nothing at all
-            spare = (equal or (relation == COPY and not self.estimated)) and not (self.between and its_side == side)
+            spare = (equal or (relation == COPY and self.named)) and not (self.between and its_side == side)
             members.append(Member(photo, relation, similarity, its_side, spare))
         kind = EQUAL if all(member.relation == EQUAL for member in members) else COPY
         return self._made(kind, keep, side, members)

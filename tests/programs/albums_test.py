@@ -43,9 +43,11 @@ def test_duplicates_are_listed_and_moved_when_asked(folder, capsys, tmp_path, mo
     assert "1. the same byte for byte: keep 00000.png" in shown
     assert "may go  1.000  twice.png" in shown
     assert "groups: 1 the same byte for byte, 1 copies, 0 similar" in shown
-    assert "2 photos may go" in shown
+    # of the model's own threshold only what is equal may go
+    assert "1 photos may go" in shown
+    assert "only equal files may go, unless --copy names one" in shown
     assert report.read_text().startswith("<!doctype html>")
-    move = [str(folder), "--precision", "0.9", "--move-to", str(target)]
+    move = [str(folder), "--precision", "0.9", "--copy", "0.9", "--move-to", str(target)]
     with pytest.raises(UserError, match="asks first, and nobody can answer here"):
         duplicates.main(move)
     monkeypatch.setattr("sys.stdin", type("Terminal", (io.StringIO,), {"isatty": lambda self: True})("n\n"))

@@ -42,7 +42,8 @@ def index(folder, tmp_path):
 
 
 def test_equal_ones_copies_and_similar_ones(index):
-    found = find_duplicates(index, precision=0.9)
+    # FakeModel's threshold at 0.9, named: so that copies may go
+    found = find_duplicates(index, precision=0.9, copy=0.9)
     assert told(found) == [
         ("equal", "00000.png", [("copy of 0.png", "equal", True)]),
         ("copy", "00001.png", [("1 small.jpg", "copy", True)]),
@@ -56,7 +57,7 @@ def test_equal_ones_copies_and_similar_ones(index):
     assert found.spare_bytes == sum(photo.file_size for photo, _ in found.spare)
     assert {photo.name for photo, _ in found.spare} == {"copy of 0.png", "1 small.jpg", "00002.png"}
     assert [kind for kind, *_ in told(find_duplicates(index, kinds=["equal"]))] == ["equal"]
-    assert told(find_duplicates(index, kinds=["copy"], precision=0.9)) == told(found)[1:3]
+    assert told(find_duplicates(index, kinds=["copy"], precision=0.9, copy=0.9)) == told(found)[1:3]
     # nobody is a copy at so high a threshold
     assert [kind for kind, *_ in told(find_duplicates(index, copy=1.0, kinds=["equal", "copy"]))] == ["equal"]
 
@@ -124,7 +125,7 @@ def test_between_two_albums(folder, tmp_path):
         Index.build(folder, FakeModel(), tmp_path / "a") as first,
         Index.build(test, FakeModel(), tmp_path / "b") as second,
     ):
-        found = find_duplicates(first, second)
+        found = find_duplicates(first, second, copy=0.95)
         # what is twice in one of them alone doesn't count; what lies in the second stays, however small
         assert told(found) == [
             ("equal", "leak.png", [("00004.png", "equal", True)]),
@@ -177,3 +178,16 @@ def test_large_albums_are_compared_by_their_index(monkeypatch):
 def test_arguments_out_of_range(index, options, message):
     with pytest.raises(UserError, match=message):
         find_duplicates(index, **options)
+
+
+def test_a_models_own_threshold_lets_no_copy_go(tmp_path):
+    paths = album(tmp_path / "photos", 3)
+    shutil.copy(paths[0], tmp_path / "photos" / "equal.png")
+    noise(1, (12, 12)).save(tmp_path / "photos" / "small.jpg", quality=95)
+    with Index.build(tmp_path / "photos", FakeModel(), tmp_path / "index") as index:
+        shown, named = find_duplicates(index, precision=0.9), find_duplicates(index, copy=0.9)
+    assert [(group.kind, group.keep.name) for group in shown.groups] == [
+        (group.kind, group.keep.name) for group in named.groups
+    ]
+    assert len(shown.spare) == 1
+    assert {photo.name for photo, _ in named.spare} == {photo.name for photo, _ in shown.spare} | {"small.jpg"}

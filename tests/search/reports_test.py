@@ -53,7 +53,7 @@ def folder(tmp_path):
 @pytest.fixture
 def found(folder, tmp_path):
     with Index.build(folder, FakeModel(), tmp_path / "index") as index:
-        yield find_duplicates(index, precision=0.9)
+        yield find_duplicates(index, precision=0.9, copy=0.9)
 
 
 def test_a_page_by_itself_in_which_no_name_is_more_than_text(found, tmp_path):
