@@ -19,6 +19,7 @@ ROOMS = (
         "quiet",
         "http_server",
         "poolings",
+        "preparations",
         "whitening_formulas",
         "metric",
         "checkpoints",
@@ -82,4 +83,4 @@ def test_no_module_imports_itself_through_others():
 
 def test_a_network_knows_layers_alone():
     known = {room_of(other) for name, others in IMPORTS.items() if room_of(name) == "models" for other in others}
-    assert known <= {"errors", "poolings", "layers", "models"}
+    assert known <= {"errors", "poolings", "preparations", "layers", "models"}

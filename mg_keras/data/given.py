@@ -10,7 +10,7 @@ import tensorflow as tf
 from PIL import Image, ImageOps
 
 from mg_keras.data.bounds import MIN_SIDE
-from mg_keras.data.images import problem, try_decode
+from mg_keras.data.images import decode_common, problem, try_decode
 from mg_keras.data.sources import Split, photos
 from mg_keras.errors import UserError
 
@@ -87,11 +87,31 @@ class GivenPhotos:
         ok, image = tf.cond(self._in_memory[row], lambda: self._held(row), lambda: self._decoded(row))
         return tf.ensure_shape(ok, []), tf.ensure_shape(image, [None, None, 3])
 
+    @property
+    def files_alone(self) -> bool:
+        """Whether all photos are files, or their bytes, which `read` gives."""
+        return not self._arrays
+
+    def common_image(self, row: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """As `Split.common_image`."""
+
+        def held():
+            ok, image = self._held(row)
+            with tf.control_dependencies([tf.debugging.Assert(ok, ["can't be used"])]):
+                return tf.identity(image), tf.shape(image)[:2]
+
+        def decoded():
+            image, size = decode_common(self.read(row))
+            return tf.cast(image, self._type), size
+
+        image, size = tf.cond(self._in_memory[row], held, decoded)
+        return tf.ensure_shape(image, [None, None, 3]), tf.ensure_shape(size, [2])
+
     def reason(self, row: int) -> str:
         """Why a photo can't be used, in a few words."""
         if row in self._troubles:
             return self._troubles[row]
-        return problem(lambda: self._read(tf.constant(row))) or "could not be read"
+        return problem(lambda: self.read(tf.constant(row))) or "could not be read"
 
     def _add_array(self, place, item):
         trouble, array = _pixels(item)
@@ -100,12 +120,13 @@ class GivenPhotos:
         else:
             self._arrays[place] = array
 
-    def _read(self, row):
+    def read(self, row: tf.Tensor) -> tf.Tensor:
+        """The bytes of a photo that is a file, or was given as bytes; graph code."""
         path = self._paths[row]
         return tf.cond(path == "", lambda: self._contents[row], lambda: tf.io.read_file(path))
 
     def _decoded(self, row):
-        ok, image = try_decode(self._read, row)
+        ok, image = try_decode(self.read, row)
         return ok, tf.cast(image, self._type)
 
     def _held(self, row):

@@ -68,12 +68,38 @@ def decode(contents: tf.Tensor) -> tf.Tensor:
     return image
 
 
-def try_decode(read: Callable, key: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+def decode_common(contents: tf.Tensor, reduction: Callable | None = None) -> tuple[tf.Tensor, tf.Tensor]:
+    """Decodes a JPEG or a PNG, and fails at once with any other photo: of the kinds that most are, quickly.
+
+    Args:
+        contents: scalar string tensor, the bytes of the file.
+        reduction: int32 [height, width] -> by what a JPEG is reduced meanwhile: 1, 2, 4 or 8. None: 1.
+
+    Returns:
+        (image, size): uint8 [h, w, 3] RGB, upright, and int32 [height, width] that it has in full, upright.
+
+    Raises:
+        tf.errors.InvalidArgumentError: (when it runs) the photo is of another kind, or not usable.
+    """
+    contents = tf.ensure_shape(contents, [])
+    is_jpeg = _is_jpeg(contents)
+    image, size = _common(contents, reduction)
+    usable = tf.debugging.Assert(tf.reduce_min(size) >= MIN_SIDE, ["no JPEG or PNG, or too small"])
+    with tf.control_dependencies([usable] if usable is not None else []):
+        image = tf.identity(image)
+    image, size = tf.cond(
+        orientations.may_turn(contents, is_jpeg), lambda: _upright(image, size, contents), lambda: (image, size)
+    )
+    return tf.ensure_shape(image, [None, None, 3]), tf.ensure_shape(size, [2])
+
+
+def try_decode(read: Callable, key: tf.Tensor, reduction: Callable | None = None) -> tuple[tf.Tensor, tf.Tensor]:
     """Reads and decodes a photo in a pipeline that a broken one must not stop.
 
     Args:
         read: key -> string scalar tensor, the bytes; its errors are caught too.
         key: scalar tensor that names the photo to `read`.
+        reduction: int32 [height, width] -> by what a JPEG is reduced meanwhile: 1, 2, 4 or 8. None: 1.
 
     Returns:
         (ok, image): a bool scalar, and the photo, or one of 1x1 pixel where it can't be used.
@@ -81,14 +107,21 @@ def try_decode(read: Callable, key: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
 
     def attempt(key):
         contents = tf.ensure_shape(read(key), [])
-        return contents, _common(contents)
+        return contents, *_common(contents, reduction)
 
-    ok, contents, image = caught(attempt, key, ("", _no_photo()))
+    ok, contents, image, size = caught(attempt, key, ("", _no_photo(), tf.ones([2], tf.int32)))
     is_jpeg = _is_jpeg(contents)
-    ok, image = tf.cond(is_jpeg | _is_png(contents), lambda: (ok, image), lambda: _of_other_kinds(contents))
+
+    def other():
+        ok, image = _of_other_kinds(contents)
+        return ok, image, tf.shape(image)[:2]
+
+    ok, image, size = tf.cond(is_jpeg | _is_png(contents), lambda: (ok, image, size), other)
     image = tf.ensure_shape(image, [None, None, 3])
-    ok &= tf.reduce_min(tf.shape(image)[:2]) >= MIN_SIDE
-    image = tf.cond(ok & orientations.may_turn(contents, is_jpeg), lambda: _upright(image, contents), lambda: image)
+    ok &= tf.reduce_min(size) >= MIN_SIDE
+    image = tf.cond(
+        ok & orientations.may_turn(contents, is_jpeg), lambda: _upright(image, size, contents)[0], lambda: image
+    )
     return ok, tf.ensure_shape(image, [None, None, 3])
 
 
@@ -225,8 +258,8 @@ def _decoded(contents):
     return tf.ensure_shape(image, [None, None, 3])
 
 
-def _common(contents):
-    """JPEG and PNG as they are stored; one pixel of what is something else or too large."""
+def _common(contents, reduction):
+    """(JPEG and PNG as they are stored, the size in full); one pixel of what is something else or too large."""
 
     def png():
         return tf.reverse(tf.io.decode_raw(tf.strings.substr(contents, 16, 8), tf.int32, little_endian=False), [0])
@@ -236,7 +269,19 @@ def _common(contents):
         lambda: tf.io.extract_jpeg_shape(contents)[:2],
         lambda: tf.cond(_is_png(contents), png, lambda: tf.zeros([2], tf.int32)),
     )
-    return tf.cond(_may_be_decoded(size), lambda: _decoded(contents), _no_photo)
+
+    def photo():
+        if reduction is None:
+            image = _decoded(contents)
+            return image, tf.shape(image)[:2]
+        # by the headers: a PNG is not reduced
+        by = tf.cond(_is_jpeg(contents), lambda: reduction(size), lambda: 1)
+        reduced = [lambda by=by: tf.io.decode_jpeg(contents, channels=3, ratio=by) for by in (2, 4, 8)]
+        place = tf.where(by == 8, 3, by // 2)
+        return tf.switch_case(place, [lambda: _decoded(contents), *reduced]), size
+
+    image, size = tf.cond(_may_be_decoded(size), photo, lambda: (_no_photo(), tf.ones([2], tf.int32)))
+    return image, size
 
 
 @apart
@@ -276,5 +321,7 @@ def _declared_size_of_others(contents):
 
 
 @apart
-def _upright(image, contents):
-    return orientations.upright(image, orientations.orientation(contents))
+def _upright(image, size, contents):
+    orientation = orientations.orientation(contents)
+    # from 5 on rows and columns change places
+    return orientations.upright(image, orientation), tf.where(orientation >= 5, size[::-1], size)

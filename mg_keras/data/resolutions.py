@@ -9,6 +9,8 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
+from mg_keras.preparations import ASPECT, SQUASH, checked
+
 
 def resize(image: tf.Tensor, height: tf.Tensor | int, width: tf.Tensor | int) -> tf.Tensor:
     """Resizes a photo as PIL's `Image.resize(..., BILINEAR)` does, without rounding to whole grey levels.
@@ -87,18 +89,50 @@ def largest_side(image: tf.Tensor, size: tf.Tensor | int) -> tf.Tensor:
     return resize(image, *(tf.maximum(1, _rounded_ratio(side, size, largest)) for side in (height, width)))
 
 
-def for_resolution(resolution: int, train_resolution: int) -> Callable:
+def squashed(image: tf.Tensor, size: tf.Tensor | int) -> tf.Tensor:
+    """Resizes to `size` × `size`; nothing is cropped, and what is not square is distorted.
+
+    Args:
+        image: `[H, W, 3]` RGB, uint8 or float.
+        size: int or int32 scalar tensor, pixels, at least 1.
+
+    Returns:
+        float32 `[size, size, 3]`, in the range of `image`.
+
+    Raises:
+        ValueError: `image` does not have three dimensions, or `size` is less than 1.
+
+    Example:
+
+    >>> squashed(tf.zeros([375, 500, 3], tf.uint8), 224).shape
+    TensorShape([224, 224, 3])
+    """
+    return resize(image, size, size)
+
+
+def whole(preparation: str) -> Callable:
+    """The way whole photos are prepared, without a crop: `squashed` or `largest_side`.
+
+    Raises:
+        ValueError: `preparation` is none of `mg_keras.preparations`.
+    """
+    return squashed if checked(preparation) == SQUASH else largest_side
+
+
+def for_resolution(resolution: int, train_resolution: int, preparation: str = ASPECT) -> Callable:
     """The way photos are prepared at a test resolution.
 
     Args:
         resolution: int, pixels, s*.
         train_resolution: int, pixels, the side of the training crops.
+        preparation: of `mg_keras.preparations`, the network's.
 
     Returns:
-        `square` up to the training resolution, `largest_side` above it; both take `(image, size)`.
+        `squashed` where the network wants that; else `square` up to the training resolution, `largest_side` above it.
+        All take `(image, size)`.
 
     Raises:
-        ValueError: a resolution is less than 1.
+        ValueError: a resolution is less than 1, or `preparation` is none.
 
     Example:
 
@@ -107,7 +141,36 @@ def for_resolution(resolution: int, train_resolution: int) -> Callable:
     """
     _check_side("resolution", resolution)
     _check_side("train_resolution", train_resolution)
-    return square if resolution <= train_resolution else largest_side
+    prepare = whole(preparation)
+    return square if prepare is largest_side and resolution <= train_resolution else prepare
+
+
+def reduction(
+    size: tf.Tensor, resolution: tf.Tensor | int, train_resolution: int = 0, preparation: str = ASPECT
+) -> tf.Tensor:
+    """By what a JPEG may be reduced while it is decoded, which is quicker, before it is brought to a resolution.
+
+    What is left is at least twice as large on each side as what is wanted of it: descriptors then differ from those of
+    the photo decoded in full by no more than rounding in bfloat16 makes of them.
+
+    Args:
+        size: int32 [2], height and width of the photo.
+        resolution: int or int32 scalar tensor, pixels, s*; 0 is the photo as it is.
+        train_resolution: int, pixels, the side of the training crops; 0: no photo is cropped.
+        preparation: of `mg_keras.preparations`.
+
+    Returns:
+        int32 scalar: 1, 2, 4 or 8.
+    """
+    wanted = tf.convert_to_tensor(resolution, tf.int32)
+    if checked(preparation) == SQUASH:
+        side = tf.reduce_min(size)
+    else:
+        is_crop = wanted <= train_resolution
+        side = tf.where(is_crop, tf.reduce_min(size), tf.reduce_max(size))
+        wanted = tf.where(is_crop, _rounded_ratio(wanted, 256, 224), wanted)
+    spare = tf.where(wanted > 0, side // (2 * tf.maximum(wanted, 1)), 1)
+    return tf.where(spare >= 8, 8, tf.where(spare >= 4, 4, tf.where(spare >= 2, 2, 1)))
 
 
 def _resized_window(image, scaled, offset, window):

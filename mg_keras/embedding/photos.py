@@ -5,7 +5,8 @@ A *pooling* is an exponent p* > 0 of GeM, or `RMAC`. A *network* is anything wit
 * `embed_batch(images float32 [B, H, W, 3] in 0-255, poolings: tuple) -> float32 tensor [P, B, D]`, graph code; None
   among the poolings stands for the exponent of training;
 * `classify(embeddings [N, D]) -> logits [N, C]`, in NumPy;
-* `fingerprint() -> str`, for `embed_to_files` alone: equal for networks that embed and classify alike.
+* `fingerprint() -> str`, for `embed_to_files` alone: equal for networks that embed and classify alike;
+* perhaps `preparation`, of `mg_keras.preparations`: how it wants photos brought to a resolution; else it is `ASPECT`.
 
 `MultiGrain` is one, and so is a SavedModel opened by `mg_keras.export.opened.Exported`.
 """
@@ -27,7 +28,7 @@ import tensorflow as tf
 
 from mg_keras.data import resolutions
 from mg_keras.data.given import GivenPhotos
-from mg_keras.data.images import BadImages
+from mg_keras.data.images import BadImages, decode_common
 from mg_keras.data.repeated import repeated_batches
 from mg_keras.data.sources import Split
 from mg_keras.embedding import shards
@@ -35,6 +36,7 @@ from mg_keras.embedding.whitening import Whitening
 from mg_keras.errors import UserError
 from mg_keras.files import atomic_write_json, atomic_write_text, printable_name, try_lock
 from mg_keras.poolings import RMAC, checked
+from mg_keras.preparations import ASPECT
 from mg_keras.progress import Progress
 
 # pixels in a batch at most: 64 photos of 224x224, so that memory stays level whatever the resolution
@@ -104,8 +106,9 @@ def embed(
     """Embeds every usable photo of a split.
 
     Up to the training resolution: smallest side to 256/224 of it, square centre crop. Beyond: largest side, no crop
-    (section 7 of the protocol). Photos of one shape run together; decoding overlaps with the network. Beside the
-    answer, memory does not grow with the number of photos or of shapes.
+    (section 7 of the protocol). Or, where the network's `preparation` says so, squashed. Photos of one shape run
+    together; decoding overlaps with the network. Beside the answer, memory does not grow with the number of photos or
+    of shapes.
 
     Args:
         network: `MultiGrain`, or another network (see above).
@@ -126,7 +129,7 @@ def embed(
         >>> found.values.shape, found.unusable  # doctest: +SKIP
         ((3, 120, 2048), array([17]))
     """
-    batches = prepared_batches(split, resolution, train_resolution)
+    batches = prepared_batches(split, resolution, train_resolution, preparation=preparation_of(network))
     return _run(network, batches, len(split), poolings, label)
 
 
@@ -173,8 +176,17 @@ def embed_versions(
     return dataclasses.replace(found, rows=shown[order], values=found.values[:, order])
 
 
+def preparation_of(network: EmbeddingNetwork) -> str:
+    """How a network wants photos brought to a resolution, of `mg_keras.preparations`."""
+    return getattr(network, "preparation", ASPECT)
+
+
 def prepared_batches(
-    split: Split | GivenPhotos, resolution: int, train_resolution: int, rows: np.ndarray | None = None
+    split: Split | GivenPhotos,
+    resolution: int,
+    train_resolution: int,
+    rows: np.ndarray | None = None,
+    preparation: str = ASPECT,
 ) -> Iterator[Batch]:
     """The photos of a split as the network takes them: decoded, brought to a resolution, those of one shape together.
 
@@ -186,6 +198,7 @@ def prepared_batches(
         resolution: s*, pixels.
         train_resolution: pixels of the training crops.
         rows: int64, increasing numbers of the photos to take; None: all.
+        preparation: of `mg_keras.preparations`: the network's (`preparation_of`).
 
     Yields:
         `Batch`.
@@ -193,8 +206,18 @@ def prepared_batches(
     Raises:
         ValueError: a resolution is less than 1.
     """
-    prepare = resolutions.for_resolution(resolution, train_resolution)
+    prepare = resolutions.for_resolution(resolution, train_resolution, preparation)
     size = _photos_a_batch(resolution, resolution)
+
+    prepared = _prepared_file(resolution, train_resolution, preparation)
+
+    def load_common(row):
+        if split.files_alone:
+            image, photo = prepared(split.read(row))
+        else:
+            image, photo = split.common_image(row)
+            image = prepare(image, resolution)
+        return row, True, photo, image
 
     def load(row):
         ok, image = split.image(row)
@@ -203,10 +226,23 @@ def prepared_batches(
         return row, ok, tf.shape(image)[:2], prepare(tf.ensure_shape(image, [None, None, 3]), resolution)
 
     rows = np.arange(len(split)) if rows is None else np.asarray(rows, np.int64)
-    photos = tf.data.Dataset.from_tensor_slices(rows).map(load, num_parallel_calls=tf.data.AUTOTUNE)
-    if prepare is resolutions.square:
-        return _batches_of_squares(photos.batch(size).prefetch(2))
-    return _batches_by_shape(photos.prefetch(2 * size))
+
+    def loaded(by, of):
+        return tf.data.Dataset.from_tensor_slices(of).map(by, num_parallel_calls=tf.data.AUTOTUNE)
+
+    # Catching an error photo by photo takes longer than decoding a small one: those of the common kinds, which cause
+    # none, come first, and what is missing then comes with care
+    common = loaded(load_common, rows).ignore_errors()
+    if prepare is resolutions.largest_side:
+        common, as_wanted = common.prefetch(2 * size), _batches_by_shape
+    else:
+        common, as_wanted = common.batch(size).prefetch(2), _batches_of_squares
+
+    def with_care(missing):
+        others = loaded(load, missing)
+        return others.prefetch(2 * size) if as_wanted is _batches_by_shape else others.batch(size).prefetch(2)
+
+    return as_wanted(_with_missing(common, rows, with_care))
 
 
 def forward_function(network: EmbeddingNetwork, poolings: Sequence[float | str] | None = None) -> Callable:
@@ -225,6 +261,35 @@ def _forward(network, poolings):
 
 def _photos_a_batch(height, width):
     return max(1, _PIXELS_A_BATCH // (height * width))
+
+
+@functools.lru_cache(maxsize=16)
+def _prepared_file(resolution, train_resolution, preparation):
+    """A JPEG or a PNG as (the image that the network takes, int32 [2], the photo's size); kept, as it takes a second to
+    set up, and searching asks for one photo after the other."""
+    prepare = resolutions.for_resolution(resolution, train_resolution, preparation)
+
+    def reduction(size):
+        return resolutions.reduction(size, resolution, train_resolution, preparation)
+
+    @tf.function(input_signature=[tf.TensorSpec([], tf.string)], autograph=False)
+    def prepared(contents):
+        image, size = decode_common(contents, reduction)
+        return prepare(image, resolution), size
+
+    return prepared
+
+
+def _with_missing(found, rows, load):
+    """The elements of a dataset, each of one of the `rows` or of several, and then `load` of the rows that it lacks."""
+    seen = [rows[:0]]
+    for element in found:
+        seen.append(np.atleast_1d(element[0].numpy()))
+        yield element
+    missing = np.setdiff1d(rows, np.concatenate(seen))
+    # what is not needed takes its time to set up, too
+    if len(missing):
+        yield from load(missing)
 
 
 def _batches_of_squares(batches):
@@ -390,9 +455,8 @@ def embed_to_files(
             with shards.Writer(place, photos_a_shard) as writer:
                 left = np.setdiff1d(np.arange(len(split)), shards.done_ids(place))
                 classes = None if class_names is None or pooling == RMAC else (network.classify, class_names)
-                for rows in _described(
-                    forward, split, resolution, train_resolution, whitening, classes, columns, left, label
-                ):
+                batches = prepared_batches(split, resolution, train_resolution, left, preparation_of(network))
+                for rows in _described(forward, split, batches, whitening, classes, columns, len(left), label):
                     writer.add(rows)
             errors = _errors(place)
             if len(errors) == len(split):
@@ -410,13 +474,13 @@ def embed_to_files(
     return counts
 
 
-def _described(forward, split, resolution, train_resolution, whitening, classes, columns, left, label):
-    """Yields the rows of the photos numbered `left`, a batch at a time, as tables of shards."""
-    uris, done = split.files or split.names, len(split) - len(left)
+def _described(forward, split, batches, whitening, classes, columns, left, label):
+    """Yields the rows of the `left` photos in batches, a batch at a time, as tables of shards."""
+    uris, done = split.files or split.names, len(split) - left
     if done and label:
         print(f"going on after {done} of {len(split)} photos", file=sys.stderr, flush=True)
     with Progress(label or "", len(split) if label else 0, "photos", start=done if label else 0) as progress:
-        for batch in prepared_batches(split, resolution, train_resolution, left):
+        for batch in batches:
             reasons = [split.reason(row) for row in batch.unusable]
             rows = [shards.unusable_rows(columns, batch.unusable, [uris[row] for row in batch.unusable], reasons)]
             if len(batch.rows):

@@ -12,7 +12,7 @@ from mg_keras.data import demo, resolutions
 from mg_keras.errors import UserError
 
 # the least cosine of any photo's descriptor with the Keras model's, by what the trunk computes in
-MIN_COSINE = {"float32": 0.99999, "bfloat16": 0.999}
+MIN_COSINE = {"float32": 0.99999, "mixed": 0.999, "bfloat16": 0.999}
 # share of photos that must get the Keras model's class; one photo may always differ, as a few decide nothing
 MIN_AGREEMENT = 0.99
 

@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from mg_keras.data import images, resolutions
 from mg_keras.data.formats import fields
+from mg_keras.preparations import ASPECT, SQUASH
 
 MAX_BYTES = 32 << 20
 MAX_SIDE = 65_535  # of a photo as it is; JPEG's own limit
@@ -38,6 +39,7 @@ def embed_encoded(
     resolution: tf.Tensor,
     p_star: tf.Tensor,
     table: Mapping[int, float],
+    preparation: str = ASPECT,
 ) -> tf.Tensor:
     """Embeds encoded photos of any sizes; graph code.
 
@@ -46,10 +48,12 @@ def embed_encoded(
         size: d.
         image_bytes: string [B], each a JPEG, PNG, GIF, uncompressed BMP or, if the runtime has it, WebP file; of an
             animation the first frame counts.
-        resolution: int32 [B], pixels of the largest side, up to `MAX_RESOLUTION`; 0 leaves the photo as it is.
+        resolution: int32 [B], pixels of the largest side, or of both if photos are squashed, up to `MAX_RESOLUTION`; 0
+            leaves the photo as it is.
         p_star: float32 [B]; where it is 0 or less, the exponent that the table has for the nearest resolution (of two
             as near, the lower one). A photo left as it is counts with its largest side.
         table: resolution -> exponent, at least one.
+        preparation: of `mg_keras.preparations`, how photos are brought to their resolution.
 
     Returns:
         float32 [B, size], in the order of the photos.
@@ -63,7 +67,7 @@ def embed_encoded(
     lengths = tf.stack([tf.size(resolution), tf.size(p_star)])
     same = tf.debugging.assert_equal(lengths, count, "resolution and p_star must hold one value for each photo")
     with tf.control_dependencies([same]):
-        photos, sizes, reasons = _decoded(tf.identity(image_bytes), resolution, count)
+        photos, sizes, reasons = _decoded(tf.identity(image_bytes), resolution, count, preparation)
     usable = refuse_unusable(reasons)
     with tf.control_dependencies([usable]):
         sizes = tf.identity(sizes)
@@ -91,14 +95,14 @@ def embed_encoded(
     return tf.while_loop(going_on, next_shape, start, shapes, parallel_iterations=1)[1]
 
 
-def _decoded(image_bytes, resolution, count):
+def _decoded(image_bytes, resolution, count, preparation):
     """(photos as a TensorArray of float32 [h, w, 3], their sizes int32 [B, 2], why they can't be used: string [B])."""
     photos = tf.TensorArray(tf.float32, count, element_shape=[None, None, 3], infer_shape=False)
     sizes = tf.TensorArray(tf.int32, count, element_shape=[2])
     reasons = tf.TensorArray(tf.string, count, element_shape=[])
 
     def one(number, photos, sizes, reasons):
-        photo, reason = _photo(image_bytes[number], resolution[number])
+        photo, reason = _photo(image_bytes[number], resolution[number], preparation)
         return (
             number + 1,
             photos.write(number, photo),
@@ -115,25 +119,29 @@ def _decoded(image_bytes, resolution, count):
     return photos, sizes.stack(), reasons.stack()
 
 
-def _photo(contents, resolution):
+def _photo(contents, resolution, preparation):
     """(photo as the network takes it, "") or (one black pixel, why it can't be used)."""
     size = tf.cast(images.declared_size(contents), tf.int64)
-    reason = fields.first_text(_header_reasons(contents, size, resolution))
+    reason = fields.first_text(_header_reasons(contents, size, resolution, preparation))
     # what the header rules out is not decoded
-    ok, image = images.try_decode(tf.identity, tf.where(reason == "", contents, ""))
+    ok, image = images.try_decode(
+        tf.identity,
+        tf.where(reason == "", contents, ""),
+        lambda size: resolutions.reduction(size, resolution, preparation=preparation),
+    )
     reason = tf.cond(ok | (reason != ""), lambda: reason, lambda: images.why_not(contents))
 
     def prepared():
         return tf.cond(
             resolution > 0,
-            lambda: resolutions.largest_side(image, resolution),
+            lambda: resolutions.whole(preparation)(image, resolution),
             lambda: tf.cast(image, tf.float32),
         )
 
     return tf.cond(reason == "", prepared, lambda: tf.zeros([1, 1, 3])), reason
 
 
-def _header_reasons(contents, size, resolution):
+def _header_reasons(contents, size, resolution, preparation):
     """(refused, why) pairs, of the limits that a photo's size and its resolution may go beyond."""
     length = tf.strings.length(contents)
     height, width = tf.unstack(size)
@@ -141,6 +149,8 @@ def _header_reasons(contents, size, resolution):
     largest = tf.maximum(tf.maximum(height, width), 1)
     scale = tf.where(resolution > 0, tf.cast(resolution, tf.float64) / tf.cast(largest, tf.float64), 1.0)
     pixels = tf.cast(scale**2 * tf.cast(height * width, tf.float64), tf.int64)
+    if preparation == SQUASH:
+        pixels = tf.where(resolution > 0, tf.cast(resolution, tf.int64) ** 2, pixels)
     too_many = f"pixels for the network, more than {MAX_NETWORK_PIXELS:,}: ask for a lower resolution"
     return [
         (length > MAX_BYTES, _said(length, f"bytes, more than {MAX_BYTES:,}")),

@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from mg_keras.errors import UserError
 from mg_keras.poolings import RMAC
+from mg_keras.preparations import ASPECT
 
 
 class Exported:
@@ -28,6 +29,7 @@ class Exported:
         pooling_exponent: the training exponent.
         train_resolution: pixels of the training crops, or None where it does not say.
         whitened: whether the descriptors are whitened.
+        preparation: of `mg_keras.preparations`, how photos are brought to a resolution.
         served: (images float32 [B, H, W, 3], p_star float32 [B]) -> dict of tensors: the signature `serving_default`.
     """
 
@@ -38,6 +40,7 @@ class Exported:
         self.pooling_exponent = float(about["pooling_exponent"])
         self.train_resolution = about.get("training", {}).get("resolution")
         self.whitened = bool(about["whitened"])
+        self.preparation = about.get("preparation", ASPECT)
         # the signatures work only as long as the object they came with
         self._loaded = loaded
         self.served = loaded.signatures["serving_default"]

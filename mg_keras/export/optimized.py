@@ -20,6 +20,7 @@ class Optimized:
 
     def __init__(self, network: Network, precision: str = "float32"):
         self.network = network
+        self.preparation = network.preparation
         self._trunk = optimized_trunk(network.mapper, precision)
         self._precision = precision
 
@@ -33,5 +34,5 @@ class Optimized:
         return self.network.classify(embeddings)
 
     def fingerprint(self) -> str:
-        """As `Network.fingerprint`."""
-        return f"{self.network.fingerprint()}-{self._precision}"
+        """As `Network.fingerprint`; descriptors in bfloat16 alone are too far from the others to be taken for them."""
+        return f"{self.network.fingerprint()}-{'bfloat16' if self._precision == 'bfloat16' else 'float32'}"

@@ -56,7 +56,8 @@ def export_saved_model(
         -> logits: float32 [B, C]; class: int64 [B]; probability: float32 [B], of that class.
     `encoded`:
         image_bytes: string [B], photos as JPEG, PNG, GIF or BMP files, of any sizes.
-        resolution: int32 [B], pixels of the largest side; 0 takes the photo as it is.
+        resolution: int32 [B], pixels of the largest side, or of both where the model's `preparation` is `squash`; 0
+            takes the photo as it is.
         p_star: float32 [B]; where it is 0 or less, that of the p* table for the nearest resolution.
         -> as above. See `export.encoded` for limits and refusals.
     `classify_embedding`:
@@ -75,7 +76,8 @@ def export_saved_model(
 
     `assets/multigrain.json` in the SavedModel says what it is: `trunk`, `embedding_size` (D), `num_classes`,
     `pooling_exponent` (of training), `whitened`, `normalization` (input range, mean and standard deviation),
-    `precision`, `limits` (of `encoded`), `check` (figures by shape and signature), and `metadata`.
+    `precision`, `preparation` (of `mg_keras.preparations`), `limits` (of `encoded`), `check` (figures by shape and
+    signature), and `metadata`.
     `assets.extra/tf_serving_warmup_requests` warms it up in TF Serving.
 
     Args:
@@ -86,8 +88,9 @@ def export_saved_model(
         metadata: what else `multigrain.json` shall hold, as JSON: `class_names` (one a class), `p_star` (resolution ->
             exponent), `trunk`, `training` (the configuration; its `resolution` is that of check and warm-up, 224 px
             where it names none).
-        precision: what the trunk computes in: "float32" or "bfloat16", which is about twice as fast where the
-            processor has avx512_bf16 or AMX, and slower where it has not. Inputs, pooling, whitening, classifier and
+        precision: what the trunk computes in: "float32", or "bfloat16", which is about twice as fast where the
+            processor has avx512_bf16 or AMX, and slower where it has not; or "mixed", which is nearly as fast there and
+            half as far from float32 (`mg_keras.export.optimize`). Inputs, pooling, whitening, classifier and
             outputs are float32 either way.
         photos: to check on, RGB uint8 [H, W, 3] each; None: generated ones.
 
@@ -200,7 +203,7 @@ class _Served(tf.Module):
         self._sizes = whitening.projection_.shape
         trunk = optimized_trunk(model.mapper, precision)
         self._embed = _embedder(model, lambda images: trunk(normalized(images, *model.pixel_scaling)))
-        self._table = dict(table)
+        self._table, self._preparation = dict(table), model.preparation
 
     def signatures(self) -> dict[str, Any]:
         """Name -> concrete function."""
@@ -231,7 +234,9 @@ class _Served(tf.Module):
             return self._embed(images, _checked_exponents(exponents))
 
         size = self._sizes[0] - 1
-        return self._described(embed_encoded(embed, size, image_bytes, resolution, p_star, self._table))
+        return self._described(
+            embed_encoded(embed, size, image_bytes, resolution, p_star, self._table, self._preparation)
+        )
 
     def classify(self, embedding: tf.Tensor) -> dict[str, tf.Tensor]:
         """A stored descriptor to its class."""
@@ -344,6 +349,7 @@ def _description(
         "whitened": whitened,
         "normalization": {"input": "RGB, 0 to 255", "mean": model.pixel_mean, "std": model.pixel_std},
         "precision": precision,
+        "preparation": model.preparation,
         "limits": LIMITS,
     }
     if both := (filled_in.keys() | {"check"}) & metadata.keys():

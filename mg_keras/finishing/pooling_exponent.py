@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from mg_keras.data import augmentations
 from mg_keras.data.sources import Split
-from mg_keras.embedding.photos import EmbeddingNetwork, embed, embed_versions, prepared_batches
+from mg_keras.embedding.photos import EmbeddingNetwork, embed, embed_versions, preparation_of, prepared_batches
 from mg_keras.errors import UserError
 from mg_keras.evaluation.metrics import group_score, top_k_accuracy
 from mg_keras.layers.gem import SMALLEST_EXPONENT
@@ -244,7 +244,8 @@ def fine_tune_exponent(
         for step, batch in enumerate(batches):
             if step % steps_a_block == 0:
                 maps = {}  # those of the last block must be gone before the next ones come
-                photos = prepared_batches(split, resolution, train_resolution, blocks[step // steps_a_block])
+                block = blocks[step // steps_a_block]
+                photos = prepared_batches(split, resolution, train_resolution, block, preparation_of(network))
                 for found, unusable, images, _ in photos:
                     if len(found):
                         maps.update(zip(found.tolist(), _by_photo(trunk(images), len(found)), strict=True))

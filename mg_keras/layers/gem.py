@@ -16,6 +16,10 @@ if TYPE_CHECKING:
 SMALLEST_EXPONENT = 0.1
 
 
+# whole exponents, given as numbers, whose powers are products that can't vanish in float32
+_BY_PRODUCTS = (1, 2, 3, 4)
+
+
 def check_feature_map(shape: Sequence[int | None]) -> None:
     """Raises a ValueError unless `shape` is that of feature maps, [batch, height, width, channels]."""
     if len(shape) != 4:
@@ -126,6 +130,8 @@ class GeM(keras.layers.Layer):
     ) -> "tf.Tensor":
         """Pools `features` with `p_star`, or with the layer's own exponent when it is None."""
         check_feature_map(features.shape)
+        if isinstance(p_star, int | float) and p_star in _BY_PRODUCTS:
+            return self._by_products(features, int(p_star))
         exponent = self._exponent(p_star)
         logs = ops.log(ops.maximum(ops.cast(features, "float32"), self.epsilon))
         # With the largest activation factored out, no power exceeds 1 and the mean is at least 1 / positions: neither
@@ -133,6 +139,17 @@ class GeM(keras.layers.Layer):
         largest = ops.stop_gradient(ops.max(logs, axis=(1, 2), keepdims=True))
         log_mean = ops.log(ops.mean(ops.exp(exponent * (logs - largest)), axis=(1, 2), keepdims=True))
         return ops.squeeze(ops.exp(largest + log_mean / exponent), axis=(1, 2))
+
+    def _by_products(self, features, exponent):
+        """The same of a whole exponent that is known beforehand, in half the time."""
+        features = ops.maximum(ops.cast(features, "float32"), self.epsilon)
+        largest = ops.stop_gradient(ops.max(features, axis=(1, 2), keepdims=True))
+        shares = features / largest
+        powers = shares
+        for _ in range(exponent - 1):
+            powers = powers * shares
+        mean = ops.mean(powers, axis=(1, 2))
+        return ops.squeeze(largest, axis=(1, 2)) * mean ** (1 / exponent)
 
     def _exponent(self, p_star):
         if p_star is None:

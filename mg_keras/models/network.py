@@ -16,6 +16,7 @@ from mg_keras.models import trunks
 from mg_keras.models.levels import as_list, with_levels
 from mg_keras.models.trunks import IMAGENET_MEAN, IMAGENET_STD
 from mg_keras.poolings import RMAC, Level
+from mg_keras.preparations import ASPECT, checked
 
 
 @keras.saving.register_keras_serializable("mg_keras")
@@ -34,6 +35,8 @@ class Network(keras.Model):
         trainable_exponent: bool, whether p is learnt.
         levels: sequence of `mg_keras.poolings.Level`, or what `Level.of` takes, such as `"block4c_:3:0.5"`: further
             depths of the trunk whose pooled maps join the embedding. The classifier starts with weights 0 on them.
+        preparation: of `mg_keras.preparations`, how photos are brought to the resolution that they are embedded at;
+            images that are given as pixels stay as they are.
 
     Call arguments:
         images: RGB in 0-255, float or uint8, [B, H, W, 3], any H and W. Normalisation is the network's own.
@@ -64,6 +67,7 @@ class Network(keras.Model):
         pixel_std: Sequence[float] | None = None,
         trainable_exponent: bool = False,
         levels: Sequence[Level | str | Sequence] = (),
+        preparation: str = ASPECT,
         **kwargs,
     ):
         # under a mixed policy Keras would round pixels and p* to half precision on their way in
@@ -81,6 +85,7 @@ class Network(keras.Model):
         self.trunk = trunks.build(trunk, dtype=self.dtype_policy) if isinstance(trunk, str) else trunk
         shape = _output_shape(self.trunk)
         self.num_classes = num_classes
+        self.preparation = checked(preparation)
         self.pixel_mean = tuple(float(value) for value in pixel_mean)
         self.pixel_std = tuple(float(value) for value in pixel_std)
         self.pool = GeM(pooling_exponent, trainable_exponent=trainable_exponent, name="pool")
@@ -229,6 +234,8 @@ class Network(keras.Model):
         settings = (self.pixel_mean, self.pixel_std, self.pool.epsilon, self.trunk.compute_dtype)
         if self.levels:
             settings = (*settings, *map(str, self.levels))
+        if self.preparation != ASPECT:
+            settings = (*settings, self.preparation)
         digest = hashlib.sha256(repr((settings, [variable.shape for variable in variables])).encode())
         for variable in variables:
             digest.update(np.ascontiguousarray(variable))
@@ -301,6 +308,7 @@ class Network(keras.Model):
             "trainable_exponent": self.pool.trainable_exponent,
             # left out without any, so that older versions open what is saved
             **({"levels": [str(level) for level in self.levels]} if self.levels else {}),
+            **({"preparation": self.preparation} if self.preparation != ASPECT else {}),
         }
 
     @classmethod

@@ -19,6 +19,7 @@ from mg_keras.objectives.classification import classification_values
 from mg_keras.objectives.multigrain import MultiGrainObjective
 from mg_keras.objectives.objective import Objective
 from mg_keras.poolings import Level
+from mg_keras.preparations import ASPECT
 
 # of `keras.Model.compile`: what this model has of its own
 _OWN_IN_COMPILE = ("loss", "loss_weights", "metrics", "weighted_metrics")
@@ -50,6 +51,7 @@ class MultiGrain(Network):
             0.1 or above. An optimiser's own decay, as AdamW's, has to be told:
             `optimizer.exclude_from_weight_decay(var_names=["pooling_exponent"])`.
         levels: further depths of the trunk whose pooled maps join the embedding (`mg_keras.models.Network`).
+        preparation: how photos are brought to the resolution that they are embedded at (`mg_keras.preparations`).
 
     Call arguments:
         images: RGB in 0-255, float or uint8, [B, H, W, 3], any H and W. Normalisation is the model's own.
@@ -86,6 +88,7 @@ class MultiGrain(Network):
         weights: str | os.PathLike | None = None,
         trainable_exponent: bool = False,
         levels: Sequence[Level | str | Sequence] = (),
+        preparation: str = ASPECT,
         **kwargs,
     ):
         if versions < 1:
@@ -93,7 +96,15 @@ class MultiGrain(Network):
         if weights is not None and not isinstance(trunk, str):
             raise ValueError(f"weights are for a trunk by name, received {weights!r} with the trunk {trunk!r}")
         super().__init__(
-            trunk, num_classes, pooling_exponent, pixel_mean, pixel_std, trainable_exponent, levels, **kwargs
+            trunk,
+            num_classes,
+            pooling_exponent,
+            pixel_mean,
+            pixel_std,
+            trainable_exponent,
+            levels,
+            preparation,
+            **kwargs,
         )
         self.versions = versions
         self.seed = seed

@@ -20,6 +20,7 @@ from mg_keras.embedding.whitening import Whitening
 from mg_keras.errors import UserError
 from mg_keras.files import atomic_write_json
 from mg_keras.models import Network
+from mg_keras.preparations import ASPECT, PREPARATIONS
 from mg_keras.pretrained.names import Head, check
 
 PACKAGE = Path(__file__).resolve().parents[1] / "weights" / "multigrain_lite0"
@@ -39,7 +40,7 @@ class Packed:
         folder: Path.
         about: dict of `model.json`: `trunk`, `num_classes`, `pooling_exponent`, `levels`, `resolution` (pixels of
             training), and where known `class_names`, `class_ids` (WordNet's), `p_star`, `thresholds`,
-            `default_resolution`.
+            `default_resolution`, `preparation` (of `mg_keras.preparations`; `aspect` where it is missing).
 
     Raises:
         UserError: there is none, or it can't be read.
@@ -86,7 +87,19 @@ class Packed:
     def network(self) -> Network:
         """The whole network, with the training exponent and the levels that it was packed with."""
         about = self.about
-        network = Network(about["trunk"], about["num_classes"], about["pooling_exponent"], levels=about["levels"])
+        preparation = about.get("preparation", ASPECT)
+        if preparation not in PREPARATIONS:
+            raise UserError(
+                f"{self.folder / _ABOUT}: preparation must be one of {', '.join(PREPARATIONS)}, "
+                f"received {preparation!r}"
+            )
+        network = Network(
+            about["trunk"],
+            about["num_classes"],
+            about["pooling_exponent"],
+            levels=about["levels"],
+            preparation=preparation,
+        )
         head = self.fill(network.trunk, about["trunk"])
         network.set_classifier(head.kernel, head.bias)
         return network
@@ -128,6 +141,7 @@ def pack(
         "num_classes": network.num_classes,
         "pooling_exponent": float(network.pool.pooling_exponent),
         "levels": [str(level) for level in network.levels],
+        "preparation": network.preparation,
         **about,
     }
     folder = Path(folder)

@@ -36,9 +36,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument(
         "--precision",
-        choices=["float32", "bfloat16"],
+        choices=["float32", "mixed", "bfloat16"],
         default="float32",
-        help="what the trunk computes in; bfloat16 needs a processor with avx512_bf16 or AMX to be fast",
+        help="what the trunk computes in; mixed (bfloat16 after the first layers) and bfloat16 need a processor with "
+        "avx512_bf16 or AMX to be fast",
     )
     parser.add_argument(
         "--check_photos",

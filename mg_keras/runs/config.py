@@ -56,6 +56,8 @@ class TrainConfig:
         pooling_exponent: p of GeM in training.
         levels: further depths of the trunk whose pooled maps join the embedding, each `LAYER:EXPONENT:SCALE`, such as
             `block4c_:3:0.5` (`mg_keras.poolings.Level`); p* is the exponent of the trunk's last map alone.
+        preparation: how photos are brought to the resolution that they are embedded at: `aspect` (the paper's: a square
+            crop up to the resolution of training, the largest side beyond) or `squash` (to a square, without a crop).
         objective: what a step minimises: `multigrain` (cross-entropy and margin loss), `classification`
             (cross-entropy), `distilled_multigrain` (a teacher's answers in place of labels, and margin loss; the
             teacher is the network that `init` gives, with its classes), or `distilled_copies` (the same with InfoNCE
@@ -115,6 +117,7 @@ class TrainConfig:
     trunk_rate: _Positive = 1.0
     pooling_exponent: _Positive = 3.0
     levels: list[str] = dataclasses.field(default_factory=list)
+    preparation: Literal["aspect", "squash"] = "aspect"
     objective: Literal["multigrain", "classification", "distilled_multigrain", "distilled_copies"] = "multigrain"
     classification_weight: Annotated[float, Limits(at_least=0, at_most=1)] = 0.5
     temperature: _Positive = 2.0

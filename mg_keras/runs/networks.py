@@ -29,6 +29,7 @@ def build_model(config: TrainConfig, num_classes: int) -> MultiGrain:
             versions=config.versions,
             seed=config.seed,
             levels=config.levels,
+            preparation=config.preparation,
         )
     finally:
         keras.mixed_precision.set_dtype_policy("float32")

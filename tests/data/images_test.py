@@ -36,6 +36,27 @@ def test_formats(contents, tolerance):
     assert np.abs(image.astype(int) - picture()).mean() <= tolerance
 
 
+def test_common_photos_are_decoded_as_all_are():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for contents in (
+        encoded(picture(), "PNG"),
+        encoded(picture(), "JPEG", quality=90),
+        encoded(picture(), "JPEG", quality=90, exif=exif),
+    ):
+        image, size = images.decode_common(tf.constant(contents))
+        np.testing.assert_array_equal(image, images.decode(tf.constant(contents)))
+        np.testing.assert_array_equal(size, image.shape[:2])
+    # the size is that of the photo in full, upright
+    image, size = images.decode_common(tf.constant(contents), lambda size: tf.where(size[0] == 40, 4, 1))
+    assert (tuple(image.shape), tuple(size.numpy())) == ((15, 10, 3), (60, 40))
+    full = np.asarray(images.decode(tf.constant(contents)), float).reshape(15, 4, 10, 4, 3).mean((1, 3))
+    assert np.abs(np.asarray(image, float) - full).mean() < 4
+    for contents in (encoded(picture(), "BMP"), encoded(picture(7, 9), "PNG"), b"", b"\xff\xd8\xff", b"no photo"):
+        with pytest.raises(tf.errors.OpError):
+            images.decode_common(tf.constant(contents))
+
+
 def test_greyscale_and_sixteen_bits():
     grey = picture()[..., 0]
     for contents in (encoded(grey, "PNG"), encoded(Image.fromarray(grey.astype("uint16") * 257), "PNG")):

@@ -119,6 +119,37 @@ def test_for_resolution():
     assert resolutions.for_resolution(225, 224) is resolutions.largest_side
 
 
+def test_squashed_photos_are_squares():
+    photo = np.random.default_rng(0).integers(0, 256, (50, 80, 3), np.uint8)
+    np.testing.assert_array_equal(resolutions.squashed(photo, 32), resolutions.resize(photo, 32, 32))
+    for size in (24, 32, 500):
+        assert resolutions.for_resolution(size, 32, "squash") is resolutions.squashed
+    assert resolutions.whole("aspect") is resolutions.largest_side
+    with pytest.raises(ValueError, match="aspect, squash, received 'crop'"):
+        resolutions.for_resolution(32, 32, "crop")
+
+
+@pytest.mark.parametrize(
+    ("size", "resolution", "preparation", "wanted"),
+    [
+        ((3000, 4000), 224, "squash", 4),
+        ((3000, 4000), 224, "aspect", 8),
+        ((375, 500), 224, "squash", 1),
+        ((896, 1000), 224, "squash", 2),
+        ((895, 1000), 224, "squash", 1),
+        ((300, 900), 224, "aspect", 2),
+        # a crop needs the smallest side, and 256 / 224 of it
+        ((731, 1500), 160, "aspect", 1),
+        ((732, 1500), 160, "aspect", 2),
+        ((20000, 20000), 8, "squash", 8),
+        ((20000, 20000), 0, "squash", 1),
+    ],
+)
+def test_a_photo_reduced_is_still_twice_as_large_as_wanted(size, resolution, preparation, wanted):
+    found = resolutions.reduction(tf.constant(size), resolution, 160, preparation)
+    assert found.numpy() == wanted
+
+
 def test_runs_in_a_saved_model_with_sizes_chosen_by_the_caller(tmp_path):
     class Resizer(tf.Module):
         @tf.function(input_signature=[tf.TensorSpec([None, None, 3], tf.uint8), tf.TensorSpec([], tf.int32)])

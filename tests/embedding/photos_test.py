@@ -80,6 +80,33 @@ def test_mixed_photos_are_embedded_in_their_order(folder, model, small_batches, 
     assert "mixed  11/11 photos" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("preparation", ["aspect", "squash"])
+def test_photos_of_odd_kinds_come_after_the_others_and_in_their_places(folder, model, tmp_path, preparation):
+    for number, kind in ((0, "png"), (1, "bmp"), (3, "gif"), (4, "png")):
+        Image.open(folder / f"{number:02}.png").save(tmp_path / f"{number:02}.{kind}")
+    (tmp_path / "02.jpg").write_bytes(b"no photo")
+    split = photos(tmp_path)
+    batches = list(prepared_batches(split, 40, 32, preparation=preparation))
+    assert [row for batch in batches for row in batch.rows][-2:] == [1, 3]
+    assert [row for batch in batches for row in batch.unusable] == [2]
+    network = model.twin()
+    network.preparation = preparation
+    found = embed(network, split, 40, 32)
+    np.testing.assert_array_equal(found.rows, [0, 1, 3, 4])
+    prepare = resolutions.whole(preparation)
+    expected = [network(prepare(load(split.files[row]), 40)[None])["embedding"][0] for row in found.rows]
+    np.testing.assert_allclose(found.values[0], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_large_jpeg_is_reduced_while_it_is_decoded_and_keeps_its_size(model, tmp_path):
+    small = np.random.default_rng(0).uniform(0, 255, (6, 8, 3)).astype(np.uint8)
+    Image.fromarray(small).resize((400, 300), Image.BICUBIC).save(tmp_path / "a.jpg", quality=95)
+    (batch,) = prepared_batches(photos(tmp_path), 32, 16, preparation="squash")
+    np.testing.assert_array_equal(batch.sizes, [[300, 400]])
+    expected = resolutions.squashed(load(tmp_path / "a.jpg"), 32)
+    assert 0 < np.abs(batch.images[0] - expected).max() < 3
+
+
 def test_the_training_exponent_is_the_default(folder, model):
     found = embed(model, photos(folder), 32, 32)
     np.testing.assert_array_equal(found.values, embed(model, photos(folder), 32, 32, [2.0]).values)

@@ -39,7 +39,12 @@ def test_every_family_of_trunks_keeps_its_answers_in_operations_of_tf_serving(na
     assert cosines(found.numpy(), expected).min() > 0.9998
     # rounded somewhere, or it was not computed in bfloat16
     assert np.abs(found.numpy() - expected).max() > 1e-3 * np.abs(expected).max()
-    for function in (plain, half):
+    # the first layers are not rounded
+    mixed = optimized_trunk(trunk, "mixed")
+    found = mixed(tf.constant(images()))
+    assert found.dtype == tf.float32
+    assert cosines(found.numpy(), expected).min() > 0.9998
+    for function in (plain, half, mixed):
         left = operations_of(function)
         assert set(left) <= SERVABLE
         # Keras compiles grouped convolutions with XLA
@@ -124,6 +129,36 @@ def test_factors_and_padding_of_every_kind():
     assert left.count("Pad") == 1, "that of the depthwise convolution"
 
 
+def test_what_reads_large_maps_stays_in_float32_where_the_rest_is_bfloat16():
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((None, None, 3))
+    features = inputs
+    for strides in (2, 4, 1):
+        features = layers.Conv2D(4, 3, strides, padding="same", activation="relu")(features)
+    trunk = made_up_statistics(keras.Model(inputs, features))
+    function = optimized_trunk(trunk, "mixed")
+    nodes = function.get_concrete_function().graph.as_graph_def().node
+    types = [(node.op, node.attr["T"].type) for node in nodes if node.op in ("Conv2D", "BiasAdd", "Relu")]
+    float32, bfloat16 = tf.float32.as_datatype_enum, tf.bfloat16.as_datatype_enum
+    # the one that makes an eighth of a half reads the half, and what runs as one with it stays with it
+    assert [kind for op, kind in types if op == "Conv2D"] == [float32, float32, bfloat16]
+    assert [kind for op, kind in types if op == "Relu"] == [float32, float32, bfloat16]
+    found, expected = function(tf.constant(images())).numpy(), trunk(images()).numpy()
+    np.testing.assert_allclose(found, expected, atol=0.02 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize(("padding", "size", "left"), [(1, 3, 0), (2, 5, 0), (1, 5, 1)])
+def test_depthwise_convolutions_pad_themselves_where_that_is_their_same_padding(padding, size, left):
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((None, None, 3))
+    features = layers.Conv2D(4, 1)(inputs)
+    trunk = keras.Model(inputs, layers.DepthwiseConv2D(size)(layers.ZeroPadding2D(padding)(features)))
+    found = optimized_trunk(made_up_statistics(trunk))
+    expected = trunk(images()).numpy()
+    np.testing.assert_allclose(found(tf.constant(images())).numpy(), expected, rtol=1e-4, atol=1e-5)
+    assert operations_of(found).count("Pad") == left
+
+
 def test_weights_are_as_they_were_when_it_was_made():
     trunk = built("resnet18")
     found = optimized_trunk(trunk)
@@ -139,7 +174,7 @@ def test_functions_run_as_before():
 
 
 def test_precision_is_checked():
-    with pytest.raises(ValueError, match="float32, bfloat16, received 'int8'"):
+    with pytest.raises(ValueError, match="float32, mixed, bfloat16, received 'int8'"):
         optimized_trunk(built("vgg16"), "int8")
 
 

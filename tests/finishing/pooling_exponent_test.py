@@ -147,9 +147,9 @@ def test_fine_tuning_depends_on_the_seed_alone(model, split):
 def test_fine_tuning_in_blocks_is_the_same(model, split, monkeypatch):
     asked, batches = [], pooling_exponent.prepared_batches
 
-    def counted(split, resolution, train_resolution, rows):
+    def counted(split, resolution, train_resolution, rows, preparation):
         asked.append(len(rows))
-        return batches(split, resolution, train_resolution, rows)
+        return batches(split, resolution, train_resolution, rows, preparation)
 
     monkeypatch.setattr(pooling_exponent, "prepared_batches", counted)
     monkeypatch.setattr(pooling_exponent, "_PIXELS_A_BLOCK", 9 * LARGER**2)

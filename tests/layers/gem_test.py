@@ -163,3 +163,11 @@ def test_golden():
     golden = np.load(shared_path("goldens", "gem.npz"))
     for exponent in (1.5, 3.0, 10.0):
         np.testing.assert_allclose(GeM(exponent)(golden["x"]), golden[f"p{exponent}"], rtol=1e-5)
+
+
+@pytest.mark.parametrize("exponent", [1, 2.0, 3.0, 4])
+def test_whole_exponents_given_as_numbers_are_the_same_by_products(exponent):
+    features = np.abs(np.random.default_rng(0).normal(0, 3, (2, 5, 4, 6))).astype(np.float32)
+    features[0, ..., 0], features[1, ..., 1] = 0, 1e6
+    pool = GeM()
+    np.testing.assert_allclose(pool(features, p_star=exponent), pool(features, p_star=[exponent] * 2), rtol=2e-5)

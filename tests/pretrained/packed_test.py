@@ -5,14 +5,17 @@ import json
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
+from PIL import Image
 
 import mg_keras
 from mg_keras import Whitening
-from mg_keras.data.resolutions import square
+from mg_keras.data.resolutions import square, squashed
 from mg_keras.errors import UserError
 from mg_keras.models import Network, trunks
 from mg_keras.pretrained import class_names, initialize
 from mg_keras.pretrained.packed import Packed, pack
+from mg_keras.programs.export import export_packed
 from tests.export.small import TINY_RESNET, made_up_statistics, random_images
 
 LEVELS = ["stack0_block0_out:3:0.5"]
@@ -43,6 +46,43 @@ def whitening(network):
 def folder(network, whitening, tmp_path):
     about = {"resolution": 32, "class_names": NAMES, "p_star": {"32": 4.0}, "thresholds": {"copy": {"0.99": 0.7}}}
     return pack(tmp_path / "packed", network, "resnet18", whitening, about)
+
+
+def test_how_photos_are_prepared_travels_with_the_weights(network, whitening, tmp_path):
+    squashing = Network.from_config({**network.get_config(), "preparation": "squash"})
+    squashing.take_weights(network)
+    assert squashing.twin().preparation == "squash"
+    assert squashing.fingerprint() != network.fingerprint()
+    folder = pack(tmp_path / "packed", squashing, "resnet18", whitening, {"resolution": 32})
+    images = list(random_images((40, 52), seed=5, count=3))
+    model = mg_keras.load(folder, precision="float32")
+    assert model.preparation == "squash"
+    for resolution in (24, 48):
+        prepared = np.stack([squashed(image, resolution) for image in images])
+        expected = whitening.transform(network(prepared, p_star=2.0)["embedding"])
+        assert np.sum(model.embed(images, resolution) * expected, axis=1).min() > 0.999
+    exported = mg_keras.load(export_packed(folder, tmp_path / "exported"))
+    assert exported.preparation == "squash"
+    # one that is reduced while it is decoded
+    Image.fromarray(random_images((300, 400), seed=6, count=1)[0].astype(np.uint8)).save(tmp_path / "a.jpg")
+    found = model.embed(tmp_path / "a.jpg", 48)
+    np.testing.assert_allclose(exported.embed(tmp_path / "a.jpg", 48), found, atol=1e-4)
+    served = tf.saved_model.load(str(exported.path)).signatures["encoded"](
+        image_bytes=tf.constant([(tmp_path / "a.jpg").read_bytes()]),
+        resolution=tf.constant([48]),
+        p_star=tf.constant([2.0]),
+    )
+    np.testing.assert_allclose(served["embedding"], found, atol=1e-4)
+    # what older versions packed does not say
+    about = json.loads((folder / "model.json").read_text())
+    for value, wanted in ((None, "aspect"), ("stretch", None)):
+        changed = {name: said for name, said in about.items() if name != "preparation"}
+        (folder / "model.json").write_text(json.dumps({**changed, "preparation": value} if value else changed))
+        if wanted:
+            assert mg_keras.load(folder).preparation == wanted
+        else:
+            with pytest.raises(UserError, match="preparation must be one of aspect, squash, received 'stretch'"):
+                mg_keras.load(folder)
 
 
 def test_it_is_loaded_as_it_was_packed(folder, network, whitening):

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
-from mg_keras.data.images import problem, try_decode
+from mg_keras.data.images import decode_common, problem, try_decode
 from mg_keras.errors import UserError
 
 
@@ -99,6 +99,28 @@ class Split:
         if self.adjust:
             image = tf.cond(ok, lambda: self.adjust(row, image), lambda: image)
         return ok, image
+
+    @property
+    def files_alone(self) -> bool:
+        """Whether photos are what `read` gives, decoded."""
+        return self.adjust is None
+
+    def common_image(self, row: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """The photo numbered `row` as `image` gives it, quickly, if it is a JPEG or a PNG; graph code.
+
+        Args:
+            row: int64 scalar tensor.
+
+        Returns:
+            (image, size): RGB in 0-255 [H, W, 3], and int32 [H, W].
+
+        Raises:
+            tf.errors.OpError: (when it runs) the photo is of another kind, or can't be used.
+        """
+        image, _ = decode_common(self.read(row))
+        if self.adjust:
+            image = self.adjust(row, image)
+        return image, tf.shape(image)[:2]
 
     def reason(self, row: int) -> str:
         """Why the photo numbered `row` can't be used, in a few words."""
