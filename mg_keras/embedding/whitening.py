@@ -1,4 +1,7 @@
-"""PCA whitening of embeddings, folded into the classifier and undone (MultiGrain, section 3.4)."""
+"""Whitening of embeddings, folded into the classifier and undone (MultiGrain, section 3.4).
+
+By PCA, as in the paper, or learned from edited versions of photos.
+"""
 
 import os
 import zipfile
@@ -18,7 +21,7 @@ _SMALLEST_RELATIVE_SPREAD = 1e-7
 
 
 class Whitening:
-    """A PCA whitening: Φ(e) = S (ê - μ) with ê the L2-normalised embedding.
+    """A whitening: Φ(e) = S (ê - μ) with ê the L2-normalised embedding.
 
     With the bias channel (the reference's choice), the constant 1 is appended to the embedding before it is normalised,
     ê = [e; 1] / ||[e; 1]||. Its last entry then tells the norm, so that a **unit-norm** whitened descriptor still gives
@@ -27,7 +30,7 @@ class Whitening:
     A whitening may keep only the k < D directions of largest variance. Descriptors are shorter then, and the ê and the
     logits that come back from them are approximate; `class_agreement` measures the loss.
 
-    Usually made by `fit` or `load`; the constructor takes known values.
+    Usually made by `fit`, `fit_on_versions` or `load`; the constructor takes known values.
 
     Args:
         mean: μ, [D], where D is the embedding size d, plus 1 with the bias channel. Its norm is below 1.
@@ -129,6 +132,76 @@ class Whitening:
                 "give more varied photos, fewer dimensions, or a shrinkage such as 0.1"
             )
         return cls(pca.mean_, basis[:, :kept] / np.sqrt(variances), bias_channel, discarded)
+
+    @classmethod
+    def fit_on_versions(
+        cls,
+        embeddings: ArrayLike,
+        versions: ArrayLike,
+        bias_channel: bool = True,
+        shrinkage: float = 0.1,
+        dimensions: int | None = None,
+    ) -> Self:
+        """Learns the whitening from photos and edited versions of them, in float64.
+
+        Whitens how versions of one photo differ, not how photos do, and then keeps the directions in which photos differ
+        most (PCA): S = V' C^(-1/2), with C the covariance of versions about the mean of their photo, shrunk, and V' the
+        principal directions of the photos' C^(-1/2) ê (Mikolajczyk and Matas 2007, "learned whitening" in retrieval).
+        So what an edit changes counts for little in a descriptor.
+
+        Args:
+            embeddings: [N, d] of the photos as they are, not normalised.
+            versions: [N, V, d] of V ≥ 1 versions of each. With the photo itself that makes N V deviations; those of
+                fewer directions than D are no harm, because of the shrinkage.
+            bias_channel: as in `fit`.
+            shrinkage: s in (0, 1]: C becomes (1 - s) C + s c̄ I, with c̄ the mean of its D variances.
+            dimensions: as in `fit`. N ≥ k + 1 photos are needed.
+
+        Returns:
+            A `Whitening`, scaled so that its k values have the variance 1 on average over the photos.
+
+        Raises:
+            ValueError: for shapes that don't fit, values that aren't finite, versions that all are like their photos,
+                and where `check_fit` does.
+        """
+        photos = _checked(embeddings, "embeddings")
+        versions = np.asarray(versions, np.float64)
+        if versions.ndim != 3 or versions.shape[::2] != photos.shape or not versions.shape[1]:
+            raise ValueError(
+                f"versions must be [{len(photos)}, V, {photos.shape[1]}] with V >= 1, received shape {versions.shape}"
+            )
+        edited = _checked(versions.reshape(-1, photos.shape[1]), "versions")
+        rows = unit_embeddings(np, photos, bias_channel)
+        count, size = rows.shape
+        check_fit(count, size, None, dimensions)
+        if not 0 < shrinkage <= 1:
+            raise ValueError(f"shrinkage must be in (0, 1], received {shrinkage}")
+        kept = kept_dimensions(dimensions, size)
+        edited = unit_embeddings(np, edited, bias_channel).reshape(count, -1, size)
+        together = np.concatenate([rows[:, None], edited], axis=1)
+        deviations = (together - together.mean(axis=1, keepdims=True)).reshape(-1, size)
+        within = deviations.T @ deviations / edited[..., 0].size
+        spread = np.trace(within) / size
+        if spread <= _SMALLEST_RELATIVE_SPREAD**2:
+            raise ValueError("all versions are like their photos, so nothing can be learned from them")
+        variances, basis = np.linalg.eigh(within)
+        whiten = basis / np.sqrt((1 - shrinkage) * np.maximum(variances, 0) + shrinkage * spread)
+
+        mean = rows.mean(axis=0)
+        among, directions = np.linalg.eigh(np.cov(((rows - mean) @ whiten).T))
+        among, directions = among[::-1][:kept], directions[:, ::-1][:, :kept]
+        flat = int(np.sum(among <= _SMALLEST_RELATIVE_SPREAD**2 * among[0]))
+        if flat:
+            raise ValueError(
+                f"the embeddings don't spread in {flat} of {kept} directions: give more varied photos or fewer dimensions"
+            )
+        projection = whiten @ directions / np.sqrt(among.mean())
+        # what the k directions don't hold of ê, whatever their scales
+        span = np.linalg.qr(projection)[0]
+        discarded = 0.0
+        if kept < size:
+            discarded = np.mean(np.sum((rows - mean) ** 2, axis=1)) - np.mean(np.sum(((rows - mean) @ span) ** 2, axis=1))
+        return cls(mean, projection, bias_channel, max(float(discarded), 0.0))
 
     @cached_property
     def inverse_(self) -> np.ndarray:

@@ -73,6 +73,78 @@ def test_folded_classifier_reads_whitened_embeddings(embeddings, bias_channel):
         np.testing.assert_allclose(norm * (row @ folded_kernel + folded_bias), expected, rtol=1e-8, atol=1e-10)
 
 
+@pytest.fixture
+def versions(embeddings):
+    """Three of each photo, which differ along two directions in space and by noise."""
+    rng = np.random.default_rng(4)
+    along = rng.standard_normal((120, 3, 2)) @ rng.standard_normal((2, 12))
+    return embeddings[:, None] + 0.4 * along + 0.05 * rng.standard_normal((120, 3, 12))
+
+
+@pytest.mark.parametrize("bias_channel", [True, False])
+def test_learned_whitening_is_that_of_its_definition(embeddings, versions, bias_channel):
+    learned = Whitening.fit_on_versions(embeddings, versions, bias_channel, shrinkage=0.2, dimensions=5)
+    within = np.zeros((12 + bias_channel,) * 2)
+    for photo, edited in zip(embeddings, versions, strict=True):
+        group = np.array([hat(e, bias_channel) for e in (photo, *edited)])
+        for row in group:
+            within += np.outer(row - group.mean(0), row - group.mean(0)) / (120 * 3)
+    shrunk = 0.8 * within + 0.2 * np.trace(within) / len(within) * np.eye(len(within))
+    rows = np.array([hat(e, bias_channel) for e in embeddings])
+    # distances after it: those by the inverse of the shrunk covariance, in the five directions of most signal
+    values, vectors = np.linalg.eig(np.linalg.solve(shrunk, np.cov(rows.T)))
+    first = vectors.real[:, np.argsort(-values.real)[:5]]
+    first /= np.sqrt(np.einsum("ij,ik,kj->j", first, shrunk, first))
+    first /= np.sqrt(np.sort(values.real)[-5:].mean())
+    phi = learned.transform(embeddings, normalize=False)
+    np.testing.assert_allclose(np.abs(phi), np.abs((rows - rows.mean(0)) @ first), rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(np.var(phi, axis=0, ddof=1).mean(), 1)
+
+
+def test_learned_whitening_finds_versions_that_pca_mistakes(embeddings, versions):
+    photos, edits = embeddings[60:], versions[60:, 0]
+    fitted = {
+        "pca": Whitening.fit(embeddings[:60], dimensions=8),
+        "learned": Whitening.fit_on_versions(embeddings[:60], versions[:60], dimensions=8),
+    }
+    found = {
+        name: np.mean(np.argmax(one.transform(edits) @ one.transform(photos).T, 1) == np.arange(60))
+        for name, one in fitted.items()
+    }
+    assert found["learned"] > found["pca"] + 0.2
+
+
+def test_learned_whitening_folds_and_gives_the_embedding_back(embeddings, versions):
+    rng = np.random.default_rng(5)
+    kernel, bias = rng.standard_normal((12, 5)), rng.standard_normal(5)
+    whole = Whitening.fit_on_versions(embeddings, versions)
+    unit = whole.undo(whole.transform(embeddings))
+    np.testing.assert_allclose(unit, [hat(e, True) for e in embeddings], atol=1e-9)
+    np.testing.assert_allclose(unit @ np.vstack([kernel, bias]) / unit[:, -1:], embeddings @ kernel + bias, rtol=1e-6)
+    part = Whitening.fit_on_versions(embeddings, versions, dimensions=6)
+    rows = np.array([hat(e, True) for e in embeddings]) - part.mean_
+    back = part.transform(embeddings, normalize=False) @ part.inverse_
+    assert part.discarded_variance_ == pytest.approx(np.mean(np.sum((rows - back) ** 2, axis=1)))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"versions": np.ones((7, 2, 12))}, r"versions must be \[120, V, 12\] with V >= 1, received shape \(7, 2, 12\)"),
+        ({"versions": np.full((120, 1, 12), np.nan)}, "versions must be finite"),
+        ({"shrinkage": 0.0}, r"shrinkage must be in \(0, 1\], received 0"),
+        ({"versions": None}, "all versions are like their photos"),
+        ({"dimensions": 40}, "dimensions must be a whole number from 1 to 13"),
+    ],
+)
+def test_learned_whitening_refuses(embeddings, versions, change, message):
+    given = {"versions": versions, **change}
+    if given["versions"] is None:
+        given["versions"] = np.repeat(embeddings[:, None], 2, axis=1)
+    with pytest.raises(ValueError, match=message):
+        Whitening.fit_on_versions(embeddings, **given)
+
+
 def test_refuses_too_few_photos_unless_shrunk(embeddings):
     with pytest.raises(ValueError, match="needs at least 14 embeddings, received 13"):
         Whitening.fit(embeddings[:13])
