@@ -19,6 +19,9 @@ from mg_keras.whitening_formulas import kept_dimensions, unit_embeddings, unit_r
 # Embeddings are float32: a direction in which they spread this much less than in the widest holds only rounding.
 _SMALLEST_RELATIVE_SPREAD = 1e-7
 
+# projections and their inverses are kept in half precision or in 8 bits, too
+_LARGEST_INVERSE_ERROR = 0.1
+
 
 class Whitening:
     """A whitening: Φ(e) = S (ê - μ) with ê the L2-normalised embedding.
@@ -38,10 +41,13 @@ class Whitening:
         bias_channel: Whether 1 is appended to the embedding.
         discarded_variance: r, the mean squared distance between ê and what its k components give back, in
             [0, 1 - ||mean||²); 0 for k = D.
+        inverse: R, [k, D], the way back: ê ≈ Φ(e) @ R + mean. A left inverse of the projection, R Sᵀ = I; None: the
+            pseudo-inverse, which is the best where what was left out does not vary with what was kept, as by PCA.
 
     Attributes:
         mean_, projection_: as above, float64.
-        inverse_: (Sᵀ)⁺, [k, D]: ê = Φ(e) @ inverse_ + mean_, exactly for k = D.
+        inverse_: R as above: ê = Φ(e) @ inverse_ + mean_, exactly for k = D.
+        has_own_inverse: whether R was given, and is not the pseudo-inverse.
         discarded_variance_: as above.
         variance_kept_: share of the variance of ê that the k directions hold, in (0, 1].
         bias_channel: as above.
@@ -60,7 +66,12 @@ class Whitening:
     """
 
     def __init__(
-        self, mean: ArrayLike, projection: ArrayLike, bias_channel: bool = True, discarded_variance: float = 0.0
+        self,
+        mean: ArrayLike,
+        projection: ArrayLike,
+        bias_channel: bool = True,
+        discarded_variance: float = 0.0,
+        inverse: ArrayLike | None = None,
     ):
         self.mean_ = np.asarray(mean, np.float64)
         self.projection_ = np.asarray(projection, np.float64)
@@ -80,6 +91,16 @@ class Whitening:
                 f"discarded_variance must be at least 0 and below 1 - ||mean||² = {1 - self.mean_ @ self.mean_}, "
                 f"received {discarded_variance}"
             )
+        # of what is square there is one
+        if inverse is not None and shape[0] != shape[1]:
+            inverse = np.asarray(inverse, np.float64)
+            if inverse.shape != shape[::-1] or not np.isfinite(inverse).all():
+                raise ValueError(f"inverse must be finite {list(shape[::-1])}, received shape {inverse.shape}")
+            identity = inverse @ self.projection_
+            if (error := np.abs(identity - np.eye(shape[1])).max()) > _LARGEST_INVERSE_ERROR:
+                raise ValueError(f"inverse @ projection must be the identity, received one that is {error:.2g} from it")
+            self.inverse_ = np.linalg.solve(identity, inverse)
+        self.has_own_inverse = inverse is not None and shape[0] != shape[1]
 
     @classmethod
     def fit(
@@ -196,16 +217,17 @@ class Whitening:
                 f"the embeddings don't spread in {flat} of {kept} directions: give more varied photos or fewer dimensions"
             )
         projection = whiten @ directions / np.sqrt(among.mean())
-        # what the k directions don't hold of ê, whatever their scales
-        span = np.linalg.qr(projection)[0]
-        discarded = 0.0
-        if kept < size:
-            discarded = np.mean(np.sum((rows - mean) ** 2, axis=1)) - np.mean(np.sum(((rows - mean) @ span) ** 2, axis=1))
-        return cls(mean, projection, bias_channel, max(float(discarded), 0.0))
+        if kept == size:
+            return cls(mean, projection, bias_channel)
+        # the least squares of ê from Φ: unlike a PCA's, the directions left out vary with those kept
+        phi = (rows - mean) @ projection
+        inverse = np.linalg.solve(phi.T @ phi, phi.T @ (rows - mean))
+        discarded = np.mean(np.sum((rows - mean - phi @ inverse) ** 2, axis=1))
+        return cls(mean, projection, bias_channel, discarded, inverse)
 
     @cached_property
     def inverse_(self) -> np.ndarray:
-        """(Sᵀ)⁺, [k, D]: the inverse, or with fewer dimensions the pseudo-inverse."""
+        """R, [k, D]: the inverse; with fewer dimensions the one given, or the pseudo-inverse."""
         size, kept = self.projection_.shape
         return np.linalg.inv(self.projection_) if kept == size else np.linalg.pinv(self.projection_)
 
@@ -257,8 +279,8 @@ class Whitening:
         """`fold` for the whole embedding, also where the whitening keeps k < D dimensions: nothing of a class is lost.
 
         Φ is completed by r = min(D - k, classes) further values, the coordinates of ê - μ along an orthonormal basis,
-        not scaled, of what the classifier reads outside of the k directions; none for k = D. In directions that are in
-        neither, its weights are 0. So `<w, e> = ||e|| (<w', Φ(e)> + b')` is exact again.
+        not scaled, of what the classifier reads beside what comes back from Φ; none for k = D. In directions that are
+        in neither, its weights are 0. So `<w, e> = ||e|| (<w', Φ(e)> + b')` is exact again.
 
         Args:
             kernel, bias: as `fold` takes them.
@@ -271,9 +293,11 @@ class Whitening:
             ValueError: as `fold`.
         """
         folded, offset = self.fold(kernel, bias)
-        complement = np.linalg.qr(self.projection_, "complete")[0][:, self.projection_.shape[1] :]
+        # w - Sᵀ R w, which Φ does not give back, is orthogonal to the rows of R
+        complement = np.linalg.qr(self.inverse_.T, "complete")[0][:, self.projection_.shape[1] :]
+        lost = self._weights(kernel, bias) - self.projection_ @ folded
         # a basis of the complement may be turned at will: so that the classifier reads the first r of it alone
-        turn, rest = np.linalg.qr(complement.T @ self._weights(kernel, bias))
+        turn, rest = np.linalg.qr(complement.T @ lost)
         projection = np.concatenate([self.projection_, complement @ turn], axis=1)
         return projection, np.concatenate([folded, rest], axis=0), offset
 
@@ -309,6 +333,7 @@ class Whitening:
                     projection=self.projection_,
                     bias_channel=self.bias_channel,
                     discarded_variance=self.discarded_variance_,
+                    **({"inverse": self.inverse_} if self.has_own_inverse else {}),
                 )
         except OSError as error:
             raise UserError(f"the whitening can't be written to {path}: {error.strerror or error}") from error
@@ -324,7 +349,8 @@ class Whitening:
             with np.load(path, allow_pickle=False) as arrays:
                 # files from before dimensions could be discarded don't say how much was
                 discarded = float(arrays["discarded_variance"]) if "discarded_variance" in arrays else 0.0
-                return cls(arrays["mean"], arrays["projection"], bool(arrays["bias_channel"]), discarded)
+                inverse = arrays["inverse"] if "inverse" in arrays else None
+                return cls(arrays["mean"], arrays["projection"], bool(arrays["bias_channel"]), discarded, inverse)
         except (OSError, EOFError, ValueError, TypeError, KeyError, AttributeError, zipfile.BadZipFile) as error:
             raise UserError(
                 f"{path} can't be read as a whitening, a .npz file made by Whitening.save: {error}"

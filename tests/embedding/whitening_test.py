@@ -123,8 +123,22 @@ def test_learned_whitening_folds_and_gives_the_embedding_back(embeddings, versio
     np.testing.assert_allclose(unit @ np.vstack([kernel, bias]) / unit[:, -1:], embeddings @ kernel + bias, rtol=1e-6)
     part = Whitening.fit_on_versions(embeddings, versions, dimensions=6)
     rows = np.array([hat(e, True) for e in embeddings]) - part.mean_
-    back = part.transform(embeddings, normalize=False) @ part.inverse_
-    assert part.discarded_variance_ == pytest.approx(np.mean(np.sum((rows - back) ** 2, axis=1)))
+    phi = part.transform(embeddings, normalize=False)
+    np.testing.assert_allclose(part.inverse_, np.linalg.lstsq(phi, rows, rcond=None)[0], atol=1e-9)
+    assert part.discarded_variance_ == pytest.approx(np.mean(np.sum((rows - phi @ part.inverse_) ** 2, axis=1)))
+    projection, folded, offset = part.fold_completely(kernel, bias)
+    expected = embeddings @ kernel + bias
+    norms = np.sqrt(np.sum(embeddings**2, axis=1, keepdims=True) + 1)
+    np.testing.assert_allclose(norms * (rows @ projection @ folded + offset), expected, rtol=1e-8, atol=1e-9)
+
+
+def test_learned_whitening_is_saved_with_its_way_back(embeddings, versions, tmp_path):
+    learned = Whitening.fit_on_versions(embeddings, versions, dimensions=6)
+    learned.save(tmp_path / "whitening.npz")
+    loaded = Whitening.load(tmp_path / "whitening.npz")
+    np.testing.assert_allclose(loaded.inverse_, learned.inverse_, atol=1e-12)
+    with pytest.raises(ValueError, match="the identity, received one that is"):
+        Whitening(learned.mean_, learned.projection_, inverse=2 * learned.inverse_)
 
 
 @pytest.mark.parametrize(

@@ -36,10 +36,13 @@ def network(tiny_trunk):
     return network
 
 
-@pytest.fixture
-def whitening(network):
+@pytest.fixture(params=["pca", "learned"])
+def whitening(network, request):
     rows = network(random_images((48, 48), seed=2, count=60))["embedding"].numpy()
-    return Whitening.fit(rows, dimensions=12)
+    if request.param == "pca":
+        return Whitening.fit(rows, dimensions=12)
+    versions = rows[:, None] * np.random.default_rng(0).uniform(0.9, 1.1, (60, 2, rows.shape[1]))
+    return Whitening.fit_on_versions(rows, versions, dimensions=12)
 
 
 @pytest.fixture
@@ -99,13 +102,16 @@ def test_it_is_loaded_as_it_was_packed(folder, network, whitening):
     assert set(classes.names) <= set(NAMES)
 
 
-def test_weights_and_whitening_come_back_to_half_precision(folder, network, whitening):
+def test_weights_come_back_to_half_precision_and_whitenings_to_8_bits(folder, network, whitening):
     packed = Packed(folder)
     again, images = packed.network(), random_images((48, 48), seed=3, count=5)
     assert again.levels == network.levels
     for name in ("embedding", "logits"):
         np.testing.assert_allclose(again(images)[name], network(images)[name], rtol=1e-2, atol=1e-2)
-    np.testing.assert_allclose(packed.whitening.projection_, whitening.projection_, rtol=1e-3, atol=1e-2)
+    for name in ("projection_", "inverse_"):
+        found, expected = getattr(packed.whitening, name), getattr(whitening, name)
+        assert np.abs(found - expected).max() < np.abs(expected).max() / 100
+    np.testing.assert_allclose(packed.whitening.inverse_ @ packed.whitening.projection_, np.eye(12), atol=1e-9)
     np.testing.assert_allclose(packed.whitening.mean_, whitening.mean_, atol=1e-7)
     assert packed.whitening.discarded_variance_ == pytest.approx(whitening.discarded_variance_)
 
