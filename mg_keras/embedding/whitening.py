@@ -165,7 +165,7 @@ class Whitening:
     ) -> Self:
         """Learns the whitening from photos and edited versions of them, in float64.
 
-        Whitens how versions of one photo differ, not how photos do, and then keeps the directions in which photos differ
+        Whitens how versions of one photo differ, not how photos do, and then keeps the directions where photos differ
         most (PCA): S = V' C^(-1/2), with C the covariance of versions about the mean of their photo, shrunk, and V' the
         principal directions of the photos' C^(-1/2) ê (Mikolajczyk and Matas 2007, "learned whitening" in retrieval).
         So what an edit changes counts for little in a descriptor.
@@ -214,7 +214,7 @@ class Whitening:
         flat = int(np.sum(among <= _SMALLEST_RELATIVE_SPREAD**2 * among[0]))
         if flat:
             raise ValueError(
-                f"the embeddings don't spread in {flat} of {kept} directions: give more varied photos or fewer dimensions"
+                f"the embeddings don't spread in {flat} of {kept} directions: take other photos or fewer dimensions"
             )
         projection = whiten @ directions / np.sqrt(among.mean())
         if kept == size:
@@ -349,7 +349,7 @@ class Whitening:
             with np.load(path, allow_pickle=False) as arrays:
                 # files from before dimensions could be discarded don't say how much was
                 discarded = float(arrays["discarded_variance"]) if "discarded_variance" in arrays else 0.0
-                inverse = arrays["inverse"] if "inverse" in arrays else None
+                inverse = arrays.get("inverse")
                 return cls(arrays["mean"], arrays["projection"], bool(arrays["bias_channel"]), discarded, inverse)
         except (OSError, EOFError, ValueError, TypeError, KeyError, AttributeError, zipfile.BadZipFile) as error:
             raise UserError(

@@ -9,9 +9,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mg_keras.data import sources
+from mg_keras.data import augmentations, sources
 from mg_keras.data.sources import Source
 from mg_keras.embedding.embedder import Embedder
+from mg_keras.embedding.photos import embed_versions
 from mg_keras.embedding.whitening import Whitening, check_fit, class_agreement
 from mg_keras.errors import UserError
 from mg_keras.evaluation import pictures
@@ -208,19 +209,35 @@ def fit_whitening(
     """
     config = run.settings
     photos, kind = _whitening_photos(config, source)
+    versions = config.whitening_versions
     settings = {"shrinkage": config.whitening_shrinkage, "dimensions": config.whitening_dimensions}
     with _whitening_refused(len(photos), kind):
-        check_fit(len(photos), run.model.embedding_dimension + 1, **settings)
+        needed = {"dimensions": config.whitening_dimensions} if versions else settings
+        check_fit(len(photos), run.model.embedding_dimension + 1, **needed)
     sizes = resolutions or config.resolutions
-    announce(f"fitting a whitening at {_pixels(sizes)} on {len(photos):,} {kind}")
+    edits = f" and {versions} versions of each" if versions else ""
+    announce(f"fitting a whitening at {_pixels(sizes)} on {len(photos):,} {kind}{edits}")
     embedder = embedder or embedder_of(run)
     for size in sizes:
         exponent = exponent_at(run, size)
         wanted = list(dict.fromkeys([exponent, *poolings]))
         found = embedder.embed(photos, size, wanted, f"whitening at {size} px")
+        edited = None
+        if versions:
+            edited = embed_versions(
+                run.model,
+                photos.subset(found.rows),
+                augmentations.get(config.augmentation),
+                size,
+                versions,
+                wanted,
+                config.seed,
+                f"versions for the whitening at {size} px",
+            ).values
         with _whitening_refused(len(found.rows), kind):
             fitted = {
-                pooling: Whitening.fit(values, **settings) for pooling, values in zip(wanted, found.values, strict=True)
+                pooling: _fitted(found.values[place], None if edited is None else edited[place], **settings)
+                for place, pooling in enumerate(wanted)
             }
         whitening = fitted[exponent]
         entry = {
@@ -231,6 +248,7 @@ def fit_whitening(
             "shrinkage": config.whitening_shrinkage,
             "photos": len(found.rows),
             "fitted_on": kind,
+            **({"versions": versions} if versions else {}),
         }
         if measure_classes or entry["dimensions"] < entry["embedding_dimensions"]:
             val = embedder.embed(source.val, size, [exponent], f"class agreement at {size} px")
@@ -246,6 +264,15 @@ def fit_whitening(
             fitted[pooling].save(run.whitening_path(size, pooling))
         run.save_whitening_report({**run.whitening_report, size: entry})
     return f"{len(found.rows)} {kind}"
+
+
+def _fitted(embeddings, edited, shrinkage, dimensions):
+    """A `Whitening` by PCA, or learned from the versions `edited` [N V, d] of the photos, those of one together."""
+    if edited is None:
+        return Whitening.fit(embeddings, shrinkage=shrinkage, dimensions=dimensions)
+    given = {} if shrinkage is None else {"shrinkage": shrinkage}
+    versions = edited.reshape(len(embeddings), -1, embeddings.shape[1])
+    return Whitening.fit_on_versions(embeddings, versions, dimensions=dimensions, **given)
 
 
 def _pixels(sizes):

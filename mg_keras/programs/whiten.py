@@ -29,6 +29,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
             help="values of a descriptor; default: the run's, or else all",
         )
         parser.add_argument(
+            "--versions",
+            type=number(int, at_least=0),
+            help="learn it from so many edited versions of each photo; 0: by PCA; default: the run's",
+        )
+        parser.add_argument(
             "--comparison",
             type=bool,
             default=True,
@@ -45,6 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         unlabelled=options.unlabelled,
         whitening_shrinkage=options.shrinkage,
         whitening_dimensions=options.dimensions,
+        whitening_versions=options.versions,
     )
     poolings = stages.COMPARISON if options.comparison else ()
     print(f"whitening fitted on {stages.fit_whitening(run, source, poolings, measure_classes=True)}")

@@ -96,7 +96,10 @@ class TrainConfig:
         evaluation_resolutions: pixels at which to choose p* and measure; null: the training size, 1.5 and 2 times it.
         in_aug_per_class: training images a class for IN-aug; of unlabelled ones, as many as of 100 classes.
         max_whitening_photos: photos to fit the whitening on at most.
-        whitening_shrinkage: s in 0-1 of `Whitening.fit`, for fewer photos than dimensions; null: none.
+        whitening_versions: 0 fits the whitening by PCA, as the paper does; more learn it from so many versions of each
+            photo, augmented as in training (`Whitening.fit_on_versions`).
+        whitening_shrinkage: s in 0-1 of the fit, for fewer photos than dimensions; null: none, or the default of a
+            learned one.
         whitening_dimensions: values of a whitened descriptor, those of largest variance; null: all of them.
     """
 
@@ -153,6 +156,7 @@ class TrainConfig:
     evaluation_resolutions: Annotated[list[int] | None, Limits(at_least=1)] = None
     in_aug_per_class: _Count = 2
     max_whitening_photos: _Count = 20_000
+    whitening_versions: Annotated[int, Limits(at_least=0)] = 0
     whitening_shrinkage: Annotated[float | None, Limits(above=0, at_most=1)] = None
     whitening_dimensions: _CountOrNull = None
 

@@ -144,7 +144,10 @@ def test_learned_whitening_is_saved_with_its_way_back(embeddings, versions, tmp_
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"versions": np.ones((7, 2, 12))}, r"versions must be \[120, V, 12\] with V >= 1, received shape \(7, 2, 12\)"),
+        (
+            {"versions": np.ones((7, 2, 12))},
+            r"versions must be \[120, V, 12\] with V >= 1, received shape \(7, 2, 12\)",
+        ),
         ({"versions": np.full((120, 1, 12), np.nan)}, "versions must be finite"),
         ({"shrinkage": 0.0}, r"shrinkage must be in \(0, 1\], received 0"),
         ({"versions": None}, "all versions are like their photos"),

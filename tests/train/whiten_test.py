@@ -10,8 +10,9 @@ import pytest
 import tensorflow as tf
 
 from mg_keras.checkpoints import snapshot
+from mg_keras.data import augmentations
 from mg_keras.embedding import embedder
-from mg_keras.embedding.photos import Embeddings, embed
+from mg_keras.embedding.photos import Embeddings, embed, embed_versions
 from mg_keras.embedding.whitening import Whitening
 from mg_keras.errors import UserError
 from mg_keras.finishing import stages
@@ -108,6 +109,25 @@ def test_the_program_reports_what_was_lost(data, tmp_path):
         assert f"{size} px, p* {p_star:g}: 8 of 513 dimensions, {entry['variance_kept']:.2%} of the variance" in output
         assert f"{same / 6:.2%} of 6 validation photos" in output
         assert run.whitening_at(size, RMAC).projection_.shape == (513, 8)
+
+
+def test_versions_teach_it_what_edits_change(run):
+    run.use(whitening_versions=2, whitening_shrinkage=0.3, augmentation="standard")
+    source = run_photos.open_source(run.settings)
+    stages.fit_whitening(run, source, resolutions=[32])
+    rows = embeddings(run, source.train, 32, 3.0)
+    found = embed_versions(run.model, source.train, augmentations.get("standard"), 32, 2, [3.0], run.settings.seed)
+    # of photo after photo, in the order of their rows
+    np.testing.assert_array_equal(found.rows, np.repeat(np.arange(30), 2))
+    versions = found.values[0].reshape(30, 2, -1)
+    expected = Whitening.fit_on_versions(rows, versions, shrinkage=0.3, dimensions=6)
+    whitening = run.whitening_at(32)
+    np.testing.assert_allclose(
+        whitening.transform(rows) @ whitening.transform(rows).T,
+        expected.transform(rows) @ expected.transform(rows).T,
+        atol=1e-4,
+    )
+    assert run.whitening_report[32]["versions"] == 2
 
 
 def test_other_poolings_are_whitened_from_the_same_pass(run, monkeypatch):
