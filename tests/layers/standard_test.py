@@ -1,7 +1,17 @@
 import numpy as np
 import pytest
 
-from mg_keras.layers import RMAC, DistanceWeightedSampling, GeM, InfoNCE, KoLeo, MarginLoss, Whitening
+from mg_keras.layers import (
+    RMAC,
+    DistanceWeightedSampling,
+    GeM,
+    InfoNCE,
+    InstanceLoss,
+    KoLeo,
+    MarginLoss,
+    SupervisedContrast,
+    Whitening,
+)
 from tests.layers import standard
 
 
@@ -22,6 +32,8 @@ def unit(*shape):
         (RMAC, {"levels": 2}, [features(2, 4, 6, 3)]),
         (MarginLoss, {"margin": 0.3, "initial_beta": 0.9, "normalization": "active"}, list(unit(3, 8, 4))),
         (InfoNCE, {"temperature": 0.2}, [unit(6, 4), np.repeat(np.arange(3, dtype="int32"), 2)]),
+        (SupervisedContrast, {"temperature": 0.2}, [unit(6, 4), np.repeat(np.arange(3, dtype="int32"), 2)]),
+        (InstanceLoss, {}, [unit(6, 4), unit(6, 4)[::-1].copy(), np.repeat(np.arange(3, dtype="int32"), 2)]),
         (KoLeo, {}, [unit(6, 4), np.repeat(np.arange(3, dtype="int32"), 2)]),
         (Whitening, {"embedding_size": 5, "dimensions": 3}, [features(4, 5)]),
         (Whitening, {"embedding_size": 5, "bias_channel": False}, [features(4, 5)]),

@@ -1,0 +1,126 @@
+"""Neighbourhood component analysis over a memory."""
+
+from typing import TYPE_CHECKING, Any
+
+import keras
+from keras import ops
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+# far below any logit
+_NONE = -1e9
+
+
+@keras.saving.register_keras_serializable("mg_keras")
+class NearestNeighborLoss(keras.layers.Layer):
+    """A photo's neighbours in a memory are to be of its class (Goldberger 2005, Wu et al. 2018; after Grafit 2021).
+
+    With the embedding g_i, the unit-norm memory m_j and the temperature T,
+
+        p_ij = exp(cos(g_i, m_j) / T) / sum over k != i: exp(cos(g_i, m_k) / T)
+        loss_i = -log( sum over j != i with y_j = y_i: p_ij )
+
+    where j and k are the entries with a label, and i its own entry. The memory gets no gradient. It is read a part at a
+    time, once for both the loss and its gradient: what a step needs beside it does not grow with the number of photos.
+
+    Args:
+        temperature: T > 0.
+        part_size: how many entries of the memory are compared at a time.
+
+    Input shape:
+        `embeddings`: [B, d], of any norm.
+        `labels`: int [B].
+        `ids`: int [B], the photos'.
+        `memory`: [N, d], unit norm, as `MemoryBank.embeddings`.
+        `memory_labels`: int [N], -1 for entries to pass over.
+        `memory_ids`: int [N]; None where a photo's id is its place.
+
+    Output shape:
+        [B], float32; 0 for a photo of whose class there is no other entry.
+
+    Raises:
+        ValueError: a value is out of range.
+
+    Example:
+
+    >>> memory = np.float32([[1, 0], [0, 1], [0.6, 0.8]])
+    >>> loss = mg_keras.layers.NearestNeighborLoss(1.0)(memory[:1], [7], [0], memory, np.array([7, 8, 7]))
+    >>> loss.numpy().round(4)
+    array([0.4375], dtype=float32)
+    """
+
+    def __init__(self, temperature: float = 0.05, part_size: int = 16_384, **kwargs):
+        if not temperature > 0:
+            raise ValueError(f"temperature must be > 0, received {temperature}")
+        if part_size < 1:
+            raise ValueError(f"part_size must be at least 1, received {part_size}")
+        super().__init__(autocast=False, **kwargs)
+        self.temperature, self.part_size = float(temperature), int(part_size)
+
+    def call(
+        self,
+        embeddings: "tf.Tensor",
+        labels: "tf.Tensor",
+        ids: "tf.Tensor",
+        memory: "tf.Tensor",
+        memory_labels: "tf.Tensor",
+        memory_ids: "tf.Tensor | None" = None,
+    ) -> "tf.Tensor":
+        """One loss a photo."""
+        unit = ops.normalize(ops.cast(embeddings, "float32"), axis=-1)
+        fixed = ops.stop_gradient(unit)
+        labels, ids = (ops.cast(ops.convert_to_tensor(values), "int32") for values in (labels, ids))
+        size, dimensions = memory.shape
+        width = min(self.part_size, size)
+
+        def absorb(number, states):
+            # the last part begins where it is still whole; what was seen before is passed over
+            start = ops.minimum(number * width, size - width)
+            places = start + ops.arange(width, dtype="int32")
+            rows = ops.cast(ops.slice(memory, (start, 0), (width, dimensions)), "float32")
+            row_labels = ops.slice(memory_labels, (start,), (width,))
+            row_ids = places if memory_ids is None else ops.slice(memory_ids, (start,), (width,))
+            new = ops.logical_and(places >= number * width, row_labels >= 0)
+            others = ops.logical_and(new[None], row_ids[None] != ids[:, None])
+            alike = ops.logical_and(others, row_labels[None] == labels[:, None])
+            logits = ops.matmul(fixed, ops.transpose(rows)) / self.temperature
+            return tuple(
+                part
+                for state, mask in zip((states[:3], states[3:]), (others, alike), strict=True)
+                for part in _absorbed(state, ops.where(mask, logits, _NONE), rows)
+            )
+
+        count = ops.shape(unit)[0]
+        empty = (ops.full((count,), _NONE), ops.zeros((count,)), ops.zeros((count, dimensions)))
+        parts = -(-size // width)
+        states = (*empty, *empty)
+        states = absorb(0, states) if parts == 1 else ops.fori_loop(0, parts, absorb, states)
+        top, total, mean, top_alike, total_alike, mean_alike = map(ops.stop_gradient, states)
+        known = top_alike > 0.5 * _NONE
+        losses = ops.where(known, top + ops.log(total) - top_alike - ops.log(total_alike), 0.0)
+        slope = (mean / total[:, None] - mean_alike / total_alike[:, None]) / self.temperature
+        slope = ops.where(known[:, None], slope, 0.0)
+        # the value of the losses, with `slope` as their gradient
+        return losses + ops.sum(slope * (unit - fixed), axis=-1)
+
+    def compute_output_shape(self, *shapes, **named_shapes) -> tuple[int | None]:
+        """[B]."""
+        return (shapes or tuple(named_shapes.values()))[0][:1]
+
+    def compute_output_spec(self, embeddings: keras.KerasTensor, *others, **named_others) -> keras.KerasTensor:
+        """[B], whatever the policy."""
+        return keras.KerasTensor(embeddings.shape[:1], dtype="float32")
+
+    def get_config(self) -> dict[str, Any]:
+        """The constructor's arguments."""
+        return {**super().get_config(), "temperature": self.temperature, "part_size": self.part_size}
+
+
+def _absorbed(state, logits, rows):
+    """(largest logit, sum of exp, sum of exp times rows), the latter two relative to the largest, with more logits."""
+    top, total, mean = state
+    highest = ops.maximum(top, ops.max(logits, axis=1))
+    shrink = ops.exp(top - highest)
+    weights = ops.exp(logits - highest[:, None])
+    return highest, total * shrink + ops.sum(weights, axis=1), mean * shrink[:, None] + ops.matmul(weights, rows)
