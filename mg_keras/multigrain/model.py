@@ -176,11 +176,9 @@ class MultiGrain(Network):
         given = objective
         if objective is None:
             objective = MultiGrainObjective(self.margin_loss, self.sampling, classification_weight)
-        if objective.needs_instances and self.versions < 2:
-            raise ValueError(
-                f"classification_weight {classification_weight} < 1 needs positive pairs, that is versions >= 2, "
-                f"received versions={self.versions}"
-            )
+        if objective.needs_pairs and self.versions < 2:
+            what = type(given).__name__ if given else f"classification_weight {classification_weight} < 1"
+            raise ValueError(f"{what} needs positive pairs, that is versions >= 2, received versions={self.versions}")
         if accumulation_steps < 1:
             raise ValueError(f"accumulation_steps must be at least 1, received {accumulation_steps}")
         if weight_decay < 0:

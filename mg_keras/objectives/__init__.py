@@ -15,8 +15,22 @@ _WHERE = {
     "classification": ("classification", "Classification"),
     "distilled_multigrain": ("distilled_multigrain", "DistilledMultiGrain"),
     "distilled_copies": ("distilled_copies", "DistilledCopies"),
+    "grafit": ("grafit", "Grafit"),
+    "grafit_fc": ("grafit", "GrafitFC"),
+    "snca": ("grafit", "SNCA"),
+    "supcon_info_nce": ("supcon_info_nce", "SupConInfoNCE"),
 }
 NAMES = tuple(_WHERE)
+
+# of the methods that compare versions of a photo: whether they do so for any classification_weight, or below 1 alone
+_PAIRED = {
+    "multigrain": False,
+    "distilled_multigrain": False,
+    "distilled_copies": False,
+    "grafit": True,
+    "grafit_fc": True,
+    "supcon_info_nce": False,
+}
 
 
 def get(name: str) -> "type[Objective]":
@@ -28,3 +42,8 @@ def get(name: str) -> "type[Objective]":
     module, kind = _WHERE[name]
     import_tensorflow()
     return getattr(importlib.import_module(f"mg_keras.objectives.{module}"), kind)
+
+
+def needs_pairs(name: str, classification_weight: float) -> bool:
+    """Whether an objective of this name and weight needs versions of one photo: its `Objective.needs_pairs`."""
+    return name in _PAIRED and (_PAIRED[name] or classification_weight < 1)

@@ -66,9 +66,9 @@ class Classification(Objective):
     takes_mixed_labels = True
 
     @classmethod
-    def from_settings(cls, network: Network, settings: Any) -> Self:
+    def from_settings(cls, network: Network, settings: Any, photos: int = 0) -> Self:
         """It has no settings."""
-        del network, settings
+        del network, settings, photos
         return cls()
 
     def loss(self, network: Network, batch: Batch, seed: tf.Tensor) -> tuple[tf.Tensor, dict[str, tf.Tensor], Any]:

@@ -66,8 +66,9 @@ class DistilledMultiGrain(MultiGrainObjective):
         teacher.trainable = False
 
     @classmethod
-    def from_settings(cls, network: Network, settings: Any) -> Self:
+    def from_settings(cls, network: Network, settings: Any, photos: int = 0) -> Self:
         """With `classification_weight`, `temperature` and `teacher_exponent`; `start` gives the teacher its weights."""
+        del photos
         return cls(
             network.margin_loss,
             network.sampling,

@@ -45,14 +45,20 @@ class MultiGrainObjective(Objective):
         self.classification_weight = classification_weight
 
     @classmethod
-    def from_settings(cls, network: Network, settings: Any) -> Self:
+    def from_settings(cls, network: Network, settings: Any, photos: int = 0) -> Self:
         """On the network's own margin loss and sampling, with `classification_weight` of the settings."""
+        del photos
         return cls(network.margin_loss, network.sampling, settings.classification_weight)
 
     @property
     def needs_instances(self) -> bool:
         """Whether there is a margin loss: triplets are sampled by the instance ids."""
         return self.classification_weight < 1.0
+
+    @property
+    def needs_pairs(self) -> bool:
+        """As `needs_instances`: the positives of triplets are versions of one photo."""
+        return self.needs_instances
 
     def parameter_groups(self, network: Network) -> tuple[ParameterGroup, ...]:
         """Beta, which the paper gives the rate 0.1 and no decay (section 4.1)."""

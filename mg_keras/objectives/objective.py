@@ -44,6 +44,7 @@ class Objective(keras.layers.Layer):
             network that it starts from, and validation measures agreement with `teacher`.
         teacher: the `Network` whose classes are to be met where `needs_labels` is False.
         needs_instances: whether batches must have instance ids.
+        needs_pairs: whether photos must be there in two versions at least.
     """
 
     metrics: ClassVar[tuple[TrainingMetric, ...]] = ()
@@ -51,6 +52,7 @@ class Objective(keras.layers.Layer):
     needs_labels = True
     teacher = None
     needs_instances = False
+    needs_pairs = False
 
     def __init__(self, **kwargs):
         # images and labels come as they are, whatever the dtype policy
@@ -58,12 +60,13 @@ class Objective(keras.layers.Layer):
         self.built = True
 
     @classmethod
-    def from_settings(cls, network: Network, settings: Any) -> Self:
+    def from_settings(cls, network: Network, settings: Any, photos: int = 0) -> Self:
         """The objective of a run.
 
         Args:
             network: the `mg_keras.MultiGrain` that is trained, not yet with the weights that it starts from.
             settings: the run's, `TrainConfig` or what else has their names.
+            photos: how many there are to train on; the instance ids of batches are their numbers, 0 to `photos` - 1.
         """
         raise NotImplementedError
 
@@ -74,6 +77,11 @@ class Objective(keras.layers.Layer):
     def fixed_variables(self) -> list[keras.Variable]:
         """Variables that `start` sets and no step changes: a run stores them once, beside its checkpoints."""
         return []
+
+    @property
+    def projection(self) -> tuple[keras.Variable, keras.Variable] | None:
+        """(kernel [d, k], bias [k]) of a linear layer that it trains on the embedding, to be a descriptor; or None."""
+        return None
 
     def parameter_groups(self, network: Network) -> tuple[ParameterGroup, ...]:
         """The variables with an optimiser of their own."""

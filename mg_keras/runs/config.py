@@ -61,13 +61,22 @@ class TrainConfig:
         objective: what a step minimises: `multigrain` (cross-entropy and margin loss), `classification`
             (cross-entropy), `distilled_multigrain` (a teacher's answers in place of labels, and margin loss; the
             teacher is the network that `init` gives, with its classes), or `distilled_copies` (the same with InfoNCE
-            between versions and KoLeo in place of the margin loss).
+            between versions and KoLeo in place of the margin loss); `grafit` (nearest neighbours in a memory, and
+            instances), `grafit_fc` (cross-entropy and instances), `snca` (nearest neighbours alone), or
+            `supcon_info_nce` (supervised contrast and InfoNCE), for finer descriptors than the labels.
         classification_weight: lambda; 1 is cross-entropy alone.
         temperature: by which the `distilled_` objectives divide both networks' logits.
-        contrast_temperature: of InfoNCE in `distilled_copies`.
+        contrast_temperature: of InfoNCE in `distilled_copies`, and of both terms of `supcon_info_nce`.
         spread_weight: times KoLeo in `distilled_copies`.
         teacher_exponent: p of GeM that the teacher's classifier was trained with, 1 for ordinary ImageNet networks;
             null: `pooling_exponent`.
+        projection_dimensions: values of the projection that `grafit` and its kin compare.
+        neighbor_temperature: by which `grafit` and `snca` divide cosines.
+        memory_size: embeddings in the memory of `grafit` and `snca`, which is then a queue of the last ones; null: one
+            a training photo.
+        memory_dtype: `float32`, or `float16`, which takes half the memory.
+        predictor_width: of the hidden layer of the predictor in `grafit` and `grafit_fc`.
+        target_momentum: in `grafit` and `grafit_fc`, of the moving average of the network that gives the targets.
         class_balance: `weights` weighs the cross-entropy of an image by its class, inversely to the class's number of
             training photos (`mg_keras.training.class_balance`); `none` counts images alike.
         margin: alpha of the margin loss.
@@ -121,12 +130,27 @@ class TrainConfig:
     pooling_exponent: _Positive = 3.0
     levels: list[str] = dataclasses.field(default_factory=list)
     preparation: Literal["aspect", "squash"] = "aspect"
-    objective: Literal["multigrain", "classification", "distilled_multigrain", "distilled_copies"] = "multigrain"
+    objective: Literal[
+        "multigrain",
+        "classification",
+        "distilled_multigrain",
+        "distilled_copies",
+        "grafit",
+        "grafit_fc",
+        "snca",
+        "supcon_info_nce",
+    ] = "multigrain"
     classification_weight: Annotated[float, Limits(at_least=0, at_most=1)] = 0.5
     temperature: _Positive = 2.0
     contrast_temperature: _Positive = 0.05
     spread_weight: _NotNegative = 1.0
     teacher_exponent: Annotated[float | None, Limits(above=0)] = None
+    projection_dimensions: _Count = 256
+    neighbor_temperature: _Positive = 0.05
+    memory_size: _CountOrNull = None
+    memory_dtype: Literal["float32", "float16"] = "float32"
+    predictor_width: _Count = 4096
+    target_momentum: Annotated[float, Limits(at_least=0, below=1)] = 0.996
     class_balance: Literal["none", "weights"] = "none"
     margin: _Positive = 0.2
     initial_beta: float = 1.2
@@ -166,9 +190,8 @@ class TrainConfig:
         for level in self.levels:
             Level.of(level)
         if self.samples_pairs and self.versions < 2:
-            raise UserError(
-                f"versions {self.versions} gives no positive pairs: take at least 2, or classification_weight 1"
-            )
+            weighs = "" if objectives.needs_pairs(self.objective, 1) else ", or classification_weight 1"
+            raise UserError(f"versions {self.versions} gives no positive pairs: take at least 2{weighs}")
         if self.mixing != "none" and not objectives.get(self.objective).takes_mixed_labels:
             takers = [name for name in objectives.NAMES if objectives.get(name).takes_mixed_labels]
             raise UserError(
@@ -188,7 +211,7 @@ class TrainConfig:
     @property
     def samples_pairs(self) -> bool:
         """Whether the objective needs pairs of versions of one photo."""
-        return self.objective != "classification" and self.classification_weight < 1
+        return objectives.needs_pairs(self.objective, self.classification_weight)
 
     @property
     def resolutions(self) -> list[int]:

@@ -74,6 +74,6 @@ def _without_labels(source):
     return dataclasses.replace(source, class_names=[], train=train, val=val)
 
 
-def build_objective(config: TrainConfig, model: MultiGrain) -> Objective:
-    """What the training of a configuration minimises."""
-    return objectives.get(config.objective).from_settings(model, config)
+def build_objective(config: TrainConfig, model: MultiGrain, photos: int) -> Objective:
+    """What the training of a configuration on so many photos minimises."""
+    return objectives.get(config.objective).from_settings(model, config, photos)

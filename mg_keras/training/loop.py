@@ -134,7 +134,7 @@ class Trainer:
         with strategy.scope():
             self.model = build_model(config, len(self.class_names))
             freeze_stages(self.model.trunk, config.frozen_stages)
-            self.objective = build_objective(config, self.model)
+            self.objective = build_objective(config, self.model, len(source.train))
             self.model.compile(
                 keras.optimizers.SGD(self.rate, momentum=config.momentum),
                 group_optimizers={

@@ -190,7 +190,7 @@ def test_reference_values():
 
 
 def test_their_configurations_come_back():
-    for layer in (NearestNeighborLoss(0.3, 5), MemoryBank(3, 2, True, 0.25, dtype="float16")):
+    for layer in (NearestNeighborLoss(0.3, 5), MemoryBank(3, 2, True, 0.25, dtype="float16"), InstanceLoss()):
         again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(layer))
         assert again.get_config() == layer.get_config()
         assert [w.shape for w in again.weights] == [w.shape for w in layer.weights]

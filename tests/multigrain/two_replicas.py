@@ -6,6 +6,7 @@ MirroredStrategy in a process takes the numbers of the first one's collective op
     python -m tests.multigrain.two_replicas OUT.npz
 """
 
+import functools
 import sys
 
 import keras
@@ -16,13 +17,24 @@ from mg_keras import MultiGrain
 from mg_keras.data import augmentations
 from mg_keras.data.repeated import repeated_batches
 from mg_keras.data.sources import Split
+from mg_keras.layers import MemoryBank
+from mg_keras.objectives.grafit import Grafit
 from mg_keras.training.loop import make_strategy
 
 REPLICAS, STEPS, VERSIONS, CLASSES = 2, 4, 3, 4
 PER_REPLICA = 6
 
 
-def build(strategy, **training):
+def grafit(model, **memory):
+    """An objective with a memory, which a step of all replicas fills; its target begins as the model."""
+    keras.utils.set_random_seed(1)
+    bank = MemoryBank(dimensions=4, **memory)
+    objective = Grafit(model, bank, VERSIONS, temperature=0.5, predictor_width=5, target_momentum=0.5)
+    objective.start(model)
+    return objective
+
+
+def build(strategy, objective=None, **training):
     """The same compiled model whatever the strategy.
 
     Its trunk has no batch norm: each replica takes statistics of its own images, so that two replicas and one differ.
@@ -35,10 +47,11 @@ def build(strategy, **training):
         model = MultiGrain(keras.Model(images, features), CLASSES, versions=VERSIONS, seed=5, trainable_exponent=True)
         model.compile(
             keras.optimizers.SGD(0.05, momentum=0.9),
-            keras.optimizers.SGD(0.1, momentum=0.9),
+            None if objective else keras.optimizers.SGD(0.1, momentum=0.9),
             weight_decay=0.01,
             trunk_rate=0.5,
             class_weights=[0.5, 1.0, 2.0, 1.5],
+            objective=objective and objective(model),
             **training,
         )
     return model
@@ -72,7 +85,10 @@ def train(strategy, model):
         for metric in model.metrics:
             metric.reset_state()
     parts = (model.trunk, model.pool, model.classifier, model.margin_loss)
-    return np.array(values), np.concatenate([np.ravel(w.numpy()) for part in parts for w in part.weights])
+    # but for the predictor's moving statistics, which nothing reads
+    beside = [w for w in model.objective_variables if "moving_" not in w.path]
+    trained = [*(w for part in parts for w in part.weights), *beside]
+    return np.array(values), np.concatenate([np.ravel(w.numpy()) for w in trained])
 
 
 def draws(strategy, model):
@@ -131,6 +147,10 @@ def main(path):
         # two parts after each other draw what two replicas do beside each other
         ("joint_one", one, {"classification_weight": 0.5, "accumulation_steps": REPLICAS}),
         ("joint_two", two, {"classification_weight": 0.5}),
+        ("memory_one", one, {"objective": functools.partial(grafit, size=16), "accumulation_steps": REPLICAS}),
+        ("memory_two", two, {"objective": functools.partial(grafit, size=16)}),
+        ("queue_one", one, {"objective": functools.partial(grafit, size=7, queue=True), "accumulation_steps": 2}),
+        ("queue_two", two, {"objective": functools.partial(grafit, size=7, queue=True)}),
     ):
         model = build(strategy, **training)
         found[name + "_values"], found[name + "_weights"] = train(strategy, model)

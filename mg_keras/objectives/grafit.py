@@ -1,0 +1,267 @@
+"""Grafit (Touvron et al. 2021) and its parts: fine-grained descriptors from coarse labels."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, Self
+
+import keras
+import tensorflow as tf
+
+from mg_keras.layers import InstanceLoss, MemoryBank, NearestNeighborLoss
+from mg_keras.metric import TrainingMetric
+from mg_keras.models import Network
+from mg_keras.models.moving_average import follow
+from mg_keras.objectives.batches import Batch
+from mg_keras.objectives.classification import CLASSIFICATION_LOSS, LOSS, TOP1, TOP5, classification_values
+from mg_keras.objectives.objective import LOSSES
+from mg_keras.objectives.projected import Projected, projector_of
+
+NEIGHBOR_LOSS = TrainingMetric(
+    "neighbour loss", "", digits=3, name="neighbor_loss", panel=LOSSES, curve="nearest neighbours"
+)
+INSTANCE_LOSS = TrainingMetric("instance loss", "", digits=3, name="instance_loss", panel=LOSSES, curve="instances")
+READS_ALONG = dataclasses.replace(CLASSIFICATION_LOSS, curve="classifier, which reads along")
+
+
+class SNCA(Projected):
+    """The nearest-neighbour loss over a memory alone (`NearestNeighborLoss`; "SNCA+" in Grafit's comparisons).
+
+    The first version of each photo is compared with the memory, and taken up into it after the step.
+
+    Args:
+        network: `Network` that is trained.
+        memory: `MemoryBank`, of the projection's dimensions. Where it is no queue, its places are the photos' ids.
+        versions: m, how many versions of a photo stand one after the other in a batch.
+        temperature: of the neighbours, > 0.
+
+    Raises:
+        ValueError: a value is out of range.
+    """
+
+    metrics = (LOSS, NEIGHBOR_LOSS, READS_ALONG, TOP1, TOP5)
+
+    def __init__(self, network: Network, memory: MemoryBank, versions: int = 1, temperature: float = 0.05, **kwargs):
+        super().__init__(network, memory.dimensions, **kwargs)
+        self.memory, self.versions = memory, versions
+        self.neighbor_loss = NearestNeighborLoss(temperature, name="neighbor_loss")
+
+    @classmethod
+    def from_settings(cls, network: Network, settings: Any, photos: int = 0) -> Self:
+        """With a memory of `photos` places, or a queue of `memory_size`."""
+        return cls(network, memory_of(settings, photos), settings.versions, settings.neighbor_temperature)
+
+    def loss(self, network: Network, batch: Batch, seed: tf.Tensor) -> tuple[tf.Tensor, dict[str, tf.Tensor], Any]:
+        """See `Objective.loss`."""
+        del seed
+        embedding = network(batch.images, training=True)["embedding"]
+        values = self.read_along(network, batch, embedding)
+        loss, carry = self.neighbors(self.projector(embedding[:: self.versions]), batch)
+        return loss + values["classification_loss"], {"loss": loss, "neighbor_loss": loss, **values}, carry
+
+    def neighbors(self, projections: tf.Tensor, batch: Batch) -> tuple[tf.Tensor, tuple[tf.Tensor, ...]]:
+        """(the mean loss of a batch's photos, what the memory takes up), of projections [n, d] of first versions."""
+        ids, labels = (tf.cast(values[:: self.versions], tf.int32) for values in (batch.instance_ids, batch.labels))
+        places = None if self.memory.ids is None else self.memory.ids.value
+        losses = self.neighbor_loss(
+            projections, labels, ids, self.memory.embeddings.value, self.memory.labels.value, places
+        )
+        if batch.weights is not None:
+            losses *= batch.weights[:: self.versions]
+        return tf.reduce_mean(losses), (ids, labels, projections)
+
+    def after_step(self, network: Network, carries: Sequence[Any]) -> dict[str, tf.Tensor]:
+        """The memory takes up what the step has seen, as it saw it."""
+        del network
+        self.memory.update(*(tf.concat(parts, axis=0) for parts in zip(*carries, strict=True)))
+        return {}
+
+
+class InstanceTerm(keras.layers.Layer):
+    """The instance loss with all that it needs: a predictor q, and a network and a projector that follow the trained.
+
+    q is linear, batch normalisation, ReLU, linear. The target is asked as in a test: with the moving average of the
+    statistics of batch normalisation, too.
+
+    Args:
+        network: `Network` that is trained.
+        dimensions: of the projection.
+        predictor_width: of q's hidden layer.
+        momentum: m in [0, 1): after each step `target <- m target + (1 - m) network`.
+
+    Raises:
+        ValueError: the momentum is out of range.
+    """
+
+    def __init__(self, network: Network, dimensions: int, predictor_width: int, momentum: float, **kwargs):
+        if not 0 <= momentum < 1:
+            raise ValueError(f"target_momentum must lie in [0, 1), received {momentum}")
+        super().__init__(autocast=False, **kwargs)
+        self.momentum = momentum
+        self.predictor = keras.Sequential(
+            [
+                keras.Input((dimensions,)),
+                keras.layers.Dense(predictor_width, use_bias=False, dtype="float32", name="hidden"),
+                keras.layers.BatchNormalization(dtype="float32", name="normalization"),
+                keras.layers.ReLU(dtype="float32"),
+                keras.layers.Dense(dimensions, dtype="float32", name="output"),
+            ],
+            name="predictor",
+        )
+        self.target, self.target_projector = network.twin(), projector_of(network, dimensions, "target_projector")
+        self.target.trainable = self.target_projector.trainable = False
+        self.instance_loss = InstanceLoss(name="instance_loss")
+        self.built = True
+
+    def start(self, network: Network, projector: keras.layers.Dense) -> None:
+        """The target begins as the network and its projector are."""
+        self.target.take_weights(network)
+        self.target_projector.set_weights([weight.numpy() for weight in projector.weights])
+
+    def loss(self, batch: Batch, projections: tf.Tensor) -> tf.Tensor:
+        """The loss of a batch in whose order the projections [B, d] stand."""
+        targets = self.target_projector(self.target(batch.images, training=False)["embedding"])
+        return self.instance_loss(self.predictor(projections, training=True), targets, batch.instance_ids)
+
+    def follow(self, network: Network, projector: keras.layers.Dense) -> None:
+        """After a step, in the context of a replica."""
+        of_target = [*self.target.trunk.variables, *self.target.pool.variables, *self.target_projector.variables]
+        others = [*network.trunk.variables, *network.pool.variables, *projector.variables]
+        follow(of_target, others, self.momentum)
+
+
+class Grafit(SNCA):
+    """Coarse labels by the nearest-neighbour loss, and all that is finer by the instance loss; their sum (eq. 4).
+
+    Args:
+        network, memory, versions, temperature: as `SNCA` takes them; of at least two versions.
+        predictor_width: of the predictor's hidden layer.
+        target_momentum: of the moving average that the targets come from.
+
+    Raises:
+        ValueError: a value is out of range.
+
+    Example:
+
+    >>> model = mg_keras.MultiGrain("resnet18", num_classes=20, versions=4)  # doctest: +SKIP
+    >>> objective = Grafit(model, mg_keras.layers.MemoryBank(50_000, 256), versions=4)  # doctest: +SKIP
+    >>> objective.start(model)  # doctest: +SKIP
+    >>> model.compile("sgd", objective=objective)  # doctest: +SKIP
+    """
+
+    metrics = (LOSS, NEIGHBOR_LOSS, INSTANCE_LOSS, READS_ALONG, TOP1, TOP5)
+    needs_pairs = True
+
+    def __init__(
+        self,
+        network: Network,
+        memory: MemoryBank,
+        versions: int = 4,
+        temperature: float = 0.05,
+        predictor_width: int = 4096,
+        target_momentum: float = 0.996,
+        **kwargs,
+    ):
+        super().__init__(network, memory, versions, temperature, **kwargs)
+        self.instances = InstanceTerm(network, memory.dimensions, predictor_width, target_momentum, name="instances")
+
+    @classmethod
+    def from_settings(cls, network: Network, settings: Any, photos: int = 0) -> Self:
+        """With a memory of `photos` places, or a queue of `memory_size`."""
+        return cls(
+            network,
+            memory_of(settings, photos),
+            settings.versions,
+            settings.neighbor_temperature,
+            settings.predictor_width,
+            settings.target_momentum,
+        )
+
+    def start(self, network: Network) -> None:
+        """The target begins as the network is."""
+        self.instances.start(network, self.projector)
+
+    def loss(self, network: Network, batch: Batch, seed: tf.Tensor) -> tuple[tf.Tensor, dict[str, tf.Tensor], Any]:
+        """See `Objective.loss`."""
+        del seed
+        embedding = network(batch.images, training=True)["embedding"]
+        projections = self.projector(embedding)
+        values = self.read_along(network, batch, embedding)
+        neighbors, carry = self.neighbors(projections[:: self.versions], batch)
+        instances = self.instances.loss(batch, projections)
+        loss = neighbors + instances
+        found = {"loss": loss, "neighbor_loss": neighbors, "instance_loss": instances, **values}
+        return loss + values["classification_loss"], found, carry
+
+    def after_step(self, network: Network, carries: Sequence[Any]) -> dict[str, tf.Tensor]:
+        """The memory takes up what the step has seen, and the target follows."""
+        self.instances.follow(network, self.projector)
+        return super().after_step(network, carries)
+
+
+class GrafitFC(Projected):
+    """Grafit with the cross-entropy of the classifier in place of the nearest-neighbour loss; it has no memory.
+
+    Args:
+        network: `Network` that is trained.
+        dimensions: of the projection that the instance loss sees.
+        predictor_width, target_momentum: as `Grafit` takes them.
+
+    Raises:
+        ValueError: a value is out of range.
+    """
+
+    metrics = (LOSS, CLASSIFICATION_LOSS, INSTANCE_LOSS, TOP1, TOP5)
+    needs_pairs = True
+
+    def __init__(
+        self,
+        network: Network,
+        dimensions: int = 256,
+        predictor_width: int = 4096,
+        target_momentum: float = 0.996,
+        **kwargs,
+    ):
+        super().__init__(network, dimensions, **kwargs)
+        self.instances = InstanceTerm(network, dimensions, predictor_width, target_momentum, name="instances")
+
+    @classmethod
+    def from_settings(cls, network: Network, settings: Any, photos: int = 0) -> Self:
+        """See the class."""
+        del photos
+        return cls(network, settings.projection_dimensions, settings.predictor_width, settings.target_momentum)
+
+    def start(self, network: Network) -> None:
+        """The target begins as the network is."""
+        self.instances.start(network, self.projector)
+
+    def loss(self, network: Network, batch: Batch, seed: tf.Tensor) -> tuple[tf.Tensor, dict[str, tf.Tensor], Any]:
+        """See `Objective.loss`."""
+        del seed
+        outputs = network(batch.images, training=True)
+        values = classification_values(batch.labels, outputs["logits"], batch.weights)
+        instances = self.instances.loss(batch, self.projector(outputs["embedding"]))
+        loss = values["classification_loss"] + instances
+        return loss, {"loss": loss, "instance_loss": instances, **values}, ()
+
+    def after_step(self, network: Network, carries: Sequence[Any]) -> dict[str, tf.Tensor]:
+        """The target follows."""
+        del carries
+        self.instances.follow(network, self.projector)
+        return {}
+
+
+def memory_of(settings: Any, photos: int) -> MemoryBank:
+    """The memory of a run: a place for each of its `photos`, or a queue of `memory_size`.
+
+    Raises:
+        ValueError: neither number is given.
+    """
+    if settings.memory_size is None and photos < 1:
+        raise ValueError("a memory of one embedding a photo needs the number of photos, received 0: or set memory_size")
+    return MemoryBank(
+        settings.memory_size or photos,
+        settings.projection_dimensions,
+        queue=settings.memory_size is not None,
+        dtype=settings.memory_dtype,
+        name="memory",
+    )

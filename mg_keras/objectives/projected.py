@@ -1,0 +1,45 @@
+"""What the objectives share that compare a linear projection of the embedding, beside a classifier that reads along."""
+
+import keras
+import tensorflow as tf
+
+from mg_keras.models import Network
+from mg_keras.objectives.batches import Batch
+from mg_keras.objectives.classification import classification_values
+from mg_keras.objectives.objective import Objective
+
+
+class Projected(Objective):
+    """An objective with a projector g, linear, whose L2-normalised answers are compared.
+
+    Where no term of it is the classifier's, the classifier learns all the same, from embeddings that get no gradient of
+    it: accuracies, the choice of the best checkpoint and an exported model have their classes, and the descriptor is
+    what it would be without.
+
+    Args:
+        network: `Network`, whose embedding is projected.
+        dimensions: of the projection.
+    """
+
+    needs_instances = True
+
+    def __init__(self, network: Network, dimensions: int, **kwargs):
+        super().__init__(**kwargs)
+        self.projector = projector_of(network, dimensions)
+
+    @property
+    def projection(self) -> tuple[keras.Variable, keras.Variable]:
+        """See `Objective.projection`."""
+        return self.projector.kernel, self.projector.bias
+
+    def read_along(self, network: Network, batch: Batch, embedding: tf.Tensor) -> dict[str, tf.Tensor]:
+        """`classification_loss`, `top1` and `top5` of a classifier whose gradient ends at the embedding."""
+        logits = network.classifier(tf.stop_gradient(embedding))
+        return classification_values(batch.labels, logits, batch.weights)
+
+
+def projector_of(network: Network, dimensions: int, name: str = "projector") -> keras.layers.Dense:
+    """A new linear layer from the embedding of a network, in float32."""
+    projector = keras.layers.Dense(dimensions, dtype="float32", name=name)
+    projector.build((None, network.embedding_dimension))
+    return projector
