@@ -16,7 +16,7 @@ from mg_keras.data.sources.tfds import open_tfds
 from mg_keras.data.sources.unlabelled import open_photos, photos
 from mg_keras.errors import UserError
 
-__all__ = ["Source", "Split", "SplitOptions", "open_source", "photos", "validation_folder"]
+__all__ = ["NAMES", "Source", "Split", "SplitOptions", "open_source", "photos", "validation_folder"]
 
 # kind -> (what opens it, what follows its name)
 _KINDS = {
@@ -28,6 +28,8 @@ _KINDS = {
     "tfrecord": (open_tfrecord, "PATTERN"),
     "webdataset": (open_webdataset, "PATTERN"),
 }
+NAMES = tuple(_KINDS)
+"""The kinds of sources."""
 
 
 def open_source(

@@ -1,14 +1,16 @@
 """Benchmarks with one contract: photos to describe, and scores of what a network says of them.
 
 `contract` says what a `Benchmark` is. Those with a folder of their own are opened by name, as programs do, with
-`open_benchmark`; each checks its folder and says what is missing and where it comes from. `classes`, `in_aug`, `copies`
-and `views` measure on any photos.
+`open_benchmark`; each checks its folder and says what is missing and where it comes from. `classes`, `in_aug`,
+`copies`, `views`, `categories` and `probe` measure on any photos.
 """
 
 from collections.abc import Sequence
 from pathlib import Path
 
+from mg_keras.data import sources
 from mg_keras.errors import UserError
+from mg_keras.evaluation.evaluators.categories import NEIGHBORS, TEMPERATURE, categories, probe
 from mg_keras.evaluation.evaluators.classification import classes, imagenet
 from mg_keras.evaluation.evaluators.contract import Answers, Benchmark, Search
 from mg_keras.evaluation.evaluators.copy_detection import copies, image_similarity
@@ -20,6 +22,7 @@ __all__ = [
     "Answers",
     "Benchmark",
     "Search",
+    "categories",
     "classes",
     "copies",
     "copydays",
@@ -28,12 +31,13 @@ __all__ = [
     "imagenet",
     "in_aug",
     "open_benchmark",
+    "probe",
     "revisited",
     "ukb",
     "views",
 ]
 
-NAMES = ("imagenet", "holidays", "ukb", "copydays", "revisited", "image_similarity")
+NAMES = ("imagenet", "holidays", "ukb", "copydays", "revisited", "image_similarity", "categories", "probe")
 """What `open_benchmark` opens."""
 
 
@@ -44,15 +48,20 @@ def open_benchmark(
     rotations: str | Path | None = None,
     distractors: str | Path | None = None,
     data_dir: str | None = None,
+    neighbors: int = NEIGHBORS,
+    neighbor_temperature: float = TEMPERATURE,
 ) -> Benchmark:
     """Open a benchmark by its name and folder.
 
     Args:
         spec: `NAME=PATH`, NAME one of `NAMES`: `holidays=data/holidays`; ImageNet also as `imagenet=tfds:imagenet2012`.
+            Of `categories` and `probe` PATH is a folder or a table, or any photos as `--data` takes them:
+            `categories=csv:labels.csv?label=coarse,fine`.
         class_names: the network's classes in the order of its logits, for ImageNet.
         rotations: the file of rotations, for Holidays.
         distractors: folder of distractor photos, for Copydays.
         data_dir: where tensorflow-datasets keeps its files, for ImageNet.
+        neighbors, neighbor_temperature: of the votes in `categories` and `probe`.
 
     Raises:
         UserError: no such benchmark, or a folder that is missing or not right.
@@ -71,5 +80,15 @@ def open_benchmark(
         "copydays": lambda: copydays(place, distractors),
         "revisited": lambda: revisited(place),
         "image_similarity": lambda: image_similarity(place),
+        "categories": lambda: categories(_labelled(place, data_dir), neighbors, neighbor_temperature),
+        "probe": lambda: probe(_labelled(place, data_dir), neighbors, neighbor_temperature),
     }
     return openers[name]()
+
+
+def _labelled(place, data_dir):
+    """The photos of a place: as `--data` says it, or a folder or a table by its path alone."""
+    spec = place
+    if place.partition(":")[0] not in sources.NAMES:
+        spec = f"csv:{place}" if Path(place.partition("?")[0]).is_file() else f"folder:{place}"
+    return sources.open_source(spec, data_dir=data_dir)

@@ -1,0 +1,185 @@
+"""Categories at each level of labels: retrieval, classification by neighbours, and a linear probe.
+
+For descriptors that are to be finer than the labels they were trained on (PAPER.md 11), and for what any network makes
+of photos that it was not trained on.
+"""
+
+import numpy as np
+
+from mg_keras.data.sources import Source, Split
+from mg_keras.errors import UserError
+from mg_keras.evaluation.evaluators.contract import Answers, Benchmark, joined
+from mg_keras.evaluation.metrics import chance_average_precision
+from mg_keras.evaluation.neighbors import category_average_precisions, vote
+
+NEIGHBORS, TEMPERATURE = 20, 0.07
+"""Of the vote, where nobody says otherwise."""
+
+
+def categories(
+    source: Source, k: int = NEIGHBORS, temperature: float = TEMPERATURE, name: str = "categories"
+) -> Benchmark:
+    """Retrieval and classification by neighbours at each level of the labels.
+
+    Of a level called `fine`:
+
+    * `fine mAP`: each validation photo is a query among the others, and those with its label are right;
+    * `fine kNN`: the share of validation photos whose label is that of the vote of the `k` nearest training photos;
+    * `fine kNN in coarse`: the same among training photos with the query's label at the level `coarse`, for each level
+      that the labels of `fine` are parts of.
+
+    A photo that could not be used counts as not found.
+
+    Args:
+        source: photos with labels, of several levels or one, which is called `class`.
+        k: of the vote, at least 1.
+        temperature: of the vote, > 0.
+        name: what to call it.
+
+    Raises:
+        UserError: the photos have no labels.
+    """
+    levels = _levels(source, name)
+    inside = _nested(levels)
+    train_size, size = len(source.train), len(source.train) + len(source.val)
+
+    def measure(answers: Answers) -> dict[str, float]:
+        train, test = (answers.rows < train_size, answers.rows >= train_size)
+        known, asked = answers.rows[train], answers.rows[test] - train_size
+        database, queries = answers.descriptors[train], answers.descriptors[test]
+        scores, share = {}, len(asked) / (size - train_size)
+        labels = {level: (pair[0][known], pair[1][asked]) for level, pair in levels.items()}
+        missing = {
+            level: np.bincount(pair[1], minlength=pair[1].max() + 1)
+            - np.bincount(labels[level][1], minlength=pair[1].max() + 1)
+            for level, pair in levels.items()
+        }
+        precisions = category_average_precisions(queries, {level: pair[1] for level, pair in labels.items()}, missing)
+        for level, (of_train, of_test) in labels.items():
+            # queries that can't be used and that others have the label of score 0
+            alone = np.bincount(levels[level][1])[levels[level][1]] == 1
+            scores[f"{level} mAP"] = float(np.nansum(precisions[level]) / max(np.sum(~alone), 1))
+            hits = vote(queries, database, of_train, k, temperature) == of_test if len(known) else np.zeros(1)
+            scores[f"{level} kNN"] = share * float(np.mean(hits)) if len(asked) else 0.0
+        for fine, coarse in inside:
+            hits = 0
+            for group in np.unique(labels[coarse][1]):
+                rows, of_query = labels[coarse][0] == group, labels[coarse][1] == group
+                if rows.any():
+                    found = vote(queries[of_query], database[rows], labels[fine][0][rows], k, temperature)
+                    hits += np.sum(found == labels[fine][1][of_query])
+            scores[f"{fine} kNN in {coarse}"] = float(hits / (size - train_size))
+        return scores
+
+    words = " and ".join(f"{len(np.unique(pair[0])):,} of {level}" for level, pair in levels.items())
+    return Benchmark(
+        name,
+        f"{source.description}: {len(source.val):,} photos among each other, and by the votes of {k} of "
+        f"{len(source.train):,} for training, temperature {temperature:g}; classes: {words}",
+        joined(source.train, source.val),
+        measure,
+        _chance(levels, inside),
+    )
+
+
+def probe(source: Source, k: int = NEIGHBORS, temperature: float = TEMPERATURE, name: str = "probe") -> Benchmark:
+    """What a network's descriptors tell of classes that it need not know: by neighbours, and by a linear classifier.
+
+    Of a level called `class`: `class kNN` as `categories` has it, and `class linear`, the accuracy of a logistic
+    regression that is fitted to the descriptors of the training photos.
+
+    Args:
+        source, k, temperature, name: as `categories` takes them.
+
+    Raises:
+        UserError: the photos have no labels.
+    """
+    levels = _levels(source, name)
+    train_size = len(source.train)
+
+    def measure(answers: Answers) -> dict[str, float]:
+        train, test = (answers.rows < train_size, answers.rows >= train_size)
+        known, asked = answers.rows[train], answers.rows[test] - train_size
+        database, queries = answers.descriptors[train], answers.descriptors[test]
+        scores = {}
+        for level, (of_train, of_test) in levels.items():
+            for kind, classify in (("kNN", _voting(k, temperature)), ("linear", linear_classes)):
+                hits = 0
+                if len(known) and len(asked):
+                    hits = np.sum(classify(queries, database, of_train[known]) == of_test[asked])
+                scores[f"{level} {kind}"] = float(hits / len(source.val))
+        return scores
+
+    words = " and ".join(f"{len(np.unique(pair[0])):,} of {level}" for level, pair in levels.items())
+    chance = {
+        f"{level} {kind}": 1 / len(np.unique(pair[0])) for level, pair in levels.items() for kind in ("kNN", "linear")
+    }
+    return Benchmark(
+        name,
+        f"{source.description}: {len(source.val):,} photos by {k} neighbours and by a linear classifier of "
+        f"{len(source.train):,}; classes: {words}",
+        joined(source.train, source.val),
+        measure,
+        chance,
+    )
+
+
+def linear_classes(
+    queries: np.ndarray, database: np.ndarray, labels: np.ndarray, inverse_decay: float = 10.0
+) -> np.ndarray:
+    """The classes [Q] of rows by a logistic regression on unit-norm rows with labels [N].
+
+    Args:
+        queries: [Q, d], of any norm.
+        database: [N, d], of any norm.
+        labels: integers [N].
+        inverse_decay: scikit-learn's C.
+    """
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.preprocessing import normalize
+
+    if len(np.unique(labels)) == 1:
+        return np.full(len(queries), labels[0])
+    return (
+        LogisticRegression(C=inverse_decay, max_iter=500).fit(normalize(database), labels).predict(normalize(queries))
+    )
+
+
+def _voting(k, temperature):
+    return lambda queries, database, labels: vote(queries, database, labels, k, temperature)
+
+
+def _levels(source, name):
+    """Level -> (labels of the training photos, of the validation photos), all of them known."""
+    splits: tuple[Split, Split] = (source.train, source.val)
+    levels = {level: tuple(split.label_columns[level] for split in splits) for level in source.label_columns}
+    levels = levels or {"class": tuple(split.labels for split in splits)}
+    if any((labels < 0).any() or not len(labels) for pair in levels.values() for labels in pair):
+        raise UserError(f"the benchmark {name} needs photos that all have labels, received {source.description}")
+    return levels
+
+
+def _nested(levels):
+    """(fine, coarse), names of levels, where each class of the one lies in one class of the other."""
+    pairs = []
+    for fine in levels:
+        for coarse in levels:
+            both = [np.concatenate(levels[level]) for level in (fine, coarse)]
+            counts = len(np.unique(both[0])), len(np.unique(both[1])), len(np.unique(np.stack(both), axis=1).T)
+            if counts[0] == counts[2] > counts[1]:
+                pairs.append((fine, coarse))
+    return pairs
+
+
+def _chance(levels, inside):
+    chance = {}
+    for level, (of_train, of_test) in levels.items():
+        counts = np.bincount(of_test)
+        several = counts[counts > 1]
+        expected = [chance_average_precision(int(count) - 1, len(of_test) - 1) for count in several]
+        chance[f"{level} mAP"] = float(np.average(expected, weights=several)) if len(several) else 0.0
+        chance[f"{level} kNN"] = 1 / len(np.unique(of_train))
+    for fine, coarse in inside:
+        kinds = {group: len(np.unique(levels[fine][0][levels[coarse][0] == group])) for group in levels[coarse][1]}
+        chance[f"{fine} kNN in {coarse}"] = float(np.mean([1 / max(kinds[group], 1) for group in levels[coarse][1]]))
+    return chance

@@ -1,0 +1,134 @@
+"""Retrieval and classification by neighbours against loops, on labels of two levels."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from mg_keras.data.sources import Source, Split
+from mg_keras.errors import UserError
+from mg_keras.evaluation.evaluators import Answers, categories, probe
+from mg_keras.evaluation.metrics import mean_average_precision
+from mg_keras.evaluation.neighbors import category_average_precisions, vote
+
+FINE, TRAIN, TEST = 6, 40, 30
+
+
+def unit(rows):
+    return rows / np.linalg.norm(rows, axis=-1, keepdims=True)
+
+
+def split_of(size, seed, fine=None):
+    fine = np.random.default_rng(seed).integers(0, FINE, size) if fine is None else fine
+    columns = {"coarse": np.int32(fine // 2), "fine": np.int32(fine)}
+    return Split(
+        [f"{seed}/{row}" for row in range(size)],
+        lambda index: tf.io.encode_png(tf.zeros([8, 8, 3], tf.uint8)),
+        lambda: columns["coarse"],
+        label_columns=columns,
+    )
+
+
+def source_of():
+    names = {"coarse": list("abc"), "fine": list("uvwxyz")}
+    return Source("made-up photos", names["coarse"], split_of(TRAIN, 1), split_of(TEST, 2), label_columns=names)
+
+
+def descriptors_of(source, noise=0.8):
+    rng = np.random.default_rng(3)
+    centres = rng.normal(size=(FINE, 5))
+    fine = np.concatenate([part.label_columns["fine"] for part in (source.train, source.val)])
+    return centres[fine] + noise * rng.normal(size=(len(fine), 5))
+
+
+def slow_vote(query, database, labels, k, temperature):
+    cosines = unit(database) @ unit(query)
+    votes = {}
+    for row in np.argsort(-cosines, kind="stable")[:k]:
+        votes[labels[row]] = votes.get(labels[row], 0) + np.exp(cosines[row] / temperature)
+    return max(votes, key=votes.get)
+
+
+def slow_map(rows, labels):
+    rankings, positives, ignored = [], [], []
+    for query in range(len(rows)):
+        right = [i for i in range(len(rows)) if i != query and labels[i] == labels[query]]
+        if right:
+            rankings.append(np.argsort(-(unit(rows) @ unit(rows[query])), kind="stable"))
+            positives.append(right)
+            ignored.append([query])
+    return mean_average_precision(rankings, positives, ignored)
+
+
+@pytest.mark.parametrize(("k", "temperature"), [(1, 0.07), (7, 0.07), (500, 1.0)])
+def test_votes_and_retrieval_are_those_of_loops(k, temperature):
+    source = source_of()
+    rows = descriptors_of(source)
+    train, test = rows[:TRAIN], rows[TRAIN:]
+    benchmark = categories(source, k, temperature)
+    found = benchmark.measure(Answers(np.arange(TRAIN + TEST), rows))
+    assert set(found) == set(benchmark.chance)
+    for level in ("coarse", "fine"):
+        labels, truth = (part.label_columns[level] for part in (source.train, source.val))
+        hits = [slow_vote(row, train, labels, k, temperature) == label for row, label in zip(test, truth, strict=True)]
+        assert found[f"{level} kNN"] == pytest.approx(np.mean(hits))
+        assert found[f"{level} mAP"] == pytest.approx(slow_map(test, truth))
+        assert 0 < benchmark.chance[f"{level} mAP"] < found[f"{level} mAP"]
+    hits = []
+    for row, coarse, fine in zip(test, *(source.val.label_columns[level] for level in ("coarse", "fine")), strict=True):
+        own = source.train.label_columns["coarse"] == coarse
+        hits.append(slow_vote(row, train[own], source.train.label_columns["fine"][own], k, temperature) == fine)
+    assert found["fine kNN in coarse"] == pytest.approx(np.mean(hits))
+    assert benchmark.chance["fine kNN in coarse"] == pytest.approx(0.5)
+    assert "6 of fine" in benchmark.description
+
+
+def test_photos_that_can_not_be_used_count_as_not_found():
+    source = source_of()
+    rows = descriptors_of(source, noise=0.01)
+    measure = categories(source).measure
+    perfect = measure(Answers(np.arange(TRAIN + TEST), rows))
+    # those of one coarse label lie in two places
+    assert {name for name, value in perfect.items() if value < 1 - 1e-9} == {"coarse mAP"}
+    kept = np.delete(np.arange(TRAIN + TEST), [TRAIN + 3, TRAIN + 7, 5])
+    found = measure(Answers(kept, rows[kept]))
+    assert found["fine kNN"] == found["fine kNN in coarse"] == pytest.approx(1 - 2 / TEST)
+    assert found["fine mAP"] < 1 - 2 / TEST
+    nothing = np.zeros(0, int)
+    assert set(measure(Answers(nothing, rows[nothing])).values()) == {0.0}
+
+
+def test_one_level_is_called_class_and_one_photo_of_a_label_asks_nothing():
+    labels = np.array([0, 0, 1])
+    train = Split(["a", "b", "c"], None, lambda: labels)
+    source = Source("photos", ["x", "y"], train, Split(["d", "e", "f"], None, lambda: labels))
+    found = categories(source, 1).measure(Answers(np.arange(6), np.float64([[1, 0], [2, 0], [0, 1]] * 2)))
+    assert found == {"class mAP": 1.0, "class kNN": 1.0}
+    precisions = category_average_precisions([[1.0, 0], [1, 0], [0, 1]], {"class": labels})["class"]
+    np.testing.assert_array_equal(precisions, [1, 1, np.nan])
+
+
+def test_a_probe_is_linear():
+    source = source_of()
+    rows = descriptors_of(source, noise=0.01)
+    found = probe(source, 3).measure(Answers(np.arange(TRAIN + TEST), rows))
+    assert found == pytest.approx({f"{level} {kind}": 1 for level in ("coarse", "fine") for kind in ("kNN", "linear")})
+    # a direction alone, which neighbours in other directions hide
+    rng = np.random.default_rng(0)
+    fine = np.concatenate([part.label_columns["fine"] for part in (source.train, source.val)])
+    hidden = np.concatenate([0.4 * np.eye(FINE)[fine], rng.normal(size=(TRAIN + TEST, 8)) / 3], axis=1)
+    found = probe(source).measure(Answers(np.arange(TRAIN + TEST), hidden))
+    assert found["fine linear"] > found["fine kNN"]
+
+
+def test_what_can_not_be_measured_is_refused():
+    source = source_of()
+    unknown = Split(["a"], None, lambda: np.array([-1]))
+    with pytest.raises(UserError, match="categories needs photos that all have labels, received photos"):
+        categories(Source("photos", [], unknown, unknown))
+    with pytest.raises(ValueError, match="k must be at least 1, received 0"):
+        vote(np.eye(2), np.eye(2), np.arange(2), 0)
+    with pytest.raises(ValueError, match="temperature must be > 0, received 0"):
+        vote(np.eye(2), np.eye(2), np.arange(2), 1, 0)
+    with pytest.raises(ValueError, match="labels must be one a row"):
+        vote(np.eye(2), np.eye(2), np.arange(3))
+    assert len(source.val) == TEST
