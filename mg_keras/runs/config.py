@@ -33,7 +33,8 @@ class TrainConfig:
 
     Args:
         data: `demo`, `folder:PATH`, `photos:PATH` (unlabelled), `csv:FILE`, `tfds:NAME`, `tfrecord:PATTERN` or
-            `webdataset:PATTERN`.
+            `webdataset:PATTERN`. Of labels of several levels the first is trained on, and all are measured:
+            `csv:FILE?label=coarse,fine`, `folder:PATH?label=coarse,fine`, `tfds:cifar100?label=coarse_label,label`.
         data_dir: where generated and downloaded data and indexes of shards are kept; null: the caches in the home
             folder.
         unlabelled: folder of photos to fit the whitening on, or `training` for the training photos; null: the source's

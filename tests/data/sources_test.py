@@ -399,6 +399,32 @@ def test_demo_knows_classes_instances_and_scenes(tmp_path, monkeypatch):
     assert open_source("demo", SplitOptions(seed=4), resolution=32, data_dir=tmp_path).train.names == source.train.names
 
 
+@pytest.mark.parametrize("halves", [("train/", "val/"), ("",)])
+def test_a_tree_of_two_levels(tmp_path, halves):
+    kinds = {"apple/red": 6, "apple/green": 6, "pear/green": 6}
+    many(tmp_path, {f"{half}{kind}": count for half in halves for kind, count in kinds.items()})
+    source = open_source(f"folder:{tmp_path}?label=coarse,fine")
+    assert source.class_names == ["apple", "pear"]
+    assert source.label_columns == {"coarse": ["apple", "pear"], "fine": sorted(kinds)}
+    for split in (source.train, source.val):
+        found = [source.label_columns["fine"][label] for label in split.label_columns["fine"]]
+        assert found == ["/".join(name.split(os.sep)[-3:-1]) for name in split.names]
+        np.testing.assert_array_equal(split.label_columns["coarse"], split.labels)
+    fine = open_source(f"folder:{tmp_path}?label=fine")
+    assert (fine.class_names, list(fine.label_columns)) == (sorted(kinds), ["fine"])
+    np.testing.assert_array_equal(np.bincount(fine.val.labels), [6 if len(halves) == 2 else 1] * 3)
+
+
+def test_a_tree_without_a_level_is_refused(tmp_path):
+    many(tmp_path, {"apple/red": 3, "pear": 3})
+    with pytest.raises(UserError, match=r"pear/000.png has no fine label: .* such as pear/FINE"):
+        open_source(f"folder:{tmp_path}?label=coarse,fine")
+    with pytest.raises(UserError, match="the labels of a folder are coarse and fine, received 'kind'"):
+        open_source(f"folder:{tmp_path}?label=kind")
+    with pytest.raises(UserError, match=r"\?label= must name columns of labels, all different, received"):
+        open_source(f"folder:{tmp_path}?label=fine,fine")
+
+
 # --- tfds ---
 
 LABELS = ["bird", "cat", "dog"]
@@ -409,9 +435,10 @@ def prepare(folder, name, file_format=None, features=None, **splits):
     import tensorflow_datasets as tfds
 
     features = features or {"image": tfds.features.Image(), "label": tfds.features.ClassLabel(names=LABELS)}
-    image, label = features
+    image, label, *others = features
     rows = {
-        split: [(f"{i:03}", {image: io.BytesIO(encoded(10 * i + row_label + 1)), label: row_label})
+        split: [(f"{i:03}", {image: io.BytesIO(encoded(10 * i + row_label + 1)), label: row_label,
+                             **dict.fromkeys(others, row_label % 2)})
                 for i, row_label in enumerate(labels)]
         for split, labels in splits.items()
     }  # fmt: skip
@@ -498,6 +525,26 @@ def test_tfds_test_photos_without_label_are_left_out(tmp_path):
     source = open_source(prepare(tmp_path, "birds", train=[0, 1, 2], test=labels), data_dir=tmp_path)
     assert sorted(source.val.labels) == [0, 1, 2]
     check(source.val, labels)
+
+
+def test_tfds_labels_of_several_levels(tmp_path):
+    import tensorflow_datasets as tfds
+
+    features = {
+        "image": tfds.features.Image(),
+        "label": tfds.features.ClassLabel(names=LABELS),
+        "coarse_label": tfds.features.ClassLabel(names=["bird", "beast"]),
+    }
+    spec = prepare(tmp_path, "kinds", features=features, train=[0, 1, 2] * 4)
+    source = open_source(f"{spec}?label=coarse_label,label", data_dir=tmp_path)
+    assert source.class_names == ["bird", "beast"]
+    assert source.label_columns == {"coarse_label": ["bird", "beast"], "label": LABELS}
+    for split in (source.train, source.val):
+        np.testing.assert_array_equal(split.labels, split.label_columns["label"] % 2)
+        np.testing.assert_array_equal(split.label_columns["coarse_label"], split.labels)
+    assert open_source(spec, data_dir=tmp_path).label_columns == {}
+    with pytest.raises(UserError, match=r"needs the features image \(Image\) and size \(ClassLabel\)"):
+        open_source(f"{spec}?label=size", data_dir=tmp_path)
 
 
 def test_tfds_set_with_other_features_is_refused(tmp_path):

@@ -45,12 +45,14 @@ def open_source(
               `val/` (or what else these are called, in any case), or `train/` and `val/` in each of them.
               `unlabelled/` beside them is set apart. Photos are told by their content; what is none of them, or can't
               be read, is named in `Source.passed_over`, and counted in a line on standard error. Hidden files and what
-              systems leave (thumbnails, lists, notes) are no photos;
+              systems leave (thumbnails, lists, notes) are no photos. `"folder:PATH?label=coarse,fine"`: a tree of two
+              levels of labels, the one to train on first;
             * `"photos:PATH"`: all photos below a folder, at any depth and without classes, found as those of `folder:`;
             * `"csv:FILE"`: a table with the columns `path` and `label`, perhaps `split`. `"csv:FILE?label=fine,coarse"`
               names other columns of labels, the one to train on first. See `mg_keras.data.sources.csv_file`;
             * `"tfds:NAME"`: a set of tensorflow-datasets with the features `image` and `label`, as `NAME`,
-              `NAME/CONFIG` or `NAME:VERSION`. Its `validation` split, or else its `test` split, is for validation if
+              `NAME/CONFIG` or `NAME:VERSION`; `"tfds:cifar100?label=coarse_label,label"` names other features of
+              labels, the one to train on first. Its `validation` split, or else its `test` split, is for validation if
               it has labels; otherwise `train` is divided. What is prepared already is read as it is;
             * `"tfrecord:PATTERN"`, `"webdataset:PATTERN"`: shards, see `mg_keras.data.sources.shards`.
         options: `SplitOptions`, for sources that bring no validation photos.

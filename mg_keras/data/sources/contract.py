@@ -231,6 +231,21 @@ def divide(name: str, items: Sequence, options: SplitOptions) -> tuple[list, lis
     return items[held_out:], items[:held_out]
 
 
+def asked_columns(argument: str) -> tuple[str, tuple[str, ...]]:
+    """What names photos, and the columns of their labels: of `NAME?label=COLUMN,COLUMN`; none where none is named.
+
+    Raises:
+        UserError: a column is empty or there twice.
+    """
+    name, given, columns = str(argument).rpartition("?label=")
+    if not given:
+        return str(argument), ()
+    columns = tuple(column.strip() for column in columns.split(","))
+    if not all(columns) or len(set(columns)) < len(columns):
+        raise UserError(f"?label= must name columns of labels, all different, received {argument!r}")
+    return name, columns
+
+
 def cache_folder(data_dir: str | os.PathLike | None) -> Path:
     """Where files that were made or converted are kept: `data_dir`, or else the cache in the home folder."""
     return Path(data_dir).expanduser() if data_dir else Path.home() / ".cache" / "mg_keras"

@@ -1,4 +1,9 @@
-"""`folder:PATH`: the photos of a folder, a class in each subfolder, and how training and validation lie in it."""
+"""`folder:PATH`: the photos of a folder, a class in each subfolder, and how training and validation lie in it.
+
+`folder:PATH?label=coarse,fine` is a tree of two levels, `coarse/fine/photo`: the label `coarse` of a photo is the
+folder that is its class otherwise, and `fine` the folder in that one, called `COARSE/FINE`. The first is trained on,
+and all that are named are in `Split.label_columns`.
+"""
 
 import dataclasses
 import os
@@ -9,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from mg_keras.data.finding import KINDS, find_photos, subfolders
-from mg_keras.data.sources.contract import Source, SplitOptions, divide, say, usable
+from mg_keras.data.sources.contract import Source, SplitOptions, asked_columns, divide, say, usable
 from mg_keras.data.sources.file_splits import (
     HELD_OUT,
     TRAINING,
@@ -41,8 +46,12 @@ def open_folder(
     `unlabelled/` is set apart.
     """
     del resolution
+    argument, columns = (argument, ()) if Path(argument).expanduser().is_dir() else asked_columns(argument)
+    if unknown := set(columns) - {"coarse", "fine"}:
+        raise UserError(f"the labels of a folder are coarse and fine, received {sorted(unknown)[0]!r}")
     root = existing(argument)
     layout = _layout(root)
+    levels = _levels(layout, root, columns)
     train, val = layout.train, layout.val
     if val is None:
         divided = {name: divide(name, files, options) for name, files in train.items()}
@@ -51,7 +60,7 @@ def open_folder(
     copies = {}
     if layout.kinds:
         # what is to be refused is refused before a conversion that may take hours
-        _source(train, val, copies, root)
+        _source(train, val, copies, root, levels=levels)
         everything = [file for part in (train, val) for files in part.values() for file in files]
         copies, problems = converted(everything, layout.kinds, root, data_dir)
         layout.passed_over |= problems
@@ -60,7 +69,7 @@ def open_folder(
             for part in (train, val)
         )
         _refuse_empty(train, layout.folders, layout.passed_over, layout.training)
-    source = _source(train, val, copies, root, instance_of, description)
+    source = _source(train, val, copies, root, instance_of, description, levels)
     if layout.unused:
         unused = _some([os.path.relpath(path, root) for path in layout.unused])
         say(f"not used for training or validation in {printable_name(root)}: {unused}")
@@ -258,16 +267,63 @@ def _refuse_empty(classes, folders, passed_over, place):
     raise UserError(f"{message}add photos ({KINDS}) or remove the empty folder")
 
 
-def _source(train, val, copies, root, instance_of=None, description=None):
-    names = sorted(train)
+def _levels(layout, root, columns):
+    """Column -> file -> name of its class, of those asked for; the layout's classes become those of the first one."""
+    if not columns:
+        return {}
+    files = {file: name for part in (layout.train, layout.val or {}) for name, found in part.items() for file in found}
+    levels = {"coarse": files, "fine": {file: f"{name}/{_inner(file, name, root)}" for file, name in files.items()}}
+    if columns[0] == "fine":
+        layout.folders = {}
+        for file, name in levels["fine"].items():
+            layout.folders.setdefault(name, [os.path.dirname(file)])
+
+        def by_fine(classes):
+            found = {}
+            for file in (file for files in classes.values() for file in files):
+                found.setdefault(levels["fine"][file], []).append(file)
+            return found
+
+        layout.train, layout.val = by_fine(layout.train), layout.val and by_fine(layout.val)
+        unknown = sorted(set(layout.val or {}) - set(layout.train))
+        if unknown:
+            raise UserError(f"{printable_name(root)} has no photo to train on of {_some(unknown)}")
+    return {column: levels[column] for column in columns}
+
+
+def _inner(file, coarse, root):
+    """The folder in that of the class `coarse` in which a photo lies."""
+    parts = Path(os.path.relpath(file, root)).parts[:-1]
+    names = [printable_name(unicodedata.normalize("NFC", part)) for part in parts]
+    below = names[names.index(coarse) + 1 :]
+    if below and below[0].casefold() in (*TRAINING, *HELD_OUT):
+        below = below[1:]
+    if not below:
+        raise UserError(
+            f"{printable_name(file)} has no fine label: with ?label=coarse,fine a photo lies in a folder in that of "
+            f"its class, such as {coarse}/FINE"
+        )
+    return below[0]
+
+
+def _source(train, val, copies, root, instance_of=None, description=None, levels=None):
+    names, levels = sorted(train), levels or {}
+    everything = [file for part in (train, val) for files in part.values() for file in files]
+    known = {column: sorted({of_file[file] for file in everything}) for column, of_file in levels.items()}
+    numbers = {column: {name: number for number, name in enumerate(found)} for column, found in known.items()}
 
     def split(classes):
         pairs = [(file, label) for label, name in enumerate(names) for file in classes.get(name, [])]
         labels = np.array([label for _, label in pairs])
-        return file_split([file for file, _ in pairs], labels, copies, instance_of)
+        columns = {
+            column: np.array([numbers[column][of_file[file]] for file, _ in pairs], np.int32)
+            for column, of_file in levels.items()
+        }
+        return file_split([file for file, _ in pairs], labels, copies, instance_of, columns)
 
     description = description or f"folder {printable_name(root.name)}"
-    return usable(Source(description, names, split(train), split(val)), printable_name(root))
+    source = Source(description, names, split(train), split(val), label_columns=known)
+    return usable(source, printable_name(root))
 
 
 def _some(names):

@@ -1,4 +1,8 @@
-"""`tfds:NAME`: a set of tensorflow-datasets, its records read by number."""
+"""`tfds:NAME`: a set of tensorflow-datasets, its records read by number.
+
+`tfds:NAME?label=FEATURE,FEATURE` names other features of labels than `label`, such as CIFAR-100's `coarse_label`; the
+first is trained on, and all are in `Split.label_columns`.
+"""
 
 import os
 import struct
@@ -7,7 +11,7 @@ import textwrap
 import numpy as np
 import tensorflow as tf
 
-from mg_keras.data.sources.contract import Source, Split, SplitOptions, divide, usable
+from mg_keras.data.sources.contract import Source, Split, SplitOptions, asked_columns, divide, usable
 from mg_keras.errors import UserError
 from mg_keras.files import printable_name
 from mg_keras.progress import Progress
@@ -22,15 +26,18 @@ def open_tfds(argument: str, options: SplitOptions, resolution: int, data_dir: s
     import tensorflow_datasets as tfds
 
     spec = f"tfds:{argument}"
+    argument, asked = asked_columns(argument)
+    columns = asked or ("label",)
     try:
         builder = tfds.builder(argument, data_dir=data_dir)
         features = builder.info.features
-        kinds = {"image": tfds.features.Image, "label": tfds.features.ClassLabel}
+        kinds = {"image": tfds.features.Image, **dict.fromkeys(columns, tfds.features.ClassLabel)}
         # asked before a download that may take hours
         if not all(name in features and isinstance(features[name], kind) for name, kind in kinds.items()):
+            there = ", ".join(f"{name} ({type(features[name]).__name__})" for name in features)
             raise UserError(
-                f"{spec} is no set for image classification: that needs the features image (Image) and label "
-                f"(ClassLabel), and it has {', '.join(f'{n} ({type(features[n]).__name__})' for n in features)}"
+                f"{spec} is no set for image classification: that needs the features image (Image) and "
+                f"{' and '.join(columns)} (ClassLabel), and it has {there}"
             )
         builder.download_and_prepare()
         splits = builder.info.splits
@@ -46,18 +53,23 @@ def open_tfds(argument: str, options: SplitOptions, resolution: int, data_dir: s
         reason = textwrap.shorten(str(error), 300, placeholder=" ...")
         raise UserError(f"{spec} can't be opened: {type(error).__name__}: {reason}") from error
 
-    everything = _record_split(f"{argument}/train", records["train"])
-    names = [printable_name(name) for name in features["label"].names]
+    everything = _record_split(f"{argument}/train", records["train"], columns, bool(asked))
+    known = {column: [printable_name(name) for name in features[column].names] for column in columns}
+    names = known[columns[0]]
+
+    def source(train, val):
+        return usable(Source(f"tfds {argument}", names, train, val, label_columns=known if asked else {}), spec)
+
     for name in _SPLITS_HELD_OUT:
         if name in records:
-            val = _record_split(f"{argument}/{name}", records[name])
+            val = _record_split(f"{argument}/{name}", records[name], columns, bool(asked))
             # the test photos of a contest come without labels
             labelled = np.flatnonzero(val.labels >= 0)
             if len(labelled):
-                return usable(Source(f"tfds {argument}", names, everything, val.subset(labelled)), spec)
+                return source(everything, val.subset(labelled))
     rows = [divide(name, list(np.flatnonzero(everything.labels == i)), options) for i, name in enumerate(names)]
     train, val = (everything.subset(sorted(row for pair in rows for row in pair[part])) for part in (0, 1))
-    return usable(Source(f"tfds {argument}", names, train, val), spec)
+    return source(train, val)
 
 
 def _records(builder, split):
@@ -111,17 +123,22 @@ class _TFRecords:
             return file.read(length)
 
 
-def _record_split(name, records):
-    """The photos of serialized records with the features `image` and `label`, as a `Split`."""
+def _record_split(name, records, columns, by_column):
+    """The photos of serialized records with the feature `image` and features of labels, as a `Split`.
 
-    def parse(row, feature, dtype):
+    The first of `columns` is the labels'; with `by_column` all of them are read at once, else it when it is asked for.
+    """
+
+    def parse(row, features, dtype):
         record = tf.numpy_function(lambda number: records[int(number)], [row], tf.string, stateful=False)
-        wanted = {feature: tf.io.FixedLenFeature([], dtype)}
-        return tf.io.parse_single_example(tf.ensure_shape(record, []), wanted)[feature]
+        wanted = {feature: tf.io.FixedLenFeature([], dtype) for feature in features}
+        found = tf.io.parse_single_example(tf.ensure_shape(record, []), wanted)
+        return tf.stack([found[feature] for feature in features], axis=-1)
 
-    def load_labels():
+    def load():
+        """int [N, columns]."""
         rows = tf.data.Dataset.range(len(records))
-        labels = rows.map(lambda row: parse(row, "label", tf.int64), num_parallel_calls=tf.data.AUTOTUNE)
+        labels = rows.map(lambda row: parse(row, columns, tf.int64), num_parallel_calls=tf.data.AUTOTUNE)
         found = []
         # a large set is read whole for them, which takes minutes
         with Progress(f"labels of {name}", len(records), "photos") as progress:
@@ -131,4 +148,12 @@ def _record_split(name, records):
         return np.concatenate(found)
 
     names = [f"{name}/{row}" for row in range(len(records))]
-    return Split(names, lambda index: parse(index, "image", tf.string), load_labels)
+    table = (
+        {column: labels.astype(np.int32) for column, labels in zip(columns, load().T, strict=True)} if by_column else {}
+    )
+    return Split(
+        names,
+        lambda index: parse(index, ["image"], tf.string)[0],
+        lambda: table[columns[0]] if by_column else load()[:, 0],
+        label_columns=table,
+    )
