@@ -18,6 +18,9 @@ ROW_NAMES = {
     "exported": "as exported",
 }
 
+OF_LEVELS = ("categories", "probe")
+"""Benchmarks of labels of several levels, which have tables of their own."""
+
 
 def scores_table(scores: Mapping, title: str = "Scores by resolution") -> Table:
     """Lay out class, instance and copy scores by resolution and p*, with the levels of chance below.
@@ -160,7 +163,7 @@ def retrieval_table(metrics: Mapping) -> Table | None:
     """
     columns, names = {}, {}
     for name, benchmark in metrics["benchmarks"].items():
-        for results in benchmark["results"].values():
+        for results in benchmark["results"].values() if name not in OF_LEVELS else ():
             for row, scores in results.items():
                 for score in scores:
                     # the scores of each kind of edit are for metrics.json: a table has no room for them
@@ -202,10 +205,39 @@ def retrieval_table(metrics: Mapping) -> Table | None:
     return table
 
 
+def levels_table(metrics: Mapping, name: str) -> Table | None:
+    """Lay out what was measured at each level of labels: a line a resolution and row, a column a score, then chance.
+
+    Args:
+        metrics: what `metrics.json` holds.
+        name: of the benchmark, one of `OF_LEVELS`.
+
+    Returns:
+        A table for `rich.print`, or None where it was not measured.
+    """
+    benchmark = metrics["benchmarks"].get(name, {})
+    lines = [
+        (size, row, scores) for size, results in benchmark.get("results", {}).items() for row, scores in results.items()
+    ]
+    if not lines:
+        return None
+    scored = [score for score in lines[0][2] if score != "pooling"]
+    table = Table(title=f"{name}: {metrics['method']['name']}")
+    for heading in ("descriptor", "s*", "p*", *(metric(score).heading for score in scored)):
+        table.add_column(heading, justify="left" if heading == "descriptor" else "right")
+    for number, (size, row, scores) in enumerate(lines, start=1):
+        cells = [metric(score).text(scores.get(score)) for score in scored]
+        pooling = _number(scores.get("pooling"))
+        table.add_row(row_title(row), str(size), pooling, *cells, end_section=number == len(lines))
+    chance = benchmark.get("chance", {})
+    table.add_row("chance", "", "", *(metric(score).text(chance.get(score)) for score in scored), style="dim")
+    return table
+
+
 def row_title(row: str) -> str:
     """What a person calls the row `row` of `metrics.json`."""
-    name, _, whitened = row.partition("_")
-    return ROW_NAMES[name] + (", whitened" if whitened else "")
+    name, _, descriptor = row.partition("_")
+    return ROW_NAMES[name] + (f", {descriptor}" if descriptor else "")
 
 
 def _paper_cell(kind, scores):

@@ -17,9 +17,12 @@ from mg_keras.evaluation import evaluators as benchmarks
 from mg_keras.evaluation import measure, pictures
 from mg_keras.evaluation.records import merged, paper_tables, summary
 from mg_keras.evaluation.search import nearest
+from mg_keras.finishing.category_pictures import category_picture
 from mg_keras.finishing.pooling_exponent import VERSIONS, in_aug_photos
 from mg_keras.finishing.stages import COMPARISON, choose_p_star, embedder_of, exponent_at, fit_whitening
+from mg_keras.pretrained.packed import Packed
 from mg_keras.progress import announce
+from mg_keras.runs.projection import projection_of
 from mg_keras.runs.run import Run
 
 _QUERIES, _NEIGHBOURS = 6, 7
@@ -31,17 +34,20 @@ def open_benchmarks(
     specs: Sequence[str] | None = None,
     rotations: str | os.PathLike | None = None,
     distractors: str | os.PathLike | None = None,
+    neighbors: int = benchmarks.NEIGHBORS,
+    neighbor_temperature: float = benchmarks.TEMPERATURE,
 ) -> list[benchmarks.Benchmark]:
     """The benchmarks of a run.
 
     Args:
         run: `Run`.
         source: its photos.
-        specs: of `classes`, `in_aug`, `copies`, `views` (the run's own photos), and `NAME=PATH` as
-            `benchmarks.open_benchmark` takes them; None: all of the run's own, without
-            `classes` where the photos have no labels.
+        specs: of `classes`, `in_aug`, `copies`, `views`, `categories`, `probe` (the run's own photos), and `NAME=PATH`
+            as `benchmarks.open_benchmark` takes them; None: all of the run's own, without `classes` where the photos
+            have no labels, without `categories` where these are of one level, and without `probe`.
         rotations: file that turns the photos of Holidays upright, or None.
         distractors: folder of photos to search the copies among, or None.
+        neighbors, neighbor_temperature: of the votes in `categories` and `probe`.
 
     Returns:
         list of `Benchmark`.
@@ -61,12 +67,18 @@ def open_benchmarks(
     }
     if source.val.instances is not None:
         own["views"] = lambda: benchmarks.views(source.val)
+    votes = {"neighbors": neighbors, "neighbor_temperature": neighbor_temperature}
+    own |= {
+        "categories": lambda: benchmarks.categories(source, neighbors, neighbor_temperature),
+        "probe": lambda: benchmarks.probe(source, neighbors, neighbor_temperature),
+    }
     if specs is None:
-        specs = [name for name in own if name != "classes" or source.val.labelled]
+        left_out = {"classes": not source.val.labelled, "categories": len(source.label_columns) < 2, "probe": True}
+        specs = [name for name in own if not left_out.get(name)]
     opened = []
     for spec in specs:
         if "=" in spec:
-            opened.append(_open_by_folder(spec, run.class_names, rotations, distractors, config.data_dir))
+            opened.append(_open_by_folder(spec, run.class_names, rotations, distractors, config.data_dir, **votes))
         elif spec in own:
             opened.append(own[spec]())
         else:
@@ -77,9 +89,9 @@ def open_benchmarks(
     return opened
 
 
-def _open_by_folder(spec, class_names, rotations, distractors, data_dir):
+def _open_by_folder(spec, class_names, rotations, distractors, data_dir, **votes):
     return benchmarks.open_benchmark(
-        spec, class_names=class_names, rotations=rotations, distractors=distractors, data_dir=data_dir
+        spec, class_names=class_names, rotations=rotations, distractors=distractors, data_dir=data_dir, **votes
     )
 
 
@@ -143,10 +155,12 @@ def evaluate(
     """
     config = run.settings
     chosen = open_benchmarks(run, source) if chosen is None else chosen
-    rows_at = {}
+    rows_at, projection = {}, projection_of(run)
     for size in config.resolutions:
         p_star = exponent_at(run, size)
         rows_at[size] = measure.rows(p_star, functools.partial(_whitening_of, run, size, p_star), comparison)
+        if projection:
+            rows_at[size].append(measure.Row("gem_projected", p_star, projection))
 
     def known(benchmark, size):
         # p* was chosen by this score: without rows for comparison there is nothing more to find out
@@ -156,6 +170,8 @@ def evaluate(
     def keep(benchmark, size, found):
         if benchmark.name == "copies" and size == config.resolution:
             _picture(run, source, benchmark, found)
+        if benchmark.name == "categories" and size == config.resolution and len(benchmark.photos.parts) == 2:
+            category_picture(run.results / "categories.png", source, found, run.whitening, config.seed)
 
     left = [benchmark for benchmark in chosen if not all(known(benchmark, size) for size in config.resolutions)]
     announce(_plan(left, config.resolutions))
@@ -201,6 +217,7 @@ def evaluate_exported(
     sizes: Sequence[int] | None = None,
     rotations: str | os.PathLike | None = None,
     distractors: str | os.PathLike | None = None,
+    **votes,
 ) -> dict[str, Any]:
     """Measures an exported SavedModel on benchmarks that have a folder of their own.
 
@@ -208,7 +225,7 @@ def evaluate_exported(
         exported: `mg_keras.export.opened.Exported`.
         specs: list of `NAME=PATH`, as `benchmarks.open_benchmark` takes them.
         sizes: s*, pixels; None: those that the SavedModel has a p* for, or else the training resolution.
-        rotations, distractors: as `open_benchmarks` takes them.
+        rotations, distractors, votes: as `open_benchmarks` takes them.
 
     Returns:
         dict: `benchmarks`, `method` and `paper`, as in `evaluate`.
@@ -216,19 +233,59 @@ def evaluate_exported(
     Raises:
         UserError: no benchmark, or one that can't be opened.
     """
-    if not specs or any("=" not in spec for spec in specs):
-        raise UserError(f"a SavedModel is measured on --benchmarks NAME=PATH, received {specs}")
+    _need_folders(specs)
     if exported.train_resolution is None:
         raise UserError(
             f"{exported.path} does not say at which resolution it was trained: export it with mg-keras export"
         )
     sizes = sizes or sorted(exported.p_star) or [exported.train_resolution]
-    chosen = [_open_by_folder(spec, exported.class_names, rotations, distractors, None) for spec in specs]
+    chosen = [_open_by_folder(spec, exported.class_names, rotations, distractors, None, **votes) for spec in specs]
     rows_at = {size: [measure.Row("exported", exported.p_star.get(size, exported.pooling_exponent))] for size in sizes}
     announce(_plan(chosen, sizes))
     measured = measure.measure_all(Embedder(exported, exported.train_resolution), chosen, rows_at)
     about = {"name": exported.about["trunk"], "pooling_exponent": exported.pooling_exponent}
     return {"benchmarks": merged({}, measured), "method": about, "paper": paper_tables()}
+
+
+def evaluate_packed(
+    packed: Packed,
+    specs: Sequence[str],
+    sizes: Sequence[int] | None = None,
+    rotations: str | os.PathLike | None = None,
+    distractors: str | os.PathLike | None = None,
+    **votes,
+) -> dict[str, Any]:
+    """Measures a packed network, such as the model in the package, on benchmarks that have a folder of their own.
+
+    Args:
+        packed: `mg_keras.pretrained.packed.Packed`.
+        specs, rotations, distractors, votes: as `evaluate_exported` takes them.
+        sizes: s*, pixels; None: the one that it is used at where nobody says otherwise.
+
+    Returns:
+        dict, as `evaluate_exported` gives it.
+
+    Raises:
+        UserError: no benchmark, or one that can't be opened.
+    """
+    _need_folders(specs)
+    about, whitening = packed.about, packed.whitening
+    sizes = sizes or [about.get("default_resolution") or about["resolution"]]
+    names = about.get("class_ids") or about.get("class_names") or []
+    chosen = [_open_by_folder(spec, names, rotations, distractors, None, **votes) for spec in specs]
+    p_star = {int(size): float(value) for size, value in about.get("p_star", {}).items()}
+    rows_at = {
+        size: measure.rows(p_star.get(size, about["pooling_exponent"]), lambda pooling: whitening) for size in sizes
+    }
+    announce(_plan(chosen, sizes))
+    measured = measure.measure_all(Embedder(packed.network(), about["resolution"]), chosen, rows_at)
+    method = {"name": about["trunk"], "pooling_exponent": about["pooling_exponent"]}
+    return {"benchmarks": merged({}, measured), "method": method, "paper": paper_tables()}
+
+
+def _need_folders(specs):
+    if not specs or any("=" not in spec for spec in specs):
+        raise UserError(f"a SavedModel is measured on --benchmarks NAME=PATH, received {specs}")
 
 
 def _picture(run, source, benchmark, found):

@@ -1,8 +1,9 @@
 """Measures a run, or an exported SavedModel, on benchmarks: mg-keras evaluate --run runs/demo.
 
 With a benchmark's folder it gives the paper's number: --benchmarks holidays=PATH,ukb=PATH --resolutions 224,500,800.
-The tables have the layout of the paper's Tables 2 and 3, with the paper's figures beside. Writes metrics.json,
-scores.png and retrieval.png into the run.
+The tables have the layout of the paper's Tables 2 and 3, with the paper's figures beside. --benchmarks
+categories=PATH,probe=PATH measures on photos of other classes, at each level of their labels. Writes metrics.json,
+scores.png, retrieval.png and, of labels of two levels, categories.png into the run.
 """
 
 from argparse import Namespace
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mg_keras.errors import UserError
-from mg_keras.programs.common import list_of, stage_arguments
+from mg_keras.programs.common import list_of, number, stage_arguments
 from mg_keras.quiet import import_tensorflow
 
 if TYPE_CHECKING:
@@ -22,12 +23,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Arguments, the measures, and the tables."""
 
     def more(parser):
-        parser.add_argument("--model", type=str, help="an exported SavedModel to measure in place of a run")
+        parser.add_argument(
+            "--model", type=str, help="a SavedModel to measure in place of a run, or package: the model in it"
+        )
         parser.add_argument(
             "--benchmarks",
             type=list_of(str),
-            help="of classes, in_aug, copies and views (the run's own photos) and NAME=PATH of imagenet, holidays, "
-            "ukb, copydays, revisited and image_similarity; default: the run's own",
+            help="of classes, in_aug, copies, views, categories and probe (the run's own photos) and NAME=PATH of "
+            "imagenet, holidays, ukb, copydays, revisited, image_similarity, categories and probe; default: the run's "
+            "own, without probe, and without categories where labels are of one level",
         )
         parser.add_argument(
             "--comparison", type=bool, default=True, help="rows of average pooling and R-MAC on the same trunk too"
@@ -36,6 +40,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "--rotations", type=str, help="file that turns Holidays photos upright: NAME DEGREES a line"
         )
         parser.add_argument("--distractors", type=str, help="folder of photos to hide the copies among")
+        parser.add_argument(
+            "--neighbors", type=number(int, at_least=1), default=20, help="that vote in categories and probe"
+        )
+        parser.add_argument(
+            "--neighbor_temperature",
+            type=number(float, above=0),
+            default=0.07,
+            help="of their votes, exp(cosine / temperature)",
+        )
         parser.add_argument("--out", type=str, help="with --model: the file that gets the figures, as JSON")
 
     options = stage_arguments("mg-keras evaluate", __doc__, arguments, more, run_required=False)
@@ -57,7 +70,9 @@ def evaluate_run(options: Namespace) -> None:
     from mg_keras.finishing import stages
 
     run, source = stages.open_run(options.run, options.resolutions, options.checkpoint, options.data)
-    benchmarks = evaluation.open_benchmarks(run, source, options.benchmarks, options.rotations, options.distractors)
+    benchmarks = evaluation.open_benchmarks(
+        run, source, options.benchmarks, options.rotations, options.distractors, **_votes(options)
+    )
     embedder = stages.embedder_of(run, also=stages.COMPARISON if options.comparison else ())
     for note in evaluation.complete(run, source, embedder):
         print(note, flush=True)
@@ -69,13 +84,21 @@ def evaluate_run(options: Namespace) -> None:
 
 
 def evaluate_model(options: Namespace) -> None:
-    """A SavedModel: any benchmark with a folder of its own."""
+    """A SavedModel, or the model in the package: any benchmark with a folder of its own."""
     from mg_keras.export.opened import Exported
     from mg_keras.files import atomic_write_json
-    from mg_keras.finishing.scores import evaluate_exported
+    from mg_keras.finishing.scores import evaluate_exported, evaluate_packed
+    from mg_keras.pretrained.packed import PACKAGE, Packed
 
-    metrics = evaluate_exported(
-        Exported.load(options.model), options.benchmarks, options.resolutions, options.rotations, options.distractors
+    in_package = options.model == "package"
+    measure, network = (evaluate_packed, Packed(PACKAGE)) if in_package else (evaluate_exported, None)
+    metrics = measure(
+        network or Exported.load(options.model),
+        options.benchmarks,
+        options.resolutions,
+        options.rotations,
+        options.distractors,
+        **_votes(options),
     )
     show_tables(metrics)
     if options.out:
@@ -83,11 +106,16 @@ def evaluate_model(options: Namespace) -> None:
         print(f"written: {options.out}")
 
 
+def _votes(options):
+    return {"neighbors": options.neighbors, "neighbor_temperature": options.neighbor_temperature}
+
+
 def show_tables(metrics: Mapping[str, Any]) -> None:
     """Tables 2 and 3, and what is to be known about the benchmarks' folders."""
-    from mg_keras.evaluation.tables import class_table, retrieval_table
+    from mg_keras.evaluation.tables import OF_LEVELS, class_table, levels_table, retrieval_table
 
-    for table in (class_table(metrics), retrieval_table(metrics)):
+    of_levels = (levels_table(metrics, name) for name in OF_LEVELS)
+    for table in (class_table(metrics), retrieval_table(metrics), *of_levels):
         if table:
             show(table)
     for name, benchmark in metrics["benchmarks"].items():

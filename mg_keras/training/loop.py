@@ -171,6 +171,8 @@ class Trainer:
         }
         for name, optimizer in self.model.step.group_optimizers.items():
             groups[f"{name}_optimizer"] = optimizer.variables
+        if self.objective.projection:
+            groups["projection"] = list(self.objective.projection)
         if self.model.objective_variables:
             groups["objective"] = self.model.objective_variables
         return groups

@@ -51,7 +51,7 @@ def test_a_killed_run_goes_on_with_its_memory(tmp_path, monkeypatch):
         found[name] = weights(tmp_path / name)
     assert found["killed"].keys() == found["single"].keys()
     groups = {name.split("/")[0] for name in found["single"]}
-    assert groups == {"model", "optimizer", "metrics", "objective"}
+    assert groups == {"model", "optimizer", "metrics", "projection", "objective"}
     for name, value in found["single"].items():
         np.testing.assert_allclose(found["killed"][name], value, rtol=0, atol=1e-6, err_msg=name)
     # every one of the photos has its place in the memory

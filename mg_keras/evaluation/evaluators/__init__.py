@@ -19,6 +19,8 @@ from mg_keras.evaluation.evaluators.retrieval import copydays, holidays, revisit
 
 __all__ = [
     "NAMES",
+    "NEIGHBORS",
+    "TEMPERATURE",
     "Answers",
     "Benchmark",
     "Search",

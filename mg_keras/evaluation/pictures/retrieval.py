@@ -1,7 +1,7 @@
 """Queries and what they find."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,11 +25,13 @@ class Photo:
         image: uint8 [H, W, 3] RGB, or the path of a photo.
         class_name: what its caption says; None when not known.
         instance: the same for all photos of one object, or for a photo and its copies; None when not known.
+        caption: what its caption says in place of `class_name`; None: that.
     """
 
     image: np.ndarray | str | os.PathLike
     class_name: str | None
     instance: str | None = None
+    caption: str | None = None
 
     def kinship(self, other: "Photo") -> str:
         """Say how `other` relates to this photo: "same instance", "same class" or "another class".
@@ -47,6 +49,7 @@ def retrieval_picture(
     queries: Sequence[Photo],
     neighbours: Sequence[Sequence[tuple[Photo, float]]],
     title: str = "Queries (left) and their nearest neighbours",
+    words: Mapping[str, str] | None = None,
 ) -> None:
     """Draw each query and its nearest neighbours in a row, framed by what they share with it.
 
@@ -58,6 +61,8 @@ def retrieval_picture(
         queries: one a row.
         neighbours: for each query its neighbours with their similarity, nearest first.
         title: the line at the top.
+        words: what `Photo.kinship` says -> what the legend calls it, for kinds of kinship that there are; None: all of
+            them, as they are.
 
     Raises:
         ValueError: no queries, or not one list of neighbours a query.
@@ -86,7 +91,8 @@ def retrieval_picture(
             frame = _FRAMES[query.kinship(photo)]
             _draw_photo(figure.add_subplot(grid[row, column]), photo, frame, 4.0, f"{similarity:.2f}")
     figure.suptitle(title, fontsize=13, parse_math=False)
-    handles = [Line2D([], [], color=colour, linewidth=4, label=kind) for kind, colour in _FRAMES.items()]
+    words = {kind: kind for kind in _FRAMES} if words is None else words
+    handles = [Line2D([], [], color=_FRAMES[kind], linewidth=4, label=word) for kind, word in words.items()]
     figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False, fontsize=10)
     drawing.save(figure, path)
 
@@ -99,7 +105,7 @@ def _draw_photo(axes: Axes, photo: Photo, frame: str, width: float, note: str) -
     axes.set_anchor("S")
     for spine in axes.spines.values():
         spine.set(edgecolor=frame, linewidth=width)
-    name = photo.class_name or ""
+    name = photo.caption or photo.class_name or ""
     name = name if len(name) <= 18 else name[:17] + "…"
     axes.set_xlabel(f"{name}\n{note}", fontsize=8, labelpad=4, parse_math=False)
 
