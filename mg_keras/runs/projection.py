@@ -15,7 +15,7 @@ def projection_of(run: Run) -> Whitening | None:
     """The projection of a run's checkpoint, in the form of a whitening of mean 0; None where its objective has none.
 
     With ê = [e; 1] / ||[e; 1]|| and the kernel over the bias W, `ê @ W` is the projection of e but for its norm, so its
-    descriptors are exactly the L2-normalised projections, and what takes a whitening takes it: measures, exports, search.
+    descriptors are exactly the L2-normalised projections, and what takes a whitening takes it: measures and exports.
 
     Args:
         run: `Run`.
