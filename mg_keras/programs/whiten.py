@@ -2,7 +2,8 @@
 
 With --dimensions 128 a descriptor keeps the 128 directions of largest variance. Writes whitening.npz (the one that
 mg-keras export folds into the classifier), whitening-SIZE.npz of the other resolutions, and whitening.json: what they
-were fitted on, and how often the class read from a descriptor is the one read from the whole embedding.
+were fitted on, and how often the class read from a descriptor is the one read from the whole embedding. With
+--descriptor projected the projection that an objective such as grafit trained takes their place.
 """
 
 from collections.abc import Sequence
@@ -40,10 +41,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
             help="whiten average pooling and R-MAC on the same trunk, too, for the tables of mg-keras evaluate",
         )
 
+        parser.add_argument(
+            "--descriptor",
+            default="whitened",
+            choices=["whitened", "projected"],
+            help="projected: the projection that the objective trained, where it did, in place of a whitening",
+        )
+
     options = stage_arguments("mg-keras whiten", __doc__, arguments, more)
     import_tensorflow()
     from mg_keras.evaluation.scores import METRICS
     from mg_keras.finishing import stages
+    from mg_keras.finishing.projected import take_projection
 
     run, source = stages.open_run(options.run, options.resolutions, options.checkpoint, options.data)
     run.use(
@@ -53,7 +62,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         whitening_versions=options.versions,
     )
     poolings = stages.COMPARISON if options.comparison else ()
-    print(f"whitening fitted on {stages.fit_whitening(run, source, poolings, measure_classes=True)}")
+    if options.descriptor == "projected":
+        print(f"descriptor: {take_projection(run, source)}")
+    else:
+        print(f"whitening fitted on {stages.fit_whitening(run, source, poolings, measure_classes=True)}")
     for size in run.settings.resolutions:
         entry = run.whitening_report[size]
         variance, agreement = (f"{METRICS[name].text(entry[name])}%" for name in ("variance_kept", "class_agreement"))
