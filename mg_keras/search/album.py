@@ -7,6 +7,7 @@ import os
 import secrets
 import tempfile
 import threading
+import warnings
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
@@ -329,8 +330,11 @@ class _InTurns:
 
 def _check_pixels(path):
     try:
-        with Image.open(path) as image:
-            width, height = image.size
+        with warnings.catch_warnings():
+            # the limit on pixels is ours, and told as an answer
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(path) as image:
+                width, height = image.size
     except Image.DecompressionBombError:
         raise UserError(f"the photo has more than the {MAX_PIXELS:,} pixels allowed") from None
     except Exception:  # what it is, and what is wrong with it, is said by those who know all kinds

@@ -195,7 +195,7 @@ def test_bad_requests_are_one_line_and_the_server_goes_on(served):
     assert client.get("/api/status")["photos"] == 16
 
 
-def test_large_uploads_are_refused_before_they_are_read(served):
+def test_large_uploads_are_refused_before_they_are_read(served, recwarn):
     _, client = served
     with socket.create_connection(("127.0.0.1", client.port), timeout=20) as connection:
         connection.sendall(
@@ -210,6 +210,7 @@ def test_large_uploads_are_refused_before_they_are_read(served):
     header = as_bytes(Image.new("1", (20_000, 8_000)))
     assert len(header) < 100_000
     assert "20,000 x 8,000 pixels" in client.refusal("/api/search", method="POST", body=header)
+    assert not [each for each in recwarn if issubclass(each.category, Image.DecompressionBombWarning)]
 
 
 def test_other_sites_are_refused_and_pages_secured(served):
