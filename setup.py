@@ -31,6 +31,8 @@ setup(
         "keras-hub>=0.32",
         "numpy>=2.0",
         "faiss-cpu>=1.15",
+        # 150 MB: keypoints, homographies and windows by which duplicates tells a copy from another shot
+        "opencv-python-headless>=4.11",
         "scikit-learn>=1.7",
         # descriptors are written as Parquet
         "pyarrow>=18.1",

@@ -43,6 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--similar", type=number(float, at_least=-1, at_most=1), help="cosine from which on they are similar"
     )
+    parser.add_argument("--verify", type=bool, default=True, help="false: copies by cosine, not by their pixels")
+    parser.add_argument("--trust", type=bool, default=False, help="true: copies by their pixels may go, as equal ones")
     parser.add_argument("--move-to", type=str, help="a folder for what may go; asks first")
     parser.add_argument("--yes", type=bool, default=False, help="true: don't ask")
     albums.add_arguments(parser)
@@ -67,6 +69,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         precision=options.precision,
         copy=options.copy,
         similar=options.similar,
+        verify=options.verify,
+        trust=options.trust,
         label="comparing",
     )
     if options.move_to:
@@ -90,7 +94,8 @@ def _show(found, out):
         print(f"{number_of}. {_WORDS[group.kind]}: keep {printable_name(group.keep.name)} ({group.why})")
         for member in group.members[:_MEMBERS]:
             action = "may go" if member.spare else "look"
-            print(f"     {action:6}  {member.similarity:.3f}  {printable_name(member.photo.name)}")
+            score = f"{member.similarity:.3f}" if member.verified is None else f"{100 * member.verified:3.0f} %"
+            print(f"     {action:6}  {score}  {printable_name(member.photo.name)}")
         if len(group.members) > _MEMBERS:
             print(f"     and {len(group.members) - _MEMBERS:,} more")
     if len(found.groups) > _SHOWN:
@@ -100,7 +105,12 @@ def _show(found, out):
     )
     print(f"{len(found.photos):,} photos; groups: {counts}")
     print(f"{len(found.spare):,} photos may go, {words_of_bytes(found.spare_bytes)}")
-    if not found.named:
+    if found.verified:
+        print(
+            "copies were found by their pixels (the share that is the same is beside them): look at them; only equal "
+            "files may go, unless --trust true"
+        )
+    elif not found.named:
         how = "estimated" if found.estimated else "the model's, measured on other photos"
         print(
             f"the threshold of copies, {found.copy:.3f}, is {how}: look at them; only equal files may go, unless "

@@ -184,7 +184,12 @@ class Album:
     def _compare(self, precision):
         # one state for all of it
         with Index.open(self.path) as index:
-            self._duplicates = find_duplicates(index, precision=precision)
+            self._duplicates = find_duplicates(index, precision=precision, report=self._report_compared)
+
+    def _report_compared(self, done, total):
+        self.comparing.total, self.comparing.done = total, done
+        if self._stopping:
+            raise _Stopped
 
     # what is asked of it
 

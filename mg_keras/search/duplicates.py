@@ -3,8 +3,12 @@
 Photos are joined where they are at least as similar as a threshold, and what is joined is a group (connected
 components). A chain, in which each is like the next and the last is not like the first, is taken apart: a group has a
 centre, the photo most like the others, and keeps those that are near to that one; the rest is grouped anew.
+
+Copies are photos whose pixels are the same after a map (`verification`): descriptors say which pairs to compare. Where
+a similarity is named, or there are no photos to open, it is the similarity that makes copies.
 """
 
+import contextlib
 import dataclasses
 import datetime
 import os
@@ -17,6 +21,7 @@ from mg_keras.errors import UserError
 from mg_keras.progress import Progress
 from mg_keras.search.index import Index
 from mg_keras.search.store import Photo
+from mg_keras.search.verifying import NEAREST, Verifier, one_thread_each
 
 EQUAL, COPY, SIMILAR = "equal", "copy", "similar"
 KINDS = (EQUAL, COPY, SIMILAR)
@@ -42,7 +47,8 @@ class Member:
         similarity: cosine with the one that is kept.
         side: 0, or 1 for a photo of the second of two albums.
         spare: whether it may go: it is equal to the one that is kept, or a copy of that very one by a threshold that
-            was named. A model's own threshold shows copies and lets none go: it was measured on other photos.
+            was named, or by its pixels where these are trusted. Else copies are shown, and none goes.
+        verified: of a copy by its pixels, the share that is the same, 0 to 1; else None.
     """
 
     photo: Photo
@@ -50,6 +56,7 @@ class Member:
     similarity: float
     side: int
     spare: bool
+    verified: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,6 +93,7 @@ class Duplicates:
         copy, similar: the similarities from which on photos are copies, and show the same thing.
         estimated: whether the threshold of copies is a rule of thumb, as none was measured of the model.
         named: whether the caller named the threshold of copies; else they are to be looked at before they go.
+        verified: whether copies were found by their pixels, as far as the photos could be opened.
         photos: all that were compared.
         unusable: photos that can't be used.
     """
@@ -96,6 +104,7 @@ class Duplicates:
     similar: float
     estimated: bool
     named: bool
+    verified: bool
     photos: list[Photo]
     unusable: list[Photo]
 
@@ -117,7 +126,10 @@ def find_duplicates(
     precision: float = 0.99,
     copy: float | None = None,
     similar: float | None = None,
+    verify: bool = True,
+    trust: bool = False,
     label: str | None = None,
+    report: Callable[[int, int], None] | None = None,
 ) -> Duplicates:
     """The duplicates in an album, or between two.
 
@@ -129,8 +141,12 @@ def find_duplicates(
             kept.
         kinds: of `KINDS`, those to look for.
         precision: share of the pairs that shall be right; it chooses the thresholds of the model.
-        copy, similar: similarities in their place, -1 to 1.
+        copy, similar: similarities in their place, -1 to 1; one that is named for copies makes them without a look at
+            their pixels.
+        verify: whether copies are found by their pixels, where no similarity is named.
+        trust: whether copies that are verified may go as equal ones do.
         label: what to call it while it runs; None shows nothing.
+        report: is called with how much of the verifying is done, and of how much, now and then.
 
     Raises:
         UserError: the two were made by different models, or a value is out of range.
@@ -151,15 +167,35 @@ def find_duplicates(
     if other is not None and other.about["fingerprint"] != index.about["fingerprint"]:
         raise UserError(f"{index.path} and {other.path} were made by different models, and can't be compared")
     nodes = _Nodes(indexes)
+    with contextlib.ExitStack() as stack:
+        verifier = None
+        if verify and not named and COPY in kinds and len(nodes) > 1:
+            stack.enter_context(one_thread_each())
+            contents = [photos[0].sha256 and bytes.fromhex(photos[0].sha256) for photos in nodes.photos]
+            paths = [photos[0].path for photos in nodes.photos]
+            verifier = stack.enter_context(Verifier(paths, contents, index.path))
+        judge = _Judge(nodes, copy, verifier)
+        found = _groups(nodes, judge, kinds, copy, similar, named or trust, other is not None, label, report)
+    unusable = [photo for each in indexes for photo in each.unusable()]
+    folders = tuple(str(each.about["root"] or each.path) for each in indexes)
+    return Duplicates(found, folders, copy, similar, estimated, named, verifier is not None, nodes.all_photos, unusable)
+
+
+def _groups(nodes, judge, kinds, copy, similar, may_go, between, label, report):
     groups: list[Group] = []
-    make = _Maker(nodes, copy, named, between=other is not None)
+    make = _Maker(nodes, judge, may_go, between)
     least = similar if SIMILAR in kinds else copy
     edges = nodes.edges(least, label) if {COPY, SIMILAR} & set(kinds) else _no_edges()
-    close = tuple(part[edges[2] >= copy] for part in edges) if COPY in kinds else _no_edges()
-    joined = grouped(close, nodes.similarities, (copy + similar) / 2)
+    if COPY not in kinds:
+        joined = []
+    elif judge.verifier:
+        joined = grouped(judge.edges(edges, label, report), judge.same, 0.5)
+    else:
+        close = tuple(part[edges[2] >= copy] for part in edges)
+        joined = grouped(close, nodes.similarities, (copy + similar) / 2)
     taken = {node for group in joined for node in group}
     joined += [[node] for node in range(len(nodes)) if node not in taken]
-    if other is not None:
+    if between:
         joined = nodes.with_equal_ones(joined)
     # of what belongs together one stands for all, among those that are similar
     stand_for = np.arange(len(nodes))
@@ -177,9 +213,7 @@ def find_duplicates(
             if made is not None:
                 groups.append(made)
     groups.sort(key=lambda group: (KINDS.index(group.kind), -len(group.members), os.fsencode(group.keep.name)))
-    unusable = [photo for each in indexes for photo in each.unusable()]
-    folders = tuple(str(each.about["root"] or each.path) for each in indexes)
-    return Duplicates(groups, folders, copy, similar, estimated, named, nodes.all_photos, unusable)
+    return groups
 
 
 def grouped(
@@ -298,6 +332,37 @@ class _Nodes:
                     progress.advance(len(nodes))
         return tuple(map(np.concatenate, zip(*parts, strict=True)))
 
+    def ends(self):
+        """The nodes that are compared with each other: of the album, or of one and of the other."""
+        starts = [*self._starts, len(self)]
+        return range(starts[0], starts[1]), range(starts[-2], starts[-1])
+
+    def nearest(self, count):
+        """Pairs of each node and those nearest to it, int64 [E, 2], in both directions of two albums."""
+        first, second = self.ends()
+        pairs = [self._nearest(first, second, count)]
+        if len(self._starts) > 1:
+            pairs.append(self._nearest(second, first, count))
+        return np.concatenate(pairs)
+
+    def _nearest(self, first, second, count):
+        state = self._snapshots[self.sides[first[0]]][0] if len(first) else None
+        found = self._snapshots[self.sides[second[0]]][1] if len(second) else None
+        if state is None or found is None:
+            return np.empty((0, 2), np.int64)
+        node_of_row = np.full(len(found.descriptors), -1)
+        node_of_row[self._rows[list(second)]] = second
+        pairs = []
+        for begin in range(first.start, first.stop, 1024):
+            nodes = np.arange(begin, min(begin + 1024, first.stop))
+            queries = np.asarray(state.descriptors[self._rows[nodes]], np.float32)
+            # one more, as a photo is its own nearest
+            _, rows = found.nearest(queries, count + 1)
+            one, place = np.nonzero(rows >= 0)
+            pairs.append(np.stack([nodes[one], node_of_row[rows[one, place]]], axis=1))
+        pairs = np.concatenate(pairs)
+        return pairs[pairs[:, 0] != pairs[:, 1]]
+
     def with_equal_ones(self, groups):
         """Of two albums: groups that hold the same content are one."""
         of_content, place, merged = {}, {}, []
@@ -317,11 +382,63 @@ class _Nodes:
         return [group for group in merged if group]
 
 
+class _Judge:
+    """Says which nodes are copies: by their pixels where there is a verifier and both can be opened, else by cosine."""
+
+    def __init__(self, nodes, copy, verifier):
+        self.nodes, self.copy, self.verifier = nodes, copy, verifier
+
+    def edges(self, edges, label, report):
+        """(one, other, score) of copies, where `edges` are those at least so similar as similar ones are."""
+        nodes = self.nodes
+        first, second = nodes.ends()
+        total = len({*first, *second})
+        with Progress(f"{label or ''}: pixels", 2 * total if label else 0, "photos") as progress:
+            done = 0.0
+
+            def step(count):
+                nonlocal done
+                whole, done = int(done), done + count
+                if label:
+                    progress.advance(int(done) - whole)
+                if report:
+                    report(min(int(done), 2 * total), 2 * total)
+
+            afar = self.verifier.alike_from_afar(first, second, step)
+            near = np.sort(nodes.nearest(NEAREST), axis=1)
+            pairs, firsts = np.unique(np.concatenate([near, afar]), axis=0, return_index=True)
+            each = total / max(1, len(pairs))
+            verdicts = self.verifier.verify(pairs, firsts >= len(near), lambda count: step(count * each))
+        scores = np.array([verdict.score if verdict and verdict.same else 0 for verdict in verdicts], np.float32)
+        copies = scores > 0
+        # what can't be opened is judged by similarity
+        one, other, similarity = (part[edges[2] >= self.copy] for part in edges)
+        shut = self.verifier.shut
+        blind = np.array([a in shut or b in shut for a, b in zip(one.tolist(), other.tolist(), strict=True)], bool)
+        return (
+            np.concatenate([pairs[copies, 0], one[blind]]),
+            np.concatenate([pairs[copies, 1], other[blind]]),
+            np.concatenate([scores[copies], similarity[blind]]),
+        )
+
+    def same(self, node, others):
+        """1 or 0, of one node with several."""
+        return np.array([self.relation(node, other)[0] == COPY for other in others], float)
+
+    def relation(self, node, other, cosine=None):
+        """(`COPY` or `SIMILAR`, share of the pixels that is the same or None)."""
+        verdict = self.verifier.verdict(node, other) if self.verifier else None
+        if verdict:
+            return (COPY, verdict.score) if verdict.same else (SIMILAR, None)
+        cosine = self.nodes.similarities(node, [other])[0] if cosine is None else cosine
+        return (COPY if cosine >= self.copy else SIMILAR), None
+
+
 class _Maker:
     """Makes groups of nodes: which photo to keep, and how the others are related to it."""
 
-    def __init__(self, nodes, copy, named, between):
-        self.nodes, self.copy, self.named, self.between = nodes, copy, named, between
+    def __init__(self, nodes, judge, may_go, between):
+        self.nodes, self.judge, self.may_go, self.between = nodes, judge, may_go, between
 
     def group(self, nodes):
         """Equal ones and copies; None where there is nothing of the kind."""
@@ -336,10 +453,10 @@ class _Maker:
                 continue
             equal = photo.sha256 is not None and photo.sha256 == keep.sha256
             similarity = 1.0 if equal else float(min(cosines[its_node], 1.0))
-            relation = EQUAL if equal else COPY if similarity >= self.copy else SIMILAR
+            relation, verified = (EQUAL, None) if equal else self.judge.relation(node, its_node, similarity)
             # nothing goes because of a third photo that it is like; and of the second album, nothing at all
-            spare = (equal or (relation == COPY and self.named)) and not (self.between and its_side == side)
-            members.append(Member(photo, relation, similarity, its_side, spare))
+            spare = (equal or (relation == COPY and self.may_go)) and not (self.between and its_side == side)
+            members.append(Member(photo, relation, similarity, its_side, spare, verified))
         kind = EQUAL if all(member.relation == EQUAL for member in members) else COPY
         return self._made(kind, keep, side, members)
 
@@ -365,7 +482,13 @@ class _Maker:
         return min((each for each in photos if not self.between or each[1] == last), key=lambda each: _rank(each[0]))
 
     def _made(self, kind, keep, side, members):
-        members.sort(key=lambda member: (KINDS.index(member.relation), -member.similarity, _rank(member.photo)))
+        members.sort(
+            key=lambda member: (
+                KINDS.index(member.relation),
+                -(member.verified or member.similarity),
+                _rank(member.photo),
+            )
+        )
         why = "of the second folder" if self.between else _why(keep, [member.photo for member in members])
         return Group(kind, keep, side, why, members)
 

@@ -362,6 +362,7 @@ def _duplicates(album, request):
         "spare": len(found.spare) if found else 0,
         "spare_bytes": found.spare_bytes if found else 0,
         "estimated": bool(found and found.estimated),
+        "verified": bool(found and found.verified),
         "groups": [
             {
                 "kind": group.kind,
@@ -372,6 +373,7 @@ def _duplicates(album, request):
                         "photo": _told(member.photo),
                         "relation": member.relation,
                         "similarity": member.similarity,
+                        "verified": member.verified,
                         "spare": member.spare,
                     }
                     for member in group.members

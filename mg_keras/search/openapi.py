@@ -109,6 +109,10 @@ _SCHEMAS = {
                         "photo": _ref("Photo"),
                         "relation": {"enum": ["equal", "copy", "similar"]},
                         "similarity": {"type": "number"},
+                        "verified": {
+                            "type": ["number", "null"],
+                            "description": "of a copy by its pixels, the share that is the same",
+                        },
                         "spare": {"type": "boolean", "description": "whether it may go"},
                     }
                 )
@@ -180,6 +184,7 @@ def description() -> dict[str, Any]:
                         "spare": {"type": "integer"},
                         "spare_bytes": {"type": "integer"},
                         "estimated": {"type": "boolean"},
+                        "verified": {"type": "boolean", "description": "whether copies were found by their pixels"},
                         "groups": _list(_ref("Group")),
                     }
                 ),

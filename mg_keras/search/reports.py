@@ -26,7 +26,7 @@ FORMATS = ("mg_keras", "imagededup")
 # photos that the page shows: some 12 MB of it
 _SHOWN, _SIDE = 1500, 220
 _COLUMNS = (
-    *("group", "kind", "action", "path", "kept", "relation", "similarity"),
+    *("group", "kind", "action", "path", "kept", "relation", "similarity", "verified"),
     *("width", "height", "bytes", "modified", "sha256", "class", "why"),
 )
 
@@ -90,6 +90,7 @@ def as_json(found: Duplicates) -> dict[str, Any]:
         "folders": [printable_name(folder) for folder in found.folders],
         "photos": len(found.photos),
         "thresholds": {"copy": found.copy, "similar": found.similar, "estimated": found.estimated},
+        "verified": found.verified,
         "spare": {"photos": len(found.spare), "bytes": found.spare_bytes},
         "groups": [
             {
@@ -101,6 +102,7 @@ def as_json(found: Duplicates) -> dict[str, Any]:
                         **_facts(member.photo),
                         "relation": member.relation,
                         "similarity": round(member.similarity, 4),
+                        "verified": member.verified and round(member.verified, 4),
                         "spare": member.spare,
                     }
                     for member in group.members
@@ -119,11 +121,11 @@ def as_csv(found: Duplicates) -> str:
     table.writerow(_COLUMNS)
     for number, group in enumerate(found.groups, 1):
         kept = printable_name(group.keep.path)
-        table.writerow(_row(number, group.kind, "keep", group.keep, kept, "", "", group.why))
+        table.writerow(_row(number, group.kind, "keep", group.keep, kept, "", "", "", group.why))
         for member in group.members:
             action = "spare" if member.spare else "look"
-            similarity = f"{member.similarity:.4f}"
-            table.writerow(_row(number, group.kind, action, member.photo, kept, member.relation, similarity, ""))
+            scores = (f"{member.similarity:.4f}", "" if member.verified is None else f"{member.verified:.4f}")
+            table.writerow(_row(number, group.kind, action, member.photo, kept, member.relation, *scores, ""))
     return buffer.getvalue()
 
 
@@ -147,8 +149,9 @@ def as_html(found: Duplicates) -> str:
         similar=_count(counts[SIMILAR], "group", "similar"),
         spare=f"{len(found.spare):,}",
         freed=words_of_bytes(found.spare_bytes),
-        thresholds=f"copies from a cosine of {found.copy:.3f}, similar from {found.similar:.3f}"
-        + (" (estimated: look at copies before they go)" if found.estimated else ""),
+        thresholds=("copies by their pixels" if found.verified else f"copies from a cosine of {found.copy:.3f}")
+        + f", similar from a cosine of {found.similar:.3f}"
+        + (" (estimated: look at them before they go)" if found.estimated else ""),
         groups="\n".join(_group(number, group, pictures) for number, group in enumerate(groups, 1))
         or '<p class="none">No photo is there twice.</p>',
         more=f"<p>{left:,} more groups are not shown; a report in .json or .csv has all.</p>" if left else "",
@@ -169,10 +172,10 @@ def _facts(photo):
     }
 
 
-def _row(number, kind, action, photo, kept, relation, similarity, why):
+def _row(number, kind, action, photo, kept, relation, similarity, verified, why):
     facts: Mapping[str, Any] = _facts(photo)
     values = (facts[name] for name in ("width", "height", "bytes", "modified", "sha256", "class"))
-    return [number, kind, action, facts["path"], kept, relation, similarity, *map(_filled, values), why]
+    return [number, kind, action, facts["path"], kept, relation, similarity, verified, *map(_filled, values), why]
 
 
 def _filled(value):
@@ -203,6 +206,8 @@ def _group(number, group, pictures):
     cards = [_card(group.keep, pictures, "keep", f"keep: {group.why}")]
     for member in group.members:
         relation = "the same" if member.relation == EQUAL else f"{member.relation}, {member.similarity:.3f}"
+        if member.verified is not None:
+            relation = f"copy, {100 * member.verified:.0f} % the same pixels"
         cards.append(_card(member.photo, pictures, "spare" if member.spare else "look", relation))
     return (
         f'<section class="{group.kind}"><h2><span>{number}</span> {titles[group.kind]}'

@@ -51,6 +51,13 @@ _COLUMNS = (
 _PHOTOS = (
     f"SELECT {_COLUMNS} FROM photos LEFT JOIN classes AS likeliest ON likeliest.row = photos.row AND likeliest.rank = 0"
 )
+# what is not part of a state: it holds of contents, whatever photos there are
+_COMPARED = """
+CREATE TABLE IF NOT EXISTS sketches (sha256 BLOB PRIMARY KEY, method INTEGER, sketch BLOB) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS compared (
+    one BLOB, other BLOB, method INTEGER, same INTEGER, score REAL, how TEXT, PRIMARY KEY (one, other)
+) WITHOUT ROWID;
+"""
 # of what SQLite takes in one statement
 _AT_ONCE = 500
 _BLOCK_ROWS = 1 << 14
@@ -416,10 +423,18 @@ class Writer:
                 )
                 self._database.execute(f"UPDATE {table} SET row = -1 - row WHERE row < 0")
             self._database.execute("DROP TABLE moved")
+            self._forget_compared()
             self.about |= {"generation": generation, "rows": len(used), "neighbors": None}
         self._file.close()
         self._file = open(_descriptors(self.folder, generation), "r+b")  # noqa: SIM115
         self._remove_unnamed()
+
+    def _forget_compared(self):
+        """What was found of contents that are not there any more."""
+        known = "SELECT sha256 FROM photos WHERE sha256 IS NOT NULL"
+        if self._database.execute("SELECT 1 FROM sqlite_master WHERE name = 'compared'").fetchone():
+            self._database.execute(f"DELETE FROM compared WHERE one NOT IN ({known}) OR other NOT IN ({known})")
+            self._database.execute(f"DELETE FROM sketches WHERE sha256 NOT IN ({known})")
 
     def copy(self, path: Path) -> None:
         """Writes the same index to another folder, whole or not at all."""
@@ -455,6 +470,82 @@ class Writer:
                 if path.name not in named:
                     with contextlib.suppress(OSError):
                         path.unlink()
+
+
+class Compared:
+    """What comparing the pixels of photos found, kept in an index's database by their contents.
+
+    Anybody may write, whoever writes the index: it is no part of a state. In a folder that can't be written to, it is
+    kept until it is closed.
+
+    Args:
+        folder: of the index.
+        method: number of the method that compares; what another one found is not seen.
+    """
+
+    def __init__(self, folder: Path, method: int):
+        self.method = method
+        self._lock = threading.Lock()
+        try:
+            if not os.access(folder, os.W_OK):
+                raise sqlite3.OperationalError
+            self._database = sqlite3.connect(
+                folder / _DATABASE, isolation_level=None, check_same_thread=False, timeout=30
+            )
+            self._database.executescript(_COMPARED)
+        except sqlite3.Error:
+            self._database = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
+            self._database.executescript(_COMPARED)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._database.close()
+
+    def sketches(self, contents: Iterable[bytes]) -> dict[bytes, bytes]:
+        """Content -> sketch, of those that are known."""
+        found, contents = {}, list(contents)
+        with self._lock:
+            for start in range(0, len(contents), _AT_ONCE):
+                part = contents[start : start + _AT_ONCE]
+                found |= self._database.execute(
+                    f"SELECT sha256, sketch FROM sketches WHERE method = ? AND sha256 IN ({_places(part)})",
+                    [self.method, *part],
+                ).fetchall()
+        return found
+
+    def put_sketches(self, sketches: dict[bytes, bytes]) -> None:
+        """Keeps sketches by their contents."""
+        self._put(
+            "REPLACE INTO sketches VALUES (?, ?, ?)", [(key, self.method, each) for key, each in sketches.items()]
+        )
+
+    def pair(self, one: bytes, other: bytes) -> tuple[bool, float, str] | None:
+        """(same, score, how) of two contents in either order, or None."""
+        with self._lock:
+            found = self._database.execute(
+                "SELECT same, score, how FROM compared WHERE one = ? AND other = ? AND method = ?",
+                [min(one, other), max(one, other), self.method],
+            ).fetchone()
+        return found and (bool(found[0]), found[1], found[2])
+
+    def put_pairs(self, pairs: dict[tuple[bytes, bytes], tuple[bool, float, str]]) -> None:
+        """Keeps (same, score, how) of pairs of contents."""
+        self._put(
+            "REPLACE INTO compared VALUES (?, ?, ?, ?, ?, ?)",
+            [(min(pair), max(pair), self.method, *found) for pair, found in pairs.items()],
+        )
+
+    def _put(self, statement, rows):
+        # what can't be kept, as another process writes for long or the disk is full, is found again
+        with self._lock, contextlib.suppress(sqlite3.OperationalError):
+            self._database.execute("BEGIN IMMEDIATE")
+            try:
+                self._database.executemany(statement, rows)
+                self._database.execute("COMMIT")
+            except sqlite3.OperationalError:
+                self._database.execute("ROLLBACK")
 
 
 def is_index(folder: Path) -> bool:

@@ -339,10 +339,11 @@ async function showDuplicates(values) {
   $("list").hidden = !found.found;
   chips($("kinds"), found.found ? Object.entries(KIND_WORDS) : [], kind, (chosen) => go("duplicates", { kind: chosen }));
   let note = "Photos that are there twice: byte for byte, as copies, or similar. Nothing is moved or deleted here.";
-  if (running) note = "Comparing ...";
+  if (running) note = status.comparing.total ? `Comparing, ${percent(status.comparing.done / status.comparing.total)} ...` : "Comparing ...";
   else if (found.found) {
     note = `${number(found.total)} groups; ${number(found.spare)} photos may go by the proposal, ${size(found.spare_bytes)}. Nothing is moved or deleted here: the list says what you decided.`;
-    if (found.estimated) note += " The threshold of copies is a rule of thumb: look at them first.";
+    if (found.verified) note += " Copies are the same by their pixels; look at them before they go.";
+    else if (found.estimated) note += " The threshold of copies is a rule of thumb: look at them first.";
   }
   $("duplicates-note").textContent = note;
   groups = found.groups;
@@ -366,10 +367,11 @@ function showGroup(group, place) {
   skipping.addEventListener("click", () => { decide(group, { skip: !skip }); renew(); document.querySelectorAll(".group .skip")[place].focus(); });
   made.append(make("div", { class: "head" }, make("span", { class: "badge", textContent: KIND_WORDS[group.kind] }),
     make("span", { class: "hint", textContent: group.kind === "similar" ? "Look at them: similar photos are kept, unless you say otherwise" : `Proposed to keep: ${group.why}` }), skipping));
-  const all = [{ photo: group.keep, similarity: null }, ...group.members];
+  const all = [{ photo: group.keep, score: "" }, ...group.members.map(({ photo, similarity, verified }) => ({ photo,
+    score: verified === null ? similarity.toFixed(2) : `${percent(verified)} same` }))];
   const grid = make("div", { class: "grid" });
-  for (const { photo, similarity } of all) {
-    const each = tile(photo, similarity === null ? "" : similarity.toFixed(2));
+  for (const { photo, score } of all) {
+    const each = tile(photo, score);
     const goes = !skip && going.includes(photo.id);
     each.dataset.id = photo.id;
     each.classList.toggle("going", goes);
@@ -441,7 +443,8 @@ async function look() {
   $("update").disabled = indexing.running;
   const progress = $("progress");
   progress.hidden = !indexing.running && !comparing.running;
-  if (indexing.running && indexing.total) progress.value = indexing.done / indexing.total;
+  const work = indexing.running ? indexing : comparing;
+  if (work.total) progress.value = work.done / work.total;
   else progress.removeAttribute("value");
   if (before && view === "duplicates" && before.comparing.running !== comparing.running) {
     await show();

@@ -1,0 +1,190 @@
+"""Copies by their pixels, on pictures of noise of many sizes, which have edges as photos do."""
+
+import shutil
+import sqlite3
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mg_keras.evaluation.copies import STRONG_EDITS
+from mg_keras.search import verifying
+from mg_keras.search.duplicates import find_duplicates
+from mg_keras.search.index import Index
+from mg_keras.search.store import Compared, Writer
+from mg_keras.search.verification import FRAME, MAP, MIRRORED, compare, picture_of, sketch_of, unit_sketches
+from mg_keras.search.verifying import Verifier, near_order
+from tests.search.fake import FakeModel
+
+SIZE = (200, 150)
+
+
+def scene(seed, size=SIZE):
+    """A photo: patches of all sizes, one over the other, and some noise."""
+    rng = np.random.default_rng(seed)
+    values = np.zeros((size[1], size[0]), np.float32)
+    for cells in (3, 6, 12, 24, 48):
+        patches = rng.integers(0, 256, (cells, cells), np.uint8)
+        values += np.asarray(Image.fromarray(patches).resize(size, Image.Resampling.NEAREST), np.float32) / 5
+    return Image.fromarray(np.clip(values + rng.normal(0, 2, values.shape), 0, 255).astype(np.uint8)).convert("RGB")
+
+
+def picture(image):
+    return picture_of(np.asarray(image.convert("L")))
+
+
+@pytest.fixture(scope="module")
+def first():
+    return scene(1)
+
+
+@pytest.mark.parametrize("edit", STRONG_EDITS)
+def test_strong_edits_are_copies(first, edit):
+    edited = STRONG_EDITS[edit](first, np.random.default_rng(3))
+    found = compare(picture(first), picture(edited))
+    assert found.same
+    assert found.how == (MAP if edit in ("crop_half", "rotation", "perspective") else FRAME)
+    assert 0.2 < found.score <= 1
+    assert compare(picture(edited), picture(first)).same
+
+
+def test_mirrored_resized_and_small_ones_are_copies(first):
+    turned = first.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    assert compare(picture(first), picture(turned)).how == MIRRORED
+    assert compare(picture(first), picture(turned.crop((10, 10, 170, 130)))).how == MIRRORED
+    assert compare(picture(first), picture(first.resize((64, 48)))).how == FRAME
+
+
+def test_others_are_none(first):
+    """Another photo; another shot of a scene of two depths; one that overlaps; one of nothing."""
+    plain = Image.new("RGB", SIZE, "grey")
+    near, far = scene(5, (90, 80)), scene(6, (230, 180))
+    shots = []
+    for shift in (0, 9):
+        shot = far.crop((shift // 3, 5, 200 + shift // 3, 155))
+        shot.paste(near, (40 + shift, 40))
+        shots.append(picture(shot))
+    wide = scene(7, (280, 150))
+    halves = picture(wide.crop((0, 0, 200, 150))), picture(wide.crop((80, 0, 280, 150)))
+    for one, other in ((picture(first), picture(scene(2))), shots, halves, (picture(plain), picture(plain))):
+        assert not compare(one, other).same
+
+
+def test_sketches_of_flat_photos_are_like_nothing(first):
+    values = unit_sketches(np.stack([sketch_of(np.asarray(first.convert("L"))), np.full((12, 12), 7, np.uint8)]))
+    np.testing.assert_allclose(np.linalg.norm(values, axis=1), [1, 0], atol=1e-6)
+
+
+def test_pairs_are_ordered_so_that_neighbours_come_together():
+    # two rings of photos, their numbers mixed
+    names = np.random.default_rng(0).permutation(40)
+    ring = np.arange(20)
+    pairs = np.concatenate([names[np.stack([start + ring, start + (ring + 1) % 20], axis=1)] for start in (0, 20)])
+    order = near_order(pairs)
+    assert sorted(order) == list(range(40))
+    assert {name for pair in pairs[order[:20]] for name in pair} in (set(names[:20]), set(names[20:]))
+    assert len(near_order(np.empty((0, 2), np.int64))) == 0
+
+
+@pytest.fixture
+def album(tmp_path):
+    """Six photos; of one a crop, of one a blurred copy, of one an equal one."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for number in range(6):
+        scene(number).save(folder / f"{number}.png")
+    scene(0).crop((20, 10, 180, 130)).save(folder / "0 cropped.png")
+    STRONG_EDITS["blur"](scene(1), np.random.default_rng(0)).save(folder / "1 blurred.jpg", quality=90)
+    shutil.copy(folder / "2.png", folder / "2 again.png")
+    with Index.build(folder, FakeModel(), tmp_path / "index") as index:
+        yield index
+
+
+def told(found):
+    return {
+        frozenset(photo.name for photo in group.photos): [member.spare for member in group.members]
+        for group in found.groups
+        if group.kind != "similar"
+    }
+
+
+COPIES = {
+    frozenset({"0.png", "0 cropped.png"}),
+    frozenset({"1.png", "1 blurred.jpg"}),
+    frozenset({"2.png", "2 again.png"}),
+}
+
+
+def test_copies_of_an_album_whatever_their_cosine(album, monkeypatch):
+    seen = []
+    found = find_duplicates(album, report=lambda *done: seen.append(done))
+    assert found.verified
+    assert set(told(found)) == COPIES
+    assert all(0.5 < m.verified <= 1 for g in found.groups if g.kind == "copy" for m in g.members)
+    # shown, and none of them moved, but where they are trusted
+    assert sum(sum(spare) for spare in told(found).values()) == 1
+    assert all(all(spare) for spare in told(find_duplicates(album, trust=True)).values())
+    assert seen[-1][0] <= seen[-1][1] == 16
+    # a second look compares nothing, and opens no photo
+    monkeypatch.setattr(verifying, "compare", None)
+    monkeypatch.setattr(verifying, "grey_of", None)
+    assert told(find_duplicates(album)) == told(found)
+    assert not find_duplicates(album, verify=False).verified
+
+
+def test_photos_that_are_gone_are_judged_by_their_cosine(album):
+    shutil.rmtree(album.about["root"])
+    found = find_duplicates(album, precision=0.9)
+    assert frozenset({"1.png", "1 blurred.jpg"}) in told(found)
+    assert [m.verified for g in found.groups for m in g.members] == [None] * sum(len(g.members) for g in found.groups)
+
+
+def test_between_two_albums(album, tmp_path):
+    (tmp_path / "other").mkdir()
+    scene(4).crop((20, 10, 180, 130)).save(tmp_path / "other" / "part.png")
+    scene(9).save(tmp_path / "other" / "9.png")
+    with Index.build(tmp_path / "other", FakeModel(), tmp_path / "second") as other:
+        assert set(told(find_duplicates(album, other))) == {frozenset({"4.png", "part.png"})}
+
+
+def test_what_was_found_is_kept_by_content(tmp_path):
+    one, other = bytes(32), bytes([1] * 32)
+    with Index.build(np.eye(3, dtype=np.float32), path=tmp_path / "index"):
+        pass
+    with Compared(tmp_path / "index", 1) as compared:
+        assert compared.pair(one, other) is None
+        compared.put_pairs({(other, one): (True, 0.5, FRAME)})
+        compared.put_sketches({one: b"sketch"})
+    with Compared(tmp_path / "index", 1) as compared:
+        assert compared.pair(one, other) == compared.pair(other, one) == (True, 0.5, FRAME)
+        assert compared.sketches([one, other]) == {one: b"sketch"}
+    # of another method, and where nothing can be kept
+    with Compared(tmp_path / "index", 2) as compared, Compared(tmp_path / "none", 1) as forgetful:
+        assert compared.pair(one, other) is None
+        assert compared.sketches([one]) == {}
+        forgetful.put_pairs({(one, other): (False, 0.0, "")})
+        assert forgetful.pair(one, other) == (False, 0.0, "")
+
+
+def test_pictures_that_do_not_fit_are_made_again(album, monkeypatch, tmp_path):
+    monkeypatch.setattr(verifying, "_PICTURES", 2)
+    monkeypatch.setattr(verifying, "_PAIRS", 3)
+    photos = album.photos()
+    numbers = range(len(photos))
+    pairs = np.array([(one, other) for one in numbers for other in numbers if one < other])
+    with Verifier([photo.path for photo in photos], [None] * len(photos), tmp_path) as verifier:
+        verdicts = verifier.verify(pairs, np.zeros(len(pairs), bool))
+    names = {frozenset(photos[n].name for n in pair) for pair, found in zip(pairs, verdicts, strict=True) if found.same}
+    assert names == COPIES
+
+
+def test_an_index_that_is_compacted_forgets_contents_that_are_gone(album):
+    find_duplicates(album)
+    with sqlite3.connect(album.path / "index.sqlite") as database:
+        count = database.execute("SELECT COUNT(*) FROM sketches").fetchone()[0]
+    assert count == 8
+    album.remove("5.png")
+    with Writer(album.path) as writer:
+        writer.compact()
+    with sqlite3.connect(album.path / "index.sqlite") as database:
+        assert database.execute("SELECT COUNT(*) FROM sketches").fetchone()[0] == 7
