@@ -10,6 +10,12 @@ ResNet-50 with GeM at 224, 500 and 800 px, one photo and eight at a time:
   (`pip install openvino onnxruntime tf2onnx`, or this project's extra `benchmark`);
 * `PyTorch`: its own ResNet-50 with GeM (`pip install torch`).
 
+    python -m benchmarks.inference --files FOLDER
+
+times the model in the package from the photos of a folder to descriptors instead (`mg_keras.load().embed`, each
+precision), at `--resolutions` (224), beside the same network on batches of 8 from memory in Keras, OpenVINO and ONNX
+Runtime. The processor's time a photo is that of all cores: on a machine that others use, it tells more.
+
 What is not installed is said to be missing. Contestants take turns of half a second, call after call; the tables give
 medians, and how much of the machine's peak each reaches: that of a product of float32 matrices, or of bfloat16 ones for
 the bfloat16 contestants.
@@ -18,11 +24,13 @@ the bfloat16 contestants.
 import argparse
 import functools
 import tempfile
+import time
 from pathlib import Path
 
 import numpy as np
 
 from benchmarks.timing import interleaved_times, machine, print_table, ratio, timed_at_work
+from mg_keras.data.bounds import EXTENSIONS
 from mg_keras.errors import UserError
 from mg_keras.programs.common import run_program
 from mg_keras.quiet import import_tensorflow
@@ -30,6 +38,7 @@ from mg_keras.quiet import import_tensorflow
 EXPONENT = 3.0
 NUM_CLASSES = 1000
 MATRIX_SIDE = 2048
+BATCH_FROM_MEMORY = 8
 
 
 def draw_offsets(trunk):
@@ -78,9 +87,11 @@ def embedding_function(model, trunk):
     """Images to embeddings through a rewritten trunk, as a `tf.function` for other runtimes to convert."""
     import tensorflow as tf
 
+    from mg_keras.models.levels import as_list
+
     @tf.function(input_signature=[tf.TensorSpec([None, None, None, 3], tf.float32, "images")])
     def embed(images):
-        return model.pool(trunk(model.normalize(images)), p_star=EXPONENT)
+        return model.pooled(as_list(trunk(model.normalize(images))), EXPONENT)
 
     return embed
 
@@ -212,15 +223,6 @@ def operations_a_photo(trunk, resolution):
     return tf.compat.v1.profiler.profile(graph, options=options.build()).total_float_ops
 
 
-def has_bfloat16():
-    """Whether the processor multiplies bfloat16 numbers itself; None where that is not told."""
-    try:
-        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8").split()
-    except OSError:
-        return None
-    return any(flag in flags for flag in ("avx512_bf16", "amx_bf16", "bf16"))
-
-
 def compare(calls, resolution, batch_size, operations, repeats):
     """Times the calls and two matrix products in turns, prints a table and returns the times."""
     products = {f"peak {dtype}": peak_contestant(dtype) for dtype in ("float32", "bfloat16")}
@@ -246,32 +248,110 @@ def compare(calls, resolution, batch_size, operations, repeats):
     )
 
 
+def files_contestants(files, resolution, folder):
+    """({name: (call, photos that it describes)}, lines about what is missing) of the model in the package."""
+    import mg_keras
+    from mg_keras.export.optimize import PRECISIONS, optimized_trunk
+    from mg_keras.pretrained.packed import PACKAGE, Packed
+
+    network = Packed(PACKAGE).network()
+    embed = embedding_function(network, optimized_trunk(network.mapper))
+    shape = (BATCH_FROM_MEMORY, resolution, resolution, 3)
+    images = np.random.default_rng(0).uniform(0, 255, shape).astype(np.float32)
+    makers = {
+        "Keras, from memory": lambda: keras_contestant(network),
+        "OpenVINO float32, from memory": lambda: openvino_contestant(embed, "float32", folder),
+        "OpenVINO bfloat16, from memory": lambda: openvino_contestant(embed, "bfloat16", folder),
+        "ONNX Runtime, from memory": lambda: onnx_contestant(embed, folder),
+    }
+    found, missing = {}, []
+    for name, make in makers.items():
+        try:
+            found[name] = make()(images), BATCH_FROM_MEMORY
+        except ImportError as error:
+            missing.append(f"{name.split(',')[0]} is missing: {error}")
+    for precision in PRECISIONS:
+        model = mg_keras.load(precision=precision)
+        found[f"files, {precision}"] = functools.partial(model.embed, files, resolution, on_error="skip"), len(files)
+    return found, missing
+
+
+def compare_from_files(files, resolution, folder, repeats):
+    """Times descriptors from files and from memory in turns, and prints a table."""
+    found, missing = files_contestants(files, resolution, folder)
+    print(*missing, sep="\n", end="\n" if missing else "")
+    processor = {name: [] for name in found}
+
+    def contestant(name):
+        call, count = found[name]
+
+        def run():
+            start, spent, calls = time.perf_counter(), time.process_time(), max(1, 64 // count)
+            for _ in range(calls):
+                call()
+            processor[name].append((time.process_time() - spent) / (calls * count))
+            return (time.perf_counter() - start) / (calls * count)
+
+        return run
+
+    times = interleaved_times({name: contestant(name) for name in found}, repeats, warm_up=1)
+    # the first is the warm-up
+    spent = {name: values[1:] for name, values in processor.items()}
+    reference = next(iter(found))
+    rows = [
+        [
+            name,
+            f"{1 / np.median(times[name]):.0f} ({1 / min(times[name]):.0f})",
+            f"{1e3 * np.median(spent[name]):.2f} ({1e3 * min(spent[name]):.2f})",
+            f"{ratio(spent, reference, name):.2f}",
+        ]
+        for name in found
+    ]
+    print_table(
+        f"{resolution} px, {len(files)} photos, median (best) of {repeats}",
+        ("contestant", "photos a second", "processor, ms a photo", f"as fast as {reference}, by the processor's time"),
+        rows,
+    )
+
+
 def main():
     """Parses the arguments and prints a table for each resolution and batch."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trunk", default="resnet50", help="name of a trunk (resnet50)")
-    parser.add_argument("--resolutions", type=int, nargs="+", default=[224, 500, 800], help="pixels (224 500 800)")
+    parser.add_argument("--resolutions", type=int, nargs="+", help="pixels (224 500 800; of --files 224)")
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 8], help="photos in a call (1 8)")
     parser.add_argument("--repeats", type=int, default=10, help="turns of each contestant (10)")
+    parser.add_argument("--files", help="folder of photos: times the model in the package from files")
     options = parser.parse_args()
     for name, values in (
-        ("resolutions", options.resolutions),
+        ("resolutions", options.resolutions or [1]),
         ("batch-sizes", options.batch_sizes),
         ("repeats", [options.repeats]),
     ):
         if min(values) < 1:
             raise UserError(f"--{name} must be at least 1, received {min(values)}")
+    files = []
+    if options.files:
+        files = [str(path) for path in sorted(Path(options.files).rglob("*")) if path.suffix.lower() in EXTENSIONS]
+        if not files:
+            raise UserError(f"--files must be a folder with photos in it, received {options.files}")
     import_tensorflow()
     import keras
 
     from mg_keras import MultiGrain
-    from mg_keras.export.optimize import optimized_trunk
+    from mg_keras.export.optimize import computes_bfloat16, optimized_trunk
 
+    if files:
+        print(machine())
+        with tempfile.TemporaryDirectory() as folder:
+            for resolution in options.resolutions or [224]:
+                compare_from_files(files, resolution, Path(folder), options.repeats)
+        return
     keras.utils.set_random_seed(0)
     model = MultiGrain(options.trunk, NUM_CLASSES)
     draw_offsets(model.trunk)
     print(machine())
-    supported = has_bfloat16()
+    supported = computes_bfloat16()
     if not supported:
         print(
             "this machine does not say whether it computes in bfloat16"
@@ -283,7 +363,7 @@ def main():
         found, missing = contestants(model, trunk, options.trunk, Path(folder))
         print(*missing, sep="\n", end="\n" if missing else "")
         random = np.random.default_rng(0)
-        for resolution in options.resolutions:
+        for resolution in options.resolutions or [224, 500, 800]:
             operations = operations_a_photo(trunk, resolution)
             for batch_size in options.batch_sizes:
                 shape = (batch_size, resolution, resolution, 3)
