@@ -271,6 +271,7 @@ def test_the_description_says_what_the_model_is(exported):
         "whitened": True,
         "normalization": {"input": "RGB, 0 to 255", "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]},
         "precision": "float32",
+        "preparation": "aspect",
         "class_names": METADATA["class_names"],
         "p_star": {"64": 2.5, "128": 5.0},
         "training": {"resolution": 48},
