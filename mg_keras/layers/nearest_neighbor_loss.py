@@ -50,7 +50,7 @@ class NearestNeighborLoss(keras.layers.Layer):
     array([0.4375], dtype=float32)
     """
 
-    def __init__(self, temperature: float = 0.05, part_size: int = 16_384, **kwargs):
+    def __init__(self, temperature: float = 0.05, part_size: int = 4096, **kwargs):
         if not temperature > 0:
             raise ValueError(f"temperature must be > 0, received {temperature}")
         if part_size < 1:
@@ -82,27 +82,28 @@ class NearestNeighborLoss(keras.layers.Layer):
             row_labels = ops.slice(memory_labels, (start,), (width,))
             row_ids = places if memory_ids is None else ops.slice(memory_ids, (start,), (width,))
             new = ops.logical_and(places >= number * width, row_labels >= 0)
-            others = ops.logical_and(new[None], row_ids[None] != ids[:, None])
-            alike = ops.logical_and(others, row_labels[None] == labels[:, None])
-            logits = ops.matmul(fixed, ops.transpose(rows)) / self.temperature
-            return tuple(
-                part
-                for state, mask in zip((states[:3], states[3:]), (others, alike), strict=True)
-                for part in _absorbed(state, ops.where(mask, logits, _NONE), rows)
-            )
+            logits = ops.matmul(scaled, ops.transpose(rows)) + ops.where(new, 0.0, _NONE)
+            logits = ops.where(row_ids[None] == ids[:, None], _NONE, logits)
+            return _absorbed(states, logits, row_labels[None] == labels[:, None], rows, self._is_mild)
 
-        count = ops.shape(unit)[0]
+        count, scaled = ops.shape(unit)[0], fixed / self.temperature
         empty = (ops.full((count,), _NONE), ops.zeros((count,)), ops.zeros((count, dimensions)))
         parts = -(-size // width)
         states = (*empty, *empty)
         states = absorb(0, states) if parts == 1 else ops.fori_loop(0, parts, absorb, states)
         top, total, mean, top_alike, total_alike, mean_alike = map(ops.stop_gradient, states)
-        known = top_alike > 0.5 * _NONE
-        losses = ops.where(known, top + ops.log(total) - top_alike - ops.log(total_alike), 0.0)
-        slope = (mean / total[:, None] - mean_alike / total_alike[:, None]) / self.temperature
+        known = ops.logical_and(top_alike > 0.5 * _NONE, total_alike > 0)
+        one = ops.where(known, total_alike, 1.0)
+        losses = ops.where(known, top + ops.log(total) - top_alike - ops.log(one), 0.0)
+        slope = (mean / total[:, None] - mean_alike / one[:, None]) / self.temperature
         slope = ops.where(known[:, None], slope, 0.0)
         # the value of the losses, with `slope` as their gradient
         return losses + ops.sum(slope * (unit - fixed), axis=-1)
+
+    @property
+    def _is_mild(self):
+        """Whether exp(2 / T), the most that two weights can differ by, is far within float32."""
+        return 2 / self.temperature < 80
 
     def compute_output_shape(self, *shapes, **named_shapes) -> tuple[int | None]:
         """[B]."""
@@ -117,10 +118,25 @@ class NearestNeighborLoss(keras.layers.Layer):
         return {**super().get_config(), "temperature": self.temperature, "part_size": self.part_size}
 
 
-def _absorbed(state, logits, rows):
-    """(largest logit, sum of exp, sum of exp times rows), the latter two relative to the largest, with more logits."""
-    top, total, mean = state
+def _absorbed(states, logits, alike, rows, is_mild):
+    """(largest logit, sum of exp, sum of exp times rows) of all and of those alike, with more logits.
+
+    The sums are relative to the largest; where weights are mild, to that of all for both.
+    """
+    top, weights, shrink = _weights(states[0], logits)
+    if is_mild:
+        of_alike = top, ops.where(alike, weights, 0.0), shrink
+    else:
+        of_alike = _weights(states[3], ops.where(alike, logits, _NONE))
+    found = []
+    for (highest, parts, less), (_, total, mean) in zip(
+        ((top, weights, shrink), of_alike), (states[:3], states[3:]), strict=True
+    ):
+        found += [highest, total * less + ops.sum(parts, axis=1), mean * less[:, None] + ops.matmul(parts, rows)]
+    return tuple(found)
+
+
+def _weights(top, logits):
+    """(largest logit so far, exp of the logits relative to it, what earlier sums are multiplied by)."""
     highest = ops.maximum(top, ops.max(logits, axis=1))
-    shrink = ops.exp(top - highest)
-    weights = ops.exp(logits - highest[:, None])
-    return highest, total * shrink + ops.sum(weights, axis=1), mean * shrink[:, None] + ops.matmul(weights, rows)
+    return highest, ops.exp(logits - highest[:, None]), ops.exp(top - highest)

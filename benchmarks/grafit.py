@@ -1,0 +1,172 @@
+"""Times what Grafit adds to a step, and its memory against the matrix product that it can't do without.
+
+    python -m benchmarks.grafit
+
+* `step`: the steps of Grafit and its kin against plain cross-entropy on the same trunk and the same batches, with as
+  many versions of a photo: ResNet-18 at 96 px, batches of 64, four versions, a memory of 10,000 photos.
+* `memory`: the nearest-neighbour loss and its gradient for 128 photos over a memory of 1.2 million embeddings of 256
+  values in float16, and the memory's update, against the products of float32 matrices of that size: queries times
+  memory, and, as a gradient needs it, their result times the memory again.
+
+`--part step` or `--part memory` runs one alone. Contestants take turns; the tables give medians.
+"""
+
+import argparse
+from types import SimpleNamespace
+
+import numpy as np
+
+from benchmarks.timing import interleaved_times, machine, milliseconds, print_table, ratio, timed
+from mg_keras.errors import UserError
+from mg_keras.programs.common import run_program
+from mg_keras.quiet import import_tensorflow
+
+NUM_CLASSES, DIMENSIONS = 20, 256
+OBJECTIVES = ("classification", "snca", "grafit_fc", "grafit")
+
+
+def trainer(name, batch, options):
+    """A contestant: one step of a new model, always on the same batch."""
+    import keras
+    import tensorflow as tf
+
+    from mg_keras import MultiGrain, objectives
+
+    keras.utils.set_random_seed(0)
+    keras.mixed_precision.set_dtype_policy(options.dtype)
+    model = MultiGrain(options.trunk, NUM_CLASSES, versions=options.versions, seed=0)
+    settings = SimpleNamespace(
+        versions=options.versions,
+        projection_dimensions=DIMENSIONS,
+        neighbor_temperature=0.05,
+        memory_size=None,
+        memory_dtype="float32",
+        predictor_width=4096,
+        target_momentum=0.996,
+    )
+    objective = objectives.get(name).from_settings(model, settings, 10_000)
+    objective.start(model)
+    model.compile(
+        keras.optimizers.SGD(0.01, momentum=0.9),
+        objective=objective,
+        weight_decay=1e-4,
+        jit_compile=options.jit_compile,
+    )
+    batch = tuple(tf.constant(value) for value in batch)
+    step = tf.function(model.train_step)
+    return timed(lambda: tf.nest.map_structure(lambda tensor: tensor.numpy(), step(batch)))
+
+
+def step_part(options):
+    """Prints the table of whole training steps."""
+    random, size = np.random.default_rng(0), options.resolution
+    images = random.integers(0, 256, (options.batch_size, size, size, 3), dtype=np.uint8)
+    ids = np.arange(options.batch_size, dtype=np.int32) // options.versions
+    steps = {name: trainer(name, (images, ids % NUM_CLASSES, ids), options) for name in OBJECTIVES}
+    times = interleaved_times(steps, options.repeats)
+    print_table(
+        f"A training step, {options.trunk} at {size} px, batch {options.batch_size}, {options.versions} versions, "
+        f"{options.dtype}{', XLA' * options.jit_compile}\nms, median (fastest) of {options.repeats}",
+        ("objective", "ms", "ratio of medians"),
+        [
+            [name, milliseconds(seconds), f"{ratio(times, name, 'classification'):.3f}"]
+            for name, seconds in times.items()
+        ],
+    )
+    print(f"grafit step / plain cross-entropy: {ratio(times, 'grafit', 'classification'):.3f} (to be at most 1.25)\n")
+
+
+def memory_part(options):
+    """Prints the table of the memory."""
+    import tensorflow as tf
+
+    from mg_keras.layers import MemoryBank, NearestNeighborLoss
+
+    random, count = np.random.default_rng(0), options.queries
+    memory = MemoryBank(options.photos, DIMENSIONS, dtype="float16")
+    for start in range(0, options.photos, 100_000):
+        ids = np.arange(start, min(start + 100_000, options.photos))
+        rows = tf.math.l2_normalize(random.standard_normal((len(ids), DIMENSIONS), dtype="float32"), axis=1)
+        memory.embeddings.value[start : start + len(ids)].assign(tf.cast(rows, tf.float16))
+    memory.labels.assign(random.integers(0, 1000, options.photos))
+    ids = tf.constant(random.permutation(options.photos)[:count], tf.int32)
+    labels = tf.gather(memory.labels.value, ids)
+    queries = tf.constant(random.standard_normal((count, DIMENSIONS), dtype="float32"))
+    matrix = tf.cast(memory.embeddings.value, tf.float32)
+    loss = NearestNeighborLoss()
+
+    @tf.function
+    def loss_and_gradient():
+        with tf.GradientTape() as tape:
+            tape.watch(queries)
+            value = tf.reduce_mean(loss(queries, labels, ids, memory.embeddings.value, memory.labels.value))
+        return value, tape.gradient(value, queries)
+
+    @tf.function
+    def product():
+        return tf.matmul(queries, matrix, transpose_b=True)[:, 0]
+
+    @tf.function
+    def two_products():
+        return tf.matmul(tf.matmul(queries, matrix, transpose_b=True), matrix)
+
+    @tf.function
+    def update():
+        memory.update(ids, labels, queries)
+        return tf.zeros(())
+
+    contestants = {
+        "queries x memory": product,
+        "queries x memory x memory": two_products,
+        "loss and gradient": loss_and_gradient,
+        "update": update,
+    }
+    timers = {
+        name: timed(lambda run=run: tf.nest.map_structure(lambda tensor: tensor.numpy(), run()))
+        for name, run in contestants.items()
+    }
+    times = interleaved_times(timers, options.repeats)
+    size = sum(np.prod(value.shape) * tf.as_dtype(value.dtype).size for value in memory.variables) / 1e9
+    print_table(
+        f"A memory of {options.photos:,} photos x {DIMENSIONS} in float16, {size:.3f} GB; {count} queries\nms, median "
+        f"(fastest) of {options.repeats}",
+        ("what", "ms", "ratio to the two products"),
+        [
+            [name, milliseconds(seconds), f"{ratio(times, name, 'queries x memory x memory'):.3f}"]
+            for name, seconds in times.items()
+        ],
+    )
+
+
+PARTS = {"step": step_part, "memory": memory_part}
+
+
+def main():
+    """Parses the arguments and runs the parts asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--part", choices=[*PARTS, "all"], default="all")
+    parser.add_argument("--repeats", type=int, default=15, help="timed calls of each contestant (15)")
+    step = parser.add_argument_group("of --part step")
+    step.add_argument("--trunk", default="resnet18", help="name of a trunk (resnet18)")
+    step.add_argument("--resolution", type=int, default=96, help="pixels (96)")
+    step.add_argument("--batch-size", type=int, default=64, help="versions in a batch (64)")
+    step.add_argument("--versions", type=int, default=4, help="of a photo (4)")
+    step.add_argument("--dtype", default="float32", help="float32 or mixed_bfloat16 (float32)")
+    step.add_argument("--jit-compile", action="store_true", help="compile the steps with XLA")
+    memory = parser.add_argument_group("of --part memory")
+    memory.add_argument("--photos", type=int, default=1_200_000, help="in the memory (1200000)")
+    memory.add_argument("--queries", type=int, default=128, help="photos of a step (128)")
+    options = parser.parse_args()
+    if options.repeats < 1 or options.versions < 2 or options.batch_size < options.versions:
+        raise UserError(
+            f"--repeats must be at least 1, --versions at least 2 and --batch-size at least that, received "
+            f"{options.repeats}, {options.versions} and {options.batch_size}"
+        )
+    import_tensorflow()
+    print(machine())
+    for part in PARTS if options.part == "all" else [options.part]:
+        PARTS[part](options)
+
+
+if __name__ == "__main__":
+    run_program(main)
