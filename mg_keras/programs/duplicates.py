@@ -46,6 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--verify", type=bool, default=True, help="false: copies by cosine, not by their pixels")
     parser.add_argument("--trust", type=bool, default=False, help="true: copies by their pixels may go, as equal ones")
     parser.add_argument("--move-to", type=str, help="a folder for what may go; asks first")
+    parser.add_argument("--decided", type=bool, default=True, help="false: what was decided on the page does not count")
     parser.add_argument("--yes", type=bool, default=False, help="true: don't ask")
     albums.add_arguments(parser)
     options = parser.parse_args(arguments)
@@ -73,6 +74,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         trust=options.trust,
         label="comparing",
     )
+    if options.decided and not options.between:
+        found = _as_decided(found, indexes[0].path)
     if options.move_to:
         check_target(found, options.move_to)
     if options.out:
@@ -84,6 +87,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _show(found, options.out)
     if options.move_to:
         _move(found, options.move_to, options.yes)
+
+
+def _as_decided(found, index):
+    """What was found, with what was decided on the page."""
+    from mg_keras.search.decisions import Decisions
+
+    with Decisions(index) as decisions:
+        found, count = decisions.applied(found)
+    if count:
+        print(f"{count:,} of {len(found.groups):,} groups are as they were decided on the page", file=sys.stderr)
+    return found
 
 
 def _show(found, out):

@@ -19,7 +19,8 @@ from PIL import Image
 from mg_keras.data.bounds import MAX_PIXELS, MIN_SIDE
 from mg_keras.errors import UserError
 from mg_keras.files import printable_name
-from mg_keras.search.duplicates import Duplicates, find_duplicates
+from mg_keras.search.decisions import Decision, Decisions, key_of, proposed
+from mg_keras.search.duplicates import Duplicates, Group, find_duplicates
 from mg_keras.search.index import Answer, Index, Model
 from mg_keras.search.store import Photo, is_index
 from mg_keras.search.thumbnails import Thumbnails, small
@@ -212,6 +213,28 @@ class Album:
     def duplicates(self) -> Duplicates | None:
         """What `compare` found last."""
         return self._duplicates
+
+    def decisions(self, groups: Sequence[Group]) -> list[tuple[str, Decision]]:
+        """(key, what was decided or else is proposed) of groups."""
+        with Decisions(self.path) as decisions:
+            return [(key_of(group), decisions.of(group) or proposed(group)) for group in groups]
+
+    def decide(self, key: str, skip: bool, go: Sequence[int]) -> None:
+        """Notes what happens to a group: whether it is skipped, and the numbers of the photos that go.
+
+        Raises:
+            NotThere: there is no such group any more.
+            UserError: none of it would stay, or it can't be noted.
+        """
+        for group in self._duplicates.groups if self._duplicates else ():
+            if key_of(group) == key:
+                names = {photo.id: photo.name for photo in group.photos}
+                if not set(go) <= set(names):
+                    raise UserError("only photos of a group can go from it")
+                with Decisions(self.path) as decisions:
+                    decisions.put(group, Decision(skip, tuple(names[number] for number in go)))
+                return
+        raise NotThere("there is no such group any more: look for duplicates again")
 
     def photo(self, number: int) -> Photo:
         """A photo by its number.

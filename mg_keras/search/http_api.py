@@ -51,6 +51,7 @@ _FILES = {
 _PUBLIC = ("/page.css", "/icon.svg")
 _PICTURE_SIDE = 1600
 _LARGEST_PAGE = 500
+_LARGEST_DECISION = 1 << 20
 _MAX_CONNECTIONS = 64
 # bodies that are held at the same time
 _UPLOADS_AT_ONCE = 4
@@ -144,6 +145,10 @@ def search_application(
             del body
         return _json(await _in(threads, _found, album, upload, **how))
 
+    async def decide(request: Request) -> Response:
+        body = await read_body(request, _LARGEST_DECISION)
+        return _json(await _in(threads, _decide, album, bytes(body)))
+
     async def file(request: Request) -> Response:
         name = request.path_params.get("name", "page.html")
         if name not in files or (name.endswith(".html") and "name" in request.path_params):
@@ -165,6 +170,7 @@ def search_application(
         Route("/api/classes", answers(_classes)),
         Route("/api/duplicates", answers(_duplicates)),
         Route("/api/duplicates", answers(_compare), methods=["POST"]),
+        Route("/api/decisions", decide, methods=["POST"]),
         Route("/api/openapi.json", answers(lambda album, request: openapi.description())),
         Route("/{name}", file),
     ]
@@ -356,6 +362,7 @@ def _duplicates(album, request):
     if kind is not None and kind not in KINDS:
         raise UserError(f"kind must be one of {', '.join(KINDS)}, received {kind[:100]!r}")
     groups = [group for group in found.groups if kind in (None, group.kind)] if found else []
+    shown = groups[offset : offset + limit]
     return {
         "found": found is not None,
         "total": len(groups),
@@ -365,6 +372,11 @@ def _duplicates(album, request):
         "verified": bool(found and found.verified),
         "groups": [
             {
+                "key": key,
+                "decision": {
+                    "skip": decision.skip,
+                    "go": [photo.id for photo in group.photos if photo.name in decision.go],
+                },
                 "kind": group.kind,
                 "keep": _told(group.keep),
                 "why": group.why,
@@ -379,9 +391,22 @@ def _duplicates(album, request):
                     for member in group.members
                 ],
             }
-            for group in groups[offset : offset + limit]
+            for group, (key, decision) in zip(shown, album.decisions(shown), strict=True)
         ],
     }
+
+
+def _decide(album, body):
+    try:
+        asked = json.loads(body)
+        key, skip, go = asked["key"], asked["skip"], asked["go"]
+        fits = isinstance(key, str) and isinstance(skip, bool) and all(type(number) is int for number in go)
+    except (ValueError, KeyError, TypeError, RecursionError):
+        fits = False
+    if not fits:
+        raise UserError('a decision is {"key": text, "skip": true or false, "go": [numbers of photos]}')
+    album.decide(key, skip, go)
+    return {"noted": True}
 
 
 def _told(photo):

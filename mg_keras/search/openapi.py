@@ -41,6 +41,12 @@ _HOW = [
     _query("precision", "number", "share of a list that shall be right", default=0.9),
     _query("expand", "integer", "neighbours that the query is joined with", minimum=0, maximum=50, default=0),
 ]
+_DECISION = _object(
+    {
+        "skip": {"type": "boolean", "description": "all of it is kept"},
+        "go": {"type": "array", "items": {"type": "integer"}, "description": "numbers of the photos that go"},
+    }
+)
 _WORK = _object(
     {
         "running": {"type": "boolean"},
@@ -100,6 +106,8 @@ _SCHEMAS = {
     ),
     "Group": _object(
         {
+            "key": {"type": "string", "description": "what it is decided about by"},
+            "decision": _DECISION,
             "kind": {"enum": ["equal", "copy", "similar"]},
             "keep": _ref("Photo"),
             "why": {"type": "string"},
@@ -191,6 +199,20 @@ def description() -> dict[str, Any]:
                 [*_PAGE, *kinds],
             ),
             "post": _operation("Look for duplicates", _of(started), precision),
+        },
+        "/api/decisions": {
+            "post": _operation(
+                "Decide what happens to a group, in place of what is proposed; mg-keras duplicates --move-to does it",
+                _of(_object({"noted": {"type": "boolean"}})),
+                requestBody={
+                    "required": True,
+                    "content": {
+                        "application/json": {
+                            "schema": _object({"key": {"type": "string"}, **_DECISION["properties"]}),
+                        }
+                    },
+                },
+            )
         },
         "/api/openapi.json": _get("This description", {"type": "object"}),
     }

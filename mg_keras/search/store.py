@@ -51,9 +51,10 @@ _COLUMNS = (
 _PHOTOS = (
     f"SELECT {_COLUMNS} FROM photos LEFT JOIN classes AS likeliest ON likeliest.row = photos.row AND likeliest.rank = 0"
 )
-# what is not part of a state: it holds of contents, whatever photos there are
-_COMPARED = """
+# what is no part of a state: it holds of contents, whatever photos there are
+_BESIDE = """
 CREATE TABLE IF NOT EXISTS sketches (sha256 BLOB PRIMARY KEY, method INTEGER, sketch BLOB) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS decisions (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS compared (
     one BLOB, other BLOB, method INTEGER, same INTEGER, score REAL, how TEXT, PRIMARY KEY (one, other)
 ) WITHOUT ROWID;
@@ -487,15 +488,10 @@ class Compared:
         self.method = method
         self._lock = threading.Lock()
         try:
-            if not os.access(folder, os.W_OK):
-                raise sqlite3.OperationalError
-            self._database = sqlite3.connect(
-                folder / _DATABASE, isolation_level=None, check_same_thread=False, timeout=30
-            )
-            self._database.executescript(_COMPARED)
+            self._database = _beside(folder)
         except sqlite3.Error:
             self._database = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
-            self._database.executescript(_COMPARED)
+            self._database.executescript(_BESIDE)
 
     def __enter__(self) -> Self:
         return self
@@ -548,6 +544,43 @@ class Compared:
                 self._database.execute("ROLLBACK")
 
 
+class Noted:
+    """Text by key, kept in an index's database; anybody may write, whoever writes the index.
+
+    Args:
+        folder: of the index.
+    """
+
+    def __init__(self, folder: Path):
+        self._folder = folder
+        self._database = _connected(folder)
+
+    def get(self, key: str) -> str | None:
+        """What was noted, or None."""
+        try:
+            found = self._database.execute("SELECT value FROM decisions WHERE key = ?", (key,)).fetchone()
+        except sqlite3.OperationalError:
+            # nothing was noted in this index yet
+            return None
+        return found and found[0]
+
+    def put(self, key: str, value: str) -> None:
+        """Notes it.
+
+        Raises:
+            UserError: the index can't be written to.
+        """
+        try:
+            with contextlib.closing(_beside(self._folder)) as database:
+                database.execute("REPLACE INTO decisions VALUES (?, ?)", (key, value))
+        except sqlite3.Error as error:
+            raise UserError(f"{printable_name(self._folder)} can't be written to: {error}") from error
+
+    def close(self) -> None:
+        """Lets go of the database."""
+        self._database.close()
+
+
 def is_index(folder: Path) -> bool:
     """Whether there is an index at a path, begun at least."""
     if not (folder / _DATABASE).is_file():
@@ -581,6 +614,15 @@ def _connected(folder, new=False):
         database.execute("PRAGMA synchronous = FULL")
     else:
         database.execute("PRAGMA query_only = 1")
+    return database
+
+
+def _beside(folder):
+    """A connection to what is no part of a state; raises `sqlite3.Error` where that can't be written."""
+    if not os.access(folder, os.W_OK):
+        raise sqlite3.OperationalError("it is read-only")
+    database = sqlite3.connect(folder / _DATABASE, isolation_level=None, check_same_thread=False, timeout=30)
+    database.executescript(_BESIDE)
     return database
 
 

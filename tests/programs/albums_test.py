@@ -8,6 +8,9 @@ import pytest
 
 from mg_keras.errors import UserError
 from mg_keras.programs import albums, duplicates, search
+from mg_keras.search.decisions import Decision, Decisions
+from mg_keras.search.duplicates import find_duplicates
+from mg_keras.search.index import Index
 from tests.search.fake import FakeModel, album, noise
 
 
@@ -45,7 +48,7 @@ def test_duplicates_are_listed_and_moved_when_asked(folder, capsys, tmp_path, mo
     assert "groups: 1 the same byte for byte, 1 copies, 0 similar" in shown
     # of the model's own threshold only what is equal may go
     assert "1 photos may go" in shown
-    assert "only equal files may go, unless --copy names one" in shown
+    assert "copies were found by their pixels" in shown
     assert report.read_text().startswith("<!doctype html>")
     move = [str(folder), "--precision", "0.9", "--copy", "0.9", "--move-to", str(target)]
     with pytest.raises(UserError, match="asks first, and nobody can answer here"):
@@ -59,6 +62,25 @@ def test_duplicates_are_listed_and_moved_when_asked(folder, capsys, tmp_path, mo
     assert sorted(path.name for path in target.iterdir()) == ["moved.csv", "small.jpg", "twice.png"]
     duplicates.main(move)
     assert "there is nothing to move" in capsys.readouterr().out
+
+
+def test_what_was_decided_on_the_page_is_moved(folder, capsys, tmp_path):
+    duplicates.main([str(folder), "--precision", "0.9"])
+    (path,) = (tmp_path / "home" / ".cache" / "mg_keras" / "indexes").iterdir()
+    with Index.open(path) as index, Decisions(path) as decisions:
+        for group in find_duplicates(index, precision=0.9).groups:
+            go = "00001.png" if group.kind == "copy" else "twice.png"
+            decisions.put(group, Decision(group.kind == "equal", (go,)))
+    capsys.readouterr()
+    move = [str(folder), "--precision", "0.9", "--yes", "true", "--move-to", str(tmp_path / "moved")]
+    duplicates.main(move)
+    told = capsys.readouterr()
+    assert "2 of 2 groups are as they were decided on the page" in told.err
+    assert "moved: 1 photos" in told.out
+    assert sorted(path.name for path in (tmp_path / "moved").iterdir()) == ["00001.png", "moved.csv"]
+    duplicates.main([*move, "--decided", "false"])
+    assert "moved: 1 photos" in capsys.readouterr().out
+    assert (tmp_path / "moved" / "twice.png").exists()
 
 
 def test_between_two_folders_and_the_form_of_imagededup(folder, capsys, tmp_path):

@@ -166,7 +166,22 @@ def test_duplicates(served):
     assert (found["total"], found["spare"]) == (2, 1)
     assert found["groups"][0]["keep"]["name"] == "00000.png"
     assert [(each["photo"]["name"], each["spare"]) for each in found["groups"][1]["members"]] == [("small.jpg", False)]
-    assert client.get("/api/duplicates?kind=copy&limit=1")["total"] == 1
+    (copies,) = client.get("/api/duplicates?kind=copy&limit=1")["groups"]
+    assert copies["decision"] == {"skip": False, "go": []}
+    # what is decided in place of that is kept, and one of a group stays
+    decided = {"key": copies["key"], "skip": True, "go": [copies["keep"]["id"]]}
+    assert client.get("/api/decisions", "POST", json.dumps(decided)) == {"noted": True}
+    (copies,) = client.get("/api/duplicates?kind=copy")["groups"]
+    assert copies["decision"] == {"skip": True, "go": decided["go"]}
+    every = [copies["keep"]["id"], copies["members"][0]["photo"]["id"]]
+    for wrong, expected, told in (
+        (decided | {"go": every}, 400, "one photo of a group stays"),
+        (decided | {"go": [99]}, 400, "only photos of a group can go from it"),
+        (decided | {"key": "0"}, 404, "there is no such group any more"),
+        (decided | {"go": "1"}, 400, "a decision is"),
+        ([], 400, "a decision is"),
+    ):
+        assert told in client.refusal("/api/decisions", expected, method="POST", body=json.dumps(wrong))
 
 
 def test_bad_requests_are_one_line_and_the_server_goes_on(served):

@@ -1,21 +1,35 @@
 """The page in a real browser, headless Chromium; skipped where there is none."""
 
+import base64
+import json
 import shutil
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from mg_keras.search.album import Album
+from mg_keras.search.decisions import Decisions
 from mg_keras.search.http_api import SearchServer
 from tests.search.fake import FakeModel, album, noise
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
 
 from selenium.common.exceptions import StaleElementReferenceException  # noqa: E402
+from selenium.webdriver import ActionChains  # noqa: E402
 from selenium.webdriver.chrome.service import Service  # noqa: E402
 from selenium.webdriver.common.by import By  # noqa: E402
+from selenium.webdriver.common.keys import Keys  # noqa: E402
 from selenium.webdriver.support.ui import WebDriverWait  # noqa: E402
 
 HOSTILE = "<img src=x onerror=document.title='taken'>.png"
+COUNT = 16
+GIVE = """
+const bytes = Uint8Array.from(atob(arguments[1]), (each) => each.charCodeAt(0)), given = new DataTransfer();
+given.items.add(new File([bytes], "a.png", { type: "image/png" }));
+if (arguments[0] === "paste") dispatchEvent(new ClipboardEvent("paste", { clipboardData: given }));
+else for (const name of ["dragenter", "drop"]) dispatchEvent(new DragEvent(name, { dataTransfer: given }));
+"""
 
 pytestmark = [
     pytest.mark.slow,
@@ -30,6 +44,7 @@ def browser():
     options = webdriver.ChromeOptions()
     for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--window-size=1200,900"):
         options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     # the driver that is there: Selenium would look for one elsewhere
     driver = webdriver.Chrome(options=options, service=Service(shutil.which("chromedriver")))
     yield driver
@@ -38,92 +53,190 @@ def browser():
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
-    """12 photos, one of them twice and once smaller, and one with a hostile name."""
+    """12 photos, one of them twice, once smaller and once in another colour, and one with a hostile name; beside them
+    one with two in it."""
     root = tmp_path_factory.mktemp("page")
     paths = album(root / "photos", 12)
     shutil.copy(paths[0], root / "photos" / "twice.png")
     noise(1, (12, 12)).save(root / "photos" / "small.jpg", quality=95)
     noise(50).save(root / "photos" / HOSTILE)
+    tinted = np.asarray(noise(3), int)
+    tinted[:, :, tinted.mean(axis=(0, 1)).argmin()] += 90
+    Image.fromarray(tinted.clip(0, 255).astype(np.uint8)).save(root / "photos" / "tinted.png")
+    both = Image.new("RGB", (400, 200))
+    for number in (4, 5):
+        both.paste(noise(number, (200, 200)), (200 * (number - 4), 0))
+    both.save(root / "both.png")
     return root
 
 
-@pytest.fixture(scope="module", params=[None, "a-token-of-the-test"], ids=["open", "token"])
-def place(photos, request):
-    """Where the page is, and the token that it asks for."""
-    searched = Album(photos / "photos", FakeModel(), photos / f"index{request.param is not None}")
+@pytest.fixture(scope="module")
+def served(photos):
+    searched = Album(photos / "photos", FakeModel(), photos / "index")
     searched.update()
     searched.wait()
-    server = SearchServer(searched, **({"token": request.param} if request.param else {}))
+    server = SearchServer(searched)
     server.start()
-    yield f"http://127.0.0.1:{server.port}", request.param
+    yield searched, f"http://127.0.0.1:{server.port}"
     server.stop()
     searched.stop()
 
 
 @pytest.fixture
-def page(browser, place):
-    address, token = place
-    browser.get(f"{address}/?token={token}" if token else address)
-    wait(browser, lambda found: "15" in found.find_element(By.ID, "state").text)
+def page(browser, served):
+    # what came before is gone, the place in the page, too
+    browser.get("about:blank")
+    browser.get(served[1])
+    wait(browser, lambda found: str(COUNT) in found.find_element(By.ID, "state").text)
     return browser
 
 
-def names(page, row):
+def names(page, selector):
     # in one go: the page may be drawing them anew
     texts = "return [...document.querySelectorAll(arguments[0])].map(each => each.textContent)"
-    return page.execute_script(texts, f"section[data-row={row}] .tile .name")
+    return page.execute_script(texts, f"{selector} .tile .name")
+
+
+def copies(page):
+    return names(page, "section[data-row=copies]")
 
 
 def wait(page, condition):
-    WebDriverWait(page, 20, ignored_exceptions=[StaleElementReferenceException]).until(condition)
+    WebDriverWait(page, 20, 0.05, ignored_exceptions=[StaleElementReferenceException]).until(condition)
 
 
-def search_by(page, path):
-    page.find_element(By.ID, "file").send_keys(str(path))
-    wait(page, lambda found: names(found, "copies"))
+def give(page, how, path):
+    page.execute_script(GIVE, how, base64.b64encode(path.read_bytes()).decode())
 
 
-def test_a_dropped_photo_finds_its_copies_and_its_kind(page, photos):
-    search_by(page, photos / "photos" / "00001.png")
-    assert set(names(page, "copies")) == {"00001.png", "small.jpg"}
-    assert names(page, "kind")
+def press(page, *keys):
+    for key in keys:
+        ActionChains(page).send_keys(key).perform()
+
+
+def press_chip(page, where):
+    """The last of the classes, the one with the fewest photos."""
+    page.execute_script("[...document.querySelectorAll(`${arguments[0]} button`)].pop().click()", where)
+
+
+def test_photos_are_given_in_every_way_and_filtered_by_class(page, photos):
+    album_of = photos / "photos"
+    page.find_element(By.ID, "file").send_keys(str(album_of / "00001.png"))
+    wait(page, lambda found: set(copies(found)) == {"00001.png", "small.jpg"})
+    give(page, "drop", album_of / "00002.png")
+    wait(page, lambda found: copies(found) == ["00002.png"])
+    give(page, "paste", album_of / "00003.png")
+    wait(page, lambda found: copies(found)[:1] == ["00003.png"])
+    # what is no photo is told, and the page goes on
+    give(page, "drop", photos / "index" / "lock")
+    wait(page, lambda found: found.find_element(By.ID, "message").is_displayed())
+    # chips leave one class of what was found
+    every = names(page, "#found")
+    press_chip(page, "#found-chips")
+    assert names(page, "#found") == ["tinted.png"]
+    press_chip(page, "#found-chips")
+    assert names(page, "#found") == every
     # a found photo is the next query
-    first = names(page, "kind")[0]
+    first = names(page, "section[data-row=kind]")[0]
     page.find_element(By.CSS_SELECTOR, "section[data-row=kind] .tile .open").click()
     wait(page, lambda found: first in found.find_element(By.ID, "query-name").text)
 
 
-def test_the_album_is_filtered_by_class(page):
+def test_a_region_of_the_query_is_searched_by(page, photos):
+    give(page, "drop", photos / "both.png")
+    wait(
+        page, lambda found: "upload=" in found.current_url and found.find_element(By.ID, "picture").size["height"] > 50
+    )
+    assert copies(page) == []
+    frame = page.find_element(By.ID, "picture")
+    width, height = frame.size["width"], frame.size["height"]
+    for side, name in ((-1, "00004.png"), (1, "00005.png")):
+        drag = ActionChains(page).move_to_element_with_offset(frame, 0, -height // 2 + 1).click_and_hold()
+        drag.move_by_offset(side * (width // 2 - 1), height - 2).release().perform()
+        wait(page, lambda found, name=name: copies(found) == [name])
+    assert "box=" in page.current_url
+    press(page, Keys.ESCAPE)
+    wait(page, lambda found: "box=" not in found.current_url and copies(found) == [])
+    page.back()
+    wait(page, lambda found: copies(found) == ["00005.png"])
+
+
+def test_the_album_by_keys(page):
+    press(page, "2")
+    wait(page, lambda found: len(names(found, "#album")) == COUNT)
+    press(page, Keys.ARROW_RIGHT, Keys.ARROW_RIGHT, "i")
+    name = names(page, "#album")[1]
+    wait(page, lambda found: found.find_element(By.ID, "details-name").text == name)
+    press(page, Keys.ESCAPE, Keys.ENTER)
+    wait(page, lambda found: name in found.find_element(By.ID, "query-name").text)
+    press(page, "/")
+    wait(page, lambda found: found.switch_to.active_element.get_attribute("id") == "text")
+    press(page, "crimson" + Keys.ENTER)
+    wait(page, lambda found: "crimson" in found.find_element(By.ID, "album-note").text)
+    page.find_element(By.ID, "tab-search").click()
     page.find_element(By.ID, "tab-album").click()
-    tiles = (By.CSS_SELECTOR, "#album .tile")
-    wait(page, lambda found: len(found.find_elements(*tiles)) == 15)
-    page.find_elements(By.CSS_SELECTOR, "#album-chips button")[1].click()
-    wait(page, lambda found: 0 < len(found.find_elements(*tiles)) < 15)
+    wait(page, lambda found: len(names(found, "#album")) == COUNT)
+    press_chip(page, "#album-chips")
+    wait(page, lambda found: 0 < len(names(found, "#album")) < COUNT)
 
 
-def test_duplicates_can_be_skipped(page):
-    page.find_element(By.ID, "tab-duplicates").click()
+def test_duplicates_are_kept_and_skipped_and_that_is_remembered(page, served):
+    searched, _ = served
+    press(page, "3")
     page.find_element(By.ID, "compare").click()
     groups = (By.CSS_SELECTOR, "#groups .group")
-    wait(page, lambda found: len(found.find_elements(*groups)) >= 2)
-    page.find_element(By.CSS_SELECTOR, ".group .skip").click()
+    wait(page, lambda found: len(found.find_elements(*groups)) == 3)
+    # the first is skipped, and of the second the small one goes
+    press(page, "s")
+    wait(page, lambda found: "skipped" in found.find_element(*groups).get_attribute("class"))
+    press(page, "j")
+    small = "#groups .group:nth-child(2) .tile:nth-child(2)"
+    page.find_element(By.CSS_SELECTOR, f"{small} .mark").click()
+    wait(page, lambda found: "going" in found.find_element(By.CSS_SELECTOR, small).get_attribute("class"))
+    assert "same" in page.find_element(By.CSS_SELECTOR, f"{small} .score").text
+    page.find_element(By.CSS_SELECTOR, "#groups .group:nth-child(2) .tile:nth-child(1) .mark").click()
+    wait(page, lambda found: "one of a group stays" in found.find_element(By.ID, "message").text)
+    page.refresh()
+    wait(page, lambda found: len(found.find_elements(*groups)) == 3)
     assert "skipped" in page.find_element(*groups).get_attribute("class")
-    page.find_element(By.CSS_SELECTOR, ".group .skip").click()
-    assert "skipped" not in page.find_element(*groups).get_attribute("class")
+    assert "going" in page.find_element(By.CSS_SELECTOR, small).get_attribute("class")
+    # the command sees the same
+    with Decisions(searched.path) as decisions:
+        decided, count = decisions.applied(searched.duplicates)
+    assert count == 2
+    assert [(photo.name, keep.name) for photo, keep in decided.spare] == [("small.jpg", "00001.png")]
 
 
 def test_a_hostile_name_is_only_a_name(page, photos):
-    search_by(page, photos / "photos" / HOSTILE)
-    assert HOSTILE in names(page, "copies")
+    give(page, "drop", photos / "photos" / HOSTILE)
+    wait(page, lambda found: HOSTILE in copies(found))
     assert page.title != "taken"
     assert not page.find_elements(By.CSS_SELECTOR, "img[src='x']")
 
 
-def test_without_the_token_nothing_is_shown(browser, place):
-    address, token = place
-    if token is None:
-        pytest.skip("this server asks for none")
-    browser.delete_all_cookies()
-    browser.get(address)
-    assert not browser.find_elements(By.ID, "drop")
-    assert browser.find_elements(By.CSS_SELECTOR, "input")
+def test_the_page_fits_a_phone_and_logs_no_error(page):
+    size = {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": True}
+    page.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    for key in "123":
+        press(page, key)
+        assert page.execute_script("return document.documentElement.scrollWidth <= innerWidth")
+    page.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+    logged = [each["message"] for each in page.get_log("browser") if each["level"] == "SEVERE"]
+    # a file that was no photo was refused
+    assert [each for each in logged if "/api/search" not in each] == [], json.dumps(logged)
+
+
+def test_without_the_token_nothing_is_shown(browser, served):
+    searched, _ = served
+    server = SearchServer(searched, token="a-token-of-the-test")
+    server.start()
+    try:
+        address = f"http://127.0.0.1:{server.port}"
+        browser.get(f"{address}/?token=a-token-of-the-test")
+        wait(browser, lambda found: str(COUNT) in found.find_element(By.ID, "state").text)
+        browser.delete_all_cookies()
+        browser.get(address)
+        assert not browser.find_elements(By.ID, "drop")
+        assert browser.find_elements(By.CSS_SELECTOR, "input")
+    finally:
+        server.stop()

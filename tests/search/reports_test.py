@@ -10,6 +10,7 @@ from PIL import Image
 
 from mg_keras.errors import UserError
 from mg_keras.search import reports
+from mg_keras.search.decisions import Decision, Decisions
 from mg_keras.search.duplicates import find_duplicates
 from mg_keras.search.index import Index
 from mg_keras.search.moving import LIST, move_spare
@@ -167,6 +168,29 @@ def test_a_kept_photo_that_was_only_touched_counts(found, folder, tmp_path):
     for path in folder.glob("*.png"):
         os.utime(path)
     assert len(move_spare(found, tmp_path / "moved").moved) == 4
+
+
+def test_what_was_decided_takes_the_place_of_what_is_proposed(found, folder, tmp_path):
+    by_name = {group.keep.name: group for group in found.groups}
+    with Decisions(tmp_path / "index") as decisions:
+        assert decisions.of(by_name["00002.png"]) is None
+        decisions.put(by_name["00002.png"], Decision(False, ("00002.png",)))
+        decisions.put(by_name["00003.png"], Decision(False, ("moved.png",)))
+        equal = next(group for group in found.groups if "again.png" in [photo.name for photo in group.photos])
+        decisions.put(equal, Decision(True, ("again.png",)))
+        for go, message in ((("00002.png", "small.jpg"), "one photo of a group stays"), (("x",), "only photos of")):
+            with pytest.raises(UserError, match=message):
+                decisions.put(by_name["00002.png"], Decision(False, go))
+    with Decisions(tmp_path / "index") as decisions:
+        decided, count = decisions.applied(found)
+    assert count == 3
+    # the small one is kept in place of the large one, what is similar goes, and a group that was skipped stays
+    assert {photo.name: keep.name for photo, keep in decided.spare if photo.name != HOSTILE} == {
+        "00002.png": "small.jpg",
+        "moved.png": "00003.png",
+    }
+    assert move_spare(decided, tmp_path / "moved").left == []
+    assert {"small.jpg", "00003.png", "again.png"} <= set(files(folder))
 
 
 def test_not_into_the_album(found, folder, tmp_path):

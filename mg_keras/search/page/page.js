@@ -306,26 +306,12 @@ async function showAlbum(values) {
   pager($("album-pager"), page, last, (to) => go("album", { class: name, text, page: to }));
 }
 
-// duplicates; what was decided is kept by the browser
+// duplicates; what was decided is kept in the index
 
-const keyOf = (group) => [group.keep, ...group.members.map((each) => each.photo)].map((photo) => `${photo.id}:${photo.thumbnail.split("=").pop()}`).sort().join(" ");
-const placeOf = () => `mg_keras ${status ? status.album : ""}`;
-
-function decisions() {
-  try { return JSON.parse(localStorage.getItem(placeOf())) || {}; } catch { return {}; }
-}
-
-function decided(group, all = decisions()) {
-  const own = all[keyOf(group)];
-  const spare = group.members.filter((each) => each.spare).map((each) => each.photo.id);
-  return { skip: Boolean(own && own.skip), go: own && Array.isArray(own.go) ? own.go : spare };
-}
-
-function decide(group, change) {
-  const all = decisions();
-  all[keyOf(group)] = { ...decided(group, all), ...change };
-  try { localStorage.setItem(placeOf(), JSON.stringify(all)); } catch { tell("the browser keeps nothing: decisions are lost when the page is left"); }
-}
+const decide = guarded(async (group, change) => {
+  group.decision = { ...group.decision, ...change };
+  await ask("/api/decisions", { method: "POST", body: JSON.stringify({ key: group.key, ...group.decision }) });
+});
 
 async function showDuplicates(values) {
   const page = Math.max(1, Number(values.get("page")) || 1), kind = values.get("kind");
@@ -341,7 +327,7 @@ async function showDuplicates(values) {
   let note = "Photos that are there twice: byte for byte, as copies, or similar. Nothing is moved or deleted here.";
   if (running) note = status.comparing.total ? `Comparing, ${percent(status.comparing.done / status.comparing.total)} ...` : "Comparing ...";
   else if (found.found) {
-    note = `${number(found.total)} groups; ${number(found.spare)} photos may go by the proposal, ${size(found.spare_bytes)}. Nothing is moved or deleted here: the list says what you decided.`;
+    note = `${number(found.total)} groups; ${number(found.spare)} photos may go by the proposal, ${size(found.spare_bytes)}. Nothing is moved or deleted here: what you decide is kept, and mg-keras duplicates --move-to does it.`;
     if (found.verified) note += " Copies are the same by their pixels; look at them before they go.";
     else if (found.estimated) note += " The threshold of copies is a rule of thumb: look at them first.";
   }
@@ -354,7 +340,7 @@ async function showDuplicates(values) {
 }
 
 function showGroup(group, place) {
-  const { skip, go: going } = decided(group);
+  const { skip, go: going } = group.decision;
   const made = make("section", { class: `group${skip ? " skipped" : ""}`, "aria-label": `Group ${place + 1}` });
   const renew = (focused) => {
     const fresh = showGroup(group, place);
@@ -400,16 +386,17 @@ const compare = guarded(async () => {
   tell("");
   await ask(`/api/duplicates?precision=${$("precision").value}`, { method: "POST" });
   await look();
+  lookSoon();
   go("duplicates", {});
 });
 
 const download = guarded(async () => {
-  const list = [], all = decisions();
+  const list = [];
   for (let offset = 0, total = 1; offset < total; offset += MOST) {
     const found = await ask(`/api/duplicates?offset=${offset}&limit=${MOST}`);
     total = found.total;
     for (const group of found.groups) {
-      const { skip, go: going } = decided(group, all);
+      const { skip, go: going } = group.decision;
       const photos = [group.keep, ...group.members.map((each) => each.photo)];
       const gone = skip ? [] : photos.filter((photo) => going.includes(photo.id));
       if (gone.length) list.push({ kind: group.kind, keep: photos.filter((photo) => !gone.includes(photo)).map((photo) => photo.name), go: gone.map((photo) => photo.name) });
@@ -455,10 +442,12 @@ async function look() {
   if (grown && view === "album" && addressed()[1].size === 0 && scrollY < 200 && !$("album").contains(document.activeElement)) await show();
 }
 
+let lookSoon = () => {};
+
 async function keepLooking() {
   for (;;) {
     const busy = !status || status.indexing.running || status.comparing.running;
-    await new Promise((done) => setTimeout(done, busy ? 700 : 5000));
+    await new Promise((done) => { lookSoon = done; setTimeout(done, busy ? 500 : 5000); });
     if (!document.hidden) await guarded(look)();
   }
 }
@@ -543,7 +532,7 @@ function listen() {
   $("camera").onclick = $("camera-again").onclick = () => $("capture").click();
   $("another").onclick = () => $("file").click();
   $("whole").onclick = () => again({});
-  $("update").onclick = guarded(async () => { tell(""); await ask("/api/update", { method: "POST" }); await look(); });
+  $("update").onclick = guarded(async () => { tell(""); await ask("/api/update", { method: "POST" }); await look(); lookSoon(); });
   $("compare").onclick = compare;
   $("list").onclick = download;
   $("words").onsubmit = (event) => { event.preventDefault(); go("album", { text: $("text").value.trim() }); };
