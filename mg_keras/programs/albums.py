@@ -1,8 +1,10 @@
 """What the programs for folders of photos share: the model, and the index of a folder, where it lies and made new."""
 
 import hashlib
+import importlib.util
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from mg_keras.errors import UserError
@@ -50,6 +52,25 @@ def index_of(folder: Path, model: Any, options: Any) -> Any:
         resolution=options.resolution,
         label=f"photos of {printable_name(folder.name or folder)}",
     )
+
+
+def indexed_demo(run: Any, model: Path) -> str:
+    """Indexes the validation photos of a run on the demo set, and gives the command that opens the page on them.
+
+    Args:
+        run: `mg_keras.runs.run.Run` with `data: demo`.
+        model: its SavedModel.
+    """
+    from mg_keras.loading import load
+    from mg_keras.runs.photos import open_source
+
+    folder = Path(os.path.commonpath(open_source(run.settings).val.files))
+    options = SimpleNamespace(index=None, recursive=True, resolution=None)
+    index_of(folder, load(model), options).close()
+    # the page needs an extra
+    missing = importlib.util.find_spec("starlette") is None or importlib.util.find_spec("uvicorn") is None
+    first = 'pip install -e ".[serving]" && ' if missing else ""
+    return f"{first}mg-keras search {folder} --model {model}"
 
 
 def place(folder: Path, model: Any, options: Any) -> Path:

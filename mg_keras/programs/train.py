@@ -5,6 +5,7 @@ The same command after Ctrl-C, a crash or `kill -9` goes on where the run was.
 
 from collections.abc import Sequence
 
+from mg_keras.programs import albums
 from mg_keras.programs.common import PRESETS, Parser, given, preset_names, with_preset
 from mg_keras.programs.export import export_run
 from mg_keras.programs.whole_run import train_and_measure
@@ -32,3 +33,5 @@ def finish(run: Run) -> None:
 
     print(usage(export_run(run, run.path / "saved_model")))
     print(f"\nLook at {run.path}/: retrieval.png, scores.png, p_star.png, curves.png; figures in metrics.json")
+    if run.settings.data == "demo":
+        print(f"Search its photos in the browser:\n  {albums.indexed_demo(run, run.path / 'saved_model')}")

@@ -3,6 +3,7 @@
 import io
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 
@@ -115,3 +116,14 @@ def test_what_is_wrong_is_one_line(folder, program, arguments, message):
     with pytest.raises(UserError, match=message) as told:
         program.main([argument.replace("{folder}", str(folder)) for argument in arguments])
     assert "\n" not in str(told.value)
+
+
+def test_the_demo_ends_with_an_index_and_the_command_for_its_page(folder, tmp_path, monkeypatch):
+    source = SimpleNamespace(val=SimpleNamespace(files=sorted(map(str, folder.iterdir()))))
+    monkeypatch.setattr("mg_keras.runs.photos.open_source", lambda settings: source)
+    monkeypatch.setattr("mg_keras.loading.load", lambda model: FakeModel())
+    told = albums.indexed_demo(SimpleNamespace(settings=None), "runs/demo/saved_model")
+    assert told == f"mg-keras search {folder} --model runs/demo/saved_model"
+    (path,) = (tmp_path / "home" / ".cache" / "mg_keras" / "indexes").iterdir()
+    with Index.open(path) as index:
+        assert len(index) == 10
