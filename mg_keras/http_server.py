@@ -38,7 +38,7 @@ class HttpServer:
         host: str, the address to listen on: IPv4, IPv6, or a name.
         port: int; 0 takes a free one.
         max_connections: int >= 1; what comes beyond is told 503 and closed.
-        error_body: message to the JSON that refuses what the application never sees.
+        error_body: HTTP status and message to the JSON that refuses what the application never sees.
 
     Attributes:
         port: int.
@@ -49,7 +49,12 @@ class HttpServer:
     """
 
     def __init__(
-        self, application: ASGIApp, host: str, port: int, max_connections: int, error_body: Callable[[str], bytes]
+        self,
+        application: ASGIApp,
+        host: str,
+        port: int,
+        max_connections: int,
+        error_body: Callable[[int, str], bytes],
     ):
         ipv6 = ":" in host
         self._socket = socket.create_server(
@@ -139,7 +144,7 @@ class _Connection(H11Protocol):
     the client leaves an answer unread. A body is awaited by `read_body`; the time an answer takes is the application's.
     """
 
-    def __init__(self, max_connections: int, error_body: Callable[[str], bytes], *arguments, **keywords):
+    def __init__(self, max_connections: int, error_body: Callable[[int, str], bytes], *arguments, **keywords):
         super().__init__(*arguments, **keywords)
         self.logger = _LOGGER
         self.access_log = False
@@ -186,7 +191,7 @@ class _Connection(H11Protocol):
             self.transport.abort()
 
     def _refuse(self, status: int, message: str) -> None:
-        body = self._error_body(message)
+        body = self._error_body(status, message)
         headers = [("Content-Type", "application/json"), ("Content-Length", str(len(body))), ("Connection", "close")]
         for event in (h11.Response(status_code=status, headers=headers), h11.Data(body), h11.EndOfMessage()):
             self.transport.write(self.conn.send(event))

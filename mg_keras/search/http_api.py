@@ -460,7 +460,8 @@ def _json(value: Any, status: int = 200, headers: dict[str, str] | None = None) 
     return Response(json.dumps(value).encode(), status, headers, "application/json")
 
 
-def _error_body(message: str) -> bytes:
+def _error_body(status: int, message: str) -> bytes:
+    del status
     return json.dumps({"error": message}).encode()
 
 
@@ -478,4 +479,4 @@ async def _refusal(request: Request, error: Exception) -> Response:
             status, message = 404, f"there is nothing at {printable_name(request.url.path[:200])}"
         case _:
             status, message, headers = failure(error)
-    return Response(_error_body(message), status, headers, "application/json")
+    return Response(_error_body(status, message), status, headers, "application/json")

@@ -156,4 +156,4 @@ async def _refusal(request: Request, error: Exception) -> Response:
             status, message = 400, f"Malformed request: {request.method} {request.scope['path'][:200]}"
         case _:
             status, message, headers = failure(error)
-    return Response(rest_format.error(message), status, headers, "application/json")
+    return Response(rest_format.error(status, message), status, headers, "application/json")

@@ -76,8 +76,12 @@ def answer(request: Mapping[str, Any], outputs: Mapping[str, np.ndarray]) -> byt
     return json.dumps(value).encode()
 
 
-def error(message: str) -> bytes:
-    """The body that refuses a request: the one place that knows how errors look."""
+def error(status: int, message: str) -> bytes:
+    """The body that refuses a request: the one place that knows how errors look.
+
+    TF Serving's has the message alone, which the HTTP status stands beside.
+    """
+    del status
     return json.dumps({"error": message}).encode()
 
 
