@@ -27,12 +27,8 @@ def versions(name, image, count):
     return np.stack(list(dataset.as_numpy_iterator()))
 
 
-def test_names():
-    assert set(augmentations.NAMES) == {"full", "standard", "autoaugment", "copies", "none"}
-
-
 def test_an_unknown_name_lists_the_known_ones():
-    with pytest.raises(UserError, match=r"'fulll'.*full, standard, autoaugment, copies, none"):
+    with pytest.raises(UserError, match=f"'fulll'.*{', '.join(augmentations.NAMES)}"):
         augmentations.get("fulll")
 
 
