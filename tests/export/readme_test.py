@@ -43,7 +43,7 @@ def test_readme_gives_a_phone_photo_the_descriptor_of_the_upright_one(folder, ca
         exec(code, names)
         answer = names["answer"]
         assert str(answer) in capsys.readouterr().out
-        assert {"embedding", "logits", "class", "probability"} == set(answer)
+        assert {"embedding", "logits", "class", "probability"} <= set(answer)
         embeddings.append(answer["embedding"].numpy()[0])
     assert np.dot(*embeddings) > 0.999
 
