@@ -55,7 +55,7 @@ def export_saved_model(
         -> embedding: float32 [B, D], unit norm, whitened.
         -> logits: float32 [B, C]; class: int64 [B]; probability: float32 [B], of that class.
     `encoded`:
-        image_bytes: string [B], photos as JPEG, PNG, GIF or BMP files, of any sizes.
+        image_bytes: string [B], photos as JPEG, PNG, WebP, GIF or BMP files, of any sizes.
         resolution: int32 [B], pixels of the largest side, or of both where the model's `preparation` is `squash`; 0
             takes the photo as it is.
         p_star: float32 [B]; where it is 0 or less, that of the p* table for the nearest resolution.
