@@ -6,11 +6,13 @@ refused when it can't be decoded whole, has more than `MAX_PIXELS` pixels (read 
 spent on it) or a side below `MIN_SIDE`.
 """
 
+import functools
 import os
 import re
 import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -22,13 +24,33 @@ from mg_keras.data.formats import orientation as orientations
 from mg_keras.data.formats.caught import caught
 from mg_keras.errors import UserError
 
-# by what stands in them from which byte on
-_KINDS = [
+
+class _Kind(NamedTuple):
+    """A kind of file besides JPEG and PNG, told by the bytes `sign` at `place`.
+
+    `declared_size` is contents -> int32 [height, width]; `decode` contents -> (whether it could, uint8 [H, W, 3]).
+    """
+
+    name: str
+    place: int
+    sign: bytes
+    declared_size: Callable
+    decode: Callable
+
+
+def _of_gif(contents):
+    return caught(lambda frame: (_decoded(frame),), gif.first_frame(contents)[0], (_no_photo(),))
+
+
+_OTHER_KINDS = (
+    _Kind("WebP", 8, b"WEBP", webp.declared_size, webp.decode),
+    _Kind("BMP", 0, b"BM", bmp.declared_size, bmp.decode),
+    _Kind("GIF", 0, b"GIF8", lambda contents: gif.first_frame(contents)[1], _of_gif),
+)
+_SIGNS = [
     (0, b"\xff\xd8\xff", "JPEG"),
     (0, b"\x89PNG", "PNG"),
-    (8, b"WEBP", "WebP"),
-    (0, b"BM", "BMP"),
-    (0, b"GIF8", "GIF"),
+    *((kind.place, kind.sign, kind.name) for kind in _OTHER_KINDS),
 ]
 # what may come in place of those
 _OTHERS = [
@@ -44,7 +66,7 @@ _OTHERS = [
     (0, b"8BPS", "a Photoshop file"),
     (0, b"%PDF", "a PDF file"),
 ]
-_NO_PHOTO = "not a JPEG, PNG, WebP, BMP or GIF file"
+_NO_PHOTO = f"not a {', '.join(name for *_, name in _SIGNS[:-1])} or {_SIGNS[-1][2]} file"
 
 
 def decode(contents: tf.Tensor) -> tf.Tensor:
@@ -221,7 +243,7 @@ def _examined(contents):
 @apart
 def why_not(contents: tf.Tensor) -> tf.Tensor:
     """Why a photo that `try_decode` can't decode can't be used, in a few words: scalar string."""
-    kind = fields.first_text([(fields.has(contents, place, sign), name) for place, sign, name in _KINDS])
+    kind = fields.first_text([(fields.has(contents, place, sign), name) for place, sign, name in _SIGNS])
     named = fields.first_text([(fields.has(contents, place, sign), f"{name}, ") for place, sign, name in _OTHERS])
     size = tf.cast(declared_size(contents), tf.int64)
     reasons = [
@@ -288,18 +310,11 @@ def _common(contents, reduction):
 def _of_other_kinds(contents):
     """(whether it could be decoded, the photo as it is stored or one pixel)."""
 
-    def of_gif():
-        return caught(lambda frame: (_decoded(frame),), gif.first_frame(contents)[0], (_no_photo(),))
-
-    kinds = [
-        (0, b"GIF8", of_gif),
-        (0, b"BM", lambda: bmp.decode(contents)),
-        (8, b"WEBP", lambda: webp.decode(contents)),
-    ]
-    is_kind = [fields.has(contents, place, sign) for place, sign, _ in kinds]
+    is_kind = [fields.has(contents, kind.place, kind.sign) for kind in _OTHER_KINDS]
     none = ~(tf.reduce_any(is_kind) & _may_be_decoded(_declared_size_of_others(contents)))
     number = tf.argmax(tf.cast([none, *is_kind], tf.int32), output_type=tf.int32)
-    return tf.switch_case(number, [lambda: (tf.constant(False), _no_photo()), *(decode for *_, decode in kinds)])
+    decoders = [functools.partial(kind.decode, contents) for kind in _OTHER_KINDS]
+    return tf.switch_case(number, [lambda: (tf.constant(False), _no_photo()), *decoders])
 
 
 @apart
@@ -308,15 +323,10 @@ def _declared_size_of_others(contents):
         size = fields.at(contents, 16, 8)
         return tf.stack([fields.big(size[4:]), fields.big(size[:4])])
 
-    kinds = [
-        (0, b"\x89PNG", png),
-        (0, b"GIF8", lambda: gif.first_frame(contents)[1]),
-        (0, b"BM", lambda: bmp.declared_size(contents)),
-        (8, b"WEBP", lambda: webp.declared_size(contents)),
-    ]
-    size = tf.zeros([2], tf.int32)
-    for place, sign, find in kinds:
-        size = tf.cond(fields.has(contents, place, sign), find, lambda size=size: size)
+    size = tf.cond(_is_png(contents), png, lambda: tf.zeros([2], tf.int32))
+    for kind in _OTHER_KINDS:
+        find = functools.partial(kind.declared_size, contents)
+        size = tf.cond(fields.has(contents, kind.place, kind.sign), find, lambda size=size: size)
     return size
 
 

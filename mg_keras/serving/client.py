@@ -133,7 +133,7 @@ class Client(ABC):
         """Descriptors and classes of photos.
 
         Args:
-            photos: files as bytes (JPEG, PNG, GIF, BMP), of any sizes mixed, which the server decodes and resizes; or
+            photos: files as bytes (JPEG, PNG, WebP, GIF, BMP), of any sizes, which the server decodes and resizes; or
                 arrays [H, W, 3], RGB in 0-255, which are taken as they are. Arrays of one shape share requests.
             resolution: pixels of the largest side, one for all or one a photo; 0 leaves the photo's own. Files need it:
                 descriptors of one resolution compare best, from that of the training to twice it.
