@@ -8,7 +8,7 @@ A recipe is a function `augment(image, size, seed)` of TensorFlow operations, ma
   order and on whatever thread the photos come;
 * it returns float32 `[size, size, 3]`, RGB in 0-255.
 
-A new recipe is one file here and one line in `_RECIPES`.
+A new recipe is one file here, whose function is called `augment`, and its name in `NAMES`.
 
 Keras's own layers are used where they do exactly this, which is for the affine warp alone. The others draw their
 randomness from a stateful generator, so a photo's version would depend on the order of the threads, and several
@@ -16,19 +16,13 @@ compute something else: `RandomSaturation` works in HSV, `RandomContrast` blends
 with the mean grey, `Equalization` rounds otherwise than PIL.
 """
 
+import importlib
 from collections.abc import Callable
 
-from mg_keras.data.augmentations import autoaugment, copies, full, none, standard
 from mg_keras.errors import UserError
 
-_RECIPES = {
-    "full": full.augment,
-    "standard": standard.augment,
-    "autoaugment": autoaugment.augment,
-    "copies": copies.augment,
-    "none": none.augment,
-}
-NAMES = tuple(_RECIPES)
+# the files are loaded on first use: to read settings needs no TensorFlow
+NAMES = ("full", "standard", "autoaugment", "copies", "none")
 
 
 def get(name: str) -> Callable:
@@ -49,6 +43,6 @@ def get(name: str) -> Callable:
     >>> get("standard")(tf.zeros([300, 200, 3], tf.uint8), size=96, seed=[1, 2]).shape
     TensorShape([96, 96, 3])
     """
-    if name not in _RECIPES:
+    if name not in NAMES:
         raise UserError(f"Unknown augmentation {name!r}; the known ones are {', '.join(NAMES)}")
-    return _RECIPES[name]
+    return importlib.import_module(f"{__name__}.{name}").augment
