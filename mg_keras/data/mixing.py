@@ -10,8 +10,6 @@ from collections.abc import Sequence
 
 import tensorflow as tf
 
-KINDS = ("none", "mixup", "cutmix")
-
 
 def mixed_batches(
     batches: tf.data.Dataset,
@@ -28,7 +26,7 @@ def mixed_batches(
     Args:
         batches: of (images float32 [B, H, W, 3], labels int32 [B], instance ids [B]), `len(local_replicas)` elements a
             step.
-        kind: `"mixup"` or `"cutmix"`.
+        kind: one of `KINDS`, but `"none"`.
         num_classes: C.
         alpha: > 0, of the Beta distribution from which a batch's share is drawn; large values mix half and half.
         seed, start_step, local_replicas: as `repeated_batches` takes them.
@@ -39,9 +37,8 @@ def mixed_batches(
     Raises:
         ValueError: for another kind, or an alpha out of range.
     """
-    mixers = {"mixup": mixup, "cutmix": cutmix}
-    if kind not in mixers:
-        raise ValueError(f"kind must be one of {', '.join(mixers)}, received {kind!r}")
+    if kind not in _MIXERS:
+        raise ValueError(f"kind must be one of {', '.join(_MIXERS)}, received {kind!r}")
     if not alpha > 0:
         raise ValueError(f"alpha must be > 0, received {alpha}")
     replicas = tf.constant(local_replicas, tf.int64)
@@ -52,7 +49,7 @@ def mixed_batches(
         key = tf.random.experimental.stateless_fold_in(tf.constant([seed, 0x6D6978], tf.int64), step)
         key = tf.random.experimental.stateless_fold_in(key, replica)
         shares = tf.one_hot(labels, num_classes)
-        return *mixers[kind](images, shares, alpha, key), instance_ids
+        return *_MIXERS[kind](images, shares, alpha, key), instance_ids
 
     return batches.enumerate().map(mix, num_parallel_calls=tf.data.AUTOTUNE)
 
@@ -115,3 +112,8 @@ def _draws(alpha, count, seed):
 
 def _blend(values, partners, share):
     return share * values + (1.0 - share) * tf.gather(values, partners)
+
+
+_MIXERS = {"mixup": mixup, "cutmix": cutmix}
+KINDS = ("none", *_MIXERS)
+"""What a run's `mixing` may be."""
