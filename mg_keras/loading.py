@@ -323,12 +323,12 @@ def _of_run(path, checkpoint):
     if checkpoint not in ("last", "best"):
         raise UserError(f'checkpoint must be "last" or "best", received {checkpoint!r}')
     run = load_run(path, checkpoint=checkpoint)
-    exported = run.whitening
+    exported = run.results.whitening
 
     @functools.cache
     def whitening_at(resolution):
         # where none was fitted it is the exported one, which the SavedModel has for all resolutions
-        return run.whitening_at(resolution) or exported or _identity(run.model)
+        return run.results.whitening_at(resolution) or exported or _identity(run.model)
 
     return Loaded(
         path,
@@ -337,7 +337,7 @@ def _of_run(path, checkpoint):
         run.class_names,
         run.settings.resolution,
         run.settings.pooling_exponent,
-        run.p_star,
+        run.results.p_star,
         exported is not None,
     )
 

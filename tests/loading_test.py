@@ -52,10 +52,10 @@ def make_run(path, folder, whitened, **settings):
     run = Run.start(path, TrainConfig(**{**values, "data": f"folder:{folder}", **settings}))
     run.save_class_names(CLASSES)
     run.checkpoints.save(0, snapshot({"model": build_model(run.settings, len(CLASSES)).state_variables}), {})
-    run.save_p_star({SIZE: 4.0}, {}, {})
+    run.results.save_p_star({SIZE: 4.0}, {}, {})
     if whitened:
         values = embed(run.model, photos(folder), SIZE, SIZE, [4.0]).values[0]
-        Whitening.fit(values, shrinkage=0.5).save(run.whitening_path(SIZE))
+        Whitening.fit(values, shrinkage=0.5).save(run.results.whitening_path(SIZE))
     return run
 
 
@@ -88,7 +88,7 @@ def test_it_says_what_it_is(opened, exported):
 
 @pytest.mark.slow
 def test_descriptors_are_those_of_the_program_and_of_the_signature(run, opened, exported, folder, files, tmp_path):
-    expected = run.whitening.transform(embed(run.model, photos(folder), SIZE, SIZE, [4.0]).values[0])
+    expected = run.results.whitening.transform(embed(run.model, photos(folder), SIZE, SIZE, [4.0]).values[0])
     found = opened.embed(folder)
     assert (found.dtype, found.shape) == (np.float32, (12, expected.shape[1]))
     np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-6)
@@ -118,7 +118,7 @@ def test_other_exponents_and_resolutions(run, opened, folder):
         chosen = exponent or 2.0
         values = embed(run.model, photos(folder), resolution, SIZE, [chosen]).values[0]
         found = opened.embed(folder, resolution, exponent)
-        np.testing.assert_allclose(found, run.whitening.transform(values), atol=1e-5)
+        np.testing.assert_allclose(found, run.results.whitening.transform(values), atol=1e-5)
 
 
 @pytest.mark.slow
@@ -152,7 +152,7 @@ def test_photos_of_every_kind_at_hand(opened, files, tmp_path):
 def test_pixels_between_grey_levels_are_not_rounded(run, opened):
     photo = np.random.default_rng(0).uniform(0, 255, (SIZE * 256 // 224, SIZE * 256 // 224, 3)).astype(np.float32)
     expected = run.model(square(photo, SIZE)[None], p_star=4.0)["embedding"]
-    np.testing.assert_allclose(opened.embed(photo), run.whitening.transform(expected), atol=1e-5)
+    np.testing.assert_allclose(opened.embed(photo), run.results.whitening.transform(expected), atol=1e-5)
 
 
 BROKEN = [
@@ -204,7 +204,7 @@ def test_its_fingerprint_is_of_what_makes_descriptors(run, opened, exported, tmp
     other = mg_keras.load(moved)
     other.p_star[SIZE] = 3.0
     assert other.fingerprint != opened.fingerprint
-    path = moved / run.whitening_path(SIZE).relative_to(run.path)
+    path = moved / run.results.whitening_path(SIZE).relative_to(run.path)
     before = Whitening.load(path)
     Whitening(0.5 * before.mean_, before.projection_).save(path)
     assert mg_keras.load(moved).fingerprint != opened.fingerprint

@@ -63,7 +63,7 @@ def trained_share(run: Run) -> float:
 
 def is_finished(run: Run) -> bool:
     """Whether a run is trained to its end and measured. Its checkpoints may have been removed since."""
-    return bool(run.metrics.get("resolutions")) and (not run.checkpoints.paths() or trained_share(run) >= 1)
+    return bool(run.results.metrics.get("resolutions")) and (not run.checkpoints.paths() or trained_share(run) >= 1)
 
 
 def runs_in(out: str | os.PathLike) -> dict[str, list[Run]]:
@@ -285,7 +285,7 @@ def collect(out: str | os.PathLike, presets: Sequence[str] | None = None) -> dic
         for run in runs:
             _check_alike(run, runs[0].settings)
             _check_same_photos(run, runs[0])
-        tables = [run.metrics["resolutions"] for run in runs]
+        tables = [run.results.metrics["resolutions"] for run in runs]
         found[preset] = {
             "seeds": [run.settings.seed for run in runs],
             "resolutions": {

@@ -40,8 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     from mg_keras.evaluation.scores import METRICS
     from mg_keras.evaluation.tables import sweep_table
-    from mg_keras.finishing import stages
     from mg_keras.finishing.pooling_exponent import EXPONENTS, best_exponent
+    from mg_keras.programs import stages
 
     run, source = stages.open_run(options.run, options.resolutions, options.checkpoint, options.data)
     chosen = stages.choose_p_star(
@@ -53,11 +53,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         options.epochs,
         options.sweep,
     )
-    scores, fine_tuned = run.p_star_scores, run.p_star_fine_tuned
+    scores, fine_tuned = run.results.p_star_scores, run.results.p_star_fine_tuned
     best = {size: best_exponent(found) for size, found in scores.items()}
     if options.sweep:
         learnt = {size: found["p_star"] for size, found in fine_tuned.items()}
-        Console().print(sweep_table(run.exponent_sweep, best, learnt))
+        Console().print(sweep_table(run.results.exponent_sweep, best, learnt))
     for size, exponent in sorted(chosen.items()):
         line = f"{size} px: p* = {exponent:.4g}"
         if size in best:
@@ -69,4 +69,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(line)
     written = ["p_star.json", "p_star.png"] if scores else ["p_star.json"]
     written += ["sweep.json", "sweep.png"] if options.sweep else []
-    print(f"written: {', '.join(str(run.results / name) for name in written)}")
+    print(f"written: {', '.join(str(run.results.folder / name) for name in written)}")

@@ -74,15 +74,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def of_run(options: Namespace) -> "tuple[EmbeddingNetwork, dict[str, Any]]":
     """(network, what `embed_to_files` needs), as the run has chosen where the options don't say."""
-    from mg_keras.finishing.stages import exponent_at
     from mg_keras.runs.run import load_run
 
     run = load_run(options.run)
     resolution = options.resolution or run.settings.resolution
-    chosen = exponent_at(run, resolution)
+    chosen = run.results.exponent_at(resolution)
     # the whitening is of descriptors as the chosen p* makes them: with another p* it has to be asked for
     wanted = options.p_star in (None, chosen) if options.whiten is None else options.whiten
-    whitening = run.whitening_at(resolution) if wanted else None
+    whitening = run.results.whitening_at(resolution) if wanted else None
     if options.whiten and whitening is None:
         raise UserError(
             f"{run.path} has no whitening for {resolution} px: run mg-keras whiten --run {run.path} "

@@ -66,29 +66,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def evaluate_run(options: Namespace) -> None:
     """A run: its own photos and any benchmark."""
     from mg_keras.evaluation.tables import scores_table
-    from mg_keras.finishing import scores as evaluation
-    from mg_keras.finishing import stages
+    from mg_keras.programs import scores, stages
 
     run, source = stages.open_run(options.run, options.resolutions, options.checkpoint, options.data)
-    benchmarks = evaluation.open_benchmarks(
-        run, source, options.benchmarks, options.rotations, options.distractors, **_votes(options)
-    )
+    benchmarks = scores.open_benchmarks(run, source, options.benchmarks, _needs(options))
     embedder = stages.embedder_of(run, also=stages.COMPARISON if options.comparison else ())
-    for note in evaluation.complete(run, source, embedder):
+    for note in stages.complete(run, source, embedder):
         print(note, flush=True)
-    metrics = evaluation.evaluate(run, source, benchmarks, options.comparison, embedder)
+    metrics = scores.evaluate(run, source, benchmarks, options.comparison, embedder)
     if metrics["resolutions"]:
         show(scores_table(metrics))
     show_tables(metrics)
-    print(f"written: {run.results / 'metrics.json'}, and the pictures beside it")
+    print(f"written: {run.results.folder / 'metrics.json'}, and the pictures beside it")
 
 
 def evaluate_model(options: Namespace) -> None:
     """A SavedModel, or the model in the package: any benchmark with a folder of its own."""
     from mg_keras.export.opened import Exported
     from mg_keras.files import atomic_write_json
-    from mg_keras.finishing.scores import evaluate_exported, evaluate_packed
     from mg_keras.pretrained.packed import PACKAGE, Packed
+    from mg_keras.programs.scores import evaluate_exported, evaluate_packed
 
     in_package = options.model == "package"
     measure, network = (evaluate_packed, Packed(PACKAGE)) if in_package else (evaluate_exported, None)
@@ -96,9 +93,7 @@ def evaluate_model(options: Namespace) -> None:
         network or Exported.load(options.model),
         options.benchmarks,
         options.resolutions,
-        options.rotations,
-        options.distractors,
-        **_votes(options),
+        _needs(options),
     )
     show_tables(metrics)
     if options.out:
@@ -106,8 +101,11 @@ def evaluate_model(options: Namespace) -> None:
         print(f"written: {options.out}")
 
 
-def _votes(options):
-    return {"neighbors": options.neighbors, "neighbor_temperature": options.neighbor_temperature}
+def _needs(options):
+    """What benchmarks need beside their photos."""
+    from mg_keras.evaluation.evaluators import Options
+
+    return Options(options.rotations, options.distractors, options.neighbors, options.neighbor_temperature)
 
 
 def show_tables(metrics: Mapping[str, Any]) -> None:

@@ -3,6 +3,7 @@
 Without a run it is the model in the package.
 """
 
+import dataclasses
 import os
 import sys
 from collections.abc import Sequence
@@ -89,15 +90,15 @@ def export_run(
     metadata = {
         "trunk": run.settings.trunk,
         "class_names": run.class_names,
-        "p_star": run.p_star,
-        "training": run.config,
+        "p_star": run.results.p_star,
+        "training": dataclasses.asdict(run.settings),
     }
     chosen, trouble = _validation_photos(run, photos)
     if trouble:
         generated = f"{saved_model.CHECK_PHOTOS} generated photos"
         used = f"{len(chosen)} of {photos} validation photos" if chosen else generated
         print(f"the export is checked on {used}: {trouble}", file=sys.stderr)
-    answers = run.model, run.whitening
+    answers = run.model, run.results.whitening
     return saved_model.export_saved_model(*answers, folder, version, metadata, precision, chosen or None)
 
 

@@ -128,10 +128,10 @@ def _save_whitening(run, whitening):
         "variance_kept": whitening.variance_kept_,
         "fitted_on": "photos of whoever made the checkpoint",
     }
-    whitening.save(run.whitening_path(size))
-    run.save_whitening_report({size: entry})
+    whitening.save(run.results.whitening_path(size))
+    run.results.save_whitening_report({size: entry})
     # it is of no other exponent's embeddings, so none is to be chosen here unless it is asked for
-    run.save_p_star({size: exponent}, {}, {})
+    run.results.save_p_star({size: exponent}, {}, {})
 
 
 def _class_names(given, found, count, data):

@@ -4,6 +4,7 @@ model.safetensors holds the weights in half precision and the whitening, model.j
 mg_keras is one of these.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -65,13 +66,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "resolution": run.settings.resolution,
         "default_resolution": options.default_resolution or run.settings.resolution,
         "class_names": names,
-        "p_star": {str(size): exponent for size, exponent in run.p_star.items()},
-        "training": {**run.config, "data": None, "unlabelled": None, "data_dir": None},
+        "p_star": {str(size): exponent for size, exponent in run.results.p_star.items()},
+        "training": {**dataclasses.asdict(run.settings), "data": None, "unlabelled": None, "data_dir": None},
     }
     if names != run.class_names:
         about["class_ids"] = run.class_names
     # the one of the resolution that descriptors are made at
-    whitening = run.whitening_at(about["default_resolution"]) or run.whitening
+    whitening = run.results.whitening_at(about["default_resolution"]) or run.results.whitening
     with atomic_path(folder) as partial:
         pack(partial, run.model, run.settings.trunk, whitening, about)
         thresholds = measured_thresholds(load(partial), options.copies, options.instances)

@@ -51,11 +51,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = stage_arguments("mg-keras whiten", __doc__, arguments, more)
     import_tensorflow()
     from mg_keras.evaluation.scores import METRICS
-    from mg_keras.finishing import stages
-    from mg_keras.finishing.projected import take_projection
+    from mg_keras.programs import stages
 
-    run, source = stages.open_run(options.run, options.resolutions, options.checkpoint, options.data)
-    run.use(
+    run, source = stages.open_run(
+        options.run,
+        options.resolutions,
+        options.checkpoint,
+        options.data,
         unlabelled=options.unlabelled,
         whitening_shrinkage=options.shrinkage,
         whitening_dimensions=options.dimensions,
@@ -63,11 +65,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     poolings = stages.COMPARISON if options.comparison else ()
     if options.descriptor == "projected":
-        print(f"descriptor: {take_projection(run, source)}")
+        print(f"descriptor: {stages.take_projection(run, source)}")
     else:
         print(f"whitening fitted on {stages.fit_whitening(run, source, poolings, measure_classes=True)}")
     for size in run.settings.resolutions:
-        entry = run.whitening_report[size]
+        entry = run.results.whitening_report[size]
         variance, agreement = (f"{METRICS[name].text(entry[name])}%" for name in ("variance_kept", "class_agreement"))
         accuracies = ""
         if "top1_descriptor" in entry:  # missing for photos without labels
@@ -78,5 +80,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             f"{variance} of the variance; descriptor and embedding give the same class for {agreement} of "
             f"{entry['validation_photos']} validation photos{accuracies}"
         )
-    paths = [*(run.whitening_path(size) for size in run.settings.resolutions), run.results / "whitening.json"]
+    paths = [
+        *(run.results.whitening_path(size) for size in run.settings.resolutions),
+        run.results.folder / "whitening.json",
+    ]
     print(f"written: {', '.join(map(str, paths))}")

@@ -27,9 +27,9 @@ def train_and_measure(config: TrainConfig, folder: str | os.PathLike, strategy_n
         SystemExit: a signal came while it trained, and it was saved; the exit status is the signal's.
     """
     import_tensorflow()
-    from mg_keras.finishing import stages
+    from mg_keras.programs import stages
     from mg_keras.runs.networks import known_classes
-    from mg_keras.runs.photos import open_source
+    from mg_keras.runs.photos import check_same_photos, matched, open_source
     from mg_keras.runs.run import Run
     from mg_keras.training.loop import Stopped, Trainer, enable_determinism, make_strategy
 
@@ -38,8 +38,8 @@ def train_and_measure(config: TrainConfig, folder: str | os.PathLike, strategy_n
     # what is refused is refused before anything is written: a finished run stays as it is
     run = Run.at(folder, config)
     print(f"run {run.path}: {config.trunk} on {config.data}, strategy {strategy_name}", flush=True)
-    source = run.matched(open_source(config))
-    note = run.check_same_photos(source)
+    source = matched(run, open_source(config))
+    note = check_same_photos(run, source)
     class_names, source = known_classes(run, source)
     print(
         f"{len(class_names)} classes, {len(source.train)} training and {len(source.val)} validation photos",
@@ -91,8 +91,7 @@ def _measure(run, source, trainer):
     from rich.console import Console
 
     from mg_keras.evaluation.tables import scores_table
-    from mg_keras.finishing import scores as evaluation
-    from mg_keras.finishing import stages
+    from mg_keras.programs import scores, stages
 
     embedder = stages.embedder_of(run)
     if trainer.validated and trainer.copy.fingerprint() == run.model.fingerprint():
@@ -106,7 +105,7 @@ def _measure(run, source, trainer):
     except UserError as error:
         # hours of training must not end without scores and a model: the descriptor is taken as it is
         print(f"not whitened: {error}", file=sys.stderr)
-    metrics = evaluation.evaluate(run, source, embedder=embedder)
+    metrics = scores.evaluate(run, source, embedder=embedder)
     Console().print(scores_table(metrics))
     bad_images = run.path / "bad_images.txt"
     if bad_images.exists():

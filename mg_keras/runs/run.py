@@ -1,19 +1,17 @@
 """A run is one folder, and whatever comes after training needs nothing but that folder."""
 
 import dataclasses
-import json
 import os
-import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from mg_keras.checkpoints import Checkpoints, assign
-from mg_keras.embedding.whitening import Whitening
 from mg_keras.errors import UserError
 from mg_keras.files import atomic_path, atomic_write_json, atomic_write_text, check_writable, printable_name
 from mg_keras.runs.config import PLACES, TrainConfig
+from mg_keras.runs.results import Results, read_json
 
 if TYPE_CHECKING:
     from mg_keras.data.sources import Source
@@ -41,18 +39,23 @@ class Run:
     bad_images.txt     photos that could not be used, and files and folders that were passed over, with the reason (only
                        if there are any)
     leaks.txt          photos that are the same in training and validation, or in two classes (only if there are any)
-    best/              the results above of the best checkpoint, once it is measured: see `use_checkpoint`
+    best/              the results above of the best checkpoint, once it is measured: `Run(checkpoint="best")`
     ```
 
     Args:
         path: the folder.
-        config: `TrainConfig`.
+        settings: `TrainConfig`.
+        checkpoint: `"last"`, or `"best"` for the model of that checkpoint and the results that were made with it.
+
+    Raises:
+        ValueError: for any other checkpoint.
     """
 
-    def __init__(self, path: str | os.PathLike, config: TrainConfig):
-        self.path, self.settings = Path(path), config
-        self.checkpoints = Checkpoints(self.path / "checkpoints", config.keep_checkpoints)
-        self.checkpoint = "last"
+    def __init__(self, path: str | os.PathLike, settings: TrainConfig, checkpoint: str = "last"):
+        if checkpoint not in ("last", "best"):
+            raise ValueError(f"checkpoint must be 'last' or 'best', received {checkpoint!r}")
+        self.path, self.settings, self.checkpoint = Path(path), settings, checkpoint
+        self.checkpoints = Checkpoints(self.path / "checkpoints", settings.keep_checkpoints)
 
     @classmethod
     def at(cls, path: str | os.PathLike, config: TrainConfig) -> Self:
@@ -89,7 +92,7 @@ class Run:
         """Writes what a run has before its first step: its settings, its classes and what is known of its photos.
 
         Args:
-            source: of `matched`.
+            source: of `mg_keras.runs.photos.matched`.
             is_chief: whether this is the worker that writes what is written once.
             class_names: the classes of the network; None: the source's.
         """
@@ -116,11 +119,6 @@ class Run:
         if not (path / "config.yaml").is_file():
             raise UserError(f"no run in {path}: it has no config.yaml; mg-keras train makes one")
         return cls(path, TrainConfig.load(path / "config.yaml"))
-
-    @property
-    def config(self) -> dict[str, Any]:
-        """The settings as a dict."""
-        return dataclasses.asdict(self.settings)
 
     def save_class_names(self, names: Sequence[str]) -> None:
         """Notes the classes, in the order of the logits. That is done once: what was learnt belongs to these numbers.
@@ -160,104 +158,40 @@ class Run:
     @property
     def data_record(self) -> dict[str, Any]:
         """What `save_data` noted; empty for a run that is older than that."""
-        return self._read(self.path / "data.json")
-
-    def matched(self, source: "Source") -> "Source":
-        """A source with its classes numbered as the run has them: a class is its name, not its place in a list.
-
-        A new run takes the classes as they are, and so does a network that came from elsewhere and was to be measured
-        on classes that are not its own.
-
-        Args:
-            source: `mg_keras.data.sources.Source`.
-
-        Returns:
-            A `Source` of the same photos.
-
-        Raises:
-            UserError: the run was begun with other classes; the message names the difference.
-        """
-        if not (self.path / "classes.txt").is_file():
-            return source
-        # before there was such a record, only a network from elsewhere could be begun with classes not its own
-        from_elsewhere = [path.stem for path in self.checkpoints.paths()] == ["step-000000000"]
-        unknown = source.class_names if from_elsewhere else self.class_names
-        begun_with = self.data_record.get("classes", unknown)
-        # one that was begun without labels has the classes of its teacher
-        if not begun_with or not set(begun_with) <= set(self.class_names):
-            return source
-        if difference := _difference(begun_with, source.class_names):
-            raise UserError(
-                f"{self.path} and {self.settings.data} have other classes: {difference}; give the classes their names "
-                f"back, name the run's photos with --data, or train a new run (--init {self.path} starts from the "
-                "weights of this one)"
-            )
-        return source.with_classes(self.class_names)
-
-    def check_same_photos(self, source: "Source") -> str | None:
-        """Refuses to go on training with other photos than before.
-
-        Args:
-            source: of `matched`.
-
-        Returns:
-            str, a note on photos that came or went in the same place, or None.
-
-        Raises:
-            UserError: the place is another one, and so is the number of training photos.
-        """
-        before, now = self.data_record.get("training_photos"), len(source.train)
-        if before in (None, now):
-            return None
-        found = f"{self.settings.data} has {now:,} training photos, where the run was begun with {before:,}"
-        noted = TrainConfig.load(self.path / "config.yaml")
-        if any(getattr(noted, place) != getattr(self.settings, place) for place in PLACES):
-            raise UserError(
-                f"{found}: these are not the photos of {self.path}, moved; give those to go on with it, or another "
-                f"--run folder and --init {self.path} to train on with others"
-            )
-        return found
+        return read_json(self.path / "data.json")
 
     @cached_property
     def model(self) -> "MultiGrain":
-        """The trained model, from the last checkpoint or the one that `use_checkpoint` named.
+        """The trained model, of the checkpoint.
 
         Raises:
             UserError: there is no checkpoint yet.
         """
         return self.load_model(self.checkpoint)
 
-    def use_checkpoint(self, which: str) -> None:
-        """Takes the model of the `"last"` or the `"best"` checkpoint, and the results that were made with it.
-
-        Raises:
-            ValueError: for any other name.
-        """
-        if which not in ("last", "best"):
-            raise ValueError(f"which must be 'last' or 'best', received {which!r}")
-        self.checkpoint = which
-        self.__dict__.pop("model", None)
-
     @property
-    def results(self) -> Path:
-        """Where p*, whitenings, metrics and pictures lie.
+    def results(self) -> Results:
+        """p*, whitenings, metrics and pictures.
 
         The best checkpoint's have a folder of their own, so that no p* or whitening of one checkpoint meets the other's
         embeddings.
         """
-        return self.path if self.checkpoint == "last" else self.path / self.checkpoint
+        folder = self.path if self.checkpoint == "last" else self.path / self.checkpoint
+        return Results(folder, self.settings.resolution, self.settings.pooling_exponent)
 
-    def use(self, **settings) -> None:
-        """Takes other settings for what is done now; those in the folder stay.
+    def changed(self, checkpoint: str | None = None, **settings) -> Self:
+        """The same run with another checkpoint or other settings, for what is done now; those in the folder stay.
 
         Args:
+            checkpoint: `"last"` or `"best"`; None: the same.
             settings: of `TrainConfig`; None keeps the run's own.
 
         Raises:
-            UserError: one of them is not what it may be.
+            ValueError: there is no such checkpoint.
+            UserError: a setting is not what it may be.
         """
         given = {name: value for name, value in settings.items() if value is not None}
-        self.settings = dataclasses.replace(self.settings, **given)
+        return type(self)(self.path, dataclasses.replace(self.settings, **given), checkpoint or self.checkpoint)
 
     def load_model(self, which: str) -> "MultiGrain":
         """The model of the `"last"` or the `"best"` checkpoint."""
@@ -272,150 +206,24 @@ class Run:
         assign({"model": model.state_variables}, arrays, path)
         return model
 
-    def whitening_path(self, resolution: int, pooling: float | str | None = None) -> Path:
-        """Where a fitted whitening lies.
-
-        Args:
-            resolution: s*, pixels. The whitening of the training resolution is the exported one.
-            pooling: None for that of the resolution's p*; an exponent or `"rmac"` for one that is fitted beside it, for
-                comparison.
-        """
-        if pooling is not None:
-            name = pooling if isinstance(pooling, str) else f"p{pooling:g}"
-            return self.results / f"whitening-{resolution}-{name}.npz"
-        exported = resolution == self.settings.resolution
-        return self.results / ("whitening.npz" if exported else f"whitening-{resolution}.npz")
-
-    def whitening_at(self, resolution: int, pooling: float | str | None = None) -> Whitening | None:
-        """The `Whitening` at a `whitening_path`, or None before it is fitted."""
-        path = self.whitening_path(resolution, pooling)
-        return Whitening.load(path) if path.exists() else None
-
-    @property
-    def whitening(self) -> Whitening | None:
-        """The `Whitening` that is exported, or None before it is fitted."""
-        return self.whitening_at(self.settings.resolution)
-
-    @property
-    def whitening_report(self) -> dict[int, dict[str, Any]]:
-        """Resolution -> how its whitening was fitted and what it costs in classes; empty before the fit."""
-        return {int(resolution): entry for resolution, entry in self._read(self.results / "whitening.json").items()}
-
-    def save_whitening_report(self, report: Mapping[int, Mapping[str, Any]]) -> None:
-        """Writes `whitening.json`."""
-        atomic_write_json(self.results / "whitening.json", report)
-
-    @property
-    def p_star(self) -> dict[int, float]:
-        """Resolution in pixels -> the exponent chosen for it; empty before the choice."""
-        table = self._read(self.results / "p_star.json").get("p_star", {})
-        return {int(resolution): value for resolution, value in table.items()}
-
-    @property
-    def p_star_scores(self) -> dict[int, dict[float, float]]:
-        """Resolution -> {exponent: IN-aug score}; empty before the choice."""
-        table = self._read(self.results / "p_star.json").get("scores", {})
-        return {int(size): {float(p): score for p, score in scores.items()} for size, scores in table.items()}
-
-    @property
-    def p_star_fine_tuned(self) -> dict[int, dict[str, Any]]:
-        """Resolution -> `{"p_star", "initial", "photos"}` of the exponent learnt for it; empty before that."""
-        return {
-            int(size): entry for size, entry in self._read(self.results / "p_star.json").get("fine_tuned", {}).items()
-        }
-
-    def save_p_star(
-        self,
-        p_star: Mapping[int, float],
-        scores: Mapping[int, Mapping[float, float]],
-        fine_tuned: Mapping[int, Mapping[str, Any]],
-        **how,
-    ) -> None:
-        """Writes `p_star.json`.
-
-        Args:
-            p_star: resolution -> the exponent in use.
-            scores: resolution -> {exponent: IN-aug score}.
-            fine_tuned: resolution -> an entry of `p_star_fine_tuned`.
-            how: how the scores were measured.
-        """
-        content = {"p_star": p_star, "scores": _by_name(scores), "fine_tuned": fine_tuned, **how}
-        atomic_write_json(self.results / "p_star.json", content)
-
-    @property
-    def exponent_sweep(self) -> dict[int, dict[float, dict[str, float]]]:
-        """Resolution -> exponent -> `{"top1", "top5", "instance"}`; empty before they were measured."""
-        return {
-            int(size): {float(p): scores for p, scores in by_exponent.items()}
-            for size, by_exponent in self._read(self.results / "sweep.json").items()
-        }
-
-    def save_exponent_sweep(self, sweep: Mapping[int, Mapping[float, Mapping[str, float]]]) -> None:
-        """Writes `sweep.json`."""
-        atomic_write_json(self.results / "sweep.json", _by_name(sweep))
-
-    @property
-    def metrics(self) -> dict[str, Any]:
-        """What `metrics.json` holds; empty before the evaluation."""
-        return self._read(self.results / "metrics.json")
-
-    def save_metrics(self, metrics: Mapping[str, Any]) -> None:
-        """Writes `metrics.json`."""
-        atomic_write_json(self.results / "metrics.json", metrics)
-
-    def _read(self, path):
-        if not path.exists():
-            return {}
-        try:
-            return json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise UserError(f"{path} is no JSON: {error}") from error
-
-
-def _by_name(table):
-    """Resolution -> exponent -> ..., its exponents as text: 3 and 3.0, measured now or read before, are one name."""
-    return {
-        size: {repr(float(p)).removesuffix(".0"): value for p, value in by_exponent.items()}
-        for size, by_exponent in table.items()
-    }
-
-
-def _key(name):
-    """A class's name whatever its Unicode form: file systems change it."""
-    return unicodedata.normalize("NFC", name)
-
-
-def _difference(known, found):
-    """What two lists of classes don't share, in words; empty where there is nothing."""
-    known, found = ({_key(name): name for name in names} for names in (known, found))
-    parts = (
-        ("the data lacks {}, which the run knows", [known[key] for key in known if key not in found]),
-        ("the data has {}, which the run doesn't know", [found[key] for key in found if key not in known]),
-    )
-    return "; ".join(words.format(_some(names)) for words, names in parts if names)
-
-
-def _some(names, most=5):
-    """Up to five names, and how many more there are."""
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
-
 
 def load_run(
-    path: str | os.PathLike, resolutions: Sequence[int] | None = None, checkpoint: str = "last", data: str | None = None
+    path: str | os.PathLike,
+    resolutions: Sequence[int] | None = None,
+    checkpoint: str = "last",
+    data: str | None = None,
+    **settings,
 ) -> Run:
     """The run in the folder `path`, for programs that come after training.
 
     Args:
         path: the folder.
         resolutions: pixels to measure at instead of those of the settings; None keeps them.
-        checkpoint: `"last"` or `"best"`, as `Run.use_checkpoint` takes it.
+        checkpoint: `"last"` or `"best"`, as `Run` takes it.
         data: where its photos lie now, as `TrainConfig.data`; None: where they were.
+        settings: as `Run.changed` takes them.
 
     Raises:
-        UserError: there is no run.
+        UserError: there is no run, or a setting is not what it may be.
     """
-    run = Run.open(path)
-    run.use(evaluation_resolutions=resolutions, data=data)
-    run.use_checkpoint(checkpoint)
-    return run
+    return Run.open(path).changed(checkpoint, evaluation_resolutions=resolutions, data=data, **settings)

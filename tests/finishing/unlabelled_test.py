@@ -5,8 +5,8 @@ import pytest
 
 from mg_keras.checkpoints import snapshot
 from mg_keras.errors import UserError
-from mg_keras.finishing import scores, stages
 from mg_keras.models import trunks
+from mg_keras.programs import scores, stages
 from mg_keras.runs import photos as run_photos
 from mg_keras.runs.config import TrainConfig
 from mg_keras.runs.networks import build_model
@@ -34,8 +34,8 @@ def unlabelled(tmp_path, monkeypatch):
     for weight in model.classifier.weights:
         weight.assign(np.random.default_rng(0).standard_normal(weight.shape))
     run.checkpoints.save(1, snapshot({"model": model.state_variables}), {"best": {"step": 1}})
-    run.save_p_star({32: 3.0}, {32: {3.0: 4.0}}, {})
-    return run, run.matched(source)
+    run.results.save_p_star({32: 3.0}, {32: {3.0: 4.0}}, {})
+    return run, run_photos.matched(run, source)
 
 
 @pytest.mark.slow
@@ -43,7 +43,7 @@ def test_what_needs_no_label_is_done(unlabelled):
     run, source = unlabelled
     assert (source.class_names, len(source.train), len(source.val)) == ([], 12, 3)
     assert stages.fit_whitening(run, source, measure_classes=True).startswith("12 training photos")
-    entry = run.whitening_report[32]
+    entry = run.results.whitening_report[32]
     assert 0 <= entry["class_agreement"] <= 1
     assert not {"top1_embedding", "top1_descriptor"} & set(entry)
     metrics = scores.evaluate(run, source)

@@ -4,11 +4,10 @@ import pytest
 
 from mg_keras import MultiGrain
 from mg_keras.errors import UserError
-from mg_keras.finishing import stages
 from mg_keras.models import trunks
 from mg_keras.pretrained import lite0
 from mg_keras.pretrained.torch_file import TorchFile
-from mg_keras.programs import imagenet
+from mg_keras.programs import imagenet, stages
 from mg_keras.runs import photos as run_photos
 from mg_keras.runs.run import load_run
 from tests.models.trunks_test import TINY
@@ -183,8 +182,8 @@ def test_a_run_of_it_chooses_p_star_by_both_methods(photos, tmp_path, capsys):
     assert run.model.pixel_std == (128 / 255,) * 3
     source = run_photos.open_source(run.settings)
     stages.choose_p_star(run, source, (1.0, 3.0), "both", per_class=2, resolutions=[96])
-    assert run.p_star[96] in (1.0, 3.0)
-    learnt = run.p_star_fine_tuned[96]
+    assert run.results.p_star[96] in (1.0, 3.0)
+    learnt = run.results.p_star_fine_tuned[96]
     assert learnt["initial"] == 1.0
     assert learnt["p_star"] != 1.0
 

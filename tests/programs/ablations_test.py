@@ -39,7 +39,7 @@ def test_members_take_turns_and_what_is_finished_is_not_done_again(tmp_path, cap
     assert lines(log) == [f"{word} {name}" for name in names for word in ("begin", "end")]
     assert len(reports) == 3
     assert all(ablation.is_finished(member.run) for member in members)
-    assert members[0].run.config["seed"] == Run.open(out / "mean-seed0").config["seed"] == 0
+    assert members[0].run.settings.seed == Run.open(out / "mean-seed0").settings.seed == 0
     printed = capfd.readouterr().out.splitlines()
     assert printed[0] == "run 1 of 4: mean-seed0"
     assert printed[1] == "run 2 of 4: gem-seed0 is finished"
@@ -194,10 +194,10 @@ def test_runs_without_their_checkpoints_and_scores_not_measured(out):
     path.unlink()
     run = Run.open(out / "gem-seed4")
     assert ablation.is_finished(run)
-    metrics = run.metrics
+    metrics = run.results.metrics
     del metrics["resolutions"]["336"]["copies"]
     metrics["resolutions"]["448"]["copies"] = None
-    run.save_metrics(metrics)
+    run.results.save_metrics(metrics)
     rows = ablation.write_report(out, ["gem"])["presets"]["gem"]["resolutions"]
     assert ["copies" in row for row in rows.values()] == [True, False, False]
     last = (out / "ablation.md").read_text().splitlines()[-1].split(" | ")

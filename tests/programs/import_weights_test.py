@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 from mg_keras.errors import UserError
-from mg_keras.finishing import stages
 from mg_keras.pretrained import from_torch_checkpoint
 from mg_keras.pretrained.layouts import MEAN, PROJECTION
+from mg_keras.programs import stages
 from mg_keras.programs.import_weights import save_run
 from mg_keras.runs import photos as run_photos
 from mg_keras.runs.run import load_run
@@ -81,9 +81,9 @@ def test_class_names(network, data, tmp_path):
     assert run.class_names == names
     assert note is None
     # without a whitening, p* and the whitening are for what comes after
-    assert run.p_star == {}
-    assert run.whitening is None
-    assert run.whitening_report == {}
+    assert run.results.p_star == {}
+    assert run.results.whitening is None
+    assert run.results.whitening_report == {}
     # by name, whatever the order
     turned, note = save_run(with_names(network, names[::-1]), tmp_path / "turned", data)
     assert note is None

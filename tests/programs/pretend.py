@@ -34,7 +34,7 @@ def save(run, share=1.0, scored=True):
         scores = {str(size): {"p_star": 3.0, **dict.fromkeys(("top5",), 1.0)} for size in run.settings.resolutions}
         for row in scores.values():
             row.update({name: rng.uniform() * (5 if name == "instance" else 1) for name in ABLATION_SCORES})
-        run.save_metrics({"resolutions": scores})
+        run.results.save_metrics({"resolutions": scores})
 
 
 def pretend(config, folder, log):

@@ -9,10 +9,9 @@ import pytest
 
 from mg_keras.embedding import embedder
 from mg_keras.embedding.photos import Embeddings, embed
-from mg_keras.finishing import scores as evaluation
-from mg_keras.finishing import stages
 from mg_keras.models import trunks
-from mg_keras.programs import whole_run
+from mg_keras.programs import scores as evaluation
+from mg_keras.programs import stages, whole_run
 from mg_keras.runs import photos as run_photos
 from mg_keras.runs.config import TrainConfig
 from mg_keras.runs.networks import build_model
@@ -34,8 +33,8 @@ def measured(tmp_path_factory):
         return embed(network, split, size, *arguments)
 
     def choose(run, source):
-        run.save_p_star({32: 3.0}, {32: {3.0: 4.0}}, {})
-        return run.p_star
+        run.results.save_p_star({32: 3.0}, {32: {3.0: 4.0}}, {})
+        return run.results.p_star
 
     config = TrainConfig(
         data=f"folder:{draw_folder(folder / 'photos')}",
@@ -66,19 +65,19 @@ def test_photos_are_embedded_once(measured):
     # the six validation photos after each of two epochs, and for neither class agreement nor accuracy again; the six
     # edited copies of them
     assert passes == {30: 30, 6: 2 * 6 + 6}
-    assert {"class_agreement", "validation_photos"} <= set(run.whitening_report[32])
+    assert {"class_agreement", "validation_photos"} <= set(run.results.whitening_report[32])
 
 
 def test_scores_are_those_that_each_stage_finds_by_itself(measured):
     run, passes, _ = measured
-    together, report, whitening = run.metrics, run.whitening_report, run.whitening
+    together, report, whitening = run.results.metrics, run.results.whitening_report, run.results.whitening
     passes.clear()
     source = run_photos.open_source(run.settings)
     stages.fit_whitening(run, source, stages.COMPARISON)
     evaluation.evaluate(run, source)
-    assert run.metrics == together
-    assert run.whitening_report == report
-    np.testing.assert_array_equal(run.whitening.projection_, whitening.projection_)
+    assert run.results.metrics == together
+    assert run.results.whitening_report == report
+    np.testing.assert_array_equal(run.results.whitening.projection_, whitening.projection_)
     # they were found anew, for each stage: it was no comparison with itself
     assert passes == {30: 30, 6: 2 * 6 + 6}
 

@@ -12,11 +12,11 @@ import pytest
 from mg_keras.data.sources import open_source
 from mg_keras.errors import UserError
 from mg_keras.evaluation import pictures
-from mg_keras.finishing import stages
 from mg_keras.models import trunks
 from mg_keras.programs import ablations as ablation
-from mg_keras.programs import whole_run
+from mg_keras.programs import stages, whole_run
 from mg_keras.programs.common import Parser
+from mg_keras.runs import photos as run_photos
 from mg_keras.runs.config import TrainConfig, add_settings, settings_of
 from mg_keras.runs.run import Run, load_run
 from mg_keras.training.loop import Trainer
@@ -169,7 +169,7 @@ def test_a_class_is_the_same_in_another_unicode_form(place):
     for noted, found in ((composed, decomposed), (decomposed, composed), (decomposed, decomposed)):
         (place / "run" / "classes.txt").write_text(f"crosses\n{noted}\nsquares\n", encoding="utf-8")
         here = dataclasses.replace(source, class_names=[found, "crosses", "squares"])
-        matched = load_run(place / "run").matched(here)
+        matched = run_photos.matched(load_run(place / "run"), here)
         assert matched.class_names == ["crosses", noted, "squares"]
         np.testing.assert_array_equal(matched.val.labels, [[1, 0, 2][label] for label in source.val.labels])
 
@@ -262,7 +262,7 @@ def test_an_ablation_knows_moved_photos_from_others(place):
         run = Run.start(place / "out" / f"a-seed{seed}", settings(place, seed=seed, data=data))
         run.begin(open_source(data))
         run.checkpoints.save(2, {}, {})
-        run.save_metrics({"resolutions": {"32": {"p_star": 3.0, "top1": 0.5}}})
+        run.results.save_metrics({"resolutions": {"32": {"p_star": 3.0, "top1": 0.5}}})
 
     member(0, f"folder:{place / 'photos'}")
     shutil.copytree(place / "photos", place / "album")

@@ -8,8 +8,9 @@ import pytest
 from mg_keras.checkpoints import snapshot
 from mg_keras.errors import UserError
 from mg_keras.evaluation import pictures as drawn
-from mg_keras.finishing import stages
+from mg_keras.finishing import p_star
 from mg_keras.finishing.pooling_exponent import FineTuned
+from mg_keras.programs import stages
 from mg_keras.runs import photos as run_photos
 from mg_keras.runs.config import TrainConfig
 from mg_keras.runs.networks import build_model
@@ -64,7 +65,7 @@ def made_up(run, monkeypatch):
         }
 
     for function in (in_aug_scores, fine_tune_exponent, exponent_sweep):
-        monkeypatch.setattr(stages, function.__name__, function)
+        monkeypatch.setattr(p_star, function.__name__, function)
     run.pictures = pictures
     return run
 
@@ -81,7 +82,7 @@ def test_cross_validation_is_the_default(made_up):
     assert list(content["scores"]["40"]) == [str(p) for p in range(1, 11)]
     assert content["fine_tuned"] == {}
     assert (content["photos"], content["versions"]) == (3, 5)
-    assert made_up.p_star_scores[40][3.0] == 4.0
+    assert made_up.results.p_star_scores[40][3.0] == 4.0
     assert made_up.pictures[-1][0] == "p_star.png"
     assert made_up.pictures[-1][2:] == ({32: 2, 40: 3}, {})
 
@@ -105,7 +106,7 @@ def test_what_is_not_asked_for_stays(made_up):
 def test_with_both_the_choice_is_cross_validations(made_up):
     source = run_photos.open_source(made_up.settings)
     assert stages.choose_p_star(made_up, source, method="both") == {32: 2, 40: 3}
-    assert {size: entry["p_star"] for size, entry in made_up.p_star_fine_tuned.items()} == {32: 3.2, 40: 4.0}
+    assert {size: entry["p_star"] for size, entry in made_up.results.p_star_fine_tuned.items()} == {32: 3.2, 40: 4.0}
 
 
 def test_fine_tuning_alone_has_no_scores_to_draw(made_up):
@@ -119,10 +120,10 @@ def test_fine_tuning_alone_has_no_scores_to_draw(made_up):
 def test_a_sweep_brings_the_scores_of_cross_validation(made_up, monkeypatch):
     source = run_photos.open_source(made_up.settings)
     stages.choose_p_star(made_up, source, method="fine-tuning")
-    monkeypatch.setattr(stages, "in_aug_scores", None)
+    monkeypatch.setattr(p_star, "in_aug_scores", None)
     assert stages.choose_p_star(made_up, source, [1.0, 3.0], sweep=True) == {32: 1.0, 40: 3.0}
     assert written(made_up)["scores"]["32"] == {"1": pytest.approx(3.9), "3": pytest.approx(3.9)}
-    assert {size: list(found) for size, found in made_up.exponent_sweep.items()} == {
+    assert {size: list(found) for size, found in made_up.results.exponent_sweep.items()} == {
         32: [1.0, 3.0, 3.2],
         40: [1.0, 3.0, 4.0],
     }
@@ -132,17 +133,17 @@ def test_a_sweep_brings_the_scores_of_cross_validation(made_up, monkeypatch):
 
 
 def test_a_resolution_is_written_as_soon_as_it_is_known(made_up, monkeypatch):
-    score = stages.in_aug_scores
+    score = p_star.in_aug_scores
 
     def stopped(network, photos, size, *rest):
         if size == 40:
             raise KeyboardInterrupt
         return score(network, photos, size, *rest)
 
-    monkeypatch.setattr(stages, "in_aug_scores", stopped)
+    monkeypatch.setattr(p_star, "in_aug_scores", stopped)
     with pytest.raises(KeyboardInterrupt):
         stages.choose_p_star(made_up, run_photos.open_source(made_up.settings))
-    assert made_up.p_star == {32: 2}
+    assert made_up.results.p_star == {32: 2}
 
 
 def test_files_of_before_still_read(made_up):
@@ -154,7 +155,7 @@ def test_files_of_before_still_read(made_up):
         "versions": 5,
     }
     (made_up.path / "p_star.json").write_text(json.dumps(old))
-    assert made_up.p_star_fine_tuned == {}
+    assert made_up.results.p_star_fine_tuned == {}
     assert stages.choose_p_star(made_up, run_photos.open_source(made_up.settings)) == {32: 2, 40: 3, 64: 7}
     assert written(made_up)["scores"]["64"] == {"7": 4.2}
 
@@ -184,9 +185,9 @@ def test_the_program_chooses_learns_and_measures(run):
     for name in ("p_star.json", "p_star.png", "sweep.json", "sweep.png"):
         assert name in output
         assert (run.path / name).stat().st_size > 0
-    sweep, learnt = run.exponent_sweep, run.p_star_fine_tuned
-    assert run.p_star[32] in (1.0, 3.5)
-    assert set(run.p_star_scores[32]) == {1.0, 3.5}
+    sweep, learnt = run.results.exponent_sweep, run.results.p_star_fine_tuned
+    assert run.results.p_star[32] in (1.0, 3.5)
+    assert set(run.results.p_star_scores[32]) == {1.0, 3.5}
     assert set(sweep[32]) == {1.0, 3.5, learnt[32]["p_star"]}
     assert learnt[32]["initial"] == 3.0
     assert f"{learnt[32]['p_star']:.4g}" in output

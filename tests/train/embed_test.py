@@ -35,7 +35,7 @@ def run(tmp_path_factory):
     run.checkpoints.save(0, snapshot({"model": model.state_variables}), {})
     (run.path / "p_star.json").write_text('{"p_star": {"48": 4.0}}')
     values = embed(model, photos(draw_folder(tmp_path_factory.mktemp("others") / "x")), 48, 32, [4.0]).values[0]
-    Whitening.fit(values, shrinkage=0.5).save(run.whitening_path(48))
+    Whitening.fit(values, shrinkage=0.5).save(run.results.whitening_path(48))
     return run
 
 
@@ -96,7 +96,7 @@ def test_the_run_says_p_star_and_whitening(run, folder, tmp_path, monkeypatch, c
     out = tmp_path / "features.npy"
     in_process(command(run, folder, out, resolution=48), monkeypatch)
     assert "21 photos at 48 px, p* = 4, whitened" in capsys.readouterr().out
-    expected = run.whitening_at(48).transform(embed(run.model, photos(folder), 48, 32, [4.0]).values[0])
+    expected = run.results.whitening_at(48).transform(embed(run.model, photos(folder), 48, 32, [4.0]).values[0])
     np.testing.assert_allclose(np.load(out), expected, atol=1e-6)
     np.testing.assert_allclose(np.linalg.norm(np.load(out), axis=1), 1, atol=1e-6)
     other = tmp_path / "other.parquet"

@@ -43,9 +43,9 @@ def test_tfrecords_are_trained_and_measured_on(tmp_path, small_trunk, capfd):
     run = whole_run.train_and_measure(config, tmp_path / "run", "single")
     assert "3 classes, 27 training and 9 validation photos" in capfd.readouterr().out
     assert run.class_names == list(CLASSES)
-    assert set(run.metrics["resolutions"]) == {"32"}
-    assert run.p_star[32] > 0
-    assert run.whitening is not None
+    assert set(run.results.metrics["resolutions"]) == {"32"}
+    assert run.results.p_star[32] > 0
+    assert run.results.whitening is not None
     assert not (run.path / "bad_images.txt").exists()
 
 

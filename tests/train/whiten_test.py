@@ -15,9 +15,9 @@ from mg_keras.embedding import embedder
 from mg_keras.embedding.photos import Embeddings, embed, embed_versions
 from mg_keras.embedding.whitening import Whitening
 from mg_keras.errors import UserError
-from mg_keras.finishing import stages
 from mg_keras.models import trunks
 from mg_keras.poolings import RMAC
+from mg_keras.programs import stages
 from mg_keras.programs.export import export_run
 from mg_keras.runs import photos as run_photos
 from mg_keras.runs.config import TrainConfig
@@ -71,7 +71,7 @@ def embeddings(run, split, size, pooling):
 
 def test_the_program_reports_what_was_lost(data, tmp_path):
     run = start_run(data, tmp_path / "run")
-    run.save_p_star({48: 2.0}, {}, {})
+    run.results.save_p_star({48: 2.0}, {}, {})
     options = [f"--run={run.path}", "--dimensions=8", "--unlabelled=training", "--comparison=true"]
     status, output, errors = finish(start("train/whiten.py", *options))
     assert status == 0, errors
@@ -82,7 +82,7 @@ def test_the_program_reports_what_was_lost(data, tmp_path):
     assert set(report) == {"32", "48"}
     kernel, bias = (np.asarray(weight, np.float64) for weight in run.model.classifier.weights)
     for size, p_star in ((32, 3.0), (48, 2.0)):
-        whitening, entry = run.whitening_at(size), report[str(size)]
+        whitening, entry = run.results.whitening_at(size), report[str(size)]
         assert whitening.projection_.shape == (513, 8)
         expected = Whitening.fit(embeddings(run, source.train, size, p_star), dimensions=8)
         np.testing.assert_allclose(whitening.mean_, expected.mean_, atol=1e-6)
@@ -108,11 +108,11 @@ def test_the_program_reports_what_was_lost(data, tmp_path):
         }
         assert f"{size} px, p* {p_star:g}: 8 of 513 dimensions, {entry['variance_kept']:.2%} of the variance" in output
         assert f"{same / 6:.2%} of 6 validation photos" in output
-        assert run.whitening_at(size, RMAC).projection_.shape == (513, 8)
+        assert run.results.whitening_at(size, RMAC).projection_.shape == (513, 8)
 
 
 def test_versions_teach_it_what_edits_change(run):
-    run.use(whitening_versions=2, whitening_shrinkage=0.3, augmentation="standard")
+    run = run.changed(whitening_versions=2, whitening_shrinkage=0.3, augmentation="standard")
     source = run_photos.open_source(run.settings)
     stages.fit_whitening(run, source, resolutions=[32])
     rows = embeddings(run, source.train, 32, 3.0)
@@ -121,13 +121,13 @@ def test_versions_teach_it_what_edits_change(run):
     np.testing.assert_array_equal(found.rows, np.repeat(np.arange(30), 2))
     versions = found.values[0].reshape(30, 2, -1)
     expected = Whitening.fit_on_versions(rows, versions, shrinkage=0.3, dimensions=6)
-    whitening = run.whitening_at(32)
+    whitening = run.results.whitening_at(32)
     np.testing.assert_allclose(
         whitening.transform(rows) @ whitening.transform(rows).T,
         expected.transform(rows) @ expected.transform(rows).T,
         atol=1e-4,
     )
-    assert run.whitening_report[32]["versions"] == 2
+    assert run.results.whitening_report[32]["versions"] == 2
 
 
 def test_other_poolings_are_whitened_from_the_same_pass(run, monkeypatch):
@@ -151,27 +151,27 @@ def test_other_poolings_are_whitened_from_the_same_pass(run, monkeypatch):
     ]
     for pooling in (1.0, RMAC, 3.0):
         expected = Whitening.fit(embeddings(run, source.train, 32, pooling), dimensions=6)
-        np.testing.assert_allclose(run.whitening_at(32, pooling).mean_, expected.mean_, atol=1e-6)
+        np.testing.assert_allclose(run.results.whitening_at(32, pooling).mean_, expected.mean_, atol=1e-6)
     # 3 is p* here
-    np.testing.assert_array_equal(run.whitening_at(32, 3.0).projection_, run.whitening.projection_)
-    assert run.whitening_at(32, 1.5) is None
+    np.testing.assert_array_equal(run.results.whitening_at(32, 3.0).projection_, run.results.whitening.projection_)
+    assert run.results.whitening_at(32, 1.5) is None
 
     stages.fit_whitening(run, source, resolutions=[48])
-    assert run.whitening_at(32, RMAC) is not None
+    assert run.results.whitening_at(32, RMAC) is not None
     stages.fit_whitening(run, source)
-    assert run.whitening_at(32, RMAC) is None
-    assert set(run.whitening_report) == {32, 48}
+    assert run.results.whitening_at(32, RMAC) is None
+    assert set(run.results.whitening_report) == {32, 48}
 
 
 def test_classes_are_measured_only_where_they_can_differ_or_when_asked(run):
     source = run_photos.open_source(run.settings)
     run.settings.whitening_dimensions, run.settings.whitening_shrinkage = None, 0.1
     stages.fit_whitening(run, source, resolutions=[32])
-    entry = run.whitening_report[32]
+    entry = run.results.whitening_report[32]
     assert (entry["dimensions"], entry["variance_kept"], entry["shrinkage"]) == (41, 1, 0.1)
     assert "class_agreement" not in entry
     stages.fit_whitening(run, source, resolutions=[32], measure_classes=True)
-    entry = run.whitening_report[32]
+    entry = run.results.whitening_report[32]
     assert entry["class_agreement"] == 1
     assert entry["top1_descriptor"] == entry["top1_embedding"]
 
@@ -229,24 +229,24 @@ def test_a_mistake_is_one_line(run, option, message, monkeypatch, capsys):
 
 def test_results_of_the_best_checkpoint_are_kept_apart(run):
     source = run_photos.open_source(run.settings)
-    run.save_p_star({32: 2.0}, {32: {2.0: 4.0}}, {})
-    run.save_metrics({"of": "last"})
+    run.results.save_p_star({32: 2.0}, {32: {2.0: 4.0}}, {})
+    run.results.save_metrics({"of": "last"})
     stages.fit_whitening(run, source, poolings=(1.0,), resolutions=[32])
     before = {path.name: path.read_bytes() for path in run.path.iterdir() if path.is_file()}
-    last, whitening = np.asarray(run.model.classifier.kernel), run.whitening
+    last, whitening = np.asarray(run.model.classifier.kernel), run.results.whitening
 
-    run.use_checkpoint("best")
-    assert run.results == run.path / "best"
-    assert (run.p_star, run.p_star_scores, run.metrics, run.whitening_report) == ({}, {}, {}, {})
-    assert run.whitening is None
-    assert run.whitening_at(32, 1.0) is None
-    best = np.asarray(run.model.classifier.kernel)
-    assert not np.array_equal(best, last)
-    run.save_p_star({32: 4.0}, {}, {})
-    run.save_metrics({"of": "best"})
-    stages.fit_whitening(run, source, poolings=(1.0,), resolutions=[32])
-    assert run.whitening_report[32]["p_star"] == 4
-    assert not np.array_equal(run.whitening.mean_, whitening.mean_)
+    best = run.changed("best")
+    results = best.results
+    assert results.folder == run.path / "best"
+    assert (results.p_star, results.p_star_scores, results.metrics, results.whitening_report) == ({}, {}, {}, {})
+    assert results.whitening is None
+    assert results.whitening_at(32, 1.0) is None
+    assert not np.array_equal(np.asarray(best.model.classifier.kernel), last)
+    results.save_p_star({32: 4.0}, {}, {})
+    results.save_metrics({"of": "best"})
+    stages.fit_whitening(best, source, poolings=(1.0,), resolutions=[32])
+    assert results.whitening_report[32]["p_star"] == 4
+    assert not np.array_equal(results.whitening.mean_, whitening.mean_)
     assert {path.name for path in (run.path / "best").iterdir()} == {
         "metrics.json",
         "p_star.json",
@@ -256,13 +256,13 @@ def test_results_of_the_best_checkpoint_are_kept_apart(run):
     }
 
     assert {path.name: path.read_bytes() for path in run.path.iterdir() if path.is_file()} == before
-    run.use_checkpoint("last")
+    run = best.changed("last")
     np.testing.assert_array_equal(np.asarray(run.model.classifier.kernel), last)
-    assert run.p_star == {32: 2.0}
-    assert run.metrics == {"of": "last"}
-    np.testing.assert_array_equal(run.whitening.mean_, whitening.mean_)
+    assert run.results.p_star == {32: 2.0}
+    assert run.results.metrics == {"of": "last"}
+    np.testing.assert_array_equal(run.results.whitening.mean_, whitening.mean_)
     with pytest.raises(ValueError, match="received 'first'"):
-        run.use_checkpoint("first")
+        run.changed("first")
 
 
 def test_a_reduced_whitening_is_exported(run, tmp_path):
@@ -275,9 +275,9 @@ def test_a_reduced_whitening_is_exported(run, tmp_path):
     images = np.random.default_rng(0).uniform(0, 255, (4, 32, 32, 3)).astype("float32")
     answer = served["serving_default"](images=tf.constant(images), p_star=tf.fill([4], 3.0))
     plain = run.model.embed_batch(images, (3.0,))[0].numpy()
-    np.testing.assert_allclose(answer["embedding"], run.whitening.transform(plain), atol=1e-3)
+    np.testing.assert_allclose(answer["embedding"], run.results.whitening.transform(plain), atol=1e-3)
     descriptors = answer["embedding"].numpy()
-    hat = run.whitening.undo(descriptors)
+    hat = run.results.whitening.undo(descriptors)
     expected = run.model.classify(hat[:, :-1] / hat[:, -1:])
     again = served["classify_embedding"](embedding=tf.constant(descriptors))
     np.testing.assert_allclose(again["logits"], expected, atol=1e-4 * np.abs(expected).max())

@@ -9,9 +9,8 @@ import pytest
 
 import mg_keras
 from mg_keras.errors import UserError
-from mg_keras.finishing import scores, stages
-from mg_keras.finishing.projected import take_projection
-from mg_keras.programs import whole_run
+from mg_keras.programs import scores, stages, whole_run
+from mg_keras.programs.stages import take_projection
 from mg_keras.runs.config import TrainConfig
 from mg_keras.runs.projection import projection_of
 from mg_keras.training import loop
@@ -105,7 +104,7 @@ def run_embeddings(run, source):
 
 
 def test_a_run_that_projects_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr("mg_keras.finishing.projected.projection_of", lambda run: None)
+    monkeypatch.setattr("mg_keras.programs.stages.projection_of", lambda run: None)
     run = loop.Run(tmp_path, TrainConfig(objective="classification"))
     with pytest.raises(UserError, match="with the objective classification, which projects nothing"):
         take_projection(run, None)

@@ -5,6 +5,7 @@
 `copies`, `views`, `categories` and `probe` measure on any photos.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,6 +24,7 @@ __all__ = [
     "TEMPERATURE",
     "Answers",
     "Benchmark",
+    "Options",
     "Search",
     "categories",
     "classes",
@@ -43,16 +45,25 @@ NAMES = ("imagenet", "holidays", "ukb", "copydays", "revisited", "image_similari
 """What `open_benchmark` opens."""
 
 
-def open_benchmark(
-    spec: str,
-    class_names: Sequence[str],
-    *,
-    rotations: str | Path | None = None,
-    distractors: str | Path | None = None,
-    data_dir: str | None = None,
-    neighbors: int = NEIGHBORS,
-    neighbor_temperature: float = TEMPERATURE,
-) -> Benchmark:
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What a benchmark may need beside its photos.
+
+    Attributes:
+        rotations: the file that turns photos upright, for Holidays.
+        distractors: folder of photos to hide copies among, for Copydays and the copies of a run's own photos.
+        neighbors, neighbor_temperature: of the votes in `categories` and `probe`.
+        data_dir: where tensorflow-datasets keeps its files.
+    """
+
+    rotations: str | Path | None = None
+    distractors: str | Path | None = None
+    neighbors: int = NEIGHBORS
+    neighbor_temperature: float = TEMPERATURE
+    data_dir: str | None = None
+
+
+def open_benchmark(spec: str, class_names: Sequence[str], options: Options | None = None) -> Benchmark:
     """Open a benchmark by its name and folder.
 
     Args:
@@ -60,10 +71,7 @@ def open_benchmark(
             Of `categories` and `probe` PATH is a folder or a table, or any photos as `--data` takes them:
             `categories=csv:labels.csv?label=coarse,fine`.
         class_names: the network's classes in the order of its logits, for ImageNet.
-        rotations: the file of rotations, for Holidays.
-        distractors: folder of distractor photos, for Copydays.
-        data_dir: where tensorflow-datasets keeps its files, for ImageNet.
-        neighbors, neighbor_temperature: of the votes in `categories` and `probe`.
+        options: what else it needs; None: nothing.
 
     Raises:
         UserError: no such benchmark, or a folder that is missing or not right.
@@ -72,18 +80,20 @@ def open_benchmark(
         >>> open_benchmark("ukb=data/ukbench", class_names=[]).description  # doctest: +SKIP
         'UKB: 10,200 photos'
     """
+    options = options or Options()
+    votes = options.neighbors, options.neighbor_temperature
     name, _, place = spec.partition("=")
     if name not in NAMES or not place:
         raise UserError(f"a benchmark with a folder must be NAME=PATH of {', '.join(NAMES)}; received {spec!r}")
     openers = {
-        "imagenet": lambda: imagenet(place, class_names, data_dir),
-        "holidays": lambda: holidays(place, rotations),
+        "imagenet": lambda: imagenet(place, class_names, options.data_dir),
+        "holidays": lambda: holidays(place, options.rotations),
         "ukb": lambda: ukb(place),
-        "copydays": lambda: copydays(place, distractors),
+        "copydays": lambda: copydays(place, options.distractors),
         "revisited": lambda: revisited(place),
         "image_similarity": lambda: image_similarity(place),
-        "categories": lambda: categories(_labelled(place, data_dir), neighbors, neighbor_temperature),
-        "probe": lambda: probe(_labelled(place, data_dir), neighbors, neighbor_temperature),
+        "categories": lambda: categories(_labelled(place, options.data_dir), *votes),
+        "probe": lambda: probe(_labelled(place, options.data_dir), *votes),
     }
     return openers[name]()
 

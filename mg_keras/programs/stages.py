@@ -1,0 +1,275 @@
+"""What is done with a trained run before it is measured: `finishing` finds it, here it is kept in the run.
+
+`whole_run` calls them one after the other, the other programs one at a time.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from mg_keras.data import sources
+from mg_keras.data.sources import Source
+from mg_keras.embedding.embedder import Embedder
+from mg_keras.errors import UserError
+from mg_keras.evaluation import pictures
+from mg_keras.files import check_writable
+from mg_keras.finishing import p_star, whitening
+from mg_keras.finishing.p_star import Choosing
+from mg_keras.finishing.pooling_exponent import EXPONENTS, VERSIONS, best_exponent, in_aug_photos
+from mg_keras.poolings import RMAC
+from mg_keras.progress import announce
+from mg_keras.runs.photos import matched, open_source
+from mg_keras.runs.projection import projection_of
+from mg_keras.runs.run import Run, load_run
+
+COMPARISON = (1.0, RMAC)
+"""Poolings that GeM at p* is compared with, on the same trunk: average pooling and R-MAC."""
+
+
+def embedder_of(run: Run, also: Sequence[float | str] = ()) -> Embedder:
+    """What the stages after training share, so that each photo is embedded once a resolution.
+
+    Args:
+        run: `Run`.
+        also: as `Embedder` takes it.
+    """
+    return Embedder(run.model, run.settings.resolution, also)
+
+
+def open_run(
+    path: str | os.PathLike,
+    resolutions: Sequence[int] | None = None,
+    checkpoint: str = "last",
+    data: str | None = None,
+    **settings,
+) -> tuple[Run, Source]:
+    """A run that is to get new results, and its photos, as programs take them that come after training.
+
+    Args:
+        path, resolutions, checkpoint, data, settings: as `load_run` takes them.
+
+    Returns:
+        (`Run`, `Source`), the classes numbered as the run has them.
+
+    Raises:
+        UserError: there is no run, its folder can't be written to, or its photos are not to be had or of other classes.
+    """
+    run = load_run(path, resolutions, checkpoint, data, **settings)
+    check_writable(run.results.folder)
+    return run, matched(run, open_source(run.settings))
+
+
+def check_later_stages(run: Run, source: Source, embedding_dimension: int) -> None:
+    """Refuses, before hours of training, what the stages after it could not do.
+
+    Too few photos for a whitening are no reason: such a run is exported without one.
+
+    Args:
+        run: `Run`.
+        source: its photos.
+        embedding_dimension: d, values of the network's embedding.
+
+    Raises:
+        UserError: the folder of unlabelled photos is not there, or more dimensions are to be kept than there are.
+    """
+    dimensions, most = run.settings.whitening_dimensions, embedding_dimension + 1
+    if dimensions is not None and dimensions > most:
+        raise UserError(f"whitening_dimensions must be at most {most} for {run.settings.trunk}, received {dimensions}")
+    _whitening_photos(run.settings, source)
+
+
+def choose_p_star(
+    run: Run,
+    source: Source,
+    exponents: Sequence[float] = EXPONENTS,
+    method: str = "cross-validation",
+    per_class: int = 50,
+    epochs: int = 1,
+    sweep: bool = False,
+    resolutions: Sequence[int] | None = None,
+) -> dict[int, float]:
+    """Chooses p* for each of the run's resolutions (`finishing.p_star.choose`).
+
+    Writes p_star.json and p_star.png, and with `sweep` sweep.json and sweep.png, each after every resolution. What was
+    chosen before at other resolutions stays, and so do scores and fine-tuned exponents of the method not asked for.
+
+    Args:
+        run: `Run`.
+        source: its photos.
+        exponents, method, per_class, epochs, sweep: of `finishing.p_star.Choosing`.
+        resolutions: pixels; None: the run's.
+
+    Returns:
+        dict resolution -> exponent in use, of all resolutions that have one.
+
+    Raises:
+        UserError, ValueError: as `Choosing` and `choose` raise them.
+    """
+    config, results = run.settings, run.results
+    how = Choosing(exponents, method, per_class, epochs, sweep, config.seed)
+    how.check(source)
+    photos = in_aug_photos(source.train, config.in_aug_per_class, config.seed)
+    chosen, scores = results.p_star, results.p_star_scores
+    fine_tuned, swept = results.p_star_fine_tuned, results.exponent_sweep
+    sizes = resolutions or config.resolutions
+    words = {
+        "cross-validation": f"on {VERSIONS} versions of {len(photos):,} photos",
+        "fine-tuning": f"by fine-tuning on {per_class} photos of each class at most",
+    }
+    said = " and ".join(words.values() if method == "both" else [words[method]])
+    measured = f", and measuring {len(source.val):,} validation photos at each exponent" if sweep else ""
+    announce(f"choosing p* at {_pixels(sizes)} {said}{measured}")
+    for size in sizes:
+        learnt_before = fine_tuned[size]["p_star"] if size in fine_tuned else None
+        found = p_star.choose(run.model, source, photos, size, config.resolution, how, learnt_before)
+        chosen[size] = found.p_star
+        for table, entry in ((scores, found.scores), (fine_tuned, found.fine_tuned), (swept, found.sweep)):
+            if entry is not None:
+                table[size] = entry
+        results.save_p_star(chosen, scores, fine_tuned, photos=len(photos), versions=VERSIONS)
+        best = {key: best_exponent(by_exponent) for key, by_exponent in scores.items()}
+        tuned = {key: entry["p_star"] for key, entry in fine_tuned.items()}
+        if scores:
+            pictures.exponent_picture(results.folder / "p_star.png", scores, best, tuned)
+        if sweep:
+            results.save_exponent_sweep(swept)
+            pictures.sweep_picture(results.folder / "sweep.png", swept, best, tuned)
+    return chosen
+
+
+def fit_whitening(
+    run: Run,
+    source: Source,
+    poolings: Sequence[float | str] = (),
+    measure_classes: bool = False,
+    resolutions: Sequence[int] | None = None,
+    embedder: Embedder | None = None,
+) -> str:
+    """Fits the whitening at each of the run's resolutions with its p* (`finishing.whitening.fit_whitening`).
+
+    Writes whitening.npz (training resolution: the exported one), whitening-SIZE.npz and whitening.json. Whitenings of
+    other poolings that an earlier fit left at these resolutions are removed: they may have been fitted otherwise.
+
+    Args:
+        run: `Run`.
+        source: its photos.
+        poolings: other exponents and `"rmac"` to fit a whitening for, too (whitening-SIZE-p1.npz,
+            whitening-SIZE-rmac.npz), from the same run of the trunk.
+        measure_classes: whether to measure, on the validation photos, how far the class read from the descriptor is the
+            one read from the embedding. Always done where dimensions are left out; without, it is the same by
+            construction.
+        resolutions: s*, pixels, to fit at; None: all of the run's.
+        embedder: `embedder_of` the run, shared with other stages; None: one of its own.
+
+    Returns:
+        str, what it was fitted on.
+
+    Raises:
+        UserError: there are too few photos for the dimensions, or a setting of the whitening is out of range.
+    """
+    config, results = run.settings, run.results
+    photos, kind = _whitening_photos(config, source)
+    versions = config.whitening_versions
+    how = whitening.Fit(
+        config.whitening_shrinkage, config.whitening_dimensions, versions, config.augmentation, config.seed
+    )
+    how.check(len(photos), run.model.embedding_dimension, kind)
+    sizes = resolutions or config.resolutions
+    edits = f" and {versions} versions of each" if versions else ""
+    announce(f"fitting a whitening at {_pixels(sizes)} on {len(photos):,} {kind}{edits}")
+    embedder = embedder or embedder_of(run)
+    for size in sizes:
+        wanted = [results.exponent_at(size), *poolings]
+        fitted = whitening.fit_whitening(embedder, photos, size, wanted, how, kind, source.val, measure_classes)
+        _keep_whitening(run, size, fitted, poolings)
+    return f"{fitted.photos} {kind}"
+
+
+def take_projection(run: Run, source: Source) -> str:
+    """Makes the L2-normalised projection that the objective trained the descriptor of a run, at each resolution.
+
+    Writes what `fit_whitening` writes, so that measures, exports and searches take it.
+
+    Args:
+        run: `Run`.
+        source: its photos; those for validation tell what a descriptor keeps of the embedding and its class.
+
+    Returns:
+        str, what it was taken from.
+
+    Raises:
+        UserError: the run's objective trained none, or no validation photo can be used.
+    """
+    objective, projection = run.settings.objective, projection_of(run)
+    if projection is None:
+        raise UserError(f"{run.path} was trained with the objective {objective}, which projects nothing")
+    embedder = embedder_of(run)
+    announce(f"measuring the projection on {len(source.val):,} validation photos")
+    for size in run.settings.resolutions:
+        exponent = run.results.exponent_at(size)
+        _keep_whitening(run, size, whitening.projected(embedder, source.val, size, exponent, projection, objective), [])
+    return f"the projection that {objective} trained"
+
+
+def _keep_whitening(run, size, fitted, poolings):
+    results = run.results
+    for stale in results.folder.glob(f"whitening-{size}-*.npz"):
+        stale.unlink()
+    results.folder.mkdir(exist_ok=True)
+    next(iter(fitted.whitenings.values())).save(results.whitening_path(size))
+    for pooling in poolings:
+        fitted.whitenings[pooling].save(results.whitening_path(size, pooling))
+    results.save_whitening_report({**results.whitening_report, size: fitted.entry})
+
+
+def complete(run: Run, source: Source, embedder: Embedder | None = None) -> Iterator[str]:
+    """Chooses p* and fits the whitening at those of the run's resolutions where that is still to be done.
+
+    Args:
+        run: `Run`.
+        source: its photos.
+        embedder: `embedder_of` the run, shared with what measures it; None: one of its own.
+
+    Yields:
+        str, what was done.
+    """
+    sizes = run.settings.resolutions
+    missing = [size for size in sizes if size not in run.results.p_star]
+    if missing:
+        chosen = choose_p_star(run, source, resolutions=missing)
+        yield "p* " + ", ".join(f"{size} px: {chosen[size]:g}" for size in missing)
+    missing = [size for size in sizes if not _whitened(run, size)]
+    if missing:
+        places = ", ".join(f"{size} px" for size in missing)
+        try:
+            fitted_on = fit_whitening(run, source, COMPARISON, resolutions=missing, embedder=embedder)
+            yield f"whitening at {places} fitted on {fitted_on}"
+        except UserError as error:
+            yield f"not whitened at {places}: {error}"
+
+
+def _whitened(run, size):
+    """Whether there is a whitening of a resolution's descriptors as p* has them now."""
+    exponent = run.results.exponent_at(size)
+    fitted_at = run.results.whitening_report.get(size, {}).get("p_star", exponent)
+    return run.results.whitening_at(size) is not None and fitted_at == exponent
+
+
+def _pixels(sizes):
+    return f"{', '.join(map(str, sizes))} px"
+
+
+def _whitening_photos(config, source):
+    """(photos to fit the whitening on, what they are)."""
+    photos, kind = source.train, "training photos"
+    if not config.unlabelled and source.unlabelled:
+        photos, kind = source.unlabelled, f"unlabelled photos of {source.description}"
+    elif not config.unlabelled:
+        kind += ", as there are no unlabelled ones (name a folder with --unlabelled)"
+    elif config.unlabelled != "training":
+        photos, kind = sources.photos(config.unlabelled, config.data_dir), f"unlabelled photos of {config.unlabelled}"
+    if len(photos) > config.max_whitening_photos:
+        chosen = np.random.default_rng(config.seed).permutation(len(photos))[: config.max_whitening_photos]
+        photos = photos.subset(np.sort(chosen))
+    return photos, kind

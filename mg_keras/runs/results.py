@@ -1,0 +1,140 @@
+"""What the stages after training leave in a run's folder: exponents, whitenings and scores, each in its file."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mg_keras.embedding.whitening import Whitening
+from mg_keras.errors import UserError
+from mg_keras.files import atomic_write_json
+
+
+class Results:
+    """The results in a folder; `Run` says which files there are.
+
+    Args:
+        folder: where they lie.
+        resolution: pixels of the training crops: that of the exported whitening.
+        pooling_exponent: p of training, in use where no p* was chosen.
+    """
+
+    def __init__(self, folder: Path, resolution: int, pooling_exponent: float):
+        self.folder, self.resolution, self.pooling_exponent = folder, resolution, pooling_exponent
+
+    def exponent_at(self, resolution: int) -> float:
+        """The chosen p* of a resolution, or the training exponent where none was chosen."""
+        return float(self.p_star.get(resolution, self.pooling_exponent))
+
+    def whitening_path(self, resolution: int, pooling: float | str | None = None) -> Path:
+        """Where a fitted whitening lies.
+
+        Args:
+            resolution: s*, pixels. The whitening of the training resolution is the exported one.
+            pooling: None for that of the resolution's p*; an exponent or `"rmac"` for one that is fitted beside it, for
+                comparison.
+        """
+        if pooling is not None:
+            name = pooling if isinstance(pooling, str) else f"p{pooling:g}"
+            return self.folder / f"whitening-{resolution}-{name}.npz"
+        exported = resolution == self.resolution
+        return self.folder / ("whitening.npz" if exported else f"whitening-{resolution}.npz")
+
+    def whitening_at(self, resolution: int, pooling: float | str | None = None) -> Whitening | None:
+        """The `Whitening` at a `whitening_path`, or None before it is fitted."""
+        path = self.whitening_path(resolution, pooling)
+        return Whitening.load(path) if path.exists() else None
+
+    @property
+    def whitening(self) -> Whitening | None:
+        """The `Whitening` that is exported, or None before it is fitted."""
+        return self.whitening_at(self.resolution)
+
+    @property
+    def whitening_report(self) -> dict[int, dict[str, Any]]:
+        """Resolution -> how its whitening was fitted and what it costs in classes; empty before the fit."""
+        return {int(resolution): entry for resolution, entry in read_json(self.folder / "whitening.json").items()}
+
+    def save_whitening_report(self, report: Mapping[int, Mapping[str, Any]]) -> None:
+        """Writes `whitening.json`."""
+        atomic_write_json(self.folder / "whitening.json", report)
+
+    @property
+    def p_star(self) -> dict[int, float]:
+        """Resolution in pixels -> the exponent chosen for it; empty before the choice."""
+        table = read_json(self.folder / "p_star.json").get("p_star", {})
+        return {int(resolution): value for resolution, value in table.items()}
+
+    @property
+    def p_star_scores(self) -> dict[int, dict[float, float]]:
+        """Resolution -> {exponent: IN-aug score}; empty before the choice."""
+        table = read_json(self.folder / "p_star.json").get("scores", {})
+        return {int(size): {float(p): score for p, score in scores.items()} for size, scores in table.items()}
+
+    @property
+    def p_star_fine_tuned(self) -> dict[int, dict[str, Any]]:
+        """Resolution -> `{"p_star", "initial", "photos"}` of the exponent learnt for it; empty before that."""
+        return {
+            int(size): entry for size, entry in read_json(self.folder / "p_star.json").get("fine_tuned", {}).items()
+        }
+
+    def save_p_star(
+        self,
+        p_star: Mapping[int, float],
+        scores: Mapping[int, Mapping[float, float]],
+        fine_tuned: Mapping[int, Mapping[str, Any]],
+        **how,
+    ) -> None:
+        """Writes `p_star.json`.
+
+        Args:
+            p_star: resolution -> the exponent in use.
+            scores: resolution -> {exponent: IN-aug score}.
+            fine_tuned: resolution -> an entry of `p_star_fine_tuned`.
+            how: how the scores were measured.
+        """
+        content = {"p_star": p_star, "scores": _by_name(scores), "fine_tuned": fine_tuned, **how}
+        atomic_write_json(self.folder / "p_star.json", content)
+
+    @property
+    def exponent_sweep(self) -> dict[int, dict[float, dict[str, float]]]:
+        """Resolution -> exponent -> `{"top1", "top5", "instance"}`; empty before they were measured."""
+        return {
+            int(size): {float(p): scores for p, scores in by_exponent.items()}
+            for size, by_exponent in read_json(self.folder / "sweep.json").items()
+        }
+
+    def save_exponent_sweep(self, sweep: Mapping[int, Mapping[float, Mapping[str, float]]]) -> None:
+        """Writes `sweep.json`."""
+        atomic_write_json(self.folder / "sweep.json", _by_name(sweep))
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """What `metrics.json` holds; empty before the evaluation."""
+        return read_json(self.folder / "metrics.json")
+
+    def save_metrics(self, metrics: Mapping[str, Any]) -> None:
+        """Writes `metrics.json`."""
+        atomic_write_json(self.folder / "metrics.json", metrics)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """What a file of JSON holds; empty where there is none.
+
+    Raises:
+        UserError: it is no JSON.
+    """
+    if not path.exists():
+        return {}
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is no JSON: {error}") from error
+
+
+def _by_name(table):
+    """Resolution -> exponent -> ..., its exponents as text: 3 and 3.0, measured now or read before, are one name."""
+    return {
+        size: {repr(float(p)).removesuffix(".0"): value for p, value in by_exponent.items()}
+        for size, by_exponent in table.items()
+    }
