@@ -1,8 +1,9 @@
 """Trunks by name: keras-hub backbones with a spatial output, built from scratch.
 
 A trunk takes the normalised image [B, H, W, 3] (any H and W) and gives the feature map [B, h, w, C]. To add one, add a
-line to `TRUNKS`: the keras-hub backbone class, or a function that takes `image_shape`, and its arguments. Anything else with that contract, a functional
-`keras.Model` or another keras-hub backbone, can be given to `MultiGrain` itself instead of a name.
+line to `TRUNKS`: the keras-hub backbone class, or a function that takes `image_shape`, and its arguments. Anything else
+with that contract, a functional `keras.Model` or another keras-hub backbone, can be given to `MultiGrain` itself
+instead of a name.
 """
 
 from collections.abc import Sequence

@@ -43,7 +43,6 @@ def open_benchmarks(
     """
     config, options = run.settings, options or benchmarks.Options()
     options = dataclasses.replace(options, data_dir=config.data_dir)
-    votes = options.neighbors, options.neighbor_temperature
     own = {
         "classes": lambda: benchmarks.classes(source.val, run.class_names),
         "in_aug": lambda: benchmarks.in_aug(
@@ -54,8 +53,8 @@ def open_benchmarks(
             sources.photos(options.distractors, config.data_dir) if options.distractors else None,
             seed=config.seed,
         ),
-        "categories": lambda: benchmarks.categories(source, *votes),
-        "probe": lambda: benchmarks.probe(source, *votes),
+        "categories": lambda: benchmarks.categories(source, *options.votes),
+        "probe": lambda: benchmarks.probe(source, *options.votes),
     }
     if source.val.instances is not None:
         own["views"] = lambda: benchmarks.views(source.val)

@@ -6,7 +6,7 @@
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from mg_keras.data import sources
@@ -41,9 +41,6 @@ __all__ = [
     "views",
 ]
 
-NAMES = ("imagenet", "holidays", "ukb", "copydays", "revisited", "image_similarity", "categories", "probe")
-"""What `open_benchmark` opens."""
-
 
 @dataclasses.dataclass(frozen=True)
 class Options:
@@ -61,6 +58,26 @@ class Options:
     neighbors: int = NEIGHBORS
     neighbor_temperature: float = TEMPERATURE
     data_dir: str | None = None
+
+    @property
+    def votes(self) -> tuple[int, float]:
+        """What `categories` and `probe` take of it."""
+        return self.neighbors, self.neighbor_temperature
+
+
+# name -> what opens a folder; of the classes and the options each takes what it needs
+_OPENERS: dict[str, Callable[[str, Sequence[str], Options], Benchmark]] = {
+    "imagenet": lambda place, class_names, options: imagenet(place, class_names, options.data_dir),
+    "holidays": lambda place, _, options: holidays(place, options.rotations),
+    "ukb": lambda place, _, options: ukb(place),
+    "copydays": lambda place, _, options: copydays(place, options.distractors),
+    "revisited": lambda place, _, options: revisited(place),
+    "image_similarity": lambda place, _, options: image_similarity(place),
+    "categories": lambda place, _, options: categories(_labelled(place, options), *options.votes),
+    "probe": lambda place, _, options: probe(_labelled(place, options), *options.votes),
+}
+NAMES = tuple(_OPENERS)
+"""What `open_benchmark` opens."""
 
 
 def open_benchmark(spec: str, class_names: Sequence[str], options: Options | None = None) -> Benchmark:
@@ -80,27 +97,15 @@ def open_benchmark(spec: str, class_names: Sequence[str], options: Options | Non
         >>> open_benchmark("ukb=data/ukbench", class_names=[]).description  # doctest: +SKIP
         'UKB: 10,200 photos'
     """
-    options = options or Options()
-    votes = options.neighbors, options.neighbor_temperature
     name, _, place = spec.partition("=")
     if name not in NAMES or not place:
         raise UserError(f"a benchmark with a folder must be NAME=PATH of {', '.join(NAMES)}; received {spec!r}")
-    openers = {
-        "imagenet": lambda: imagenet(place, class_names, options.data_dir),
-        "holidays": lambda: holidays(place, options.rotations),
-        "ukb": lambda: ukb(place),
-        "copydays": lambda: copydays(place, options.distractors),
-        "revisited": lambda: revisited(place),
-        "image_similarity": lambda: image_similarity(place),
-        "categories": lambda: categories(_labelled(place, options.data_dir), *votes),
-        "probe": lambda: probe(_labelled(place, options.data_dir), *votes),
-    }
-    return openers[name]()
+    return _OPENERS[name](place, class_names, options or Options())
 
 
-def _labelled(place, data_dir):
+def _labelled(place, options):
     """The photos of a place: as `--data` says it, or a folder or a table by its path alone."""
     spec = place
     if place.partition(":")[0] not in sources.NAMES:
         spec = f"csv:{place}" if Path(place.partition("?")[0]).is_file() else f"folder:{place}"
-    return sources.open_source(spec, data_dir=data_dir)
+    return sources.open_source(spec, data_dir=options.data_dir)
