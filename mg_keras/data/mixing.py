@@ -10,6 +10,8 @@ from collections.abc import Sequence
 
 import tensorflow as tf
 
+from mg_keras.data.apart import as_written
+
 
 def mixed_batches(
     batches: tf.data.Dataset,
@@ -51,7 +53,7 @@ def mixed_batches(
         shares = tf.one_hot(labels, num_classes)
         return *_MIXERS[kind](images, shares, alpha, key), instance_ids
 
-    return batches.enumerate().map(mix, num_parallel_calls=tf.data.AUTOTUNE)
+    return batches.enumerate().map(as_written(mix), num_parallel_calls=tf.data.AUTOTUNE)
 
 
 def mixup(images: tf.Tensor, labels: tf.Tensor, alpha: float, seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
+from mg_keras.data.apart import as_written
 from mg_keras.data.images import BadImages, decode, try_decode
 from mg_keras.data.sources.contract import Split
 from mg_keras.errors import UserError
@@ -121,11 +122,11 @@ def repeated_batches(
         first, stop = start_step * photos_a_row, tf.int64.max // 2
         places = tf.data.Dataset.range(first, stop if steps is None else first + steps * photos_a_row)
         if split.stream is None:
-            return places.map(locate)
+            return places.map(as_written(locate))
         photos = split.stream(
             seed=seed, photos_a_step=photos_a_row, share=_share(local_replicas, replicas), start_step=start_step
         )
-        places = tf.data.Dataset.zip(places.map(local_to_global), photos)
+        places = tf.data.Dataset.zip(places.map(as_written(local_to_global)), photos)
         return places.map(lambda position, photo: (position, *photo))
 
     def fetch(position, index, *contents):
@@ -174,10 +175,10 @@ def repeated_batches(
     # as many at a time as the cores and the disk take; the order stays that of the stream. Threads that wait for shards
     # would count as cores: on two of them, decoding on 18 threads takes up to twice as long
     parallel = tf.data.AUTOTUNE if split.stream is None else os.cpu_count() or 1
-    dataset = located().map(fetch, num_parallel_calls=parallel, deterministic=True)
-    dataset = dataset.map(transform, num_parallel_calls=parallel, deterministic=True)
-    dataset = dataset.batch(photos_a_part, drop_remainder=True).map(one_part)
-    dataset = dataset.batch(parts, drop_remainder=True).map(join)
+    dataset = located().map(as_written(fetch), num_parallel_calls=parallel, deterministic=True)
+    dataset = dataset.map(as_written(transform), num_parallel_calls=parallel, deterministic=True)
+    dataset = dataset.batch(photos_a_part, drop_remainder=True).map(as_written(one_part))
+    dataset = dataset.batch(parts, drop_remainder=True).map(as_written(join))
     return dataset.prefetch(2 * len(local))
 
 

@@ -27,6 +27,7 @@ import pyarrow as pa
 import tensorflow as tf
 
 from mg_keras.data import resolutions
+from mg_keras.data.apart import as_written
 from mg_keras.data.given import GivenPhotos
 from mg_keras.data.images import BadImages, decode_common
 from mg_keras.data.repeated import repeated_batches
@@ -228,7 +229,7 @@ def prepared_batches(
     rows = np.arange(len(split)) if rows is None else np.asarray(rows, np.int64)
 
     def loaded(by, of):
-        return tf.data.Dataset.from_tensor_slices(of).map(by, num_parallel_calls=tf.data.AUTOTUNE)
+        return tf.data.Dataset.from_tensor_slices(of).map(as_written(by), num_parallel_calls=tf.data.AUTOTUNE)
 
     # Catching an error photo by photo takes longer than decoding a small one: those of the common kinds, which cause
     # none, come first, and what is missing then comes with care
@@ -256,7 +257,7 @@ def forward_function(network: EmbeddingNetwork, poolings: Sequence[float | str] 
 def _forward(network, poolings):
     """Kept, as validation asks for the same one after every epoch."""
     signature = [tf.TensorSpec([None, None, None, 3], tf.float32)]
-    return tf.function(lambda images: network.embed_batch(images, poolings), input_signature=signature)
+    return tf.function(lambda images: network.embed_batch(images, poolings), input_signature=signature, autograph=False)
 
 
 def _photos_a_batch(height, width):

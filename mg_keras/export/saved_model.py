@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import functools
 import json
 import logging
 import os
@@ -180,6 +181,9 @@ def _shown(spec: tf.TensorSpec) -> str:
     return f"{spec.name}: {spec.dtype.name} [{sizes}]"
 
 
+_function = functools.partial(tf.function, autograph=False)
+
+
 class _Served(tf.Module):
     """The variables of the graph and the functions that become signatures.
 
@@ -213,9 +217,9 @@ class _Served(tf.Module):
         resolution = tf.TensorSpec([None], tf.int32, "resolution")
         embedding = tf.TensorSpec([None, self._sizes[1]], tf.float32, "embedding")
         return {
-            "serving_default": tf.function(self.describe).get_concrete_function(images, p_star),
-            "encoded": tf.function(self.describe_encoded).get_concrete_function(image_bytes, resolution, p_star),
-            "classify_embedding": tf.function(self.classify).get_concrete_function(embedding),
+            "serving_default": _function(self.describe).get_concrete_function(images, p_star),
+            "encoded": _function(self.describe_encoded).get_concrete_function(image_bytes, resolution, p_star),
+            "classify_embedding": _function(self.classify).get_concrete_function(embedding),
         }
 
     def describe(self, images: tf.Tensor, p_star: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -314,7 +318,7 @@ def _keras_answers(model: MultiGrain, whitening: Whitening) -> Callable[[np.ndar
     trunk = with_levels(float32_trunk(model.trunk), model.levels)
     spec = tf.TensorSpec([None, None, None, 3], tf.float32), tf.TensorSpec([None], tf.float32)
     embed = _embedder(model, lambda images: trunk(model.normalize(images), training=False))
-    embed = tf.function(embed, input_signature=spec)
+    embed = tf.function(embed, input_signature=spec, autograph=False)
 
     def answers(images, p_star):
         embeddings = embed(images, p_star).numpy()

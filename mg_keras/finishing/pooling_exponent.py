@@ -280,7 +280,7 @@ def _rows_of_classes(split, per_class, seed):
 def _trunk(network):
     """Images float32 [B, H, W, 3] in 0-255 -> list of maps float32 [B, h, w, c], whatever their shape."""
 
-    @tf.function(input_signature=[tf.TensorSpec([None, None, None, 3], tf.float32)])
+    @tf.function(input_signature=[tf.TensorSpec([None, None, None, 3], tf.float32)], autograph=False)
     def trunk(images):
         return [tf.cast(features, tf.float32) for features in network.feature_maps(images)]
 
@@ -300,7 +300,8 @@ def _loss_and_gradient(network):
             [tf.TensorSpec([1, None, None, width], tf.float32) for width in network.map_channels],
             tf.TensorSpec([], tf.int32),
             tf.TensorSpec([], tf.float32),
-        ]
+        ],
+        autograph=False,
     )
     def loss_and_gradient(maps, label, exponent):
         with tf.GradientTape() as tape:

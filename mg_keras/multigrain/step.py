@@ -45,7 +45,11 @@ class Step:
         self.weight_decay, self.trunk_rate = weight_decay, trunk_rate
         self.accumulation_steps, self.jit_compile, self.seed = accumulation_steps, jit_compile, seed
         # XLA takes the part that is mere computation: updates and reductions across replicas stay outside
-        self._gradients = tf.function(self._part_gradients, jit_compile=True) if jit_compile else self._part_gradients
+        self._gradients = (
+            tf.function(self._part_gradients, jit_compile=True, autograph=False)
+            if jit_compile
+            else self._part_gradients
+        )
 
     def build(self) -> None:
         """Makes the optimisers' variables."""

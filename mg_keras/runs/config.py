@@ -14,6 +14,7 @@ import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser, get_loader
 
 from mg_keras import objectives
+from mg_keras.data import augmentations
 from mg_keras.errors import UserError
 from mg_keras.limits import Limits, check, wanted
 from mg_keras.poolings import Level
@@ -120,7 +121,7 @@ class TrainConfig:
     val_per_class: _CountOrNull = None
     val_fraction: Annotated[float, Limits(above=0, below=1)] = 0.2
     resolution: _Count = 224
-    augmentation: Literal["full", "standard", "autoaugment", "copies", "none"] = "full"
+    augmentation: Literal[augmentations.NAMES] = "full"
     mixing: Literal["none", "mixup", "cutmix"] = "none"
     mixing_alpha: _Positive = 0.2
     versions: _Count = 3
@@ -131,16 +132,7 @@ class TrainConfig:
     pooling_exponent: _Positive = 3.0
     levels: list[str] = dataclasses.field(default_factory=list)
     preparation: Literal["aspect", "squash"] = "aspect"
-    objective: Literal[
-        "multigrain",
-        "classification",
-        "distilled_multigrain",
-        "distilled_copies",
-        "grafit",
-        "grafit_fc",
-        "snca",
-        "supcon_info_nce",
-    ] = "multigrain"
+    objective: Literal[objectives.NAMES] = "multigrain"
     classification_weight: Annotated[float, Limits(at_least=0, at_most=1)] = 0.5
     temperature: _Positive = 2.0
     contrast_temperature: _Positive = 0.05

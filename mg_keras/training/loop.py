@@ -359,7 +359,7 @@ class Trainer:
         return self.strategy.distribute_datasets_from_function(feed)
 
     def _step_function(self, data):
-        @tf.function(reduce_retracing=True)
+        @tf.function(reduce_retracing=True, autograph=False)
         def step(batch):
             self.strategy.run(self.model.train_step, args=(batch,))
 

@@ -11,6 +11,7 @@ import os
 import numpy as np
 import tensorflow as tf
 
+from mg_keras.data.apart import as_written
 from mg_keras.data.shards.index import Index
 
 # A request to an object store takes as long for a photo as for a megabyte.
@@ -85,7 +86,7 @@ class Stream:
         dataset = tf.data.Dataset.range(first_pass, tf.int64.max).flat_map(pieces)
         dataset = dataset.interleave(
             # in a dataset of its own: what the function itself does, it does for one piece after the other
-            lambda piece: tf.data.Dataset.from_tensors(piece).map(photos).unbatch(),
+            lambda piece: tf.data.Dataset.from_tensors(piece).map(as_written(photos)).unbatch(),
             cycle_length=CYCLE_LENGTH,
             # whole pieces, one after the other: their end is seen before the turn goes on
             block_length=int(self.count.max()) + 1,
@@ -94,7 +95,7 @@ class Stream:
         )
         dataset = dataset.batch(buffer, drop_remainder=True).enumerate(first_pass * buffers_a_pass + done // buffer)
         # one buffer ahead; by default TensorFlow would fill as many as it has threads
-        dataset = dataset.map(shuffled, num_parallel_calls=1, deterministic=True).unbatch()
+        dataset = dataset.map(as_written(shuffled), num_parallel_calls=1, deterministic=True).unbatch()
         options = tf.data.Options()
         # a thread that waits for a store is no core at work
         options.threading.private_threadpool_size = CYCLE_LENGTH + (os.cpu_count() or 1)

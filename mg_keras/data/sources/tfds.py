@@ -11,6 +11,7 @@ import textwrap
 import numpy as np
 import tensorflow as tf
 
+from mg_keras.data.apart import as_written
 from mg_keras.data.sources.contract import Source, Split, SplitOptions, asked_columns, divide, usable
 from mg_keras.errors import UserError
 from mg_keras.files import printable_name
@@ -138,7 +139,7 @@ def _record_split(name, records, columns, by_column):
     def load():
         """int [N, columns]."""
         rows = tf.data.Dataset.range(len(records))
-        labels = rows.map(lambda row: parse(row, columns, tf.int64), num_parallel_calls=tf.data.AUTOTUNE)
+        labels = rows.map(as_written(lambda row: parse(row, columns, tf.int64)), num_parallel_calls=tf.data.AUTOTUNE)
         found = []
         # a large set is read whole for them, which takes minutes
         with Progress(f"labels of {name}", len(records), "photos") as progress:
