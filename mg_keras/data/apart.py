@@ -5,8 +5,8 @@ import tensorflow as tf
 as_written = tf.autograph.experimental.do_not_convert
 """Decorator: a function of a dataset that TensorFlow takes as it is.
 
-AutoGraph would rewrite all that it calls, which takes a fifth of a short run's time, and nothing here needs that: control
-flow is written with `tf.cond` and `tf.while_loop`.
+AutoGraph would rewrite all that it calls, which takes a fifth of a short run's time, and nothing here needs that:
+control flow is written with `tf.cond` and `tf.while_loop`.
 """
 
 apart = tf.function(autograph=False, experimental_attributes={"_noinline": True}, reduce_retracing=True)

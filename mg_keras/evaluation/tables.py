@@ -163,7 +163,7 @@ def retrieval_table(metrics: Mapping) -> Table | None:
     """
     columns, names = {}, {}
     for name, benchmark in metrics["benchmarks"].items():
-        for results in benchmark["results"].values() if name not in OF_LEVELS else ():
+        for results in benchmark["results"].values() if name.partition(" ")[0] not in OF_LEVELS else ():
             for row, scores in results.items():
                 for score in scores:
                     # the scores of each kind of edit are for metrics.json: a table has no room for them
@@ -205,31 +205,33 @@ def retrieval_table(metrics: Mapping) -> Table | None:
     return table
 
 
-def levels_table(metrics: Mapping, name: str) -> Table | None:
+def levels_tables(metrics: Mapping) -> list[Table]:
     """Lay out what was measured at each level of labels: a line a resolution and row, a column a score, then chance.
 
     Args:
         metrics: what `metrics.json` holds.
-        name: of the benchmark, one of `OF_LEVELS`.
 
     Returns:
-        A table for `rich.print`, or None where it was not measured.
+        A table for `rich.print` for each benchmark of `OF_LEVELS`.
     """
-    benchmark = metrics["benchmarks"].get(name, {})
-    lines = [
-        (size, row, scores) for size, results in benchmark.get("results", {}).items() for row, scores in results.items()
+    return [
+        _levels_table(name, benchmark, metrics["method"]["name"])
+        for name, benchmark in metrics["benchmarks"].items()
+        if name.partition(" ")[0] in OF_LEVELS
     ]
-    if not lines:
-        return None
+
+
+def _levels_table(name: str, benchmark: Mapping, method: str) -> Table:
+    lines = [(size, row, scores) for size, results in benchmark["results"].items() for row, scores in results.items()]
     scored = [score for score in lines[0][2] if score != "pooling"]
-    table = Table(title=f"{name}: {metrics['method']['name']}")
+    table = Table(title=f"{name}: {method}")
     for heading in ("descriptor", "s*", "p*", *(metric(score).heading for score in scored)):
         table.add_column(heading, justify="left" if heading == "descriptor" else "right")
     for number, (size, row, scores) in enumerate(lines, start=1):
         cells = [metric(score).text(scores.get(score)) for score in scored]
         pooling = _number(scores.get("pooling"))
         table.add_row(row_title(row), str(size), pooling, *cells, end_section=number == len(lines))
-    chance = benchmark.get("chance", {})
+    chance = benchmark["chance"]
     table.add_row("chance", "", "", *(metric(score).text(chance.get(score)) for score in scored), style="dim")
     return table
 

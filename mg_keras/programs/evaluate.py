@@ -110,10 +110,9 @@ def _needs(options):
 
 def show_tables(metrics: Mapping[str, Any]) -> None:
     """Tables 2 and 3, and what is to be known about the benchmarks' folders."""
-    from mg_keras.evaluation.tables import OF_LEVELS, class_table, levels_table, retrieval_table
+    from mg_keras.evaluation.tables import class_table, levels_tables, retrieval_table
 
-    of_levels = (levels_table(metrics, name) for name in OF_LEVELS)
-    for table in (class_table(metrics), retrieval_table(metrics), *of_levels):
+    for table in (class_table(metrics), retrieval_table(metrics), *levels_tables(metrics)):
         if table:
             show(table)
     for name, benchmark in metrics["benchmarks"].items():

@@ -49,6 +49,17 @@ def rows(done):
 
 
 @pytest.mark.slow
+def test_grafit(monkeypatch):
+    make_trunk_small(monkeypatch)
+    done = run_here("grafit", "--part", "memory", "--repeats", 1, "--photos", 500, "--queries", 8)
+    assert set(rows(done)) == {"queries x memory", "queries x memory x memory", "loss and gradient", "update"}
+    monkeypatch.setattr("benchmarks.grafit.OBJECTIVES", ("classification", "grafit"))
+    small = ["--resolution", 32, "--batch-size", 6, "--versions", 2]
+    done = run_here("grafit", "--part", "step", "--repeats", 1, *small)
+    assert f"grafit step / plain cross-entropy: {rows(done)['grafit'][-1]} " in done.stdout
+
+
+@pytest.mark.slow
 def test_train_step(monkeypatch):
     make_trunk_small(monkeypatch)
     done = run_here("train_step", "--part", "step", "--repeats", 2, "--resolution", 32, "--batch-size", 6)

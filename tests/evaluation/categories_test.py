@@ -1,14 +1,24 @@
 """Retrieval and classification by neighbours against loops, on labels of two levels."""
 
+import io
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import tensorflow as tf
+from rich.console import Console
 
 from mg_keras.data.sources import Source, Split
 from mg_keras.errors import UserError
+from mg_keras.evaluation import evaluators
 from mg_keras.evaluation.evaluators import Answers, categories, probe
 from mg_keras.evaluation.metrics import mean_average_precision
 from mg_keras.evaluation.neighbors import category_average_precisions, vote
+from mg_keras.evaluation.tables import levels_tables, retrieval_table
+from mg_keras.finishing.scores import evaluate_packed
+from mg_keras.models import Network
+from tests.multigrain.model_test import plain_trunk
+from tests.train.tiny import CLASSES, draw_folder
 
 FINE, TRAIN, TEST = 6, 40, 30
 
@@ -132,3 +142,28 @@ def test_what_can_not_be_measured_is_refused():
     with pytest.raises(ValueError, match="labels must be one a row"):
         vote(np.eye(2), np.eye(2), np.arange(3))
     assert len(source.val) == TEST
+
+
+def test_a_packed_network_stands_in_the_tables(tmp_path):
+    """As the model in the package: photos of any folder or table, by their places."""
+    draw_folder(tmp_path / "photos", per_class=5)
+    rows = [f"photos/{name}/{number:02}.jpg,{name == 'disks'},{name}" for name in CLASSES for number in range(5)]
+    (tmp_path / "labels.csv").write_text("\n".join(["path,coarse,fine", *rows]))
+    about = {"trunk": "plain", "resolution": 32, "pooling_exponent": 3.0, "p_star": {"32": 2.0}, "class_names": ["a"]}
+    packed = SimpleNamespace(about=about, whitening=None, network=lambda: Network(plain_trunk(), 1))
+    places = [f"categories={tmp_path / 'labels.csv'}?label=coarse,fine", f"probe={tmp_path / 'photos'}"]
+    metrics = evaluate_packed(packed, places, neighbors=2)
+    assert list(metrics["benchmarks"]) == ["categories (table labels.csv)", "probe (folder photos)"]
+    (found,) = metrics["benchmarks"]["categories (table labels.csv)"]["results"]["32"].values()
+    assert found["pooling"] == 2.0
+    assert 0 <= found["fine kNN in coarse"] <= 1
+    console = Console(width=200, record=True, file=io.StringIO())
+    for table in levels_tables(metrics):
+        console.print(table)
+    printed = console.export_text()
+    for word in ("fine mAP %", "fine kNN in coarse %", "class linear %", "chance"):
+        assert word in printed
+    assert retrieval_table(metrics) is None
+    with pytest.raises(UserError, match="a SavedModel is measured on --benchmarks NAME=PATH"):
+        evaluate_packed(packed, ["categories"])
+    assert {"categories", "probe"} < set(evaluators.NAMES)

@@ -73,8 +73,8 @@ _OPENERS: dict[str, Callable[[str, Sequence[str], Options], Benchmark]] = {
     "copydays": lambda place, _, options: copydays(place, options.distractors),
     "revisited": lambda place, _, options: revisited(place),
     "image_similarity": lambda place, _, options: image_similarity(place),
-    "categories": lambda place, _, options: categories(_labelled(place, options), *options.votes),
-    "probe": lambda place, _, options: probe(_labelled(place, options), *options.votes),
+    "categories": lambda place, _, options: _of_labels(categories, place, options),
+    "probe": lambda place, _, options: _of_labels(probe, place, options),
 }
 NAMES = tuple(_OPENERS)
 """What `open_benchmark` opens."""
@@ -103,9 +103,11 @@ def open_benchmark(spec: str, class_names: Sequence[str], options: Options | Non
     return _OPENERS[name](place, class_names, options or Options())
 
 
-def _labelled(place, options):
-    """The photos of a place: as `--data` says it, or a folder or a table by its path alone."""
+def _of_labels(kind, place, options):
+    """`categories` or `probe` of photos: as `--data` says it, or of a folder or a table by its path alone."""
     spec = place
     if place.partition(":")[0] not in sources.NAMES:
         spec = f"csv:{place}" if Path(place.partition("?")[0]).is_file() else f"folder:{place}"
-    return sources.open_source(spec, data_dir=options.data_dir)
+    source = sources.open_source(spec, data_dir=options.data_dir)
+    # several of them stand in one table
+    return kind(source, *options.votes, name=f"{kind.__name__} ({source.description})")
