@@ -56,11 +56,6 @@ ENDS = {
     "whitening_shrinkage": ([1e-6, 1], [0.0, 1.5]),
     "whitening_dimensions": ([1], [0]),
     "whitening_versions": ([0, 3], [-1]),
-    "projection_dimensions": ([1], [0]),
-    "neighbor_temperature": ([1e-9], [0, -1]),
-    "memory_size": ([1], [0]),
-    "predictor_width": ([1], [0]),
-    "target_momentum": ([0.0, 0.99], [-0.1, 1.0]),
 }
 
 
