@@ -25,7 +25,7 @@ ROOMS = (
         "checkpoints",
     ),
     *("layers", "models", "objectives", "data", "embedding", "evaluation", "pretrained"),
-    *("multigrain", "runs", "training", "finishing", "export", "search", "serving", "loading", "programs"),
+    *("multigrain", "finishing", "runs", "training", "export", "search", "serving", "loading", "programs"),
 )
 
 

@@ -6,7 +6,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import tensorflow as tf
-from mg_keras.finishing.scores import evaluate_packed
 from rich.console import Console
 
 from mg_keras.data.sources import Source, Split
@@ -17,6 +16,7 @@ from mg_keras.evaluation.metrics import mean_average_precision
 from mg_keras.evaluation.neighbors import category_average_precisions, vote
 from mg_keras.evaluation.tables import levels_tables, retrieval_table
 from mg_keras.models import Network
+from mg_keras.programs.scores import evaluate_packed
 from tests.multigrain.model_test import plain_trunk
 from tests.train.tiny import CLASSES, draw_folder
 
