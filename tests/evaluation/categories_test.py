@@ -11,7 +11,7 @@ from rich.console import Console
 from mg_keras.data.sources import Source, Split
 from mg_keras.errors import UserError
 from mg_keras.evaluation import evaluators
-from mg_keras.evaluation.evaluators import Answers, categories, probe
+from mg_keras.evaluation.evaluators import Answers, Options, categories, probe
 from mg_keras.evaluation.metrics import mean_average_precision
 from mg_keras.evaluation.neighbors import category_average_precisions, vote
 from mg_keras.evaluation.tables import levels_tables, retrieval_table
@@ -152,7 +152,7 @@ def test_a_packed_network_stands_in_the_tables(tmp_path):
     about = {"trunk": "plain", "resolution": 32, "pooling_exponent": 3.0, "p_star": {"32": 2.0}, "class_names": ["a"]}
     packed = SimpleNamespace(about=about, whitening=None, network=lambda: Network(plain_trunk(), 1))
     places = [f"categories={tmp_path / 'labels.csv'}?label=coarse,fine", f"probe={tmp_path / 'photos'}"]
-    metrics = evaluate_packed(packed, places, neighbors=2)
+    metrics = evaluate_packed(packed, places, options=Options(neighbors=2))
     assert list(metrics["benchmarks"]) == ["categories (table labels.csv)", "probe (folder photos)"]
     (found,) = metrics["benchmarks"]["categories (table labels.csv)"]["results"]["32"].values()
     assert found["pooling"] == 2.0

@@ -56,12 +56,12 @@ def test_the_run_has_the_network(network, data, tmp_path):
     assert len(found.model.state_variables) == len(given) + 2
     for value, expected in zip(found.model.state_variables[: len(given)], given, strict=True):
         np.testing.assert_array_equal(value, expected)
-    np.testing.assert_array_equal(found.whitening.projection_, network.whitening.projection_)
-    np.testing.assert_array_equal(found.whitening.mean_, network.whitening.mean_)
+    np.testing.assert_array_equal(found.results.whitening.projection_, network.whitening.projection_)
+    np.testing.assert_array_equal(found.results.whitening.mean_, network.whitening.mean_)
     # measured, it keeps this whitening: chosen for other embeddings, p* would make it void
-    assert found.p_star == {224: found.settings.pooling_exponent}
-    assert found.whitening_report[224]["p_star"] == found.settings.pooling_exponent
-    assert found.whitening_report[224]["dimensions"] == SIZE + 1
+    assert found.results.p_star == {224: found.settings.pooling_exponent}
+    assert found.results.whitening_report[224]["p_star"] == found.settings.pooling_exponent
+    assert found.results.whitening_report[224]["dimensions"] == SIZE + 1
     with pytest.raises(UserError, match="holds the checkpoints of a run"):
         save_run(network, tmp_path / "run", data)
     (tmp_path / "other").mkdir()

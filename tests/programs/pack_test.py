@@ -69,7 +69,7 @@ def test_it_is_exported_without_a_run(out, folder, tmp_path, monkeypatch, capsys
     assert "model = tf.saved_model.load" in capsys.readouterr().out
     exported = Exported.load(tmp_path / "model")
     assert (exported.whitened, exported.train_resolution, exported.p_star) == (True, SIZE, {SIZE: 4.0})
-    served, expected = mg_keras.load(tmp_path / "model"), mg_keras.load(out)
+    served, expected = mg_keras.load(tmp_path / "model"), mg_keras.load(out, precision="float32")
     assert served.thresholds == expected.thresholds
     assert expected.thresholds["copy"]
     assert served.resolution == expected.resolution
