@@ -231,6 +231,8 @@ class Network(keras.Model):
         """A str that is equal for networks that embed and classify alike: a hash of its weights and normalisation."""
         # those of a network alone, without what a subclass trains beside it
         variables = Network.state_variables.fget(self)
+        # where a dropout's random numbers have come to decides no answer, and is another in each process
+        variables = [variable for variable in variables if not keras.backend.is_int_dtype(variable.dtype)]
         settings = (self.pixel_mean, self.pixel_std, self.pool.epsilon, self.trunk.compute_dtype)
         if self.levels:
             settings = (*settings, *map(str, self.levels))

@@ -4,6 +4,7 @@ import pytest
 
 from mg_keras.errors import UserError
 from mg_keras.models import trunks
+from mg_keras.models.network import Network
 
 EFFICIENTNET = {
     "stackwise_width_coefficients": [0.25] * 2,
@@ -164,3 +165,17 @@ def test_normalization():
     assert trunks.normalization("resnet50") == (trunks.IMAGENET_MEAN, trunks.IMAGENET_STD)
     mean, std = (255 * np.array(values) for values in trunks.normalization("efficientnet_lite0"))
     np.testing.assert_allclose([mean, std], [[127] * 3, [128] * 3])
+
+
+def test_where_random_numbers_have_come_to_is_no_part_of_a_fingerprint():
+    # with repeats, so that there is a dropout
+    repeats = {"stackwise_num_repeats": [1, 2], "dropout": 0.2}
+    network = Network(trunks.build("efficientnet_lite0", **TINY["efficientnet_lite0"] | repeats), 3)
+    before = network.fingerprint()
+    states = [variable for variable in network.trunk.variables if "seed" in variable.path]
+    assert states
+    for state in states:
+        state.assign(state + 1)
+    assert network.fingerprint() == before
+    network.trunk.trainable_variables[0].assign_add(keras.ops.ones_like(network.trunk.trainable_variables[0]))
+    assert network.fingerprint() != before
