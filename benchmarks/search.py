@@ -2,11 +2,13 @@
 
     python -m benchmarks.search                       # 1 000 000 descriptors of 512 values, as `auto` chooses
     python -m benchmarks.search --kinds ivf,pq,hnsw,exact --count 200000
+    python -m benchmarks.search --around features.npy --kinds auto,hnswlib,usearch --peers PYTHON
 
-Descriptors are noise around a few thousand centres; queries are noise around some of them. For each kind the table has
-the time to build it, the size on disk, the memory that a process of its own holds after opening it and answering all
-queries (at its peak; and without files that are mapped), the time of a query by `Index.search` (one at a time, names
-and facts included) and recall@10 against the exact answer. `hnswlib`, where it is installed, is a kind too.
+Descriptors are noise around a few thousand centres, or around real descriptors; queries are noise around some of them.
+For each kind the table has the time to build it, the size on disk, the memory that a process of its own holds after
+opening it and answering all queries (at its peak; and without files that are mapped), the time of a query by
+`Index.search` (one at a time, names and facts included) and recall@10 against the exact answer. `hnswlib` and `usearch`
+are kinds, too, for which `--peers` names a Python that has them; they keep all in memory, float32 and float16.
 """
 
 import argparse
@@ -29,12 +31,14 @@ from mg_keras.search.neighbors import exact_nearest
 
 _BLOCK = 1 << 15
 K = 10
+PEERS = ("hnswlib", "usearch")
 
 
-def write_descriptors(path, count, dimensions, centres, seed=0):
-    """float16 [count, dimensions] of unit norm in a file."""
+def write_descriptors(path, count, dimensions, centres, around=None, seed=0):
+    """float16 [count, D] of unit norm in a file: noise around so many centres, or around descriptors of a file."""
     rng = np.random.default_rng(seed)
-    middle = _unit(rng.normal(size=(centres, dimensions)))
+    middle = _unit(np.load(around).astype(np.float32) if around else rng.normal(size=(centres, dimensions)))
+    centres, dimensions = middle.shape
     values = np.lib.format.open_memmap(path, "w+", np.float16, (count, dimensions))
     for start in range(0, count, _BLOCK):
         size = min(_BLOCK, count - start)
@@ -111,30 +115,14 @@ def of_index(kind, descriptors, queries, true, folder):
     ]
 
 
-def of_hnswlib(descriptors, queries, true):
-    """A row of the table, float32 in memory."""
-    import hnswlib
-
-    values, queries = np.load(descriptors, mmap_mode="r"), np.load(queries)
-    index = hnswlib.Index("ip", values.shape[1])
-    index.init_index(len(values), ef_construction=80, M=32)
-    began = time.perf_counter()
-    for start in range(0, len(values), _BLOCK):
-        index.add_items(np.asarray(values[start : start + _BLOCK], np.float32))
-    built = time.perf_counter() - began
-    for effort in (32, 64, 128, 256, 512):
-        index.set_ef(effort)
-        found, times = [], []
-        for query in queries:
-            began = time.perf_counter()
-            found.append(index.knn_query(query, K)[0][0].tolist())
-            times.append(time.perf_counter() - began)
-        recall = np.mean([len(set(one) & set(other)) / K for one, other in zip(found, true.tolist(), strict=True)])
-        if recall >= 0.97:
-            break
-    times = (f"{1000 * np.percentile(times, share):.2f} ms" for share in (50, 99))
-    memory = f"{resident('VmHWM'):,.0f} MB"
-    return [f"hnswlib, effort {effort}", f"{built:.0f} s", "", "", memory, "", *times, f"{recall:.3f}"]
+def of_peer(name, python, descriptors, queries, true):
+    """A row of the table, by `benchmarks/peers.py`."""
+    command = [python, "-P", Path(__file__).with_name("peers.py"), "search", name, descriptors, queries, true]
+    told = json.loads(subprocess.run(list(map(str, command)), stdout=subprocess.PIPE, check=True).stdout)
+    answer, peak = told["done"], told["peak"]
+    times = (f"{1000 * np.percentile(answer['times'], share):.2f} ms" for share in (50, 99))
+    name = f"{name}, effort {answer['effort']}"
+    return [name, f"{answer['built']:.0f} s", "", "", f"{peak:,.0f} MB", "", *times, f"{answer['recall']:.3f}"]
 
 
 def main():
@@ -144,7 +132,9 @@ def main():
     parser.add_argument("--dimensions", type=int, default=512)
     parser.add_argument("--centres", type=int, default=4000)
     parser.add_argument("--queries", type=int, default=500)
-    parser.add_argument("--kinds", default="auto", help="auto, exact, ivf, pq, hnsw and hnswlib, by commas")
+    parser.add_argument("--around", help="descriptors in .npy to draw others around, in place of --centres")
+    parser.add_argument("--kinds", default="auto", help="auto, exact, ivf, pq, hnsw, hnswlib, usearch, by commas")
+    parser.add_argument("--peers", help="a Python that has hnswlib and usearch")
     parser.add_argument("--folder", help="where the files are made; default: a temporary folder")
     parser.add_argument("--ask", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -154,18 +144,20 @@ def main():
     with tempfile.TemporaryDirectory(dir=options.folder) as temporary:
         folder = Path(temporary)
         descriptors, queries = folder / "descriptors.npy", folder / "queries.npy"
-        write_descriptors(descriptors, options.count, options.dimensions, options.centres)
+        write_descriptors(descriptors, options.count, options.dimensions, options.centres, options.around)
         np.save(queries, queries_near(descriptors, options.queries))
         stored = np.load(descriptors, mmap_mode="r")
         _, true = exact_nearest(stored, np.ones(len(stored), bool), np.load(queries), K)
+        neighbors = folder / "true.npy"
+        np.save(neighbors, true)
         rows = [
-            of_hnswlib(descriptors, queries, true)
-            if kind == "hnswlib"
+            of_peer(kind, options.peers, descriptors, queries, neighbors)
+            if kind in PEERS
             else of_index(kind, descriptors, queries, true, folder)
             for kind in options.kinds.split(",")
         ]
     print_table(
-        f"{options.count:,} descriptors of {options.dimensions} values, {options.queries} queries",
+        f"{options.count:,} descriptors of {stored.shape[1]} values, {options.queries} queries",
         ["kind", "build", "disk", "open", "peak memory", "own memory", "p50", "p99", f"recall@{K}"],
         rows,
     )
