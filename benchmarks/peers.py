@@ -68,8 +68,8 @@ def duplicates(name, folder):
     from imagededup import methods
 
     if name == "CNN":
-        return methods.CNN().find_duplicates(image_dir=folder, num_enc_workers=0)
-    return getattr(methods, name)().find_duplicates(image_dir=folder, max_distance_threshold=_BITS)
+        return methods.CNN(verbose=False).find_duplicates(image_dir=folder, num_enc_workers=0)
+    return getattr(methods, name)(verbose=False).find_duplicates(image_dir=folder, max_distance_threshold=_BITS)
 
 
 def _by_imagehash(folder):

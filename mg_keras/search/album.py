@@ -24,11 +24,14 @@ from mg_keras.search.duplicates import Duplicates, Group, find_duplicates
 from mg_keras.search.index import Answer, Index, Model
 from mg_keras.search.store import Photo, is_index
 from mg_keras.search.thumbnails import Thumbnails, small
+from mg_keras.search.verification import SIDE, Picture, compare, grey_of, picture_of
 
 # photos between two of which a query may come first
 _AT_ONCE = 32
 # uploads that are kept for crops, and the pixels of their larger side
 _QUERIES, _QUERY_SIDE = 64, 1600
+# photos whose keypoints are kept
+_PICTURES = 200
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -106,6 +109,7 @@ class Album:
         self._index: Index | None = None
         self._duplicates: Duplicates | None = None
         self._uploads: OrderedDict[str, Upload] = OrderedDict()
+        self._pictures: OrderedDict[str | int, Picture | None] = OrderedDict()
         self._threads: list[threading.Thread] = []
         self._stopping = False
         self._look()
@@ -305,14 +309,45 @@ class Album:
         Raises:
             UserError: the query can't be used, or the region is too small.
         """
-        if box is None:
-            asked = query.descriptor if isinstance(query, Upload) else query
-        else:
-            image = query.image if isinstance(query, Upload) else small(self.file_of(query), _QUERY_SIDE)
-            if image is None:
-                raise UserError(f"photo {query.id} can't be opened")
-            asked = _region(image, box)
-        return self.index.find(asked, k, precision, expand)
+        whole = query.descriptor if isinstance(query, Upload) else query
+        return self.index.find(whole if box is None else self._seen(query, box), k, precision, expand)
+
+    def same_pixels(self, query: Photo | Upload, photos: Sequence[Photo], box: Box | None = None) -> dict[int, float]:
+        """Of photos that are copies of a query by their pixels: number -> the share that is the same, 0 to 1.
+
+        Raises:
+            UserError: the query can't be opened, or the region is too small.
+        """
+        image = self._seen(query, box).copy()
+        image.thumbnail((SIDE, SIDE))
+        own, found = picture_of(np.asarray(image.convert("L"))), {}
+        for photo in photos:
+            picture = self._picture(photo)
+            verdict = picture and compare(own, picture)
+            if verdict and verdict.same:
+                found[photo.id] = verdict.score
+        return found
+
+    def _seen(self, query, box):
+        """The image of a query, or of a region of it."""
+        image = query.image if isinstance(query, Upload) else small(self.file_of(query), _QUERY_SIDE)
+        if image is None:
+            raise UserError(f"photo {query.id} can't be opened")
+        return image if box is None else _region(image, box)
+
+    def _picture(self, photo):
+        key = photo.sha256 or photo.id
+        with self._lock:
+            if key in self._pictures:
+                self._pictures.move_to_end(key)
+                return self._pictures[key]
+        grey = grey_of(self.file_of(photo))
+        picture = None if grey is None else picture_of(grey)
+        with self._lock:
+            self._pictures[key] = picture
+            while len(self._pictures) > _PICTURES:
+                self._pictures.popitem(last=False)
+        return picture
 
 
 class _Stopped(Exception):

@@ -52,6 +52,8 @@ _PUBLIC = ("/page.css", "/icon.svg")
 _PICTURE_SIDE = 1600
 _LARGEST_PAGE = 500
 _LARGEST_DECISION = 1 << 20
+# photos whose pixels are compared with a query's: some 20 ms each
+_COMPARED = 32
 _MAX_CONNECTIONS = 64
 # bodies that are held at the same time
 _UPLOADS_AT_ONCE = 4
@@ -161,6 +163,7 @@ def search_application(
         Route("/api/update", answers(_update), methods=["POST"]),
         Route("/api/search", answers(_search)),
         Route("/api/search", search_by_upload, methods=["POST"]),
+        Route("/api/same", answers(_same)),
         Route("/api/uploads/{id}/picture", shows(_upload_picture)),
         Route("/api/photos", answers(_photos)),
         Route("/api/photos/{id:int}", answers(_photo)),
@@ -257,17 +260,28 @@ def _update(album, request):
 
 
 def _search(album, request):
+    return _found(album, _query(album, request), **_how(request))
+
+
+def _same(album, request):
+    numbers = request.query_params.get("of", "").split(",")
+    if len(numbers) > _COMPARED or not all(each.isascii() and each.isdigit() and len(each) < 19 for each in numbers):
+        raise UserError(f"of must be numbers of photos by commas, {_COMPARED} at most")
+    photos = [album.photo(int(number)) for number in numbers]
+    found = album.same_pixels(_query(album, request), photos, _box(request))
+    return [{"id": number, "verified": share} for number, share in found.items()]
+
+
+def _query(album, request):
     asked = request.query_params
     if ("photo" in asked) == ("upload" in asked):
         raise UserError("one of photo and upload is needed: what to look for")
     if "photo" in asked:
-        query = album.photo(_number(request, "photo", None, 0, 2**62))
-    else:
-        query = album.uploaded(asked["upload"])
-    return _found(album, query, **_how(request))
+        return album.photo(_number(request, "photo", None, 0, 2**62))
+    return album.uploaded(asked["upload"])
 
 
-def _how(request):
+def _box(request):
     box = request.query_params.get("box")
     if box is not None:
         try:
@@ -276,8 +290,12 @@ def _how(request):
             box = ()
         if len(box) != 4 or not all(map(math.isfinite, box)):
             raise UserError(f"box must be left,top,right,bottom, received {request.query_params['box'][:100]!r}")
+    return box
+
+
+def _how(request):
     return {
-        "box": box,
+        "box": _box(request),
         "k": _number(request, "k", 20, 1, _LARGEST_PAGE),
         "precision": _share(request, 0.9),
         "expand": _number(request, "expand", 0, 0, 50),

@@ -160,6 +160,11 @@ def description() -> dict[str, Any]:
             **_get("Copies, the same thing and the same kind, by a photo that is there", _ref("Answer"), [*by, *_HOW]),
             "post": _operation("The same, by the photo in the body", _of(_ref("Answer")), _HOW, requestBody=upload),
         },
+        "/api/same": _get(
+            "Which photos are copies of a query by their pixels, and the share that is the same",
+            _list(_object({"id": {"type": "integer"}, "verified": {"type": "number"}})),
+            [*by, *_HOW[:1], _query("of", "string", "numbers of photos by commas, 32 at most")],
+        ),
         "/api/uploads/{id}/picture": _get("A photo that was sent", _JPEG, [_UPLOAD_ID]),
         "/api/photos": _get(
             "Photos in order of name, or by the words of a class, most probable first",

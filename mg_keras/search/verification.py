@@ -31,10 +31,13 @@ METHOD = 1
 SKETCH = 12
 """Pixels of a side of a sketch, by which photos in the same frame are looked up."""
 
+SIDE = 320
+"""Pixels of the larger side of what is compared, at most."""
+
 FRAME, MAP, MIRRORED = "frame", "map", "mirrored"
 """How two photos were found to be the same: in the same frame, by a map, or one of them mirrored."""
 
-_SIDE, _SMALLEST = 320, 48
+_SMALLEST = 48
 _KEYPOINTS, _FEWEST, _REDUCED = 256, 10, 0.6
 _RATIO, _PIXELS_OFF = 0.85, 3.0
 # logarithm of the aspects' ratio, and the correlation of sketches, from which on a frame may be the same
@@ -83,7 +86,7 @@ _NO = Verdict(False, 0.0, "")
 
 def grey_of(path: str | os.PathLike) -> np.ndarray | None:
     """uint8 [H, W], a photo upright, neither side above 320 pixels; None where it can't be opened."""
-    image = small(path, _SIDE)
+    image = small(path, SIDE)
     return None if image is None else np.asarray(image.convert("L"))
 
 

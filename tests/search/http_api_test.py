@@ -184,6 +184,19 @@ def test_duplicates(served):
         assert told in client.refusal("/api/decisions", expected, method="POST", body=json.dumps(wrong))
 
 
+def test_copies_by_their_pixels(served):
+    _, client = served
+    photo, small, other = (numbered(client, name)["id"] for name in ("00001.png", "small.jpg", "00002.png"))
+    found = client.get(f"/api/same?photo={photo}&of={small},{other},{photo}")
+    assert {each["id"] for each in found} == {small, photo}
+    assert all(0.9 < each["verified"] <= 1 for each in found)
+    body = as_bytes(noise(2, (60, 60)))
+    upload = client.get("/api/search", "POST", body)["query"]["upload"]
+    assert [each["id"] for each in client.get(f"/api/same?upload={upload}&of={photo},{other}")] == [other]
+    for wrong in ("", "1,x", ",".join(["1"] * 33)):
+        assert "of must be numbers" in client.refusal(f"/api/same?photo={photo}&of={wrong}")
+
+
 def test_bad_requests_are_one_line_and_the_server_goes_on(served):
     _, client = served
     photo = numbered(client, "00002.png")["id"]

@@ -123,6 +123,8 @@ def test_photos_are_given_in_every_way_and_filtered_by_class(page, photos):
     album_of = photos / "photos"
     page.find_element(By.ID, "file").send_keys(str(album_of / "00001.png"))
     wait(page, lambda found: set(copies(found)) == {"00001.png", "small.jpg"})
+    # by their pixels, too
+    wait(page, lambda found: len(found.find_elements(By.CSS_SELECTOR, "#found .score.same")) == 2)
     give(page, "drop", album_of / "00002.png")
     wait(page, lambda found: copies(found) == ["00002.png"])
     give(page, "paste", album_of / "00003.png")

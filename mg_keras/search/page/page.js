@@ -4,7 +4,7 @@
 const $ = (id) => document.getElementById(id);
 const ROWS = ["copies", "instances", "kind"];
 const KIND_WORDS = { equal: "Same byte for byte", copy: "Copies", similar: "Similar" };
-const FIRST = 24, MOST = 500, PAGE = 120, GROUPS = 20, SMALLEST_BOX = 0.03;
+const FIRST = 24, MOST = 500, COMPARED = 16, PAGE = 120, GROUPS = 20, SMALLEST_BOX = 0.03;
 
 let status = null;
 let answer = null;       // of the search that is shown
@@ -198,7 +198,29 @@ function showAnswer() {
     if (!hits.length) section.querySelector(".grid").append(make("p", { class: "none", textContent: "None" }));
     section.querySelector(".more").hidden = !full || k >= MOST;
   }
+  showSame(answer);
 }
+
+// which of the first photos are copies by their pixels comes a moment later
+const showSame = guarded(async (own) => {
+  if (!own.same) {
+    const ids = [...own.copies, ...own.instances].map(({ photo }) => photo.id).filter((id) => !own.query.photo || id !== own.query.photo.id);
+    if (!ids.length) return;
+    const query = new URLSearchParams(own.query.photo ? { photo: own.query.photo.id } : { upload: own.query.upload });
+    if (own.query.box) query.set("box", own.query.box.join(","));
+    query.set("of", ids.slice(0, COMPARED).join(","));
+    own.same = new Map((await ask(`/api/same?${query}`)).map(({ id, verified }) => [id, verified]));
+  }
+  if (own !== answer) return;
+  for (const open of document.querySelectorAll("#found .tile .open")) {
+    const share = own.same.get(open.photo.id), score = open.querySelector(".score");
+    if (share !== undefined && !score.classList.contains("same")) {
+      score.classList.add("same");
+      score.textContent = `same ${score.textContent}`;
+      score.title = `A copy: ${percent(share)} of the pixels are the same`;
+    }
+  }
+});
 
 const byFile = guarded(async (file) => {
   if (!file) return;
