@@ -169,7 +169,9 @@ def find_duplicates(
     nodes = _Nodes(indexes)
     with contextlib.ExitStack() as stack:
         verifier = None
-        if verify and not named and COPY in kinds and len(nodes) > 1:
+        # descriptors that were given have no files
+        files = any(photos[0].modified is not None for photos in nodes.photos)
+        if verify and not named and COPY in kinds and files:
             stack.enter_context(one_thread_each())
             contents = [photos[0].sha256 and bytes.fromhex(photos[0].sha256) for photos in nodes.photos]
             paths = [photos[0].path for photos in nodes.photos]

@@ -159,6 +159,7 @@ def test_large_albums_are_compared_by_their_index(monkeypatch):
     values = rng.normal(size=(1500, 24))
     values = np.concatenate([values, values[:50] + 0.05 * rng.normal(size=(50, 24)), values[:40] * (1 + 1e-3)])
     with Index.build(values, names=map(str, range(1590)), kind="ivf") as index:
+        assert not find_duplicates(index, kinds=["equal", "copy"]).verified
         found = find_duplicates(index, copy=0.95, similar=0.95)
     groups = {frozenset(int(photo.name) for photo in group.photos) for group in found.groups}
     planted = {frozenset({n, 1500 + n, 1550 + n} if n < 40 else {n, 1500 + n}) for n in range(50)}
