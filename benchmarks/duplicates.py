@@ -98,7 +98,7 @@ def main():
         folder.mkdir()
         plant(folder, photos[: options.count], options.planted, options.seed)
         made = of_mg_keras(folder, place, options.options.split())
-        contestants = {"mg-keras duplicates": made[0], "the second time": made[1]}
+        contestants = {"mg-keras": made[0], "again": made[1]}
         for method in options.methods.split(",") if options.peers else ():
             contestants[method] = of_peer(options.peers, method, folder)
         for name, (found, seconds, peak) in contestants.items():
@@ -107,7 +107,7 @@ def main():
             rows.append([name, f"{seconds:.0f} s", f"{peak:,.0f} MB", f"{recall:.3f}", f"{precision:.3f}", *shown])
     print_table(
         f"{min(options.count, len(photos)):,} photos and {options.planted:,} edits of them",
-        ["", "time", "peak", "recall", "precision", *(kind.split("_")[0] for kind in STRONG_EDITS)],
+        ["", "time", "peak", "recall", "precision", *(kind[:5] for kind in STRONG_EDITS)],
         rows,
     )
     print(f"{os.cpu_count()} cores, load average {os.getloadavg()[0]:.1f}")
