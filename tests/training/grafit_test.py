@@ -9,6 +9,7 @@ import pytest
 
 import mg_keras
 from mg_keras.errors import UserError
+from mg_keras.evaluation.evaluators import Options
 from mg_keras.programs import scores, stages, whole_run
 from mg_keras.programs.stages import take_projection
 from mg_keras.runs.config import TrainConfig
@@ -78,7 +79,7 @@ def test_a_killed_run_goes_on_with_its_memory(tmp_path, monkeypatch):
 def check_what_is_measured(path):
     """At both levels, the embedding and its projection, which can take the place of a whitening."""
     run, source = stages.open_run(path)
-    metrics = scores.evaluate(run, source, scores.open_benchmarks(run, source, ["categories"], neighbors=3))
+    metrics = scores.evaluate(run, source, scores.open_benchmarks(run, source, ["categories"], Options(neighbors=3)))
     (results,) = metrics["benchmarks"]["categories"]["results"].values()
     assert set(results) == {"gem", "gem_projected"}
     wanted = {f"{level} {kind}" for level in ("coarse", "fine") for kind in ("mAP", "kNN")} | {"fine kNN in coarse"}
