@@ -87,16 +87,31 @@ class InstanceTerm(keras.layers.Layer):
         dimensions: of the projection.
         predictor_width: of q's hidden layer.
         momentum: m in [0, 1): after each step `target <- m target + (1 - m) network`.
+        versions: how many versions of a photo stand one after the other in a batch.
+        target_versions: of how many of them the target is asked, the first ones; None: of all. The target's forward
+            pass is what the term costs.
 
     Raises:
-        ValueError: the momentum is out of range.
+        ValueError: a value is out of range.
     """
 
-    def __init__(self, network: Network, dimensions: int, predictor_width: int, momentum: float, **kwargs):
+    def __init__(
+        self,
+        network: Network,
+        dimensions: int,
+        predictor_width: int,
+        momentum: float,
+        versions: int = 1,
+        target_versions: int | None = None,
+        **kwargs,
+    ):
         if not 0 <= momentum < 1:
             raise ValueError(f"target_momentum must lie in [0, 1), received {momentum}")
+        if target_versions is not None and target_versions < 1:
+            raise ValueError(f"target_versions must be at least 1, received {target_versions}")
         super().__init__(autocast=False, **kwargs)
-        self.momentum = momentum
+        self.momentum, self.versions = momentum, versions
+        self.target_versions = None if target_versions is None or target_versions >= versions else target_versions
         self.predictor = keras.Sequential(
             [
                 keras.Input((dimensions,)),
@@ -119,8 +134,14 @@ class InstanceTerm(keras.layers.Layer):
 
     def loss(self, batch: Batch, projections: tf.Tensor) -> tf.Tensor:
         """The loss of a batch in whose order the projections [B, d] stand."""
-        targets = self.target_projector(self.target(batch.images, training=False)["embedding"])
-        return self.instance_loss(self.predictor(projections, training=True), targets, batch.instance_ids)
+        images, rows = batch.images, None
+        if self.target_versions:
+            count = images.shape[0] or tf.shape(images)[0]
+            rows = tf.range(count)
+            rows = tf.concat([rows[first :: self.versions] for first in range(self.target_versions)], axis=0)
+            images = tf.gather(images, rows)
+        targets = self.target_projector(self.target(images, training=False)["embedding"])
+        return self.instance_loss(self.predictor(projections, training=True), targets, batch.instance_ids, rows)
 
     def follow(self, network: Network, projector: keras.layers.Dense) -> None:
         """After a step, in the context of a replica."""
@@ -136,6 +157,7 @@ class Grafit(SNCA):
         network, memory, versions, temperature: as `SNCA` takes them; of at least two versions.
         predictor_width: of the predictor's hidden layer.
         target_momentum: of the moving average that the targets come from.
+        target_versions: of how many versions it is asked; None: of all.
 
     Raises:
         ValueError: a value is out of range.
@@ -159,10 +181,19 @@ class Grafit(SNCA):
         temperature: float = 0.05,
         predictor_width: int = 4096,
         target_momentum: float = 0.996,
+        target_versions: int | None = None,
         **kwargs,
     ):
         super().__init__(network, memory, versions, temperature, **kwargs)
-        self.instances = InstanceTerm(network, memory.dimensions, predictor_width, target_momentum, name="instances")
+        self.instances = InstanceTerm(
+            network,
+            memory.dimensions,
+            predictor_width,
+            target_momentum,
+            versions,
+            target_versions,
+            name="instances",
+        )
 
     @classmethod
     def from_settings(cls, network: Network, settings: Any, photos: int = 0) -> Self:
@@ -174,6 +205,7 @@ class Grafit(SNCA):
             settings.neighbor_temperature,
             settings.predictor_width,
             settings.target_momentum,
+            settings.target_versions,
         )
 
     def start(self, network: Network) -> None:
@@ -204,7 +236,7 @@ class GrafitFC(Projected):
     Args:
         network: `Network` that is trained.
         dimensions: of the projection that the instance loss sees.
-        predictor_width, target_momentum: as `Grafit` takes them.
+        predictor_width, target_momentum, versions, target_versions: as `Grafit` takes them.
 
     Raises:
         ValueError: a value is out of range.
@@ -219,16 +251,27 @@ class GrafitFC(Projected):
         dimensions: int = 256,
         predictor_width: int = 4096,
         target_momentum: float = 0.996,
+        versions: int = 4,
+        target_versions: int | None = None,
         **kwargs,
     ):
         super().__init__(network, dimensions, **kwargs)
-        self.instances = InstanceTerm(network, dimensions, predictor_width, target_momentum, name="instances")
+        self.instances = InstanceTerm(
+            network, dimensions, predictor_width, target_momentum, versions, target_versions, name="instances"
+        )
 
     @classmethod
     def from_settings(cls, network: Network, settings: Any, photos: int = 0) -> Self:
         """See the class."""
         del photos
-        return cls(network, settings.projection_dimensions, settings.predictor_width, settings.target_momentum)
+        return cls(
+            network,
+            settings.projection_dimensions,
+            settings.predictor_width,
+            settings.target_momentum,
+            settings.versions,
+            settings.target_versions,
+        )
 
     def start(self, network: Network) -> None:
         """The target begins as the network is."""

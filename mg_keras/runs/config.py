@@ -79,6 +79,8 @@ class TrainConfig:
         memory_dtype: `float32`, or `float16`, which takes half the memory.
         predictor_width: of the hidden layer of the predictor in `grafit` and `grafit_fc`.
         target_momentum: in `grafit` and `grafit_fc`, of the moving average of the network that gives the targets.
+        target_versions: in `grafit` and `grafit_fc`, of how many versions of a photo there are targets, at a cost of a
+            forward pass each; null: of all.
         class_balance: `weights` weighs the cross-entropy of an image by its class, inversely to the class's number of
             training photos (`mg_keras.training.class_balance`); `none` counts images alike.
         margin: alpha of the margin loss.
@@ -144,6 +146,7 @@ class TrainConfig:
     memory_dtype: Literal["float32", "float16"] = "float32"
     predictor_width: _Count = 4096
     target_momentum: Annotated[float, Limits(at_least=0, below=1)] = 0.996
+    target_versions: _CountOrNull = None
     class_balance: Literal["none", "weights"] = "none"
     margin: _Positive = 0.2
     initial_beta: float = 1.2

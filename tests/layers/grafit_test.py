@@ -23,11 +23,12 @@ def slow_nearest_neighbor_loss(rows, labels, ids, memory, memory_labels, memory_
     return np.array(losses)
 
 
-def slow_instance_loss(predictions, targets, ids):
+def slow_instance_loss(predictions, targets, ids, known=None):
+    """`known`: the rows that there are targets of; None: all."""
     predictions, targets, losses = unit(np.float64(predictions)), unit(np.float64(targets)), []
     for photo in set(ids.tolist()):
         rows = np.flatnonzero(ids == photo)
-        pairs = [predictions[i] @ targets[j] for i in rows for j in rows if i != j]
+        pairs = [predictions[i] @ targets[j] for i in rows for j in rows if i != j and (known is None or j in known)]
         if pairs:
             losses.append(-np.mean(pairs))
     return np.mean(losses)
@@ -148,6 +149,11 @@ def test_the_instance_loss_is_the_mean_over_photos(versions):
     found = float(InstanceLoss()(*as_tensors(predictions, targets, ids)))
     expected = slow_instance_loss(predictions, targets, ids) if max(versions) > 1 else 0
     assert found == pytest.approx(expected, abs=1e-6)
+    # targets of some alone
+    known = rng.permutation(len(ids))[:5]
+    expected = slow_instance_loss(predictions, targets, ids, known) if max(versions) > 1 else 0
+    found = InstanceLoss()(*as_tensors(predictions, targets[known], ids, known))
+    assert float(found) == pytest.approx(expected, abs=1e-6)
 
 
 def test_supervised_contrast_is_the_mean_over_images():

@@ -111,15 +111,17 @@ def test_the_classifier_reads_along_and_changes_no_descriptor():
         np.testing.assert_array_equal(one, other)
 
 
-def test_grafit_fc_is_cross_entropy_and_instances():
+@pytest.mark.parametrize("target_versions", [None, 1, 2, 7])
+def test_grafit_fc_is_cross_entropy_and_instances(target_versions):
     model = build()
-    objective = GrafitFC(model, DIMENSIONS, 5, MOMENTUM)
+    objective = GrafitFC(model, DIMENSIONS, 5, MOMENTUM, VERSIONS, target_versions)
     objective.start(model)
     model.compile(keras.optimizers.SGD(0.1), objective=objective)
     images, labels, ids = batch()
     outputs = model(images)
     projections = objective.projector(outputs["embedding"]).numpy()
-    instances = slow_instance_loss(predicted(objective, projections), projections, ids)
+    known = [row for row in range(len(ids)) if row % VERSIONS < (target_versions or VERSIONS)]
+    instances = slow_instance_loss(predicted(objective, projections), projections, ids, known)
     values = model.train_step(tensors((images, labels, ids)))
     assert float(values["instance_loss"]) == pytest.approx(instances, abs=1e-4)
     assert float(values["loss"]) == pytest.approx(cross_entropy(outputs["logits"], labels) + instances, abs=1e-4)
@@ -167,6 +169,8 @@ def test_what_does_not_go_together_is_refused():
         model.compile(objective=GrafitFC(model, 4, 5))
     with pytest.raises(ValueError, match=r"target_momentum must lie in \[0, 1\), received 1"):
         GrafitFC(model, 4, 5, 1)
+    with pytest.raises(ValueError, match="target_versions must be at least 1, received 0"):
+        GrafitFC(model, 4, 5, target_versions=0)
     with pytest.raises(ValueError, match=r"classification_weight must lie in \[0, 1\], received 2"):
         SupConInfoNCE(model, 4, 2)
     # a queue that a step would overflow

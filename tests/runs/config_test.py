@@ -30,6 +30,7 @@ ENDS = {
     "memory_size": ([1], [0]),
     "predictor_width": ([1], [0]),
     "target_momentum": ([0, 0.999], [-0.1, 1]),
+    "target_versions": ([1], [0]),
     "teacher_exponent": ([1e-9], [0, -1]),
     "frozen_stages": ([0], [-1]),
     "trunk_rate": ([1e-6], [0.0]),
