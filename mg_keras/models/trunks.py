@@ -26,6 +26,17 @@ def _resnet(blocks, block_type):
     }
 
 
+def _resnet_of_small_images(image_shape, dtype=None, **arguments):
+    """A ResNet as CIFAR's photos of 32 px are trained with: a 3x3 convolution of stride 1 first, and no pooling."""
+    backbone = keras_hub.models.ResNetBackbone(image_shape=image_shape, dtype=dtype, **arguments)
+    blocks = keras.Model(backbone.get_layer("pool1_pool").output, backbone.output, name="blocks")
+    images = keras.Input(image_shape)
+    filters = arguments["input_conv_filters"][0]
+    maps = keras.layers.Conv2D(filters, 3, padding="same", use_bias=False, dtype=dtype, name="conv1_conv")(images)
+    maps = keras.layers.BatchNormalization(epsilon=1e-5, momentum=0.9, dtype=dtype, name="conv1_bn")(maps)
+    return keras.Model(images, blocks(keras.layers.Activation("relu", dtype=dtype, name="conv1_relu")(maps)))
+
+
 def _efficientnet(width, depth):
     return keras_hub.models.EfficientNetBackbone, {
         "stackwise_width_coefficients": [width] * 7,
@@ -94,6 +105,7 @@ def _vgg(repeats):
 
 TRUNKS = {
     "resnet18": _resnet([2, 2, 2, 2], "basic_block"),
+    "resnet18_32px": (_resnet_of_small_images, _resnet([2, 2, 2, 2], "basic_block")[1]),
     "resnet34": _resnet([3, 4, 6, 3], "basic_block"),
     "resnet50": _resnet([3, 4, 6, 3], "bottleneck_block"),
     "resnet101": _resnet([3, 4, 23, 3], "bottleneck_block"),
@@ -158,7 +170,8 @@ def build(name: str, **overrides) -> keras.Model:
 
     The convolutions of ResNets start as the paper's do: normal with variance 2 / fan-out (He et al. 2015), which
     Keras's default (Glorot) is not; the other families start as keras-hub has them. Seed with
-    `keras.utils.set_random_seed`.
+    `keras.utils.set_random_seed`. `resnet18_32px` is ResNet-18 for photos of 32 px, such as CIFAR's: its first
+    convolution is 3x3 and takes no second pixel away, nor does a pooling follow.
 
     Args:
         name: str, a key of `TRUNKS`.
@@ -183,8 +196,8 @@ def build(name: str, **overrides) -> keras.Model:
     # images of any size, whatever the class's default; EfficientNet has its own word for it
     shape_argument = "input_shape" if backbone is keras_hub.models.EfficientNetBackbone else "image_shape"
     trunk = backbone(**{shape_argument: (None, None, 3), **arguments, **overrides})
-    if backbone is keras_hub.models.ResNetBackbone:
-        for layer in trunk.layers:
+    if backbone in (keras_hub.models.ResNetBackbone, _resnet_of_small_images):
+        for layer in (inner for outer in trunk.layers for inner in getattr(outer, "layers", [outer])):
             if isinstance(layer, keras.layers.Conv2D):
                 # a new one each time: an initializer gives the same values whenever it is asked for the same shape
                 initializer = keras.initializers.VarianceScaling(2.0, mode="fan_out", distribution="untruncated_normal")

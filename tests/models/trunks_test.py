@@ -24,6 +24,11 @@ TINY = {
         "stackwise_num_blocks": [1, 1],
         "stackwise_num_strides": [1, 2],
     },
+    "resnet18_32px": {
+        "stackwise_num_filters": [64, 128],
+        "stackwise_num_blocks": [1, 1],
+        "stackwise_num_strides": [1, 2],
+    },
     "resnet50": {
         "stackwise_num_filters": [64, 128],
         "stackwise_num_blocks": [1, 1],
@@ -43,6 +48,8 @@ TINY = {
 # torchvision's published counts of trainable values without the classifier (and, for VGG, without its dense layers)
 PARAMETERS = {
     "resnet18": 11_689_512 - 513 * 1000,
+    # a first convolution of 3x3 in place of 7x7
+    "resnet18_32px": 11_689_512 - 513 * 1000 - 40 * 3 * 64,
     "resnet34": 21_797_672 - 513 * 1000,
     "resnet50": 25_557_032 - 2049 * 1000,
     "resnet101": 44_549_160 - 2049 * 1000,
@@ -75,13 +82,23 @@ def test_every_family_takes_any_size_and_keeps_space(name):
         assert features.std() > 0
 
 
+def test_a_resnet_of_small_images_keeps_their_pixels():
+    trunk = trunks.build("resnet18_32px", **TINY["resnet18_32px"])
+    assert trunk.compute_output_shape((1, 32, 48, 3)) == (1, 16, 24, 128)
+    first = trunk.get_layer("conv1_conv")
+    assert (first.kernel_size, first.strides) == ((3, 3), (1, 1))
+    (kernel,) = (value.numpy() for value in trunk.weights if value.shape == (3, 3, 64, 128))
+    assert kernel.std() == pytest.approx(np.sqrt(2 / (9 * 128)), rel=0.05)
+
+
 @pytest.mark.parametrize("name", trunks.TRUNKS)
 def test_every_name_has_the_published_size(name):
     # within the scope no weight is made: the largest trunk costs what its layers do
     with keras.StatelessScope():
         trunk = trunks.build(name)
         assert sum(int(np.prod(weight.shape)) for weight in trunk.trainable_variables) == PARAMETERS[name]
-        assert trunk.compute_output_shape((2, 224, 160, 3)) == (2, 7, 5, trunk.output_shape[-1])
+        small = 4 if name.endswith("_32px") else 1
+        assert trunk.compute_output_shape((2, 224, 160, 3)) == (2, 7 * small, 5 * small, trunk.output_shape[-1])
 
 
 def test_resnet_strides_in_the_3x3_convolution():
