@@ -1,12 +1,10 @@
 """Neighbourhood component analysis over a memory."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import keras
+import tensorflow as tf
 from keras import ops
-
-if TYPE_CHECKING:
-    import tensorflow as tf
 
 # far below any logit
 _NONE = -1e9
@@ -60,13 +58,13 @@ class NearestNeighborLoss(keras.layers.Layer):
 
     def call(
         self,
-        embeddings: "tf.Tensor",
-        labels: "tf.Tensor",
-        ids: "tf.Tensor",
-        memory: "tf.Tensor",
-        memory_labels: "tf.Tensor",
-        memory_ids: "tf.Tensor | None" = None,
-    ) -> "tf.Tensor":
+        embeddings: tf.Tensor,
+        labels: tf.Tensor,
+        ids: tf.Tensor,
+        memory: tf.Tensor,
+        memory_labels: tf.Tensor,
+        memory_ids: tf.Tensor | None = None,
+    ) -> tf.Tensor:
         """One loss a photo."""
         unit = ops.normalize(ops.cast(embeddings, "float32"), axis=-1)
         fixed = ops.stop_gradient(unit)
@@ -78,9 +76,9 @@ class NearestNeighborLoss(keras.layers.Layer):
             # the last part begins where it is still whole; what was seen before is passed over
             start = ops.minimum(number * width, size - width)
             places = start + ops.arange(width, dtype="int32")
-            rows = ops.cast(ops.slice(memory, (start, 0), (width, dimensions)), "float32")
-            row_labels = ops.slice(memory_labels, (start,), (width,))
-            row_ids = places if memory_ids is None else ops.slice(memory_ids, (start,), (width,))
+            rows = ops.cast(_entries(memory, places), "float32")
+            row_labels = _entries(memory_labels, places)
+            row_ids = places if memory_ids is None else _entries(memory_ids, places)
             new = ops.logical_and(places >= number * width, row_labels >= 0)
             logits = ops.matmul(scaled, ops.transpose(rows)) + ops.where(new, 0.0, _NONE)
             logits = ops.where(row_ids[None] == ids[:, None], _NONE, logits)
@@ -116,6 +114,17 @@ class NearestNeighborLoss(keras.layers.Layer):
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments."""
         return {**super().get_config(), "temperature": self.temperature, "part_size": self.part_size}
+
+
+def _entries(values, places):
+    """The entries at some places, of a tensor or a TensorFlow variable.
+
+    A variable that is updated row by row is copied whole whenever it is read as a whole. Its handle is that of the
+    replica in whose context it is asked for.
+    """
+    if not isinstance(values, tf.Variable):
+        return ops.take(values, places, axis=0)
+    return tf.raw_ops.ResourceGather(resource=values.handle, indices=places, dtype=values.dtype)
 
 
 def _absorbed(states, logits, alike, rows, is_mild):

@@ -15,6 +15,9 @@ from mg_keras.errors import UserError
 from mg_keras.programs.common import list_of, number, stage_arguments
 from mg_keras.quiet import import_tensorflow
 
+OWN = ("classes", "in_aug", "copies", "views", "categories", "probe")
+"""Benchmarks of a run's own photos."""
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -54,6 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = stage_arguments("mg-keras evaluate", __doc__, arguments, more, run_required=False)
     if bool(options.run) == bool(options.model):
         raise UserError("give either --run (a run's folder) or --model (an exported SavedModel)")
+    options.benchmarks = options.benchmarks and _whole(options.benchmarks)
     if options.model and options.data:
         raise UserError("--data names the photos of a --run; a SavedModel is measured on --benchmarks NAME=PATH")
     import_tensorflow()
@@ -61,6 +65,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         evaluate_run(options)
     else:
         evaluate_model(options)
+
+
+def _whole(specs):
+    """Benchmarks, of which commas between the columns of labels made several."""
+    found = []
+    for spec in specs:
+        if found and "?label=" in found[-1] and "=" not in spec and spec not in OWN:
+            found[-1] += f",{spec}"
+        else:
+            found.append(spec)
+    return found
 
 
 def evaluate_run(options: Namespace) -> None:

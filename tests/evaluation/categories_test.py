@@ -16,6 +16,7 @@ from mg_keras.evaluation.metrics import mean_average_precision
 from mg_keras.evaluation.neighbors import category_average_precisions, vote
 from mg_keras.evaluation.tables import levels_tables, retrieval_table
 from mg_keras.models import Network
+from mg_keras.programs import evaluate
 from mg_keras.programs.scores import evaluate_packed
 from tests.multigrain.model_test import plain_trunk
 from tests.train.tiny import CLASSES, draw_folder
@@ -167,3 +168,14 @@ def test_a_packed_network_stands_in_the_tables(tmp_path):
     with pytest.raises(UserError, match="a SavedModel is measured on --benchmarks NAME=PATH"):
         evaluate_packed(packed, ["categories"])
     assert {"categories", "probe"} < set(evaluators.NAMES)
+
+
+def test_columns_of_labels_are_one_benchmark():
+    given = ["categories=a.csv?label=coarse", "fine", "probe=b", "classes", "probe=c?label=x", "copies"]
+    assert evaluate._whole(given) == [
+        "categories=a.csv?label=coarse,fine",
+        "probe=b",
+        "classes",
+        "probe=c?label=x",
+        "copies",
+    ]
