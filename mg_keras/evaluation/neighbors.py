@@ -72,7 +72,7 @@ def category_average_precisions(
     Example:
         >>> rows = [[1.0, 0.0], [0.9, 0.1], [0.0, 1.0]]
         >>> category_average_precisions(rows, {"kind": np.array([0, 1, 0])})
-        {'kind': array([0.5, nan, 0.5])}
+        {'kind': array([0.25,  nan, 0.25])}
     """
     descriptors, size = np.asarray(descriptors), len(descriptors)
     found = {name: np.full(size, np.nan) for name in labels}

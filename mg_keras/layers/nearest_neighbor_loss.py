@@ -43,7 +43,8 @@ class NearestNeighborLoss(keras.layers.Layer):
     Example:
 
     >>> memory = np.float32([[1, 0], [0, 1], [0.6, 0.8]])
-    >>> loss = mg_keras.layers.NearestNeighborLoss(1.0)(memory[:1], [7], [0], memory, np.array([7, 8, 7]))
+    >>> labels, first = np.array([7, 8, 7]), np.array([0])
+    >>> loss = mg_keras.layers.NearestNeighborLoss(1.0)(memory[:1], labels[:1], first, memory, labels)
     >>> loss.numpy().round(4)
     array([0.4375], dtype=float32)
     """

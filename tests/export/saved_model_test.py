@@ -17,6 +17,7 @@ from mg_keras.export.saved_model import export_saved_model, usage
 from mg_keras.programs import export
 from mg_keras.programs.export import export_run
 from mg_keras.runs import photos as run_photos
+from mg_keras.runs.config import TrainConfig
 from tests.export.small import (
     EXPONENTS,
     METADATA,
@@ -401,11 +402,9 @@ def test_a_run_is_exported_and_the_printed_lines_load_it(data, model, whitening,
     monkeypatch.setattr(saved_model, "CHECK_PHOTOS", 3)
     run = SimpleNamespace(
         model=model,
-        whitening=whitening,
         class_names=list("abcdefg"),
-        p_star={64: 2.5},
-        settings=SimpleNamespace(trunk="resnet18", resolution=64),
-        config={"trunk": "resnet18", "resolution": 64},
+        settings=TrainConfig(trunk="resnet18", resolution=64),
+        results=SimpleNamespace(whitening=whitening, p_star={64: 2.5}),
     )
     text = usage(export_run(run, tmp_path / "model"))
     said = {

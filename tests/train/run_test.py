@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mg_keras.programs import choose_p_star, evaluate, export, train, whiten, whole_run
+from mg_keras.programs import choose_p_star, evaluate, train, whiten, whole_run
 from tests.train.tiny import CLASSES, arguments, draw_folder, finish, make_trunk_small, start, weights
 
 pytestmark = pytest.mark.slow
@@ -137,14 +137,13 @@ def test_the_saved_model_of_a_run_needs_tensorflow_alone(undisturbed):
     subprocess.run([sys.executable, "-c", textwrap.dedent(script), str(run / "saved_model" / "1")], check=True)
 
 
-def test_later_programs_take_the_run_alone(undisturbed, tmp_path, monkeypatch, capsys):
+def test_later_programs_take_the_run_alone(undisturbed, monkeypatch, capsys):
     run, _ = undisturbed
     make_trunk_small(monkeypatch)
     for program, more, expected in (
         (choose_p_star, ["--resolutions=[40]"], "40 px: p* ="),
         (whiten, ["--shrinkage=0.2"], "training photos"),
         (evaluate, ["--benchmarks=classes", "--comparison=false"], "metrics.json"),
-        (export, [f"--out={tmp_path / 'model'}", "--version=7"], str(tmp_path / "model" / "7")),
     ):
         program.main([f"--run={run}", *more])
         assert expected in capsys.readouterr().out
