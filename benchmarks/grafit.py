@@ -16,7 +16,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from benchmarks.timing import interleaved_times, machine, milliseconds, print_table, ratio, timed
+from benchmarks.timing import interleaved_times, machine, print_ratios, ratio, timed
 from mg_keras.errors import UserError
 from mg_keras.programs.common import run_program
 from mg_keras.quiet import import_tensorflow
@@ -66,15 +66,11 @@ def step_part(options):
     ids = np.arange(options.batch_size, dtype=np.int32) // options.versions
     steps = {name: trainer(name, (images, ids % NUM_CLASSES, ids), options) for name in OBJECTIVES}
     times = interleaved_times(steps, options.repeats)
-    print_table(
+    title = (
         f"A training step, {options.trunk} at {size} px, batch {options.batch_size}, {options.versions} versions, "
-        f"{options.dtype}{', XLA' * options.jit_compile}\nms, median (fastest) of {options.repeats}",
-        ("objective", "ms", "ratio of medians"),
-        [
-            [name, milliseconds(seconds), f"{ratio(times, name, 'classification'):.3f}"]
-            for name, seconds in times.items()
-        ],
+        f"{options.dtype}{', XLA' * options.jit_compile}"
     )
+    print_ratios(title, "objective", times, "classification", options.repeats)
     for name in (name for name in OBJECTIVES if name.startswith("grafit,") or name == "grafit"):
         print(f"{name} step / plain cross-entropy: {ratio(times, name, 'classification'):.3f} (to be at most 1.25)")
     print()
@@ -131,15 +127,8 @@ def memory_part(options):
     }
     times = interleaved_times(timers, options.repeats)
     size = sum(np.prod(value.shape) * tf.as_dtype(value.dtype).size for value in memory.variables) / 1e9
-    print_table(
-        f"A memory of {options.photos:,} photos x {DIMENSIONS} in float16, {size:.3f} GB; {count} queries\nms, median "
-        f"(fastest) of {options.repeats}",
-        ("what", "ms", "ratio to the two products"),
-        [
-            [name, milliseconds(seconds), f"{ratio(times, name, 'queries x memory x memory'):.3f}"]
-            for name, seconds in times.items()
-        ],
-    )
+    title = f"A memory of {options.photos:,} photos x {DIMENSIONS} in float16, {size:.3f} GB; {count} queries"
+    print_ratios(title, "what", times, "queries x memory x memory", options.repeats)
 
 
 PARTS = {"step": step_part, "memory": memory_part}

@@ -76,6 +76,12 @@ def milliseconds(seconds):
     return f"{statistics.median(seconds) * 1e3:.1f} ({min(seconds) * 1e3:.1f})"
 
 
+def print_ratios(title, what, times, base, repeats):
+    """Prints the table of contestants: median and fastest, and the ratio of the median to that of `base`."""
+    rows = [[name, milliseconds(seconds), f"{ratio(times, name, base):.3f}"] for name, seconds in times.items()]
+    print_table(f"{title}\nms, median (fastest) of {repeats}", (what, "ms", f"ratio of medians, to {base}"), rows)
+
+
 def per_second(count, seconds):
     """`"median (fastest)"` rate of something that gives `count` items a call, as a table's cell."""
     median, fastest = (count / value for value in (statistics.median(seconds), min(seconds)))

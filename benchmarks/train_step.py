@@ -15,7 +15,7 @@ import argparse
 
 import numpy as np
 
-from benchmarks.timing import interleaved_times, machine, milliseconds, print_table, ratio, timed
+from benchmarks.timing import interleaved_times, machine, milliseconds, print_ratios, print_table, ratio, timed
 from mg_keras.errors import UserError
 from mg_keras.programs.common import run_program
 from mg_keras.quiet import import_tensorflow
@@ -54,15 +54,11 @@ def step_part(options):
         "joint": trainer(0.5, images, labels, instance_ids, options),
     }
     times = interleaved_times(steps, options.repeats)
-    print_table(
+    title = (
         f"A training step, {options.trunk} at {options.resolution} px, batch {options.batch_size}, m = {VERSIONS}, "
-        f"{options.dtype}\nms, median (fastest) of {options.repeats}",
-        ("step", "ms", "ratio of medians"),
-        [
-            [name, milliseconds(seconds), f"{ratio(times, name, 'cross-entropy'):.3f}"]
-            for name, seconds in times.items()
-        ],
+        f"{options.dtype}"
     )
+    print_ratios(title, "step", times, "cross-entropy", options.repeats)
     print(f"joint step / plain cross-entropy: {ratio(times, 'joint', 'cross-entropy'):.3f} (to be at most 1.05)\n")
 
 
