@@ -12,7 +12,6 @@
 """
 
 import argparse
-from types import SimpleNamespace
 
 import numpy as np
 
@@ -32,20 +31,12 @@ def trainer(name, batch, options):
     import tensorflow as tf
 
     from mg_keras import MultiGrain, objectives
+    from mg_keras.runs.config import TrainConfig
 
     keras.utils.set_random_seed(0)
     keras.mixed_precision.set_dtype_policy(options.dtype)
     model = MultiGrain(options.trunk, NUM_CLASSES, versions=options.versions, seed=0)
-    settings = SimpleNamespace(
-        versions=options.versions,
-        projection_dimensions=DIMENSIONS,
-        neighbor_temperature=0.05,
-        memory_size=None,
-        memory_dtype="float32",
-        predictor_width=4096,
-        target_momentum=0.996,
-        target_versions=options.versions // 2 if name == HALF else None,
-    )
+    settings = TrainConfig(versions=options.versions, target_versions=options.versions // 2 if name == HALF else None)
     objective = objectives.get(name.partition(",")[0]).from_settings(model, settings, 10_000)
     objective.start(model)
     model.compile(
@@ -71,7 +62,7 @@ def step_part(options):
         f"{options.dtype}{', XLA' * options.jit_compile}"
     )
     print_ratios(title, "objective", times, "classification", options.repeats)
-    for name in (name for name in OBJECTIVES if name.startswith("grafit,") or name == "grafit"):
+    for name in ("grafit", HALF):
         print(f"{name} step / plain cross-entropy: {ratio(times, name, 'classification'):.3f} (to be at most 1.25)")
     print()
 

@@ -12,7 +12,7 @@ recur in a group, variables are known by their place, and the name there must be
 import json
 import os
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -195,10 +195,16 @@ class Checkpoints:
                 path.unlink()
         remove_leftovers(self.folder, "step-*.npz")
 
-    def load(self, which: str = "last") -> tuple[Path, dict[str, np.ndarray], dict[str, Any]] | None:
+    def load(
+        self, which: str = "last", groups: Collection[str] | None = None
+    ) -> tuple[Path, dict[str, np.ndarray], dict[str, Any]] | None:
         """The `"last"` or `"best"` checkpoint as (path, arrays, meta), or None where there is none.
 
         A last checkpoint that can't be read (a disk that lost it) falls back to the one before.
+
+        Args:
+            which: `"last"` or `"best"`.
+            groups: of `snapshot`, to read those alone: an optimiser and a memory are most of a file. None: all.
 
         Raises:
             UserError: there are checkpoints, but none that can be read.
@@ -207,7 +213,11 @@ class Checkpoints:
         for path in reversed(paths):
             try:
                 with np.load(path, allow_pickle=False) as file:
-                    arrays = {name: file[name] for name in file.files}
+                    arrays = {
+                        name: file[name]
+                        for name in file.files
+                        if groups is None or name == _META or name.split("/")[0] in groups
+                    }
                 meta = json.loads(arrays.pop(_META).tobytes())
             except (OSError, ValueError, KeyError, zipfile.BadZipFile):
                 continue

@@ -58,13 +58,11 @@ class Fitted:
 
     Attributes:
         whitenings: pooling -> `Whitening`, that of p* first.
-        entry: how that one was fitted, and what it costs, as whitening.json holds it.
-        photos: how many it was fitted on.
+        entry: how that one was fitted, on how many photos, and what it costs, as whitening.json holds it.
     """
 
     whitenings: dict[float | str, Whitening]
     entry: dict[str, Any]
-    photos: int
 
 
 def fit_whitening(
@@ -119,8 +117,8 @@ def fit_whitening(
     if how.versions:
         entry["versions"] = how.versions
     if val is not None and (measure_classes or entry["dimensions"] < entry["embedding_dimensions"]):
-        entry |= _classes_kept(embedder, val, size, wanted[0], lambda embeddings: whitening)[1]
-    return Fitted(fitted, entry, len(found.rows))
+        entry |= _classes_kept(whitening, _usable(embedder, val, size, wanted[0]), val, embedder.network)
+    return Fitted(fitted, entry)
 
 
 def projected(
@@ -142,9 +140,11 @@ def projected(
     Raises:
         UserError: no photo can be used.
     """
-    whitening, classes = _classes_kept(embedder, val, size, exponent, lambda values: _with_loss(projection, values))
+    found = _usable(embedder, val, size, exponent)
+    whitening = _with_loss(projection, found.values[0])
     entry = _entry(whitening, exponent, None, 0, f"projection of the objective {objective}")
-    return Fitted({exponent: whitening}, {**entry, **classes}, 0)
+    entry |= _classes_kept(whitening, found, val, embedder.network)
+    return Fitted({exponent: whitening}, entry)
 
 
 def _entry(whitening, exponent, shrinkage, photos, kind):
@@ -159,14 +159,18 @@ def _entry(whitening, exponent, shrinkage, photos, kind):
     }
 
 
-def _classes_kept(embedder, val, size, exponent, whitening_of):
-    """The whitening that `whitening_of` makes of a split's embeddings, and how far its descriptors keep classes."""
+def _usable(embedder, val, size, exponent):
+    """The embeddings of validation photos, of which there are some."""
     found = embedder.embed(val, size, [exponent], f"class agreement at {size} px")
     if not len(found.rows):
         raise UserError("none of the validation photos can be used: class agreement can't be measured")
-    whitening = whitening_of(found.values[0])
-    kept = class_agreement(whitening, found.values[0], val.labels[found.rows], embedder.network.classify)
-    return whitening, {**kept, "validation_photos": len(found.rows)}
+    return found
+
+
+def _classes_kept(whitening, found, val, network):
+    """How far descriptors keep the classes of embeddings, as the entry has it."""
+    kept = class_agreement(whitening, found.values[0], val.labels[found.rows], network.classify)
+    return {**kept, "validation_photos": len(found.rows)}
 
 
 def _with_loss(projection, embeddings):

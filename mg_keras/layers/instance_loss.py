@@ -1,6 +1,6 @@
 """Versions of one photo are to predict each other's embeddings."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import keras
 from keras import ops
@@ -76,7 +76,3 @@ class InstanceLoss(keras.layers.Layer):
     ) -> keras.KerasTensor:
         """A scalar, whatever the policy."""
         return keras.KerasTensor((), dtype="float32")
-
-    def get_config(self) -> dict[str, Any]:
-        """It has no arguments of its own."""
-        return super().get_config()

@@ -9,28 +9,21 @@ if TYPE_CHECKING:
     from mg_keras.objectives.objective import Objective
 
 
-# name of the method -> (module, class); loaded on first use: to read settings needs no TensorFlow
+# whether a method compares versions of a photo: for any classification_weight, or for those below 1
+_NEVER, _BELOW_1, _ALWAYS = 0, 1, 2
+
+# name of the method -> (module, class, pairs); loaded on first use: to read settings needs no TensorFlow
 _WHERE = {
-    "multigrain": ("multigrain", "MultiGrainObjective"),
-    "classification": ("classification", "Classification"),
-    "distilled_multigrain": ("distilled_multigrain", "DistilledMultiGrain"),
-    "distilled_copies": ("distilled_copies", "DistilledCopies"),
-    "grafit": ("grafit", "Grafit"),
-    "grafit_fc": ("grafit", "GrafitFC"),
-    "snca": ("grafit", "SNCA"),
-    "supcon_info_nce": ("supcon_info_nce", "SupConInfoNCE"),
+    "multigrain": ("multigrain", "MultiGrainObjective", _BELOW_1),
+    "classification": ("classification", "Classification", _NEVER),
+    "distilled_multigrain": ("distilled_multigrain", "DistilledMultiGrain", _BELOW_1),
+    "distilled_copies": ("distilled_copies", "DistilledCopies", _BELOW_1),
+    "grafit": ("grafit", "Grafit", _ALWAYS),
+    "grafit_fc": ("grafit", "GrafitFC", _ALWAYS),
+    "snca": ("grafit", "SNCA", _NEVER),
+    "supcon_info_nce": ("supcon_info_nce", "SupConInfoNCE", _BELOW_1),
 }
 NAMES = tuple(_WHERE)
-
-# of the methods that compare versions of a photo: whether they do so for any classification_weight, or below 1 alone
-_PAIRED = {
-    "multigrain": False,
-    "distilled_multigrain": False,
-    "distilled_copies": False,
-    "grafit": True,
-    "grafit_fc": True,
-    "supcon_info_nce": False,
-}
 
 
 def get(name: str) -> "type[Objective]":
@@ -39,11 +32,12 @@ def get(name: str) -> "type[Objective]":
     Raises:
         KeyError: there is none.
     """
-    module, kind = _WHERE[name]
+    module, kind, _ = _WHERE[name]
     import_tensorflow()
     return getattr(importlib.import_module(f"mg_keras.objectives.{module}"), kind)
 
 
 def needs_pairs(name: str, classification_weight: float) -> bool:
     """Whether an objective of this name and weight needs versions of one photo: its `Objective.needs_pairs`."""
-    return name in _PAIRED and (_PAIRED[name] or classification_weight < 1)
+    pairs = _WHERE[name][2]
+    return pairs == _ALWAYS or (pairs == _BELOW_1 and classification_weight < 1)

@@ -41,6 +41,7 @@ class SNCA(Projected):
     metrics = (LOSS, NEIGHBOR_LOSS, READS_ALONG, TOP1, TOP5)
 
     def __init__(self, network: Network, memory: MemoryBank, versions: int = 1, temperature: float = 0.05, **kwargs):
+        self.check_versions(network, versions)
         super().__init__(network, memory.dimensions, **kwargs)
         self.memory, self.versions = memory, versions
         self.neighbor_loss = NearestNeighborLoss(temperature, name="neighbor_loss")
@@ -255,6 +256,7 @@ class GrafitFC(Projected):
         target_versions: int | None = None,
         **kwargs,
     ):
+        self.check_versions(network, versions)
         super().__init__(network, dimensions, **kwargs)
         self.instances = InstanceTerm(
             network, dimensions, predictor_width, target_momentum, versions, target_versions, name="instances"

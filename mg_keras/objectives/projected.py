@@ -27,6 +27,16 @@ class Projected(Objective):
         super().__init__(**kwargs)
         self.projector = projector_of(network, dimensions)
 
+    @staticmethod
+    def check_versions(network: Network, versions: int) -> None:
+        """Refuses another number of versions than a network is trained with, where it says one.
+
+        Raises:
+            ValueError: they differ.
+        """
+        if (expected := getattr(network, "versions", versions)) != versions:
+            raise ValueError(f"versions must be the network's, {expected}, received {versions}")
+
     @property
     def projection(self) -> tuple[keras.Variable, keras.Variable]:
         """See `Objective.projection`."""

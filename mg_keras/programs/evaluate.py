@@ -102,14 +102,11 @@ def evaluate_model(options: Namespace) -> None:
     from mg_keras.pretrained.packed import PACKAGE, Packed
     from mg_keras.programs.scores import evaluate_exported, evaluate_packed
 
-    in_package = options.model == "package"
-    measure, network = (evaluate_packed, Packed(PACKAGE)) if in_package else (evaluate_exported, None)
-    metrics = measure(
-        network or Exported.load(options.model),
-        options.benchmarks,
-        options.resolutions,
-        _needs(options),
-    )
+    asked = options.benchmarks, options.resolutions, _needs(options)
+    if options.model == "package":
+        metrics = evaluate_packed(Packed(PACKAGE), *asked)
+    else:
+        metrics = evaluate_exported(Exported.load(options.model), *asked)
     show_tables(metrics)
     if options.out:
         atomic_write_json(Path(options.out), metrics)

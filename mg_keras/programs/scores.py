@@ -122,7 +122,7 @@ def evaluate(
         more = found, results.whitening, config.seed
         if benchmark.name == "copies":
             copies_picture(results.folder / "retrieval.png", benchmark, source.val, run.class_names, *more)
-        if benchmark.name == "categories" and len(benchmark.photos.parts) == 2:
+        if benchmark.name == "categories":
             category_picture(results.folder / "categories.png", source, *more)
 
     left = [benchmark for benchmark in chosen if not all(known(benchmark, size) for size in config.resolutions)]
@@ -191,10 +191,8 @@ def evaluate_exported(
     sizes = sizes or sorted(exported.p_star) or [exported.train_resolution]
     chosen = [benchmarks.open_benchmark(spec, exported.class_names, options) for spec in specs]
     rows_at = {size: [measure.Row("exported", exported.p_star.get(size, exported.pooling_exponent))] for size in sizes}
-    announce(_plan(chosen, sizes))
-    measured = measure.measure_all(Embedder(exported, exported.train_resolution), chosen, rows_at)
-    about = {"name": exported.about["trunk"], "pooling_exponent": exported.pooling_exponent}
-    return {"benchmarks": merged({}, measured), "method": about, "paper": paper_tables()}
+    method = {"name": exported.about["trunk"], "pooling_exponent": exported.pooling_exponent}
+    return _measured(exported, exported.train_resolution, chosen, rows_at, method)
 
 
 def evaluate_packed(
@@ -225,12 +223,16 @@ def evaluate_packed(
     rows_at = {
         size: measure.rows(p_star.get(size, about["pooling_exponent"]), lambda pooling: whitening) for size in sizes
     }
-    announce(_plan(chosen, sizes))
-    measured = measure.measure_all(Embedder(packed.network(), about["resolution"]), chosen, rows_at)
     method = {"name": about["trunk"], "pooling_exponent": about["pooling_exponent"]}
-    return {"benchmarks": merged({}, measured), "method": method, "paper": paper_tables()}
+    return _measured(packed.network(), about["resolution"], chosen, rows_at, method)
 
 
 def _need_folders(specs):
     if not specs or any("=" not in spec for spec in specs):
-        raise UserError(f"a SavedModel is measured on --benchmarks NAME=PATH, received {specs}")
+        raise UserError(f"a model without a run is measured on --benchmarks NAME=PATH, received {specs}")
+
+
+def _measured(network, train_resolution, chosen, rows_at, method):
+    announce(_plan(chosen, rows_at))
+    measured = measure.measure_all(Embedder(network, train_resolution), chosen, rows_at)
+    return {"benchmarks": merged({}, measured), "method": method, "paper": paper_tables()}

@@ -60,7 +60,7 @@ def open_run(
     return run, matched(run, open_source(run.settings))
 
 
-def check_later_stages(run: Run, source: Source, embedding_dimension: int) -> None:
+def check_later_stages(run: Run, source: Source, embedding_dimension: int, projection_dimension: int = 0) -> None:
     """Refuses, before hours of training, what the stages after it could not do.
 
     Too few photos for a whitening are no reason: such a run is exported without one.
@@ -69,13 +69,16 @@ def check_later_stages(run: Run, source: Source, embedding_dimension: int) -> No
         run: `Run`.
         source: its photos.
         embedding_dimension: d, values of the network's embedding.
+        projection_dimension: values of the objective's projection; 0 where it has none.
 
     Raises:
-        UserError: the folder of unlabelled photos is not there, or more dimensions are to be kept than there are.
+        UserError: the folder of unlabelled photos is not there, or descriptors are to have more values than there are.
     """
-    dimensions, most = run.settings.whitening_dimensions, embedding_dimension + 1
-    if dimensions is not None and dimensions > most:
-        raise UserError(f"whitening_dimensions must be at most {most} for {run.settings.trunk}, received {dimensions}")
+    most = embedding_dimension + 1
+    sizes = {"whitening_dimensions": run.settings.whitening_dimensions, "projection_dimensions": projection_dimension}
+    for name, size in sizes.items():
+        if size and size > most:
+            raise UserError(f"{name} must be at most {most} for {run.settings.trunk}, received {size}")
     _whitening_photos(run.settings, source)
 
 
@@ -183,7 +186,7 @@ def fit_whitening(
         wanted = [results.exponent_at(size), *poolings]
         fitted = whitening.fit_whitening(embedder, photos, size, wanted, how, kind, source.val, measure_classes)
         _keep_whitening(run, size, fitted, poolings)
-    return f"{fitted.photos} {kind}"
+    return f"{fitted.entry['photos']} {kind}"
 
 
 def take_projection(run: Run, source: Source) -> str:

@@ -50,7 +50,10 @@ def train_and_measure(config: TrainConfig, folder: str | os.PathLike, strategy_n
     if source.passed_over:
         print(f"files and folders that are passed over are listed in {run.path / 'bad_images.txt'}", flush=True)
     trainer = Trainer(run, source, strategy, class_names)
-    stages.check_later_stages(run, source, trainer.model.embedding_dimension)
+    projection = trainer.objective.projection
+    stages.check_later_stages(
+        run, source, trainer.model.embedding_dimension, projection[0].shape[1] if projection else 0
+    )
     going_on = trainer.restore()
     if going_on:
         print(f"going on from step {trainer.state.step}", flush=True)

@@ -23,7 +23,7 @@ def projection_of(run: Run) -> Whitening | None:
     Raises:
         UserError: the projection has more values than [e; 1].
     """
-    found = run.checkpoints.load(run.checkpoint)
+    found = run.checkpoints.load(run.checkpoint, [GROUP])
     arrays = [array for _, array in first_of(found[1], GROUP, 2)] if found else []
     if not arrays:
         return None

@@ -167,7 +167,16 @@ class Run:
         Raises:
             UserError: there is no checkpoint yet.
         """
-        return self.load_model(self.checkpoint)
+        found = self.checkpoints.load(self.checkpoint, ["model"])
+        if found is None:
+            raise UserError(f"{self.path} has no checkpoint yet: run mg-keras train first")
+        path, arrays, _ = found
+        # TensorFlow's seconds are spent where there is a network to build
+        from mg_keras.runs.networks import build_model
+
+        model = build_model(self.settings, len(self.class_names))
+        assign({"model": model.state_variables}, arrays, path)
+        return model
 
     @property
     def results(self) -> Results:
@@ -192,19 +201,6 @@ class Run:
         """
         given = {name: value for name, value in settings.items() if value is not None}
         return type(self)(self.path, dataclasses.replace(self.settings, **given), checkpoint or self.checkpoint)
-
-    def load_model(self, which: str) -> "MultiGrain":
-        """The model of the `"last"` or the `"best"` checkpoint."""
-        found = self.checkpoints.load(which)
-        if found is None:
-            raise UserError(f"{self.path} has no checkpoint yet: run mg-keras train first")
-        path, arrays, _ = found
-        # TensorFlow's seconds are spent where there is a network to build
-        from mg_keras.runs.networks import build_model
-
-        model = build_model(self.settings, len(self.class_names))
-        assign({"model": model.state_variables}, arrays, path)
-        return model
 
 
 def load_run(

@@ -140,6 +140,12 @@ def test_supervised_contrast_and_info_nce():
     assert values["loss"] == pytest.approx(expected, rel=1e-5)
 
 
+def test_versions_are_those_of_the_network():
+    model = build()
+    with pytest.raises(ValueError, match=f"versions must be the network's, {model.versions}, received"):
+        SNCA(model, MemoryBank(30, 6), versions=model.versions + 1)
+
+
 @pytest.mark.parametrize("name", ["grafit", "grafit_fc", "snca", "supcon_info_nce"])
 def test_a_run_has_them_by_name(name):
     config = TrainConfig(

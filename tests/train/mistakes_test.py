@@ -37,6 +37,10 @@ def folder(tmp_path):
         ({"epochs": "ten"}, "--epochs must be a whole number, at least 1; received 'ten'"),
         ({"jit_compile": "maybe"}, "--jit_compile must be true or false; received 'maybe'"),
         ({"whitening_dimensions": 514}, "whitening_dimensions must be at most 513 for resnet18, received 514"),
+        (
+            {"objective": "snca", "projection_dimensions": 514},
+            "projection_dimensions must be at most 513 for resnet18, received 514",
+        ),
         ({"unlabelled": "/no/such/place"}, "no such folder: /no/such/place"),
         ({"warmup_epochs": 1, "schedule": "step"}, "warmup_epochs is of the schedule cosine"),
         pytest.param({"learning_rate": 1e30}, "the loss is nan at step .* lower learning_rate", marks=pytest.mark.slow),

@@ -15,6 +15,9 @@ from mg_keras.evaluation.neighbors import category_average_precisions, vote
 NEIGHBORS, TEMPERATURE = 20, 0.07
 """Of the vote, where nobody says otherwise."""
 
+# C of scikit-learn's logistic regression
+_INVERSE_DECAY = 10.0
+
 
 def categories(
     source: Source, k: int = NEIGHBORS, temperature: float = TEMPERATURE, name: str = "categories"
@@ -124,16 +127,13 @@ def probe(source: Source, k: int = NEIGHBORS, temperature: float = TEMPERATURE, 
     )
 
 
-def linear_classes(
-    queries: np.ndarray, database: np.ndarray, labels: np.ndarray, inverse_decay: float = 10.0
-) -> np.ndarray:
+def linear_classes(queries: np.ndarray, database: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """The classes [Q] of rows by a logistic regression on unit-norm rows with labels [N].
 
     Args:
         queries: [Q, d], of any norm.
         database: [N, d], of any norm.
         labels: integers [N].
-        inverse_decay: scikit-learn's C.
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.preprocessing import normalize
@@ -141,7 +141,7 @@ def linear_classes(
     if len(np.unique(labels)) == 1:
         return np.full(len(queries), labels[0])
     return (
-        LogisticRegression(C=inverse_decay, max_iter=500).fit(normalize(database), labels).predict(normalize(queries))
+        LogisticRegression(C=_INVERSE_DECAY, max_iter=500).fit(normalize(database), labels).predict(normalize(queries))
     )
 
 
