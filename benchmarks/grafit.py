@@ -62,7 +62,7 @@ def step_part(options):
         f"{options.dtype}{', XLA' * options.jit_compile}"
     )
     print_ratios(title, "objective", times, "classification", options.repeats)
-    for name in ("grafit", HALF):
+    for name in (name for name in ("grafit", HALF) if name in steps):
         print(f"{name} step / plain cross-entropy: {ratio(times, name, 'classification'):.3f} (to be at most 1.25)")
     print()
 

@@ -165,7 +165,7 @@ def test_a_packed_network_stands_in_the_tables(tmp_path):
     for word in ("fine mAP %", "fine kNN in coarse %", "class linear %", "chance"):
         assert word in printed
     assert retrieval_table(metrics) is None
-    with pytest.raises(UserError, match="a SavedModel is measured on --benchmarks NAME=PATH"):
+    with pytest.raises(UserError, match="a model without a run is measured on --benchmarks NAME=PATH"):
         evaluate_packed(packed, ["categories"])
     assert {"categories", "probe"} < set(evaluators.NAMES)
 

@@ -172,11 +172,11 @@ def test_what_does_not_go_together_is_refused():
         TrainConfig(objective="grafit", versions=1)
     model = build(versions=1)
     with pytest.raises(ValueError, match="GrafitFC needs positive pairs, that is versions >= 2, received versions=1"):
-        model.compile(objective=GrafitFC(model, 4, 5))
+        model.compile(objective=GrafitFC(model, 4, 5, versions=1))
     with pytest.raises(ValueError, match=r"target_momentum must lie in \[0, 1\), received 1"):
-        GrafitFC(model, 4, 5, 1)
+        GrafitFC(model, 4, 5, 1, versions=1)
     with pytest.raises(ValueError, match="target_versions must be at least 1, received 0"):
-        GrafitFC(model, 4, 5, target_versions=0)
+        GrafitFC(model, 4, 5, versions=1, target_versions=0)
     with pytest.raises(ValueError, match=r"classification_weight must lie in \[0, 1\], received 2"):
         SupConInfoNCE(model, 4, 2)
     # a queue that a step would overflow
