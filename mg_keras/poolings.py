@@ -27,7 +27,7 @@ def checked(pooling: float | str) -> float | str:
 
 @dataclasses.dataclass(frozen=True)
 class Level:
-    """One depth of a trunk in the embedding: `scale * GeM_exponent(map)`.
+    """One depth of a trunk in the embedding: `scale * GeM_exponent(map)`, or `scale * GeM_exponent(-map)`.
 
     Both numbers are constants: p* is the exponent of the trunk's last map alone, and a classifier or a whitening folds
     over the joined embedding as over any other.
@@ -36,6 +36,8 @@ class Level:
         layer: the trunk's layer whose output [B, h, w, c] is pooled, such as `block4c_`.
         exponent: p of its GeM, > 0.
         scale: > 0, what its values are multiplied by, beside the last map's at 1.
+        negative: whether it is what lies below 0 that is pooled. GeM takes values below 0 for 0, and maps that no
+            activation follows, such as MobileNet's and EfficientNet's `block..._`, have half of theirs there.
 
     Raises:
         UserError: a number is out of range.
@@ -44,6 +46,7 @@ class Level:
     layer: str
     exponent: float = 3.0
     scale: float = 1.0
+    negative: bool = False
 
     def __post_init__(self):
         for name in ("exponent", "scale"):
@@ -56,13 +59,15 @@ class Level:
     def of(cls, value: "Level | str | Sequence") -> "Level":
         """A level from `layer`, `layer:exponent` or `layer:exponent:scale`, or from these as a sequence.
 
+        A `-` before the layer stands for `negative`.
+
         Raises:
             UserError: it is none of these, or a number is out of range.
 
         Example:
 
         >>> Level.of("block4c_:3:0.5")
-        Level(layer='block4c_', exponent=3.0, scale=0.5)
+        Level(layer='block4c_', exponent=3.0, scale=0.5, negative=False)
         """
         if isinstance(value, cls):
             return value
@@ -74,9 +79,10 @@ class Level:
                 numbers = [None] * 3
         else:
             layer, *numbers = value
-        if not layer or len(numbers) > 2:
+        name = layer.removeprefix("-")
+        if not name or len(numbers) > 2:
             raise UserError(f"a level is LAYER, LAYER:EXPONENT or LAYER:EXPONENT:SCALE, received {value!r}")
-        return cls(layer, *numbers)
+        return cls(name, *numbers, negative=name != layer)
 
     def __str__(self) -> str:
-        return f"{self.layer}:{self.exponent:g}:{self.scale:g}"
+        return f"{'-' if self.negative else ''}{self.layer}:{self.exponent:g}:{self.scale:g}"

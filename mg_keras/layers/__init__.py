@@ -7,6 +7,7 @@ from mg_keras.layers.instance_loss import InstanceLoss
 from mg_keras.layers.koleo import KoLeo
 from mg_keras.layers.margin_loss import MarginLoss
 from mg_keras.layers.memory_bank import MemoryBank
+from mg_keras.layers.moving_whitening import MovingWhitening
 from mg_keras.layers.nearest_neighbor_loss import NearestNeighborLoss
 from mg_keras.layers.rmac import RMAC
 from mg_keras.layers.supervised_contrast import SupervisedContrast
@@ -21,6 +22,7 @@ __all__ = [
     "KoLeo",
     "MarginLoss",
     "MemoryBank",
+    "MovingWhitening",
     "NearestNeighborLoss",
     "SupervisedContrast",
     "Whitening",

@@ -10,7 +10,7 @@ from mg_keras.poolings import Level
 
 
 def with_levels(trunk: keras.Model, levels: Sequence[Level]) -> keras.Model:
-    """A model on a trunk's own layers that gives the list of its last map and that of each level.
+    """A model on a trunk's own layers that gives the list of its last map and that of each level, or its negative.
 
     Without levels it is the trunk itself, which gives its last map.
 
@@ -31,7 +31,7 @@ def with_levels(trunk: keras.Model, levels: Sequence[Level]) -> keras.Model:
             raise UserError(
                 f"level {level.layer} {why} in this trunk: give a layer such as {', '.join(known[-4:-1] or known)}"
             )
-        maps.append(layer.output)
+        maps.append(keras.ops.negative(layer.output) if level.negative else layer.output)
     return keras.Model(trunk.inputs, maps)
 
 

@@ -165,6 +165,17 @@ def freeze_stages(trunk: keras.Model, count: int) -> None:
         layer.trainable = False
 
 
+def freeze_statistics(trunk: keras.Model) -> None:
+    """Keeps batch normalisation in training as it is in a test: its statistics, scales and offsets.
+
+    For short trainings from weights that are good: what is trained is what will be used, whatever augmentation does to
+    the statistics of a batch.
+    """
+    for layer in trunk.layers:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.trainable = False
+
+
 def build(name: str, **overrides) -> keras.Model:
     """Builds the trunk `name` with fresh weights, for images of any size.
 

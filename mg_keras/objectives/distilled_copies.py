@@ -3,30 +3,36 @@
 from collections.abc import Sequence
 from typing import Any
 
+import keras
 import tensorflow as tf
 
-from mg_keras.layers import DistanceWeightedSampling, InfoNCE, KoLeo, MarginLoss
+from mg_keras.layers import DistanceWeightedSampling, InfoNCE, KoLeo, MarginLoss, MovingWhitening
 from mg_keras.metric import TrainingMetric
 from mg_keras.models import Network
 from mg_keras.objectives.batches import Batch
 from mg_keras.objectives.distilled_multigrain import DistilledMultiGrain
 from mg_keras.objectives.objective import LOSSES, ParameterGroup
+from mg_keras.whitening_formulas import unit_rows
 
 INFO_NCE = TrainingMetric("InfoNCE", "", digits=3, name="info_nce", panel=LOSSES, curve="InfoNCE between versions")
 KOLEO = TrainingMetric("KoLeo", "", digits=3, name="koleo", panel=LOSSES, curve="KoLeo")
+
+_OWN_SETTINGS = ("contrast_temperature", "spread_weight", "contrast_dimensions")
 
 
 class DistilledCopies(DistilledMultiGrain):
     """lambda times the loss to a teacher's softened answers, and 1 - lambda times (InfoNCE + s KoLeo).
 
     The teacher's term is `DistilledMultiGrain`'s; the margin loss and its sampling give way to InfoNCE between versions
-    and the differential-entropy regulariser, as SSCD (Pizzi et al. 2022) is trained, on unit-norm embeddings.
+    and the differential-entropy regulariser, as SSCD (Pizzi et al. 2022) is trained, on unit-norm embeddings, or on
+    descriptors of a whitening that follows them.
 
     Args:
         margin_loss, sampling: the network's, which are not used.
         teacher, classification_weight, temperature: as `DistilledMultiGrain` takes them.
         contrast_temperature: of InfoNCE, > 0.
         spread_weight: s >= 0.
+        contrast_dimensions: k of the `MovingWhitening`; None: embeddings are compared as they are.
 
     Raises:
         ValueError: a value is out of range.
@@ -49,6 +55,7 @@ class DistilledCopies(DistilledMultiGrain):
         temperature: float = 2.0,
         contrast_temperature: float = 0.05,
         spread_weight: float = 1.0,
+        contrast_dimensions: int | None = None,
         **kwargs,
     ):
         if not spread_weight >= 0:
@@ -56,11 +63,14 @@ class DistilledCopies(DistilledMultiGrain):
         super().__init__(margin_loss, sampling, teacher, classification_weight, temperature, **kwargs)
         self.info_nce, self.koleo = InfoNCE(contrast_temperature, name="info_nce"), KoLeo(name="koleo")
         self.spread_weight = float(spread_weight)
+        self.whitening = None
+        if contrast_dimensions is not None:
+            self.whitening = MovingWhitening(teacher.embedding_dimension, contrast_dimensions, name="whitening")
 
     @classmethod
     def own_settings(cls, settings: Any) -> dict[str, Any]:
-        """`contrast_temperature` and `spread_weight`."""
-        return {"contrast_temperature": settings.contrast_temperature, "spread_weight": settings.spread_weight}
+        """`contrast_temperature`, `spread_weight` and `contrast_dimensions`."""
+        return {name: getattr(settings, name) for name in _OWN_SETTINGS}
 
     def parameter_groups(self, network: Network) -> tuple[ParameterGroup, ...]:
         """None: beta is of the margin loss."""
@@ -74,13 +84,17 @@ class DistilledCopies(DistilledMultiGrain):
         values = self.class_values(batch, outputs["logits"])
         info_nce = koleo = tf.zeros(())
         if self.classification_weight < 1.0:
-            unit = tf.math.l2_normalize(outputs["embedding"], axis=-1, epsilon=1e-12)
+            embedding = outputs["embedding"]
+            unit = self.whitening(embedding) if self.whitening else unit_rows(keras.ops, embedding)
             info_nce, koleo = self.info_nce(unit, batch.instance_ids), self.koleo(unit, batch.instance_ids)
         weight = self.classification_weight
         loss = weight * values["classification_loss"] + (1.0 - weight) * (info_nce + self.spread_weight * koleo)
-        return loss, {"loss": loss, "info_nce": info_nce, "koleo": koleo, **values}, ()
+        return loss, {"loss": loss, "info_nce": info_nce, "koleo": koleo, **values}, (outputs["embedding"], batch.instance_ids)
 
     def after_step(self, network: Network, carries: Sequence[Any]) -> dict[str, tf.Tensor]:
-        """Nothing is measured after the step."""
-        del network, carries
+        """The whitening takes up the embeddings."""
+        del network
+        if self.whitening is not None:
+            for embeddings, instance_ids in carries:
+                self.whitening.update(instance_ids, embeddings)
         return {}

@@ -54,6 +54,7 @@ class TrainConfig:
             .keras); null: fresh ones. The classifier is taken over where the classes are the same.
         frozen_stages: stages of the trunk, from the image on, that are not trained; stage k ends where the feature map
             has 1 / 2^k of the image's side.
+        frozen_statistics: keep batch normalisation of the trunk as it starts: statistics, scales and offsets.
         trunk_rate: times the learning rate, for the trunk; below 1 for one that was trained before.
         pooling_exponent: p of GeM in training.
         levels: further depths of the trunk whose pooled maps join the embedding, each `LAYER:EXPONENT:SCALE`, such as
@@ -70,6 +71,8 @@ class TrainConfig:
         temperature: by which the `distilled_` objectives divide both networks' logits.
         contrast_temperature: of InfoNCE in `distilled_copies`, and of both terms of `supcon_info_nce`.
         spread_weight: times KoLeo in `distilled_copies`.
+        contrast_dimensions: in `distilled_copies`, of the whitening through which versions are compared, learned as
+            training goes on (`mg_keras.layers.MovingWhitening`); null: they are compared as they are.
         teacher_exponent: p of GeM that the teacher's classifier was trained with, 1 for ordinary ImageNet networks;
             null: `pooling_exponent`.
         projection_dimensions: values of the projection that `grafit` and its kin compare.
@@ -130,6 +133,7 @@ class TrainConfig:
     trunk: str = "resnet50"
     init: str | None = None
     frozen_stages: Annotated[int, Limits(at_least=0)] = 0
+    frozen_statistics: bool = False
     trunk_rate: _Positive = 1.0
     pooling_exponent: _Positive = 3.0
     levels: list[str] = dataclasses.field(default_factory=list)
@@ -139,6 +143,7 @@ class TrainConfig:
     temperature: _Positive = 2.0
     contrast_temperature: _Positive = 0.05
     spread_weight: _NotNegative = 1.0
+    contrast_dimensions: _CountOrNull = None
     teacher_exponent: Annotated[float | None, Limits(above=0)] = None
     projection_dimensions: _Count = 256
     neighbor_temperature: _Positive = 0.05

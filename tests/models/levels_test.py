@@ -49,6 +49,17 @@ def test_the_embedding_is_the_pooled_maps_side_by_side(model, images):
     np.testing.assert_allclose(outputs["embedding"], expected, rtol=1e-4, atol=1e-6)
 
 
+def test_what_lies_below_0_is_a_level_of_its_own(images):
+    keras.utils.set_random_seed(0)
+    trunk = trunks.build("resnet18", **TINY_RESNET)
+    network = Network(trunk, 3, levels=["stack1_block0_add:2:0.5", "-stack1_block0_add:2:0.5"])
+    features = keras.Model(trunk.inputs, trunk.get_layer("stack1_block0_add").output)(network.normalize(images))
+    both = network(images)["embedding"].numpy()[:, 16:]
+    np.testing.assert_allclose(both[0, :16], 0.5 * slow_gem(features[0], 2), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(both[0, 16:], 0.5 * slow_gem(-features[0], 2), rtol=1e-4, atol=1e-6)
+    assert str(network.levels[1]) == "-stack1_block0_add:2:0.5" and Level.of(str(network.levels[1])) == network.levels[1]
+
+
 def test_the_classifier_starts_as_that_of_the_last_map(images):
     keras.utils.set_random_seed(0)
     plain = MultiGrain("resnet18", 5)

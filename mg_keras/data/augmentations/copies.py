@@ -23,7 +23,9 @@ JITTER = 0.4  # brightness, contrast and saturation factors are uniform in 1 ± 
 TINT = 0.25  # and then each channel's in 1 ± TINT
 DARKER, BRIGHTER = (0.3, 0.7), (1.4, 2.5)
 CONTRAST, GAMMA = 2.5, 2.5  # a factor and an exponent, drawn as the stretch is
-BLUR = (0.005, 0.035)  # deviation, of the picture's side
+# deviation, of the picture's side; a network that is used at twice the resolution meets blur of half as much there, in
+# as many pixels
+BLUR = (0.005, 0.06)
 LONGEST_MOTION = 0.1  # of the picture's side
 COARSER = (2.0, 8.0)  # times fewer pixels a side
 NOISE = (4.0, 30.0)  # deviation in grey levels
@@ -257,7 +259,7 @@ PROBABILITIES = {
     "brightness": 0.1,
     "contrast": 0.06,
     "gamma": 0.06,
-    "blur": 0.18,
+    "blur": 0.25,
     "coarse": 0.08,
     "noise": 0.06,
     "rotation": 0.15,
