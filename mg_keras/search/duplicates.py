@@ -144,7 +144,7 @@ def find_duplicates(
         copy, similar: similarities in their place, -1 to 1; one that is named for copies makes them without a look at
             their pixels.
         verify: whether copies are found by their pixels, where no similarity is named.
-        trust: whether copies that are verified may go as equal ones do.
+        trust: whether copies whose pixels were compared may go as equal ones do; those by a similarity may not.
         label: what to call it while it runs; None shows nothing.
         report: is called with how much of the verifying is done, and of how much, now and then.
 
@@ -177,15 +177,15 @@ def find_duplicates(
             paths = [photos[0].path for photos in nodes.photos]
             verifier = stack.enter_context(Verifier(paths, contents, index.path))
         judge = _Judge(nodes, copy, verifier)
-        found = _groups(nodes, judge, kinds, copy, similar, named or trust, other is not None, label, report)
+        found = _groups(nodes, judge, kinds, copy, similar, named, trust, other is not None, label, report)
     unusable = [photo for each in indexes for photo in each.unusable()]
     folders = tuple(str(each.about["root"] or each.path) for each in indexes)
     return Duplicates(found, folders, copy, similar, estimated, named, verifier is not None, nodes.all_photos, unusable)
 
 
-def _groups(nodes, judge, kinds, copy, similar, may_go, between, label, report):
+def _groups(nodes, judge, kinds, copy, similar, named, trust, between, label, report):
     groups: list[Group] = []
-    make = _Maker(nodes, judge, may_go, between)
+    make = _Maker(nodes, judge, named, trust, between)
     least = similar if SIMILAR in kinds else copy
     edges = nodes.edges(least, label) if {COPY, SIMILAR} & set(kinds) else _no_edges()
     if COPY not in kinds:
@@ -439,8 +439,8 @@ class _Judge:
 class _Maker:
     """Makes groups of nodes: which photo to keep, and how the others are related to it."""
 
-    def __init__(self, nodes, judge, may_go, between):
-        self.nodes, self.judge, self.may_go, self.between = nodes, judge, may_go, between
+    def __init__(self, nodes, judge, named, trust, between):
+        self.nodes, self.judge, self.named, self.trust, self.between = nodes, judge, named, trust, between
 
     def group(self, nodes):
         """Equal ones and copies; None where there is nothing of the kind."""
@@ -456,8 +456,10 @@ class _Maker:
             equal = photo.sha256 is not None and photo.sha256 == keep.sha256
             similarity = 1.0 if equal else float(min(cosines[its_node], 1.0))
             relation, verified = (EQUAL, None) if equal else self.judge.relation(node, its_node, similarity)
+            # a threshold that nobody named lets nothing go, where the pixels of photos could not be compared
+            by_copy = relation == COPY and (self.named or (self.trust and verified is not None))
             # nothing goes because of a third photo that it is like; and of the second album, nothing at all
-            spare = (equal or (relation == COPY and self.may_go)) and not (self.between and its_side == side)
+            spare = (equal or by_copy) and not (self.between and its_side == side)
             members.append(Member(photo, relation, similarity, its_side, spare, verified))
         kind = EQUAL if all(member.relation == EQUAL for member in members) else COPY
         return self._made(kind, keep, side, members)
