@@ -556,12 +556,18 @@ class Noted:
         self._database = _connected(folder)
 
     def get(self, key: str) -> str | None:
-        """What was noted, or None."""
+        """What was noted, or None.
+
+        Raises:
+            UserError: the index can't be read.
+        """
         try:
             found = self._database.execute("SELECT value FROM decisions WHERE key = ?", (key,)).fetchone()
-        except sqlite3.OperationalError:
-            # nothing was noted in this index yet
-            return None
+        except sqlite3.Error as error:
+            # nothing was noted in this index yet; whatever else it is must not read as that
+            if str(error) == "no such table: decisions":
+                return None
+            raise _damaged(self._folder, error) from error
         return found and found[0]
 
     def put(self, key: str, value: str) -> None:

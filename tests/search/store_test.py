@@ -15,7 +15,7 @@ import pytest
 
 from mg_keras.errors import UserError
 from mg_keras.search.index import Index
-from mg_keras.search.store import State, Writer
+from mg_keras.search.store import Noted, State, Writer
 from tests.search import written
 from tests.search.fake import FakeModel, album
 from tests.search.written import extra
@@ -196,6 +196,19 @@ def test_damage_is_one_line(tmp_path, damage, message):
     damage(tmp_path)
     with pytest.raises(UserError, match=message):
         Index.open(tmp_path)
+
+
+def test_what_was_noted_is_told_or_an_error(tmp_path):
+    Index.build(extra(0)[None], path=tmp_path).close()
+    noted = Noted(tmp_path)
+    assert noted.get("a") is None
+    noted.put("a", "text")
+    assert noted.get("a") == "text"
+    with sqlite3.connect(tmp_path / "index.sqlite") as database:
+        database.execute("ALTER TABLE decisions RENAME COLUMN value TO other")
+    with pytest.raises(UserError, match="can't be read as an index: no such column: value"):
+        noted.get("a")
+    noted.close()
 
 
 def set_version(path, number):
