@@ -75,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         label="comparing",
     )
     if options.decided and not options.between:
-        found = _as_decided(found, indexes[0].path)
+        found = _as_decided(found, indexes[0])
     if options.move_to:
         check_target(found, options.move_to)
     if options.out:
@@ -93,11 +93,17 @@ def _as_decided(found, index):
     """What was found, with what was decided on the page."""
     from mg_keras.search.decisions import Decisions
 
-    with Decisions(index) as decisions:
-        found, count = decisions.applied(found)
-    if count:
-        print(f"{count:,} of {len(found.groups):,} groups are as they were decided on the page", file=sys.stderr)
-    return found
+    with Decisions(index.path) as decisions:
+        applied = decisions.applied(found, index)
+    if applied.count:
+        groups = len(found.groups)
+        print(f"{applied.count:,} of {groups:,} groups are as they were decided on the page", file=sys.stderr)
+    if applied.unmatched:
+        print(
+            f"{applied.unmatched:,} decisions of the page match no group now; the photos that they keep may not go",
+            file=sys.stderr,
+        )
+    return applied.found
 
 
 def _show(found, out):

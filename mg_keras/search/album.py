@@ -19,7 +19,7 @@ from PIL import Image
 from mg_keras.data.bounds import MAX_PIXELS, MIN_SIDE
 from mg_keras.errors import UserError
 from mg_keras.files import printable_name
-from mg_keras.search.decisions import Decision, Decisions, key_of, proposed
+from mg_keras.search.decisions import Decision, Decisions, key_of
 from mg_keras.search.duplicates import Duplicates, Group, find_duplicates
 from mg_keras.search.index import Answer, Index, Model
 from mg_keras.search.store import Photo, is_index
@@ -219,9 +219,9 @@ class Album:
         return self._duplicates
 
     def decisions(self, groups: Sequence[Group]) -> list[tuple[str, Decision]]:
-        """(key, what was decided or else is proposed) of groups."""
+        """(key, what was decided or else is proposed, see `Decisions.about`) of groups."""
         with Decisions(self.path) as decisions:
-            return [(key_of(group), decisions.of(group) or proposed(group)) for group in groups]
+            return list(zip(map(key_of, groups), decisions.about(groups), strict=True))
 
     def decide(self, key: str, skip: bool, go: Sequence[int]) -> None:
         """Notes what happens to a group: whether it is skipped, and the numbers of the photos that go.

@@ -1,17 +1,21 @@
 """What somebody decided about groups of duplicates, in place of what is proposed.
 
-A decision holds of a group of the same photos, by their names and contents, whenever it is found again. It lies in the
-index, so that the page and `mg-keras duplicates` know the same.
+A decision holds of a group of the same photos, by their names and contents, whenever it is found again. Where photos
+are grouped otherwise since, as one was added or another threshold is asked for, those that the last decision about them
+kept are never proposed to go. It lies in the index, so that the page and `mg-keras duplicates` know the same.
 """
 
 import dataclasses
 import hashlib
 import json
 import os
+import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from mg_keras.errors import UserError
-from mg_keras.search.duplicates import Duplicates, Group, Member
+from mg_keras.search.duplicates import Duplicates, Group, related
+from mg_keras.search.index import Index
 from mg_keras.search.store import Noted
 
 
@@ -39,11 +43,29 @@ def proposed(group: Group) -> Decision:
     return Decision(False, tuple(member.photo.name for member in group.members if member.spare))
 
 
+@dataclasses.dataclass(frozen=True)
+class Applied:
+    """What was found, as it was decided.
+
+    Attributes:
+        found: with the groups as they were decided; photos that a decision keeps may not go from any other.
+        count: of how many groups something was decided.
+        unmatched: decisions about photos that are there, and are no group by themselves now.
+    """
+
+    found: Duplicates
+    count: int
+    unmatched: int
+
+
 class Decisions:
     """The decisions that lie in an index; use as a context manager.
 
     Args:
         folder: of the index.
+
+    Raises:
+        UserError: by whatever reads them, where the index can't be read.
     """
 
     def __init__(self, folder: Path):
@@ -55,13 +77,11 @@ class Decisions:
     def __exit__(self, *_) -> None:
         self._noted.close()
 
-    def of(self, group: Group) -> Decision | None:
-        """What was decided about a group, or None."""
-        found = self._noted.get(key_of(group))
-        if found is None:
-            return None
-        found = json.loads(found)
-        return Decision(found["skip"], tuple(map(os.fsdecode, map(bytes.fromhex, found["go"]))))
+    def about(self, groups: Sequence[Group]) -> list[Decision]:
+        """Of each group what was decided, or else what is proposed, without what a decision keeps."""
+        notes = self._notes()
+        last = _last_words(notes)
+        return [_about(group, notes.get(key_of(group)), last) for group in groups]
 
     def put(self, group: Group, decision: Decision) -> None:
         """Notes what was decided.
@@ -74,23 +94,107 @@ class Decisions:
             raise UserError("only photos of a group can go from it")
         if go == names:
             raise UserError("one photo of a group stays")
-        found = {"skip": decision.skip, "go": sorted(os.fsencode(name).hex() for name in go)}
+        found = {
+            "skip": decision.skip,
+            "go": sorted(os.fsencode(name).hex() for name in go),
+            "photos": sorted([os.fsencode(photo.name).hex(), photo.sha256 or ""] for photo in group.photos),
+            "noted": time.time_ns(),
+        }
         self._noted.put(key_of(group), json.dumps(found))
 
-    def applied(self, found: Duplicates) -> tuple[Duplicates, int]:
-        """(what was found, as it was decided; of how many groups that is)."""
-        groups, count = [], 0
+    def applied(self, found: Duplicates, index: Index) -> Applied:
+        """What was found, as it was decided.
+
+        Args:
+            found: of `find_duplicates`.
+            index: in which it was found; tells how photos are related to one that is kept in place of another.
+        """
+        notes = self._notes()
+        last, keys, groups, count = _last_words(notes), set(), [], 0
         for group in found.groups:
-            decision = self.of(group)
-            count += decision is not None
-            groups.append(group if decision is None else _as_decided(group, decision))
-        return dataclasses.replace(found, groups=groups), count
+            key = key_of(group)
+            keys.add(key)
+            decision = _about(group, notes.get(key), last)
+            if key in notes:
+                count += 1
+                groups.append(_as_decided(group, decision, found, index))
+            else:
+                members = [
+                    dataclasses.replace(member, spare=member.photo.name in decision.go) for member in group.members
+                ]
+                groups.append(dataclasses.replace(group, members=members))
+        there = {_known_by(photo) for photo in found.photos}
+        unmatched = sum(key not in keys and _still_matters(note, last, there) for key, note in notes.items())
+        return Applied(dataclasses.replace(found, groups=groups), count, unmatched)
+
+    def _notes(self):
+        return {key: _Note.read(value) for key, value in self._noted.all().items()}
 
 
-def _as_decided(group, decision):
+@dataclasses.dataclass(frozen=True)
+class _Note:
+    """A decision, and of which photos, by (name, content), and when it was made."""
+
+    decision: Decision
+    photos: tuple[tuple[str, str], ...]
+    when: int
+
+    @classmethod
+    def read(cls, text):
+        found = json.loads(text)
+        # of those that were made before these were noted, only the group itself is known
+        photos = tuple((_name(name), content) for name, content in found.get("photos", ()))
+        return cls(Decision(found["skip"], tuple(map(_name, found["go"]))), photos, found.get("noted", 0))
+
+    def stays(self, name):
+        return self.decision.skip or name not in self.decision.go
+
+
+def _name(text):
+    return os.fsdecode(bytes.fromhex(text))
+
+
+def _known_by(photo):
+    return photo.name, photo.sha256 or ""
+
+
+def _last_words(notes):
+    """Photo, by (name, content) -> the last note about it."""
+    last = {}
+    for note in sorted(notes.values(), key=lambda note: note.when):
+        last |= dict.fromkeys(note.photos, note)
+    return last
+
+
+def _about(group, own, last):
+    """What happens to a group, by the note about it, if there is one, and by those about its photos."""
+    decision = proposed(group) if own is None else own.decision
+    known = {photo.name: last.get(_known_by(photo)) for photo in group.photos}
+    kept = {
+        name
+        for name, note in known.items()
+        # what the group's own note says may wait, and is no word about another group
+        if note and note.stays(name) and (own is None or note.when > own.when)
+    }
+    return Decision(decision.skip, tuple(name for name in decision.go if name not in kept))
+
+
+def _still_matters(note, last, there):
+    """Whether it is the last word about a photo, and several of its photos are there."""
+    return sum(photo in there for photo in note.photos) > 1 and any(
+        photo in there and last[photo] is note for photo in note.photos
+    )
+
+
+def _as_decided(group, decision, found, index):
     gone = set() if decision.skip else set(decision.go)
-    first = Member(group.keep, group.kind, 1.0, group.side, False)
-    members = [dataclasses.replace(member, spare=member.photo.name in gone) for member in (first, *group.members)]
-    kept = next(member for member in members if not member.spare)
-    others = [member for member in members if member is not kept]
-    return dataclasses.replace(group, keep=kept.photo, side=kept.side, why="as it was decided", members=others)
+    sides = {group.keep.name: group.side, **{member.photo.name: member.side for member in group.members}}
+    members, keep = group.members, next(photo for photo in group.photos if photo.name not in gone)
+    if keep is not group.keep:
+        # how they are related to the one that was proposed says nothing of this one
+        members = related(index, found, keep, [photo for photo in group.photos if photo is not keep])
+    members = [
+        dataclasses.replace(member, side=sides[member.photo.name], spare=member.photo.name in gone)
+        for member in members
+    ]
+    return dataclasses.replace(group, keep=keep, side=sides[keep.name], why="as it was decided", members=members)

@@ -486,15 +486,47 @@ class _Maker:
         return min((each for each in photos if not self.between or each[1] == last), key=lambda each: _rank(each[0]))
 
     def _made(self, kind, keep, side, members):
-        members.sort(
-            key=lambda member: (
-                KINDS.index(member.relation),
-                -(member.verified or member.similarity),
-                _rank(member.photo),
-            )
-        )
+        members.sort(key=_nearness)
         why = "of the second folder" if self.between else _why(keep, [member.photo for member in members])
         return Group(kind, keep, side, why, members)
+
+
+def _nearness(member):
+    """The most like the one to keep first."""
+    score = member.similarity if member.verified is None else member.verified
+    return KINDS.index(member.relation), -score, _rank(member.photo)
+
+
+def related(index: Index, found: Duplicates, keep: Photo, photos: Sequence[Photo]) -> list[Member]:
+    """Photos of a group, as they are related to another one of it that is kept: none of them is to go by that.
+
+    Args:
+        index: of the album.
+        found: in which the group is.
+        keep: the one that is kept.
+        photos: the others.
+
+    Returns:
+        Them, the most like it first.
+    """
+    cosines = index.descriptors(photos) @ index.descriptors([keep])[0]
+    equal = [photo.sha256 is not None and photo.sha256 == keep.sha256 for photo in photos]
+    members = []
+    with contextlib.ExitStack() as stack:
+        verifier = None
+        if found.verified and not all(equal):
+            stack.enter_context(one_thread_each())
+            every = [keep, *photos]
+            contents = [photo.sha256 and bytes.fromhex(photo.sha256) for photo in every]
+            verifier = stack.enter_context(Verifier([photo.path for photo in every], contents, index.path))
+        judge = _Judge(None, found.copy, verifier)
+        for number, (photo, cosine) in enumerate(zip(photos, cosines, strict=True), 1):
+            if equal[number - 1]:
+                members.append(Member(photo, EQUAL, 1.0, 0, False))
+                continue
+            relation, verified = judge.relation(0, number, cosine)
+            members.append(Member(photo, relation, float(min(cosine, 1.0)), 0, False, verified))
+    return sorted(members, key=_nearness)
 
 
 def _near(similarities, threshold, most):

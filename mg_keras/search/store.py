@@ -555,20 +555,19 @@ class Noted:
         self._folder = folder
         self._database = _connected(folder)
 
-    def get(self, key: str) -> str | None:
-        """What was noted, or None.
+    def all(self) -> dict[str, str]:
+        """Key -> what was noted.
 
         Raises:
             UserError: the index can't be read.
         """
         try:
-            found = self._database.execute("SELECT value FROM decisions WHERE key = ?", (key,)).fetchone()
+            return dict(self._database.execute("SELECT key, value FROM decisions").fetchall())
         except sqlite3.Error as error:
             # nothing was noted in this index yet; whatever else it is must not read as that
             if str(error) == "no such table: decisions":
-                return None
+                return {}
             raise _damaged(self._folder, error) from error
-        return found and found[0]
 
     def put(self, key: str, value: str) -> None:
         """Notes it.

@@ -79,6 +79,13 @@ def test_what_was_decided_on_the_page_is_moved(folder, capsys, tmp_path):
     assert "2 of 2 groups are as they were decided on the page" in told.err
     assert "moved: 1 photos" in told.out
     assert sorted(path.name for path in (tmp_path / "moved").iterdir()) == ["00001.png", "moved.csv"]
+    # of a group that has one photo more since, those that were kept stay
+    shutil.copy(folder / "twice.png", folder / "thrice.png")
+    duplicates.main(move)
+    told = capsys.readouterr()
+    assert "1 decisions of the page match no group now" in told.err
+    assert "moved: 1 photos" in told.out
+    assert (folder / "twice.png").exists()
     duplicates.main([*move, "--decided", "false"])
     assert "moved: 1 photos" in capsys.readouterr().out
     assert (tmp_path / "moved" / "twice.png").exists()

@@ -204,9 +204,9 @@ def test_duplicates_are_kept_and_skipped_and_that_is_remembered(page, served):
     assert "going" in page.find_element(By.CSS_SELECTOR, small).get_attribute("class")
     # the command sees the same
     with Decisions(searched.path) as decisions:
-        decided, count = decisions.applied(searched.duplicates)
-    assert count == 2
-    assert [(photo.name, keep.name) for photo, keep in decided.spare] == [("small.jpg", "00001.png")]
+        applied = decisions.applied(searched.duplicates, searched.index)
+    assert (applied.count, applied.unmatched) == (2, 0)
+    assert [(photo.name, keep.name) for photo, keep in applied.found.spare] == [("small.jpg", "00001.png")]
 
 
 def test_a_hostile_name_is_only_a_name(page, photos):

@@ -52,9 +52,14 @@ def folder(tmp_path):
 
 
 @pytest.fixture
-def found(folder, tmp_path):
+def index(folder, tmp_path):
     with Index.build(folder, FakeModel(), tmp_path / "index") as index:
-        yield find_duplicates(index, precision=0.9, copy=0.9)
+        yield index
+
+
+@pytest.fixture
+def found(index):
+    return find_duplicates(index, precision=0.9, copy=0.9)
 
 
 def test_a_page_by_itself_in_which_no_name_is_more_than_text(found, tmp_path):
@@ -170,10 +175,10 @@ def test_a_kept_photo_that_was_only_touched_counts(found, folder, tmp_path):
     assert len(move_spare(found, tmp_path / "moved").moved) == 4
 
 
-def test_what_was_decided_takes_the_place_of_what_is_proposed(found, folder, tmp_path):
+def test_what_was_decided_takes_the_place_of_what_is_proposed(found, index, folder, tmp_path):
     by_name = {group.keep.name: group for group in found.groups}
     with Decisions(tmp_path / "index") as decisions:
-        assert decisions.of(by_name["00002.png"]) is None
+        assert decisions.about([by_name["00002.png"]]) == [Decision(False, ("small.jpg",))]
         decisions.put(by_name["00002.png"], Decision(False, ("00002.png",)))
         decisions.put(by_name["00003.png"], Decision(False, ("moved.png",)))
         equal = next(group for group in found.groups if "again.png" in [photo.name for photo in group.photos])
@@ -182,8 +187,9 @@ def test_what_was_decided_takes_the_place_of_what_is_proposed(found, folder, tmp
             with pytest.raises(UserError, match=message):
                 decisions.put(by_name["00002.png"], Decision(False, go))
     with Decisions(tmp_path / "index") as decisions:
-        decided, count = decisions.applied(found)
-    assert count == 3
+        applied = decisions.applied(found, index)
+    decided = applied.found
+    assert (applied.count, applied.unmatched) == (3, 0)
     # the small one is kept in place of the large one, what is similar goes, and a group that was skipped stays
     assert {photo.name: keep.name for photo, keep in decided.spare if photo.name != HOSTILE} == {
         "00002.png": "small.jpg",
@@ -191,6 +197,43 @@ def test_what_was_decided_takes_the_place_of_what_is_proposed(found, folder, tmp
     }
     assert move_spare(decided, tmp_path / "moved").left == []
     assert {"small.jpg", "00003.png", "again.png"} <= set(files(folder))
+
+
+def test_a_photo_that_was_kept_stays_however_it_is_grouped(found, index, folder, tmp_path):
+    def spare(found):
+        return {photo.name for photo, _ in found.spare}
+
+    group = next(group for group in found.groups if group.keep.name == "00002.png")
+    equal = next(group for group in found.groups if "again.png" in [photo.name for photo in group.photos])
+    assert "small.jpg" in spare(found)
+    with Decisions(tmp_path / "index") as decisions:
+        decisions.put(group, Decision(True, ("small.jpg",)))
+        decisions.put(equal, Decision(False, ("again.png",)))
+        # one more of each, larger
+        noise(2, (48, 48)).save(folder / "large.png")
+        shutil.copy(folder / "again.png", folder / "more.png")
+        index.update()
+        more = find_duplicates(index, precision=0.9, copy=0.9)
+        assert {"small.jpg", "00002.png", "deep/00001.png"} <= spare(more)
+        applied = decisions.applied(more, index)
+        assert (applied.count, applied.unmatched) == (0, 2)
+        assert spare(applied.found) == {"again.png", "more.png", HOSTILE}
+        # the page proposes the same
+        assert {name for each in decisions.about(more.groups) for name in each.go} == spare(applied.found)
+        # a later word about the same photo takes the place of the first
+        group = next(group for group in more.groups if group.keep.name == "large.png")
+        decisions.put(group, Decision(False, ("small.jpg",)))
+        applied = decisions.applied(more, index)
+        assert (applied.count, applied.unmatched) == (1, 1)
+        assert spare(applied.found) == {"small.jpg", "again.png", "more.png", HOSTILE}
+        # without copies these are no groups
+        applied = decisions.applied(find_duplicates(index, kinds=["equal"]), index)
+        assert (applied.count, applied.unmatched) == (0, 2)
+        # and another content of the name is another photo
+        noise(2, (12, 12)).save(folder / "00002.png", compress_level=1)
+        index.update()
+        applied = decisions.applied(find_duplicates(index, precision=0.9, copy=0.9), index)
+        assert "00002.png" in spare(applied.found)
 
 
 def test_not_into_the_album(found, folder, tmp_path):

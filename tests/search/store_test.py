@@ -201,13 +201,13 @@ def test_damage_is_one_line(tmp_path, damage, message):
 def test_what_was_noted_is_told_or_an_error(tmp_path):
     Index.build(extra(0)[None], path=tmp_path).close()
     noted = Noted(tmp_path)
-    assert noted.get("a") is None
+    assert noted.all() == {}
     noted.put("a", "text")
-    assert noted.get("a") == "text"
+    assert noted.all() == {"a": "text"}
     with sqlite3.connect(tmp_path / "index.sqlite") as database:
         database.execute("ALTER TABLE decisions RENAME COLUMN value TO other")
     with pytest.raises(UserError, match="can't be read as an index: no such column: value"):
-        noted.get("a")
+        noted.all()
     noted.close()
 
 

@@ -2,6 +2,7 @@
 
 import shutil
 import sqlite3
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from PIL import Image
 
 from mg_keras.evaluation.copies import STRONG_EDITS
 from mg_keras.search import verifying
+from mg_keras.search.decisions import Decision, Decisions
 from mg_keras.search.duplicates import find_duplicates
 from mg_keras.search.index import Index
 from mg_keras.search.store import Compared, Writer
@@ -140,6 +142,28 @@ def test_photos_that_are_gone_are_judged_by_their_cosine(album):
     # and trust, which is in pixels, lets none of these go
     assert told(found)[frozenset({"1.png", "1 blurred.jpg"})] == [False]
     assert [m.verified for g in found.groups for m in g.members] == [None] * sum(len(g.members) for g in found.groups)
+
+
+def test_members_are_told_as_they_are_related_to_the_one_that_was_decided_to_stay(album):
+    # two parts of a photo, each a copy of it, and none of the other
+    folder = Path(album.about["root"])
+    for name, box in (("left.png", (0, 0, 120, 150)), ("right.png", (80, 0, 200, 150))):
+        scene(3).crop(box).save(folder / name)
+    album.update()
+    found = find_duplicates(album)
+    group = next(group for group in found.groups if group.keep.name == "3.png")
+    assert [member.relation for member in group.members] == ["copy", "copy"]
+    with Decisions(album.path) as decisions:
+        decisions.put(group, Decision(False, ("3.png",)))
+        (decided,) = (each for each in decisions.applied(found, album).found.groups if len(each.members) == 2)
+    shares = {member.photo.name: member.verified for member in group.members}
+    assert decided.keep == group.members[0].photo
+    whole, part = decided.members
+    assert (whole.photo.name, whole.relation, whole.spare) == ("3.png", "copy", True)
+    assert whole.verified == shares[decided.keep.name]
+    assert (part.relation, part.verified, part.spare) == ("similar", None, False)
+    values = album.descriptors([decided.keep, part.photo])
+    assert part.similarity == pytest.approx(float(values[0] @ values[1]))
 
 
 def test_between_two_albums(album, tmp_path):
