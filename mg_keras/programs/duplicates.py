@@ -84,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         json.dump(reports.as_imagededup(found), sys.stdout, indent=2, ensure_ascii=False)
         print()
     if options.out or options.format != "imagededup":
-        _show(found, options.out)
+        _show(found, options.out, options.trust)
     if options.move_to:
         _move(found, options.move_to, options.yes)
 
@@ -106,7 +106,7 @@ def _as_decided(found, index):
     return applied.found
 
 
-def _show(found, out):
+def _show(found, out, trust):
     """The groups, as far as they fit a terminal, and what they come to."""
     from mg_keras.search.duplicates import words_of_bytes
 
@@ -127,14 +127,18 @@ def _show(found, out):
     print(f"{len(found.spare):,} photos may go, {words_of_bytes(found.spare_bytes)}")
     if found.verified:
         print(
-            "copies were found by their pixels (the share that is the same is beside them): look at them; only equal "
-            "files may go, unless --trust true"
+            "copies were found by their pixels, and have the share that is the same beside them: look at them; "
+            + (
+                "by --trust they may go"
+                if trust
+                else "only equal files may go, unless --trust true or the page lets them"
+            )
         )
     elif not found.named:
         how = "estimated" if found.estimated else "the model's, measured on other photos"
         print(
-            f"the threshold of copies, {found.copy:.3f}, is {how}: look at them; only equal files may go, unless "
-            "--copy names one"
+            f"the threshold of copies, {found.copy:.3f}, is {how}: look at them; only equal files may go, "
+            "unless --copy names one or the page lets them"
         )
     if found.unusable:
         first = found.unusable[0]

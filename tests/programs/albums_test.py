@@ -49,7 +49,12 @@ def test_duplicates_are_listed_and_moved_when_asked(folder, capsys, tmp_path, mo
     assert "groups: 1 the same byte for byte, 1 copies, 0 similar" in shown
     # of the model's own threshold only what is equal may go
     assert "1 photos may go" in shown
-    assert "copies were found by their pixels" in shown
+    assert "only equal files may go, unless --trust true" in shown
+    duplicates.main([str(folder), "--precision", "0.9", "--trust", "true"])
+    shown = capsys.readouterr().out
+    assert "2 photos may go" in shown
+    assert "by --trust they may go" in shown
+    assert "only equal" not in shown
     assert report.read_text().startswith("<!doctype html>")
     move = [str(folder), "--precision", "0.9", "--copy", "0.9", "--move-to", str(target)]
     with pytest.raises(UserError, match="asks first, and nobody can answer here"):
