@@ -31,6 +31,15 @@ if (arguments[0] === "paste") dispatchEvent(new ClipboardEvent("paste", { clipbo
 else for (const name of ["dragenter", "drop"]) dispatchEvent(new DragEvent(name, { dataTransfer: given }));
 """
 
+FAIL_ONCE = """
+const real = window.fetch;
+window.fetch = (path, options) => {
+  if (path !== "/api/decisions") return real(path, options);
+  window.fetch = real;
+  return Promise.resolve(new Response(JSON.stringify({ error: "the disk is full" }), { status: 400 }));
+};
+"""
+
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(
@@ -198,6 +207,16 @@ def test_duplicates_are_kept_and_skipped_and_that_is_remembered(page, served):
     assert "same" in page.find_element(By.CSS_SELECTOR, f"{small} .score").text
     page.find_element(By.CSS_SELECTOR, "#groups .group:nth-child(2) .tile:nth-child(1) .mark").click()
     wait(page, lambda found: "one of a group stays" in found.find_element(By.ID, "message").text)
+    # what the server doesn't take is not shown as decided
+    page.execute_script(FAIL_ONCE)
+    third = "#groups .group:nth-child(3)"
+    page.find_element(By.CSS_SELECTOR, f"{third} .skip").click()
+    wait(page, lambda found: found.find_element(By.ID, "message").text == "the disk is full")
+    assert "skipped" not in page.find_element(By.CSS_SELECTOR, third).get_attribute("class")
+    # each that comes at once is noted after the one before
+    skips = "for (let time = 0; time < 4; time += 1) document.querySelectorAll('.skip')[0].click();"
+    page.execute_async_script(f"{skips} deciding.then(arguments[0])")
+    assert "skipped" in page.find_element(*groups).get_attribute("class")
     page.refresh()
     wait(page, lambda found: len(found.find_elements(*groups)) == 3)
     assert "skipped" in page.find_element(*groups).get_attribute("class")

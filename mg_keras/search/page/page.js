@@ -13,6 +13,7 @@ let request = 0;         // the newest search; answers to older ones are dropped
 let view = "search";
 let groups = [];         // of the page of duplicates that is shown
 let current = 0;         // the group that keys act on
+let deciding = Promise.resolve();  // until what was decided is noted
 
 // small things
 
@@ -330,16 +331,35 @@ async function showAlbum(values) {
 
 // duplicates; what was decided is kept in the index
 
-const decide = guarded(async (group, change) => {
-  group.decision = { ...group.decision, ...change };
-  await ask("/api/decisions", { method: "POST", body: JSON.stringify({ key: group.key, ...group.decision }) });
-});
+// one after the other, each from what the one before left; what could not be noted is not shown as decided
+function decide(group, change) {
+  deciding = deciding.then(guarded(async () => {
+    const decision = { ...group.decision, ...change(group.decision) };
+    await ask("/api/decisions", { method: "POST", body: JSON.stringify({ key: group.key, ...decision }) });
+    group.decision = decision;
+    redraw(group);
+  }));
+}
+
+function redraw(group) {
+  const before = group.shown;
+  if (!before.isConnected) return;
+  const focused = before.contains(document.activeElement) ? document.activeElement : null;
+  const fresh = showGroup(group, group.place);
+  before.replaceWith(fresh);
+  mark();
+  if (!focused) return;
+  const id = focused.closest(".tile")?.dataset.id;
+  const kind = ["mark", "open", "info", "skip"].find((each) => focused.classList.contains(each));
+  fresh.querySelector(id ? `[data-id="${id}"] .${kind}` : `.${kind}`)?.focus();
+}
 
 async function showDuplicates(values) {
   const page = Math.max(1, Number(values.get("page")) || 1), kind = values.get("kind");
   const query = new URLSearchParams({ offset: (page - 1) * GROUPS, limit: GROUPS });
   if (kind) query.set("kind", kind);
   const own = request += 1;
+  await deciding;
   const found = await ask(`/api/duplicates?${query}`);
   if (own !== request) return;
   const running = status && status.comparing.running;
@@ -364,15 +384,10 @@ async function showDuplicates(values) {
 function showGroup(group, place) {
   const { skip, go: going } = group.decision;
   const made = make("section", { class: `group${skip ? " skipped" : ""}`, "aria-label": `Group ${place + 1}` });
-  const renew = (focused) => {
-    const fresh = showGroup(group, place);
-    document.querySelectorAll(".group")[place].replaceWith(fresh);
-    current = place;
-    mark();
-    if (focused) fresh.querySelector(`[data-id="${focused}"] .mark`)?.focus();
-  };
+  Object.assign(group, { shown: made, place });
+  const choose = () => { current = place; mark(); tell(""); };
   const skipping = make("button", { class: "skip", textContent: skip ? "Decide after all" : "Skip: keep all" });
-  skipping.addEventListener("click", () => { decide(group, { skip: !skip }); renew(); document.querySelectorAll(".group .skip")[place].focus(); });
+  skipping.addEventListener("click", () => { choose(); decide(group, (now) => ({ skip: !now.skip })); });
   made.append(make("div", { class: "head" }, make("span", { class: "badge", textContent: KIND_WORDS[group.kind] }),
     make("span", { class: "hint", textContent: group.kind === "similar" ? "Look at them: similar photos are kept, unless you say otherwise" : `Proposed to keep: ${group.why}` }), skipping));
   const all = [{ photo: group.keep, score: "" }, ...group.members.map(({ photo, similarity, verified }) => ({ photo,
@@ -387,11 +402,12 @@ function showGroup(group, place) {
     const button = make("button", { class: `mark ${goes ? "go" : "keep"}`, textContent: goes ? "Goes" : "Keep", disabled: skip,
       "aria-pressed": String(goes), title: `${photo.name}: keep it, or let it go (x)` });
     button.addEventListener("click", () => {
-      const next = goes ? going.filter((id) => id !== photo.id) : [...going, photo.id];
-      if (next.length >= all.length) { tell("one of a group stays: keep another one first"); return; }
-      tell("");
-      decide(group, { go: next });
-      renew(photo.id);
+      choose();
+      decide(group, (now) => {
+        const next = now.go.includes(photo.id) ? now.go.filter((id) => id !== photo.id) : [...now.go, photo.id];
+        if (next.length >= all.length) throw new Error("one of a group stays: keep another one first");
+        return { go: next };
+      });
     });
     each.append(make("p", { class: "path hint", textContent: photo.name }), button);
     grid.append(each);
@@ -413,6 +429,7 @@ const compare = guarded(async () => {
 });
 
 const download = guarded(async () => {
+  await deciding;
   const list = [];
   for (let offset = 0, total = 1; offset < total; offset += MOST) {
     const found = await ask(`/api/duplicates?offset=${offset}&limit=${MOST}`);
