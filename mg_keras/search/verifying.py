@@ -57,6 +57,8 @@ class Verifier:
         self._paths, self._contents = paths, contents
         self._compared = Compared(folder, METHOD)
         self._found: dict[tuple[int, int], Verdict | None] = {}
+        # pairs of these of which only the same frame was tried, in vain
+        self._frame_only: set[tuple[int, int]] = set()
         self._pictures: OrderedDict[int, Picture | None] = OrderedDict()
         self.shut: set[int] = set()
         self._lock = threading.Lock()
@@ -157,14 +159,14 @@ class Verifier:
         todo = {}
         for one, other, frame_only in items:
             pair = min(one, other), max(one, other)
-            if pair in self._found:
+            if pair in self._found and (frame_only or pair not in self._frame_only):
                 continue
             kept = self._kept(pair)
             if kept and (frame_only or kept[2] != _FRAME_ONLY):
                 same, score, how = kept
-                self._found[pair] = Verdict(same, score, how if same else "")
+                self._note(pair, Verdict(same, score, how if same else ""), how == _FRAME_ONLY)
             else:
-                todo[pair] = frame_only
+                todo[pair] = frame_only and todo.get(pair, True)
         if not todo:
             return
         numbers = sorted({number for pair in todo for number in pair})
@@ -179,7 +181,8 @@ class Verifier:
             return None if one is None or other is None else compare(one, other, todo[pair])
 
         made = dict(zip(todo, self._threads.map(verdict, todo), strict=True))
-        self._found |= made
+        for pair, found in made.items():
+            self._note(pair, found, bool(todo[pair] and found and not found.same))
         fresh = {
             tuple(self._contents[number] for number in pair): (
                 found.same, found.score, found.how or (_FRAME_ONLY if todo[pair] else "")
@@ -189,6 +192,10 @@ class Verifier:
         }  # fmt: skip
         if fresh:
             self._compared.put_pairs(fresh)
+
+    def _note(self, pair, verdict, frame_only):
+        self._found[pair] = verdict
+        (self._frame_only.add if frame_only else self._frame_only.discard)(pair)
 
     def _kept(self, pair):
         contents = [self._contents[number] for number in pair]

@@ -205,6 +205,25 @@ def test_pictures_that_do_not_fit_are_made_again(album, monkeypatch, tmp_path):
     assert names == COPIES
 
 
+def test_a_pair_of_which_only_the_frame_was_tried_is_compared_anew_when_it_is_asked_for(album):
+    by_name = {photo.name: photo for photo in album.photos()}
+    photos = [by_name["0.png"], by_name["0 cropped.png"]]
+    contents = [bytes.fromhex(photo.sha256) for photo in photos]
+    for _ in range(2):
+        # a second time, with what was kept
+        with Verifier([photo.path for photo in photos], contents, album.path) as verifier:
+            (first,) = verifier.verify(np.array([[0, 1]]), np.ones(1, bool))
+            assert verifier.verdict(0, 1).same
+            assert verifier.verify(np.array([[0, 1]]), np.ones(1, bool))[0].same
+    assert first.same
+    with Verifier([photo.path for photo in photos], [None, None], album.path) as verifier:
+        assert not verifier.verify(np.array([[0, 1]]), np.ones(1, bool))[0].same
+        assert verifier.verdict(1, 0).how == MAP
+        twice = np.array([[0, 1], [1, 0]])
+    with Verifier([photo.path for photo in photos], [None, None], album.path) as verifier:
+        assert all(found.same for found in verifier.verify(twice, np.array([True, False])))
+
+
 def test_an_index_that_is_compacted_forgets_contents_that_are_gone(album):
     find_duplicates(album)
     with sqlite3.connect(album.path / "index.sqlite") as database:
