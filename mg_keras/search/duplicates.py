@@ -310,6 +310,8 @@ class _Nodes:
         ends = [*self._starts[1:], len(self)]
         (state, _), (_, found) = self._snapshots[0], self._snapshots[-1]
         first, start, end = range(ends[0]), self._starts[-1], ends[-1]
+        if not first or start == end:
+            return _no_edges()
         node_of_row = np.full(len(found.descriptors), -1)
         node_of_row[self._rows[start:end]] = np.arange(start, end)
         parts, step = [_no_edges()], max(16, min(1024, _AT_ONCE // max(1, end - start)))
@@ -411,8 +413,9 @@ class _Judge:
             pairs, firsts = np.unique(np.concatenate([near, afar]), axis=0, return_index=True)
             each = total / max(1, len(pairs))
             verdicts = self.verifier.verify(pairs, firsts >= len(near), lambda count: step(count * each))
-        scores = np.array([verdict.score if verdict and verdict.same else 0 for verdict in verdicts], np.float32)
-        copies = scores > 0
+        copies = np.array([bool(verdict and verdict.same) for verdict in verdicts], bool)
+        # of a copy it can be 0: its limits are of the mean
+        scores = np.array([verdict.score if verdict else 0 for verdict in verdicts], np.float32)
         # what can't be opened is judged by similarity
         one, other, similarity = (part[edges[2] >= self.copy] for part in edges)
         shut = self.verifier.shut

@@ -80,6 +80,8 @@ class Verifier:
             first, second: numbers of photos, int, the same or two albums.
             step: is called with how many photos more have been looked at.
         """
+        if not len(first) or not len(second):
+            return np.empty((0, 2), np.int64)
         numbers = sorted({*first, *second})
         sketches = dict(zip(numbers, self._sketches(numbers, step), strict=True))
         values = unit_sketches(np.stack([sketches[number] for number in second]))

@@ -14,7 +14,7 @@ from mg_keras.search.decisions import Decision, Decisions
 from mg_keras.search.duplicates import find_duplicates
 from mg_keras.search.index import Index
 from mg_keras.search.store import Compared, Writer
-from mg_keras.search.verification import FRAME, MAP, MIRRORED, compare, picture_of, sketch_of, unit_sketches
+from mg_keras.search.verification import FRAME, MAP, MIRRORED, Verdict, compare, picture_of, sketch_of, unit_sketches
 from mg_keras.search.verifying import Verifier, near_order
 from tests.search.fake import FakeModel
 
@@ -172,6 +172,24 @@ def test_between_two_albums(album, tmp_path):
     scene(9).save(tmp_path / "other" / "9.png")
     with Index.build(tmp_path / "other", FakeModel(), tmp_path / "second") as other:
         assert set(told(find_duplicates(album, other))) == {frozenset({"4.png", "part.png"})}
+
+
+@pytest.mark.parametrize("empty_first", [True, False])
+def test_an_album_of_no_photo_has_nothing_in_common_with_another(album, tmp_path, empty_first):
+    (tmp_path / "none").mkdir()
+    (tmp_path / "none" / "text.jpg").write_text("none")
+    with Index.build(tmp_path / "none", FakeModel(), tmp_path / "second") as none:
+        found = find_duplicates(*((none, album) if empty_first else (album, none)))
+        assert (found.groups, len(found.photos), len(found.unusable)) == ([], 9, 1)
+        assert find_duplicates(none).groups == []
+
+
+def test_copies_of_which_no_part_is_quite_the_same_are_copies(album, monkeypatch):
+    # by the mean alone: the share that is the same is 0
+    monkeypatch.setattr(verifying, "compare", lambda one, other, frame_only: Verdict(True, 0.0, FRAME))
+    (group,) = find_duplicates(album, kinds=["copy"]).groups
+    assert len(group.photos) == 9
+    assert {member.verified for member in group.members if member.relation == "copy"} == {0.0}
 
 
 def test_what_was_found_is_kept_by_content(tmp_path):
