@@ -109,7 +109,7 @@ class Album:
         self._index: Index | None = None
         self._duplicates: Duplicates | None = None
         self._uploads: OrderedDict[str, Upload] = OrderedDict()
-        self._pictures: OrderedDict[str | int, Picture | None] = OrderedDict()
+        self._pictures: OrderedDict[str | int, Picture] = OrderedDict()
         self._threads: list[threading.Thread] = []
         self._stopping = False
         self._look()
@@ -315,6 +315,8 @@ class Album:
     def same_pixels(self, query: Photo | Upload, photos: Sequence[Photo], box: Box | None = None) -> dict[int, float]:
         """Of photos that are copies of a query by their pixels: number -> the share that is the same, 0 to 1.
 
+        Photos whose files are gone or can't be opened are left out.
+
         Raises:
             UserError: the query can't be opened, or the region is too small.
         """
@@ -322,7 +324,10 @@ class Album:
         image.thumbnail((SIDE, SIDE))
         own, found = picture_of(np.asarray(image.convert("L"))), {}
         for photo in photos:
-            picture = self._picture(photo)
+            try:
+                picture = self._picture(photo)
+            except NotThere:
+                continue
             verdict = picture and compare(own, picture)
             if verdict and verdict.same:
                 found[photo.id] = verdict.score
@@ -342,7 +347,10 @@ class Album:
                 self._pictures.move_to_end(key)
                 return self._pictures[key]
         grey = grey_of(self.file_of(photo))
-        picture = None if grey is None else picture_of(grey)
+        if grey is None:
+            # it may be there again later
+            return None
+        picture = picture_of(grey)
         with self._lock:
             self._pictures[key] = picture
             while len(self._pictures) > _PICTURES:

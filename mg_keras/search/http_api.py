@@ -5,6 +5,7 @@ JSON or a JPEG that was made here.
 """
 
 import asyncio
+import contextlib
 import datetime
 import functools
 import hashlib
@@ -267,7 +268,11 @@ def _same(album, request):
     numbers = request.query_params.get("of", "").split(",")
     if len(numbers) > _COMPARED or not all(each.isascii() and each.isdigit() and len(each) < 19 for each in numbers):
         raise UserError(f"of must be numbers of photos by commas, {_COMPARED} at most")
-    photos = [album.photo(int(number)) for number in numbers]
+    photos = []
+    for number in numbers:
+        # one that is gone since the search leaves the others their answers
+        with contextlib.suppress(NotThere):
+            photos.append(album.photo(int(number)))
     found = album.same_pixels(_query(album, request), photos, _box(request))
     return [{"id": number, "verified": share} for number, share in found.items()]
 

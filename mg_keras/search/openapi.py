@@ -163,7 +163,11 @@ def description() -> dict[str, Any]:
         "/api/same": _get(
             "Which photos are copies of a query by their pixels, and the share that is the same",
             _list(_object({"id": {"type": "integer"}, "verified": {"type": "number"}})),
-            [*by, *_HOW[:1], _query("of", "string", "numbers of photos by commas, 32 at most")],
+            [
+                *by,
+                *_HOW[:1],
+                _query("of", "string", "numbers of photos by commas, 32 at most; those that are gone are left out"),
+            ],
         ),
         "/api/uploads/{id}/picture": _get("A photo that was sent", _JPEG, [_UPLOAD_ID]),
         "/api/photos": _get(

@@ -190,6 +190,9 @@ def test_copies_by_their_pixels(served):
     found = client.get(f"/api/same?photo={photo}&of={small},{other},{photo}")
     assert {each["id"] for each in found} == {small, photo}
     assert all(0.9 < each["verified"] <= 1 for each in found)
+    # one whose file is not there, or that is not in the album any more, is lost alone
+    outside = numbered(client, "link.png")["id"]
+    assert client.get(f"/api/same?photo={photo}&of={outside},{10**9},{small}") == found[:1]
     body = as_bytes(noise(2, (60, 60)))
     upload = client.get("/api/search", "POST", body)["query"]["upload"]
     assert [each["id"] for each in client.get(f"/api/same?upload={upload}&of={photo},{other}")] == [other]
