@@ -428,15 +428,18 @@ class _Judge:
 
     def same(self, node, others):
         """1 or 0, of one node with several."""
-        return np.array([self.relation(node, other)[0] == COPY for other in others], float)
+        relations = self.relations(node, others, self.nodes.similarities(node, others))
+        return np.array([relation == COPY for relation, _ in relations], float)
 
-    def relation(self, node, other, cosine=None):
-        """(`COPY` or `SIMILAR`, share of the pixels that is the same or None)."""
-        verdict = self.verifier.verdict(node, other) if self.verifier else None
-        if verdict:
-            return (COPY, verdict.score) if verdict.same else (SIMILAR, None)
-        cosine = self.nodes.similarities(node, [other])[0] if cosine is None else cosine
-        return (COPY if cosine >= self.copy else SIMILAR), None
+    def relations(self, node, others, cosines):
+        """(`COPY` or `SIMILAR`, share of the pixels that is the same or None) of one node and each of several."""
+        verdicts = self.verifier.verdicts(node, others) if self.verifier else [None] * len(others)
+        return [
+            ((COPY, verdict.score) if verdict.same else (SIMILAR, None))
+            if verdict
+            else (COPY if cosine >= self.copy else SIMILAR, None)
+            for verdict, cosine in zip(verdicts, cosines, strict=True)
+        ]
 
 
 class _Maker:
@@ -452,13 +455,16 @@ class _Maker:
             return None
         keep, side, node = self._best(photos)
         cosines = dict(zip(nodes, self.nodes.similarities(node, nodes), strict=True))
+        unequal = sorted({each for photo, _, each in photos if photo is not keep and not _is_equal(photo, keep)})
+        of_unequal = self.judge.relations(node, unequal, [cosines[each] for each in unequal])
+        relations = dict(zip(unequal, of_unequal, strict=True))
         members = []
         for photo, its_side, its_node in photos:
             if photo is keep:
                 continue
-            equal = photo.sha256 is not None and photo.sha256 == keep.sha256
+            equal = _is_equal(photo, keep)
             similarity = 1.0 if equal else float(min(cosines[its_node], 1.0))
-            relation, verified = (EQUAL, None) if equal else self.judge.relation(node, its_node, similarity)
+            relation, verified = (EQUAL, None) if equal else relations[its_node]
             # a threshold that nobody named lets nothing go, where the pixels of photos could not be compared
             by_copy = relation == COPY and (self.named or (self.trust and verified is not None))
             # nothing goes because of a third photo that it is like; and of the second album, nothing at all
@@ -494,6 +500,10 @@ class _Maker:
         return Group(kind, keep, side, why, members)
 
 
+def _is_equal(photo, other):
+    return photo.sha256 is not None and photo.sha256 == other.sha256
+
+
 def _nearness(member):
     """The most like the one to keep first."""
     score = member.similarity if member.verified is None else member.verified
@@ -512,23 +522,20 @@ def related(index: Index, found: Duplicates, keep: Photo, photos: Sequence[Photo
     Returns:
         Them, the most like it first.
     """
-    cosines = index.descriptors(photos) @ index.descriptors([keep])[0]
-    equal = [photo.sha256 is not None and photo.sha256 == keep.sha256 for photo in photos]
-    members = []
+    equal = [photo for photo in photos if _is_equal(photo, keep)]
+    every = [keep, *(photo for photo in photos if not _is_equal(photo, keep))]
+    members = [Member(photo, EQUAL, 1.0, 0, False) for photo in equal]
     with contextlib.ExitStack() as stack:
         verifier = None
-        if found.verified and not all(equal):
+        if found.verified and len(every) > 1:
             stack.enter_context(one_thread_each())
-            every = [keep, *photos]
             contents = [photo.sha256 and bytes.fromhex(photo.sha256) for photo in every]
             verifier = stack.enter_context(Verifier([photo.path for photo in every], contents, index.path))
-        judge = _Judge(None, found.copy, verifier)
-        for number, (photo, cosine) in enumerate(zip(photos, cosines, strict=True), 1):
-            if equal[number - 1]:
-                members.append(Member(photo, EQUAL, 1.0, 0, False))
-                continue
-            relation, verified = judge.relation(0, number, cosine)
-            members.append(Member(photo, relation, float(min(cosine, 1.0)), 0, False, verified))
+        values = index.descriptors(every)
+        cosines = values[1:] @ values[0]
+        relations = _Judge(None, found.copy, verifier).relations(0, range(1, len(every)), cosines)
+    for photo, cosine, (relation, verified) in zip(every[1:], cosines, relations, strict=True):
+        members.append(Member(photo, relation, float(min(cosine, 1.0)), 0, False, verified))
     return sorted(members, key=_nearness)
 
 

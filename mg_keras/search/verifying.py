@@ -60,6 +60,10 @@ class Verifier:
         # pairs of these of which only the same frame was tried, in vain
         self._frame_only: set[tuple[int, int]] = set()
         self._pictures: OrderedDict[int, Picture | None] = OrderedDict()
+        # of photos that were opened for their sketches, and whose pictures are not made yet
+        self._greys: OrderedDict[int, np.ndarray] = OrderedDict()
+        # what was found and is not kept yet
+        self._fresh: dict[tuple[bytes, bytes], tuple[bool, float, str]] = {}
         self.shut: set[int] = set()
         self._lock = threading.Lock()
         self._threads = ThreadPoolExecutor(os.cpu_count() or 1)
@@ -69,6 +73,7 @@ class Verifier:
 
     def __exit__(self, *_) -> None:
         self._threads.shutdown(cancel_futures=True)
+        self._keep()
         self._compared.__exit__()
 
     def alike_from_afar(
@@ -118,10 +123,11 @@ class Verifier:
             step(len(part))
         return [self._found[min(pair), max(pair)] for pair in map(tuple, pairs.tolist())]
 
-    def verdict(self, one: int, other: int) -> Verdict | None:
-        """Of one pair."""
-        self._compare([(one, other, False)])
-        return self._found[min(one, other), max(one, other)]
+    def verdicts(self, one: int, others: Sequence[int]) -> list[Verdict | None]:
+        """Of one photo and each of several."""
+        for start in range(0, len(others), _PAIRS):
+            self._compare([(one, other, False) for other in others[start : start + _PAIRS]])
+        return [self._found[min(one, other), max(one, other)] for other in others]
 
     def _sketches(self, numbers, step):
         """uint8 [12, 12] of photos; 0 of those that can't be opened."""
@@ -148,7 +154,12 @@ class Verifier:
 
     def _sketch(self, number):
         grey = self._grey(number)
-        return np.zeros((SKETCH, SKETCH), np.uint8) if grey is None else sketch_of(grey)
+        if grey is None:
+            return np.zeros((SKETCH, SKETCH), np.uint8)
+        with self._lock:
+            if len(self._greys) < _PICTURES:
+                self._greys[number] = grey
+        return sketch_of(grey)
 
     def _grey(self, number):
         grey = grey_of(self._paths[number])
@@ -175,8 +186,8 @@ class Verifier:
         pictures = dict(zip(numbers, self._threads.map(self._picture, numbers), strict=True))
         with self._lock:
             self._pictures |= pictures
-            while len(self._pictures) > _PICTURES:
-                self._pictures.popitem(last=False)
+            while len(self._pictures) + len(self._greys) > _PICTURES:
+                (self._greys or self._pictures).popitem(last=False)
 
         def verdict(pair):
             one, other = (pictures[number] for number in pair)
@@ -185,15 +196,20 @@ class Verifier:
         made = dict(zip(todo, self._threads.map(verdict, todo), strict=True))
         for pair, found in made.items():
             self._note(pair, found, bool(todo[pair] and found and not found.same))
-        fresh = {
+        self._fresh |= {
             tuple(self._contents[number] for number in pair): (
                 found.same, found.score, found.how or (_FRAME_ONLY if todo[pair] else "")
             )
             for pair, found in made.items()
             if found and all(self._contents[number] for number in pair)
         }  # fmt: skip
-        if fresh:
-            self._compared.put_pairs(fresh)
+        if len(self._fresh) >= _PAIRS:
+            self._keep()
+
+    def _keep(self):
+        if self._fresh:
+            self._compared.put_pairs(self._fresh)
+            self._fresh = {}
 
     def _note(self, pair, verdict, frame_only):
         self._found[pair] = verdict
@@ -208,7 +224,8 @@ class Verifier:
             if number in self._pictures:
                 self._pictures.move_to_end(number)
                 return self._pictures[number]
-        grey = self._grey(number)
+            grey = self._greys.pop(number, None)
+        grey = self._grey(number) if grey is None else grey
         return None if grey is None else picture_of(grey)
 
 

@@ -118,8 +118,13 @@ COPIES = {
 
 
 def test_copies_of_an_album_whatever_their_cosine(album, monkeypatch):
-    seen = []
+    seen, opened, kept = [], [], []
+    grey_of, put_pairs = verifying.grey_of, Compared.put_pairs
+    monkeypatch.setattr(verifying, "grey_of", lambda path: opened.append(path) or grey_of(path))
+    monkeypatch.setattr(Compared, "put_pairs", lambda self, pairs: kept.append(len(pairs)) or put_pairs(self, pairs))
     found = find_duplicates(album, report=lambda *done: seen.append(done))
+    # each content is opened once, and all is kept at once
+    assert (len(opened), len(kept)) == (8, 1)
     assert found.verified
     assert set(told(found)) == COPIES
     assert all(0.5 < m.verified <= 1 for g in found.groups if g.kind == "copy" for m in g.members)
@@ -231,12 +236,12 @@ def test_a_pair_of_which_only_the_frame_was_tried_is_compared_anew_when_it_is_as
         # a second time, with what was kept
         with Verifier([photo.path for photo in photos], contents, album.path) as verifier:
             (first,) = verifier.verify(np.array([[0, 1]]), np.ones(1, bool))
-            assert verifier.verdict(0, 1).same
+            assert verifier.verdicts(0, [1])[0].same
             assert verifier.verify(np.array([[0, 1]]), np.ones(1, bool))[0].same
     assert first.same
     with Verifier([photo.path for photo in photos], [None, None], album.path) as verifier:
         assert not verifier.verify(np.array([[0, 1]]), np.ones(1, bool))[0].same
-        assert verifier.verdict(1, 0).how == MAP
+        assert verifier.verdicts(1, [0])[0].how == MAP
         twice = np.array([[0, 1], [1, 0]])
     with Verifier([photo.path for photo in photos], [None, None], album.path) as verifier:
         assert all(found.same for found in verifier.verify(twice, np.array([True, False])))
