@@ -3,6 +3,8 @@
 import hashlib
 import importlib.util
 import os
+import shlex
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -57,6 +59,8 @@ def index_of(folder: Path, model: Any, options: Any) -> Any:
 def indexed_demo(run: Any, model: Path) -> str:
     """Indexes the validation photos of a run on the demo set, and gives the command that opens the page on them.
 
+    The command indexes what is not there: where it can't be done now, that is a warning.
+
     Args:
         run: `mg_keras.runs.run.Run` with `data: demo`.
         model: its SavedModel.
@@ -66,11 +70,15 @@ def indexed_demo(run: Any, model: Path) -> str:
 
     folder = Path(os.path.commonpath(open_source(run.settings).val.files))
     options = SimpleNamespace(index=None, recursive=True, resolution=None)
-    index_of(folder, load(model), options).close()
+    try:
+        index_of(folder, load(model), options).close()
+    except Exception as error:  # whatever it is, the run is done and whole
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        print(f"warning: the photos could not be indexed for the search: {reason}", file=sys.stderr)
     # the page needs an extra
     missing = importlib.util.find_spec("starlette") is None or importlib.util.find_spec("uvicorn") is None
     first = 'pip install -e ".[serving]" && ' if missing else ""
-    return f"{first}mg-keras search {folder} --model {model}"
+    return first + shlex.join(["mg-keras", "search", str(folder), "--model", str(model)])
 
 
 def place(folder: Path, model: Any, options: Any) -> Path:

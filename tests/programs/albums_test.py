@@ -2,6 +2,7 @@
 
 import io
 import json
+import shlex
 import shutil
 from types import SimpleNamespace
 
@@ -139,3 +140,15 @@ def test_the_demo_ends_with_an_index_and_the_command_for_its_page(folder, tmp_pa
     (path,) = (tmp_path / "home" / ".cache" / "mg_keras" / "indexes").iterdir()
     with Index.open(path) as index:
         assert len(index) == 10
+
+
+def test_the_demo_goes_on_where_its_photos_can_not_be_indexed(folder, tmp_path, monkeypatch, capsys):
+    odd = folder.rename(tmp_path / "my photos; $HOME")
+    source = SimpleNamespace(val=SimpleNamespace(files=sorted(map(str, odd.iterdir()))))
+    monkeypatch.setattr("mg_keras.runs.photos.open_source", lambda settings: source)
+    monkeypatch.setattr("mg_keras.loading.load", lambda model: FakeModel())
+    (tmp_path / "home").write_text("no folder")
+    told = albums.indexed_demo(SimpleNamespace(settings=None), tmp_path / "it's")
+    assert shlex.split(told) == ["mg-keras", "search", str(odd), "--model", str(tmp_path / "it's")]
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("warning: the photos could not be indexed for the search: ")
