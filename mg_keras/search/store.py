@@ -626,7 +626,9 @@ def _beside(folder):
     """A connection to what is no part of a state; raises `sqlite3.Error` where that can't be written."""
     if not os.access(folder, os.W_OK):
         raise sqlite3.OperationalError("it is read-only")
-    database = sqlite3.connect(folder / _DATABASE, isolation_level=None, check_same_thread=False, timeout=30)
+    # never made here: an index without photos would be left
+    address = f"{(folder / _DATABASE).absolute().as_uri()}?mode=rw"
+    database = sqlite3.connect(address, uri=True, isolation_level=None, check_same_thread=False, timeout=30)
     database.executescript(_BESIDE)
     return database
 

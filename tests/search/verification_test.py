@@ -214,6 +214,10 @@ def test_what_was_found_is_kept_by_content(tmp_path):
         assert compared.sketches([one]) == {}
         forgetful.put_pairs({(one, other): (False, 0.0, "")})
         assert forgetful.pair(one, other) == (False, 0.0, "")
+    # a folder that holds no index stays as it is
+    (tmp_path / "empty").mkdir()
+    with Compared(tmp_path / "empty", 1):
+        assert list((tmp_path / "empty").iterdir()) == []
 
 
 def test_pictures_that_do_not_fit_are_made_again(album, monkeypatch, tmp_path):
