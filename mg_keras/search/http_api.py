@@ -8,12 +8,10 @@ import asyncio
 import contextlib
 import datetime
 import functools
-import hashlib
 import hmac
 import ipaddress
 import json
 import math
-import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -246,7 +244,6 @@ def _status(album, request):
     index = album.index if len(album) else None
     return {
         "folder": printable_name(album.folder),
-        "album": hashlib.sha256(os.fsencode(album.path)).hexdigest()[:16],
         "photos": len(album),
         "unusable": index.snapshot()[0].count("row IS NULL") if index else 0,
         "classes": bool(index and index.about["class_names"]),

@@ -95,7 +95,6 @@ _SCHEMAS = {
     "Status": _object(
         {
             "folder": {"type": "string"},
-            "album": {"type": "string", "description": "a name of the index, for what a browser keeps"},
             "photos": {"type": "integer"},
             "unusable": {"type": "integer"},
             "classes": {"type": "boolean", "description": "whether the model knows classes"},
