@@ -24,6 +24,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from benchmarks import peers
 from benchmarks.timing import print_table
 from mg_keras.data.finding import find_photos
 from mg_keras.evaluation.copies import STRONG_EDITS
@@ -56,13 +57,6 @@ def of_mg_keras(folder, place, options):
             raise SystemExit(f"mg-keras duplicates ended with {child.returncode}")
         runs.append((json.loads(report.read_text()), time.perf_counter() - began, usage.ru_maxrss / 1024))
     return runs
-
-
-def of_peer(python, method, folder):
-    """The same of one of `benchmarks/peers.py`."""
-    command = [python, "-P", Path(__file__).with_name("peers.py"), "duplicates", method, folder]
-    answer = json.loads(subprocess.run(list(map(str, command)), stdout=subprocess.PIPE, check=True).stdout)
-    return answer["done"], answer["seconds"], answer["peak"]
 
 
 def scores(found, folder):
@@ -100,7 +94,8 @@ def main():
         made = of_mg_keras(folder, place, options.options.split())
         contestants = {"mg-keras": made[0], "again": made[1]}
         for method in options.methods.split(",") if options.peers else ():
-            contestants[method] = of_peer(options.peers, method, folder)
+            told = peers.asked(options.peers, "duplicates", method, folder)
+            contestants[method] = told["done"], told["seconds"], told["peak"]
         for name, (found, seconds, peak) in contestants.items():
             recall, precision, kinds = scores(found, folder)
             shown = [f"{100 * kinds.get(kind, float('nan')):.0f}" for kind in STRONG_EDITS]

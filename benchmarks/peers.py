@@ -6,6 +6,7 @@ time and memory, is printed as a line of JSON.
 
 import json
 import os
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -21,6 +22,12 @@ def peak():
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) / 1024
     return float("nan")
+
+
+def asked(python, work, *arguments):
+    """What a Python says of a work in a process of its own: {"done": ..., "seconds": ..., "peak": MB}."""
+    command = [python, "-P", __file__, work, *arguments]
+    return json.loads(subprocess.run(list(map(str, command)), stdout=subprocess.PIPE, check=True).stdout)
 
 
 def search(name, descriptors, queries, true):

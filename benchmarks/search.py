@@ -24,6 +24,7 @@ from pathlib import Path
 import faiss
 import numpy as np
 
+from benchmarks import peers
 from benchmarks.timing import print_table
 from mg_keras.programs.common import run_program
 from mg_keras.search.index import Index
@@ -117,8 +118,7 @@ def of_index(kind, descriptors, queries, true, folder):
 
 def of_peer(name, python, descriptors, queries, true):
     """A row of the table, by `benchmarks/peers.py`."""
-    command = [python, "-P", Path(__file__).with_name("peers.py"), "search", name, descriptors, queries, true]
-    told = json.loads(subprocess.run(list(map(str, command)), stdout=subprocess.PIPE, check=True).stdout)
+    told = peers.asked(python, "search", name, descriptors, queries, true)
     answer, peak = told["done"], told["peak"]
     times = (f"{1000 * np.percentile(answer['times'], share):.2f} ms" for share in (50, 99))
     name = f"{name}, effort {answer['effort']}"
@@ -141,6 +141,9 @@ def main():
     if options.ask:
         ask(*map(Path, options.ask))
         return
+    asked = [kind for kind in options.kinds.split(",") if kind in PEERS]
+    if asked and not options.peers:
+        parser.error(f"{', '.join(asked)}: --peers must name a Python that has it")
     with tempfile.TemporaryDirectory(dir=options.folder) as temporary:
         folder = Path(temporary)
         descriptors, queries = folder / "descriptors.npy", folder / "queries.npy"

@@ -1,5 +1,7 @@
 import sys
 
+import pytest
+
 from benchmarks import search
 
 
@@ -12,3 +14,10 @@ def test_search_of_a_large_index(monkeypatch, capsys):
     assert "cores, load average" in shown
     (row,) = [line for line in shown.splitlines() if "ivf, effort" in line]
     assert float(row.split("│")[-2]) >= 0.9
+
+
+def test_a_peer_needs_a_python(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["search", "--kinds", "auto,hnswlib"])
+    with pytest.raises(SystemExit):
+        search.main()
+    assert "hnswlib: --peers must name a Python that has it" in capsys.readouterr().err
