@@ -89,12 +89,13 @@ class DistilledCopies(DistilledMultiGrain):
             info_nce, koleo = self.info_nce(unit, batch.instance_ids), self.koleo(unit, batch.instance_ids)
         weight = self.classification_weight
         loss = weight * values["classification_loss"] + (1.0 - weight) * (info_nce + self.spread_weight * koleo)
-        return loss, {"loss": loss, "info_nce": info_nce, "koleo": koleo, **values}, (outputs["embedding"], batch.instance_ids)
+        found = {"loss": loss, "info_nce": info_nce, "koleo": koleo, **values}
+        return loss, found, (outputs["embedding"], batch.instance_ids)
 
     def after_step(self, network: Network, carries: Sequence[Any]) -> dict[str, tf.Tensor]:
         """The whitening takes up the embeddings."""
         del network
         if self.whitening is not None:
-            for embeddings, instance_ids in carries:
-                self.whitening.update(instance_ids, embeddings)
+            embeddings, instance_ids = (tf.concat(parts, axis=0) for parts in zip(*carries, strict=True))
+            self.whitening.update(instance_ids, embeddings)
         return {}

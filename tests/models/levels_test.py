@@ -57,7 +57,8 @@ def test_what_lies_below_0_is_a_level_of_its_own(images):
     both = network(images)["embedding"].numpy()[:, 16:]
     np.testing.assert_allclose(both[0, :16], 0.5 * slow_gem(features[0], 2), rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(both[0, 16:], 0.5 * slow_gem(-features[0], 2), rtol=1e-4, atol=1e-6)
-    assert str(network.levels[1]) == "-stack1_block0_add:2:0.5" and Level.of(str(network.levels[1])) == network.levels[1]
+    assert str(network.levels[1]) == "-stack1_block0_add:2:0.5"
+    assert Level.of(str(network.levels[1])) == network.levels[1]
 
 
 def test_the_classifier_starts_as_that_of_the_last_map(images):

@@ -495,14 +495,14 @@ def replicas(tmp_path_factory):
         return dict(arrays)
 
 
-@pytest.mark.parametrize("kind", ["plain", "joint", "memory", "queue"])
+@pytest.mark.parametrize("kind", ["plain", "joint", "memory", "queue", "whitening"])
 @pytest.mark.slow
 def test_two_replicas_train_like_one(replicas, kind):
     values, trained = replicas[f"{kind}_one_values"], replicas[f"{kind}_one_weights"]
     np.testing.assert_allclose(replicas[f"{kind}_two_values"], values, atol=1e-5)
-    np.testing.assert_allclose(replicas[f"{kind}_two_weights"], trained, atol=1e-5)
-    # it has learnt something in the meantime; a memory has only been filled
-    assert values[-1, 0] < values[0, 0] - 0.03 or kind in ("memory", "queue")
+    np.testing.assert_allclose(replicas[f"{kind}_two_weights"], trained, rtol=1e-5, atol=1e-5)
+    # it has learnt something in the meantime; a memory has only been filled, a whitening found
+    assert values[-1, 0] < values[0, 0] - 0.03 or kind in ("memory", "queue", "whitening")
 
 
 @pytest.mark.slow

@@ -18,6 +18,7 @@ from mg_keras.data import augmentations
 from mg_keras.data.repeated import repeated_batches
 from mg_keras.data.sources import Split
 from mg_keras.layers import MemoryBank
+from mg_keras.objectives.distilled_copies import DistilledCopies
 from mg_keras.objectives.grafit import Grafit
 from mg_keras.training.loop import make_strategy
 
@@ -30,6 +31,15 @@ def grafit(model, **memory):
     keras.utils.set_random_seed(1)
     bank = MemoryBank(dimensions=4, **memory)
     objective = Grafit(model, bank, VERSIONS, temperature=0.5, predictor_width=5, target_momentum=0.5)
+    objective.start(model)
+    return objective
+
+
+def copies(model):
+    """An objective with a whitening that follows the embeddings of all replicas."""
+    # a low temperature would make much of the last bits
+    settings = {"contrast_temperature": 0.5, "spread_weight": 0.1, "contrast_dimensions": 4}
+    objective = DistilledCopies(model.margin_loss, model.sampling, model.twin(), **settings)
     objective.start(model)
     return objective
 
@@ -151,6 +161,8 @@ def main(path):
         ("memory_two", two, {"objective": functools.partial(grafit, size=16)}),
         ("queue_one", one, {"objective": functools.partial(grafit, size=7, queue=True), "accumulation_steps": 2}),
         ("queue_two", two, {"objective": functools.partial(grafit, size=7, queue=True)}),
+        ("whitening_one", one, {"objective": copies, "accumulation_steps": REPLICAS}),
+        ("whitening_two", two, {"objective": copies}),
     ):
         model = build(strategy, **training)
         found[name + "_values"], found[name + "_weights"] = train(strategy, model)

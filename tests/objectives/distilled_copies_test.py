@@ -40,3 +40,25 @@ def test_a_run_has_it_by_name():
     assert (objective.info_nce.temperature, objective.spread_weight) == (0.1, 0.5)
     with pytest.raises(UserError, match="objective distilled_copies learns from the network it starts from"):
         TrainConfig(objective="distilled_copies")
+
+
+def test_it_compares_through_a_whitening_that_each_step_moves():
+    model = build()
+    objective = DistilledCopies(model.margin_loss, model.sampling, model.twin(), contrast_dimensions=3)
+    objective.start(model)
+    model.compile(keras.optimizers.SGD(0.1), objective=objective)
+    images, labels, instance_ids = batch()
+    embeddings = model(images)["embedding"].numpy()
+    unit = objective.whitening(embeddings).numpy()
+    assert unit.shape == (len(images), 3)
+    found = model.train_step(tensors((images, np.full_like(labels, -1), instance_ids)))
+    assert float(found["info_nce"]) == pytest.approx(slow_info_nce(unit, instance_ids, 0.05), rel=1e-3)
+    assert int(objective.whitening.steps) == 1
+    rows = np.concatenate([embeddings, np.ones([len(images), 1])], axis=1)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    # the embeddings that the step saw, of before its update
+    np.testing.assert_allclose(objective.whitening.averages[0], rows.mean(axis=0), atol=1e-5)
+    # a run saves them with the objective, and no step's gradient changes them
+    saved = {variable.path.split("/")[-1] for variable in model.objective_variables}
+    assert {"mean", "total", "within", "projection", "steps"} <= saved
+    assert not objective.whitening.trainable_weights
