@@ -155,6 +155,16 @@ def test_frozen_stages_keep_weights_and_statistics():
     assert {path.split("/")[0] for path in moved} == {f"stack1_block0_{number}_bn" for number in range(3)}
 
 
+def test_frozen_statistics_train_what_is_used_in_a_test():
+    keras.utils.set_random_seed(0)
+    trunk = trunks.build("resnet18", **TINY["resnet18"])
+    images = np.random.default_rng(0).standard_normal((4, 32, 32, 3)).astype("float32")
+    assert not np.allclose(trunk(images, training=True), trunk(images, training=False))
+    trunks.freeze_statistics(trunk)
+    np.testing.assert_array_equal(trunk(images, training=True), trunk(images, training=False))
+    assert {variable.path.split("/")[-1] for variable in trunk.trainable_variables} == {"kernel"}
+
+
 def _weight(trunk, path):
     return next(variable.numpy() for variable in trunk.weights if variable.path == path)
 
