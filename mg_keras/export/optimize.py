@@ -4,7 +4,7 @@ The weights become constants, which oneDNN reorders once and not at every call. 
 per-channel factor and offset after a convolution, is folded into its kernel and bias (exactly: `s (K * x) + t` is
 `(s K) * x + t`); what is left, a convolution, its bias, the residual and the activation, TensorFlow then runs as one
 operation. Zero padding becomes the convolution's own. On request it is computed in bfloat16: all of it, or what reads
-maps smaller than a sixth of the image ("mixed"), which rounds descriptors a quarter as much.
+maps smaller than a sixth of the image ("mixed"), about 1.4 times as fast as float32 with 0.3 of bfloat16's rounding.
 """
 
 from collections.abc import Callable
