@@ -1,7 +1,7 @@
 """Photos as a caller has them at hand: files, their bytes, arrays, PIL images, or a folder of files."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -87,13 +87,8 @@ class GivenPhotos:
         ok, image = tf.cond(self._in_memory[row], lambda: self._held(row), lambda: self._decoded(row))
         return tf.ensure_shape(ok, []), tf.ensure_shape(image, [None, None, 3])
 
-    @property
-    def files_alone(self) -> bool:
-        """Whether all photos are files, or their bytes, which `read` gives."""
-        return not self._arrays
-
-    def common_image(self, row: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """As `Split.common_image`."""
+    def common_image(self, row: tf.Tensor, decode: Callable = decode_common) -> tuple[tf.Tensor, tf.Tensor]:
+        """As `Split.common_image`: each photo by itself, whatever others there are."""
 
         def held():
             ok, image = self._held(row)
@@ -101,8 +96,11 @@ class GivenPhotos:
                 return tf.identity(image), tf.shape(image)[:2]
 
         def decoded():
-            image, size = decode_common(self.read(row))
+            image, size = decode(self.read(row))
             return tf.cast(image, self._type), size
+
+        if not self._arrays:
+            return decoded()
 
         image, size = tf.cond(self._in_memory[row], held, decoded)
         return tf.ensure_shape(image, [None, None, 3]), tf.ensure_shape(size, [2])

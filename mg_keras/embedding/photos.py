@@ -208,17 +208,11 @@ def prepared_batches(
         ValueError: a resolution is less than 1.
     """
     prepare = resolutions.for_resolution(resolution, train_resolution, preparation)
-    size = _photos_a_batch(resolution, resolution)
-
-    prepared = _prepared_file(resolution, train_resolution, preparation)
+    decode, size = _decoder(resolution, train_resolution, preparation), _photos_a_batch(resolution, resolution)
 
     def load_common(row):
-        if split.files_alone:
-            image, photo = prepared(split.read(row))
-        else:
-            image, photo = split.common_image(row)
-            image = prepare(image, resolution)
-        return row, True, photo, image
+        image, photo = split.common_image(row, decode)
+        return row, True, photo, prepare(image, resolution)
 
     def load(row):
         ok, image = split.image(row)
@@ -265,20 +259,18 @@ def _photos_a_batch(height, width):
 
 
 @functools.lru_cache(maxsize=16)
-def _prepared_file(resolution, train_resolution, preparation):
-    """A JPEG or a PNG as (the image that the network takes, int32 [2], the photo's size); kept, as it takes a second to
-    set up, and searching asks for one photo after the other."""
-    prepare = resolutions.for_resolution(resolution, train_resolution, preparation)
+def _decoder(resolution, train_resolution, preparation):
+    """`decode_common`, reduced as the resolution allows; kept, as it takes a moment to set up, and searching asks for
+    one photo after the other."""
 
     def reduction(size):
         return resolutions.reduction(size, resolution, train_resolution, preparation)
 
     @tf.function(input_signature=[tf.TensorSpec([], tf.string)], autograph=False)
-    def prepared(contents):
-        image, size = decode_common(contents, reduction)
-        return prepare(image, resolution), size
+    def decode(contents):
+        return decode_common(contents, reduction)
 
-    return prepared
+    return decode
 
 
 def _with_missing(found, rows, load):

@@ -13,6 +13,7 @@ from pyarrow import parquet
 
 import mg_keras
 from mg_keras.data import augmentations, resolutions
+from mg_keras.data.given import given_photos
 from mg_keras.data.images import load
 from mg_keras.data.repeated import repeated_batches
 from mg_keras.data.sources import photos
@@ -105,6 +106,11 @@ def test_a_large_jpeg_is_reduced_while_it_is_decoded_and_keeps_its_size(model, t
     np.testing.assert_array_equal(batch.sizes, [[300, 400]])
     expected = resolutions.squashed(load(tmp_path / "a.jpg"), 32)
     assert 0 < np.abs(batch.images[0] - expected).max() < 3
+    # alone or in company, beside whole grey levels or others
+    for other in (small.repeat(8, 0), small.repeat(8, 0) / 2):
+        (both,) = prepared_batches(given_photos([other, tmp_path / "a.jpg"]), 32, 16, preparation="squash")
+        np.testing.assert_array_equal(both.images[1], batch.images[0])
+        np.testing.assert_array_equal(both.sizes, [[48, 8], [300, 400]])
 
 
 def test_the_training_exponent_is_the_default(folder, model):

@@ -100,26 +100,23 @@ class Split:
             image = tf.cond(ok, lambda: self.adjust(row, image), lambda: image)
         return ok, image
 
-    @property
-    def files_alone(self) -> bool:
-        """Whether photos are what `read` gives, decoded."""
-        return self.adjust is None
-
-    def common_image(self, row: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    def common_image(self, row: tf.Tensor, decode: Callable = decode_common) -> tuple[tf.Tensor, tf.Tensor]:
         """The photo numbered `row` as `image` gives it, quickly, if it is a JPEG or a PNG; graph code.
 
         Args:
             row: int64 scalar tensor.
+            decode: bytes -> (image, size), as `decode_common` gives them, perhaps reduced. What `adjust` changes is
+                decoded in full: it counts pixels.
 
         Returns:
-            (image, size): RGB in 0-255 [H, W, 3], and int32 [H, W].
+            (image, size): RGB in 0-255 [h, w, 3], and int32 [H, W], the photo's own height and width.
 
         Raises:
             tf.errors.OpError: (when it runs) the photo is of another kind, or can't be used.
         """
-        image, _ = decode_common(self.read(row))
-        if self.adjust:
-            image = self.adjust(row, image)
+        if self.adjust is None:
+            return decode(self.read(row))
+        image = self.adjust(row, decode_common(self.read(row))[0])
         return image, tf.shape(image)[:2]
 
     def reason(self, row: int) -> str:
