@@ -145,9 +145,7 @@ def for_resolution(resolution: int, train_resolution: int, preparation: str = AS
     return square if prepare is largest_side and resolution <= train_resolution else prepare
 
 
-def reduction(
-    size: tf.Tensor, resolution: tf.Tensor | int, train_resolution: int = 0, preparation: str = ASPECT
-) -> tf.Tensor:
+def reduction(size: tf.Tensor, resolution: tf.Tensor | int, prepare: Callable) -> tf.Tensor:
     """By what a JPEG may be reduced while it is decoded, which is quicker, before it is brought to a resolution.
 
     What is left is at least twice as large on each side as what is wanted of it. The model in the package then gives
@@ -157,19 +155,15 @@ def reduction(
     Args:
         size: int32 [2], height and width of the photo.
         resolution: int or int32 scalar tensor, pixels, s*; 0 is the photo as it is.
-        train_resolution: int, pixels, the side of the training crops; 0: no photo is cropped.
-        preparation: of `mg_keras.preparations`.
+        prepare: `squashed`, `square` or `largest_side`, by which it is brought there.
 
     Returns:
         int32 scalar: 1, 2, 4 or 8.
     """
     wanted = tf.convert_to_tensor(resolution, tf.int32)
-    if checked(preparation) == SQUASH:
-        side = tf.reduce_min(size)
-    else:
-        is_crop = wanted <= train_resolution
-        side = tf.where(is_crop, tf.reduce_min(size), tf.reduce_max(size))
-        wanted = tf.where(is_crop, _rounded_ratio(wanted, 256, 224), wanted)
+    if prepare is square:
+        wanted = _rounded_ratio(wanted, 256, 224)
+    side = tf.reduce_max(size) if prepare is largest_side else tf.reduce_min(size)
     spare = tf.where(wanted > 0, side // (2 * tf.maximum(wanted, 1)), 1)
     return tf.where(spare >= 8, 8, tf.where(spare >= 4, 4, tf.where(spare >= 2, 2, 1)))
 

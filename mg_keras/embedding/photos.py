@@ -208,7 +208,7 @@ def prepared_batches(
         ValueError: a resolution is less than 1.
     """
     prepare = resolutions.for_resolution(resolution, train_resolution, preparation)
-    decode, size = _decoder(resolution, train_resolution, preparation), _photos_a_batch(resolution, resolution)
+    decode, size = _decoder(resolution, prepare), _photos_a_batch(resolution, resolution)
 
     def load_common(row):
         image, photo = split.common_image(row, decode)
@@ -259,12 +259,12 @@ def _photos_a_batch(height, width):
 
 
 @functools.lru_cache(maxsize=16)
-def _decoder(resolution, train_resolution, preparation):
-    """`decode_common`, reduced as the resolution allows; kept, as it takes a moment to set up, and searching asks for
+def _decoder(resolution, prepare):
+    """`decode_common`, reduced as far as `prepare` allows; kept, as it takes a moment to set up, and searching asks for
     one photo after the other."""
 
     def reduction(size):
-        return resolutions.reduction(size, resolution, train_resolution, preparation)
+        return resolutions.reduction(size, resolution, prepare)
 
     @tf.function(input_signature=[tf.TensorSpec([], tf.string)], autograph=False)
     def decode(contents):

@@ -121,20 +121,21 @@ def _decoded(image_bytes, resolution, count, preparation):
 
 def _photo(contents, resolution, preparation):
     """(photo as the network takes it, "") or (one black pixel, why it can't be used)."""
+    prepare = resolutions.whole(preparation)
     size = tf.cast(images.declared_size(contents), tf.int64)
     reason = fields.first_text(_header_reasons(contents, size, resolution, preparation))
     # what the header rules out is not decoded
     ok, image = images.try_decode(
         tf.identity,
         tf.where(reason == "", contents, ""),
-        lambda size: resolutions.reduction(size, resolution, preparation=preparation),
+        lambda size: resolutions.reduction(size, resolution, prepare),
     )
     reason = tf.cond(ok | (reason != ""), lambda: reason, lambda: images.why_not(contents))
 
     def prepared():
         return tf.cond(
             resolution > 0,
-            lambda: resolutions.whole(preparation)(image, resolution),
+            lambda: prepare(image, resolution),
             lambda: tf.cast(image, tf.float32),
         )
 

@@ -146,7 +146,8 @@ def test_squashed_photos_are_squares():
     ],
 )
 def test_a_photo_reduced_is_still_twice_as_large_as_wanted(size, resolution, preparation, wanted):
-    found = resolutions.reduction(tf.constant(size), resolution, 160, preparation)
+    prepare = resolutions.for_resolution(resolution or 1000, 160, preparation)
+    found = resolutions.reduction(tf.constant(size), resolution, prepare)
     assert found.numpy() == wanted
 
 
