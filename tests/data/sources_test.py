@@ -415,8 +415,27 @@ def test_a_tree_of_two_levels(tmp_path, halves):
     np.testing.assert_array_equal(np.bincount(fine.val.labels), [6 if len(halves) == 2 else 1] * 3)
 
 
+@pytest.mark.parametrize(
+    ("folders", "expected"),
+    [
+        # a class, and a finer one, may be called as the folders of a split are
+        (["toy/train/old", "toy/car", "pet/test"], ["pet/test", "toy/car", "toy/train"]),
+        (["train/toy/train", "train/toy/toy/a/b", "val/toy/toy", "train/val/x", "val/val/x"],
+         ["toy/toy", "toy/train", "val/x"]),
+        (["toy/train/val/a", "toy/val/val", "pet/train/pet", "pet/test/pet"], ["pet/pet", "toy/val"]),
+    ],
+)  # fmt: skip
+def test_the_finer_label_is_the_folder_in_that_of_the_class(tmp_path, folders, expected):
+    many(tmp_path, dict.fromkeys(folders, 3))
+    source = open_source(f"folder:{tmp_path}?label=coarse,fine")
+    assert source.label_columns["fine"] == expected
+
+
 def test_a_tree_without_a_level_is_refused(tmp_path):
     many(tmp_path, {"apple/red": 3, "pear": 3})
+    # which the coarse label alone does not need
+    source = open_source(f"folder:{tmp_path}?label=coarse")
+    assert source.label_columns == {"coarse": ["apple", "pear"]}
     with pytest.raises(UserError, match=r"pear/000.png has no fine label: .* such as pear/FINE"):
         open_source(f"folder:{tmp_path}?label=coarse,fine")
     with pytest.raises(UserError, match="the labels of a folder are coarse and fine, received 'kind'"):

@@ -1,8 +1,8 @@
 """`folder:PATH`: the photos of a folder, a class in each subfolder, and how training and validation lie in it.
 
 `folder:PATH?label=coarse,fine` is a tree of two levels, `coarse/fine/photo`: the label `coarse` of a photo is the
-folder that is its class otherwise, and `fine` the folder in that one, called `COARSE/FINE`. The first is trained on,
-and all that are named are in `Split.label_columns`.
+folder that is its class otherwise, and `fine` the folder in that one, called `COARSE/FINE`, however deep the photo lies
+in it. `coarse` alone is for any folder. The first is trained on, and all that are named are in `Split.label_columns`.
 """
 
 import dataclasses
@@ -94,6 +94,8 @@ class _Layout:
         val: the same for validation; None where that is to be divided from `train`.
         unlabelled: the folder of unlabelled photos, or None.
         unused: folders of which nothing is used.
+        depth: folders below the root down to that which is within a class, such as 1 of `CLASS/` and 2 of
+            `train/CLASS/` and of `CLASS/train/`.
         kinds, passed_over: as in `Found`.
     """
 
@@ -103,6 +105,7 @@ class _Layout:
     val: dict | None = None
     unlabelled: str | None = None
     unused: list = dataclasses.field(default_factory=list)
+    depth: int = 1
     kinds: dict = dataclasses.field(default_factory=dict)
     passed_over: dict = dataclasses.field(default_factory=dict)
 
@@ -145,7 +148,7 @@ def _split_layout(root, layout, inside, training, held_out):
     if len(training) > 1:
         first, second = map(printable_name, training[:2])
         raise UserError(f"{first} and {second} are both called as training photos are: rename the one that has none")
-    layout.training = training[0]
+    layout.training, layout.depth = training[0], 2
     layout.folders, loose = _classes_in(layout.training)
     layout.passed_over |= loose
     chosen, val_classes = None, None
@@ -198,7 +201,7 @@ def _divide_by_class(root, layout):
     if not any(set(found) & set(TRAINING) and set(found) & set(HELD_OUT) for found in parts.values()):
         return
     held_out = next(name for name in HELD_OUT if any(name in found for found in parts.values()))
-    layout.val = {}
+    layout.val, layout.depth = {}, 2
     for name, found in parts.items():
         layout.train[name] = [file for part in TRAINING for file in found.pop(part, [])]
         layout.val[name] = found.pop(held_out, [])
@@ -272,7 +275,9 @@ def _levels(layout, root, columns):
     if not columns:
         return {}
     files = {file: name for part in (layout.train, layout.val or {}) for name, found in part.items() for file in found}
-    levels = {"coarse": files, "fine": {file: f"{name}/{_inner(file, name, root)}" for file, name in files.items()}}
+    levels = {"coarse": files}
+    if "fine" in columns:
+        levels["fine"] = {file: f"{name}/{_inner(file, name, layout, root)}" for file, name in files.items()}
     if columns[0] == "fine":
         layout.folders = {}
         for file, name in levels["fine"].items():
@@ -291,19 +296,15 @@ def _levels(layout, root, columns):
     return {column: levels[column] for column in columns}
 
 
-def _inner(file, coarse, root):
-    """The folder in that of the class `coarse` in which a photo lies."""
-    parts = Path(os.path.relpath(file, root)).parts[:-1]
-    names = [printable_name(unicodedata.normalize("NFC", part)) for part in parts]
-    below = names[names.index(coarse) + 1 :]
-    if below and below[0].casefold() in (*TRAINING, *HELD_OUT):
-        below = below[1:]
+def _inner(file, coarse, layout, root):
+    """The folder in that of the class `coarse` in which a photo lies, at any depth."""
+    below = Path(os.path.relpath(file, root)).parts[layout.depth : -1]
     if not below:
         raise UserError(
-            f"{printable_name(file)} has no fine label: with ?label=coarse,fine a photo lies in a folder in that of "
+            f"{printable_name(file)} has no fine label: with the label fine a photo lies in a folder in that of "
             f"its class, such as {coarse}/FINE"
         )
-    return below[0]
+    return printable_name(unicodedata.normalize("NFC", below[0]))
 
 
 def _source(train, val, copies, root, instance_of=None, description=None, levels=None):
