@@ -232,13 +232,13 @@ def asked_columns(argument: str) -> tuple[str, tuple[str, ...]]:
     """What names photos, and the columns of their labels: of `NAME?label=COLUMN,COLUMN`; none where none is named.
 
     Raises:
-        UserError: a column is empty or there twice.
+        UserError: a column is empty or there twice, in whatever case.
     """
     name, given, columns = str(argument).rpartition("?label=")
     if not given:
         return str(argument), ()
     columns = tuple(column.strip() for column in columns.split(","))
-    if not all(columns) or len(set(columns)) < len(columns):
+    if not all(columns) or len({column.casefold() for column in columns}) < len(columns):
         raise UserError(f"?label= must name columns of labels, all different, received {argument!r}")
     return name, columns
 

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from mg_keras.data.finding import look_at
-from mg_keras.data.sources.contract import Source, SplitOptions, divide, say, usable
+from mg_keras.data.sources.contract import Source, SplitOptions, asked_columns, divide, say, usable
 from mg_keras.data.sources.file_splits import HELD_OUT, TRAINING, UNLABELLED, converted, file_split, told, why_none
 from mg_keras.errors import UserError
 from mg_keras.files import printable_name
@@ -85,16 +85,14 @@ def open_csv(argument: str, options: SplitOptions, resolution: int, data_dir: st
 
 def _file_and_columns(argument):
     """(the table, its columns of labels) of `FILE` or `FILE?label=COLUMN,COLUMN`."""
-    name, given, columns = argument.rpartition("?label=")
     # a file's name may hold anything
-    if not given or Path(argument).expanduser().is_file():
-        name, columns = argument, "label"
+    name, asked = (argument, ()) if Path(argument).expanduser().is_file() else asked_columns(argument)
     file = Path(name).expanduser()
     if not file.is_file():
         raise UserError(f"no such file: {printable_name(file)}")
-    columns = [column.strip().casefold() for column in columns.split(",")]
-    if not all(columns) or len(set(columns)) < len(columns) or {"path", "split"} & set(columns):
-        raise UserError(f"?label= must name columns of labels, all different, received {argument!r}")
+    columns = [column.casefold() for column in asked or ("label",)]
+    if {"path", "split"} & set(columns):
+        raise UserError(f"?label= must name columns of labels, not path or split, received {argument!r}")
     return file, columns
 
 

@@ -204,7 +204,7 @@ def test_another_encoding_is_refused(folder, encoding):
 
 @pytest.mark.parametrize(
     ("ending", "message"),
-    [("?label=", "must name columns"), ("?label=fine,fine", "must name columns"), ("?label=path", "must name columns"),
+    [("?label=", "must name columns"), ("?label=fine,Fine", "must name columns"), ("?label=path", "not path or split"),
      ("?label=fine,kind", "no column 'kind': row 1 has path, coarse, fine"), ("?lable=fine", "no such file")],
 )  # fmt: skip
 def test_a_mistake_in_the_columns_is_named(folder, ending, message):
