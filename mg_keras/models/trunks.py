@@ -29,12 +29,14 @@ def _resnet(blocks, block_type):
 def _resnet_of_small_images(image_shape, dtype=None, **arguments):
     """A ResNet as CIFAR's photos of 32 px are trained with: a 3x3 convolution of stride 1 first, and no pooling."""
     backbone = keras_hub.models.ResNetBackbone(image_shape=image_shape, dtype=dtype, **arguments)
-    blocks = keras.Model(backbone.get_layer("pool1_pool").output, backbone.output, name="blocks")
+    blocks = keras.Function(backbone.get_layer("pool1_pool").output, backbone.output)
     images = keras.Input(image_shape)
     filters = arguments["input_conv_filters"][0]
     maps = keras.layers.Conv2D(filters, 3, padding="same", use_bias=False, dtype=dtype, name="conv1_conv")(images)
     maps = keras.layers.BatchNormalization(epsilon=1e-5, momentum=0.9, dtype=dtype, name="conv1_bn")(maps)
-    return keras.Model(images, blocks(keras.layers.Activation("relu", dtype=dtype, name="conv1_relu")(maps)))
+    maps = keras.layers.Activation("relu", dtype=dtype, name="conv1_relu")(maps)
+    # called as an operation, it would hide its layers in one; and of layers in two models the outputs are the first's
+    return keras.Model.from_config(keras.Model(images, blocks.call(maps)).get_config())
 
 
 def _efficientnet(width, depth):
@@ -208,7 +210,7 @@ def build(name: str, **overrides) -> keras.Model:
     shape_argument = "input_shape" if backbone is keras_hub.models.EfficientNetBackbone else "image_shape"
     trunk = backbone(**{shape_argument: (None, None, 3), **arguments, **overrides})
     if backbone in (keras_hub.models.ResNetBackbone, _resnet_of_small_images):
-        for layer in (inner for outer in trunk.layers for inner in getattr(outer, "layers", [outer])):
+        for layer in trunk.layers:
             if isinstance(layer, keras.layers.Conv2D):
                 # a new one each time: an initializer gives the same values whenever it is asked for the same shape
                 initializer = keras.initializers.VarianceScaling(2.0, mode="fan_out", distribution="untruncated_normal")

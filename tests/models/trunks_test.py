@@ -4,7 +4,9 @@ import pytest
 
 from mg_keras.errors import UserError
 from mg_keras.models import trunks
+from mg_keras.models.levels import with_levels
 from mg_keras.models.network import Network
+from mg_keras.poolings import Level
 
 EFFICIENTNET = {
     "stackwise_width_coefficients": [0.25] * 2,
@@ -89,6 +91,9 @@ def test_a_resnet_of_small_images_keeps_their_pixels():
     assert (first.kernel_size, first.strides) == ((3, 3), (1, 1))
     (kernel,) = (value.numpy() for value in trunk.weights if value.shape == (3, 3, 64, 128))
     assert kernel.std() == pytest.approx(np.sqrt(2 / (9 * 128)), rel=0.05)
+    # and its layers are known by their names, as those of other trunks
+    joined = with_levels(trunk, [Level.of("stack0_block0_out")])
+    assert joined.compute_output_shape((1, 32, 48, 3)) == [(1, 16, 24, 128), (1, 32, 48, 64)]
 
 
 @pytest.mark.parametrize("name", trunks.TRUNKS)
