@@ -20,7 +20,8 @@ class Head(NamedTuple):
         kernel: float32 [d, C].
         bias: float32 [C].
         class_names: list of C str in the order of the logits, or None where they are not known.
-        levels: the further depths of the trunk that the kernel reads, behind the last map, as `Level` writes them.
+        levels: the further depths of the trunk that the kernel reads, behind the last map, as `Level` writes them; none
+            where there are none, or a file does not name them.
     """
 
     kernel: np.ndarray
@@ -35,7 +36,7 @@ class Head(NamedTuple):
             channels: of the network's last map.
             levels: the network's.
         """
-        return len(self.kernel) == channels or self.levels == tuple(map(str, levels))
+        return self.levels == tuple(map(str, levels)) if self.levels else len(self.kernel) == channels
 
 
 def check(path: str | os.PathLike, network: str, wanted: Mapping[str, tuple], found: Mapping[str, tuple]) -> None:

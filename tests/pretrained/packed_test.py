@@ -136,6 +136,14 @@ def test_a_teacher_needs_the_levels_that_its_classifier_reads(folder):
         class_names(str(folder), "resnet18", ["stack0_block0_out:3:1"])
 
 
+def test_a_file_that_does_not_name_its_levels_gives_no_classifier(network, tmp_path):
+    path = tmp_path / "a.weights.h5"
+    network.save_weights(path)
+    assert "as theirs reads other levels" in initialize(Network("resnet18", 3), path, "resnet18")
+    with pytest.raises(UserError, match="reads other levels of the trunk.*which they don't name"):
+        class_names(path, "resnet18")
+
+
 def test_what_is_wrong_with_it_is_named(folder, network):
     with pytest.raises(UserError, match="holds a resnet18, where the trunk is vgg16"):
         Packed(folder).fill(network.trunk, "vgg16")
