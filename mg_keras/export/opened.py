@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from mg_keras.errors import UserError
 from mg_keras.poolings import RMAC
-from mg_keras.preparations import ASPECT
+from mg_keras.preparations import ASPECT, checked
 
 
 class Exported:
@@ -40,7 +40,7 @@ class Exported:
         self.pooling_exponent = float(about["pooling_exponent"])
         self.train_resolution = about.get("training", {}).get("resolution")
         self.whitened = bool(about["whitened"])
-        self.preparation = about.get("preparation", ASPECT)
+        self.preparation = checked(about.get("preparation", ASPECT))
         # the signatures work only as long as the object they came with
         self._loaded = loaded
         self.served = loaded.signatures["serving_default"]

@@ -21,7 +21,7 @@ from mg_keras.embedding.whitening import Whitening
 from mg_keras.errors import UserError
 from mg_keras.files import atomic_write_json
 from mg_keras.models import Network
-from mg_keras.preparations import ASPECT, PREPARATIONS
+from mg_keras.preparations import ASPECT, checked
 from mg_keras.pretrained.names import Head, check
 
 PACKAGE = Path(__file__).resolve().parents[1] / "weights" / "multigrain_lite0"
@@ -94,12 +94,10 @@ class Packed:
     def network(self) -> Network:
         """The whole network, with the training exponent and the levels that it was packed with."""
         about = self.about
-        preparation = about.get("preparation", ASPECT)
-        if preparation not in PREPARATIONS:
-            raise UserError(
-                f"{self.folder / _ABOUT}: preparation must be one of {', '.join(PREPARATIONS)}, "
-                f"received {preparation!r}"
-            )
+        try:
+            preparation = checked(about.get("preparation", ASPECT))
+        except ValueError as error:
+            raise UserError(f"{self.folder / _ABOUT}: {error}") from error
         network = Network(
             about["trunk"],
             about["num_classes"],

@@ -1,4 +1,5 @@
 import os
+import json
 import shutil
 import subprocess
 import sys
@@ -131,6 +132,10 @@ def test_what_is_no_such_saved_model_is_refused(exported, tmp_path):
         (tmp_path / "foreign" / "assets" / "multigrain.json").write_text(text)
         with pytest.raises(UserError, match=r"can't be loaded as a SavedModel of mg-keras export"):
             Exported.load(tmp_path / "foreign")
+    stretched = json.dumps({**json.loads(about), "preparation": "stretch"})
+    (tmp_path / "foreign" / "assets" / "multigrain.json").write_text(stretched)
+    with pytest.raises(UserError, match="preparation must be one of aspect, squash, received 'stretch'"):
+        Exported.load(tmp_path / "foreign")
     shutil.copytree(exported, tmp_path / "cut")
     (tmp_path / "cut" / "saved_model.pb").write_bytes((exported / "saved_model.pb").read_bytes()[:1000])
     with pytest.raises(UserError, match="can't be loaded"):

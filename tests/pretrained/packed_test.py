@@ -140,7 +140,7 @@ def test_a_file_that_does_not_name_its_levels_gives_no_classifier(network, tmp_p
     path = tmp_path / "a.weights.h5"
     network.save_weights(path)
     assert "as theirs reads other levels" in initialize(Network("resnet18", 3), path, "resnet18")
-    with pytest.raises(UserError, match="reads other levels of the trunk.*which they don't name"):
+    with pytest.raises(UserError, match=r"reads other levels of the trunk.*which they don't name"):
         class_names(path, "resnet18")
 
 
