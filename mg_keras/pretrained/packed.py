@@ -1,10 +1,12 @@
 """Networks in one small folder: weights in half precision, the whitening, and what is known of them.
 
 `model.safetensors` holds the trunk's variables under `trunk/<layer>/<variable>`, `classifier/kernel`, `scale` and
-`bias`, `whitening/mean`, `projection`, `discarded_variance` and `inverse`. The trunk's kernels are
-float16; the classifier's and the whitening's matrices are int8, each row times its `scale`, which moves a descriptor by
-less than a hundredth of its length; the rest is float32.
-`model.json` says the rest. The model that comes with mg_keras lies so in the package (`PACKAGE`).
+`bias`, `whitening/mean`, `projection`, `discarded_variance` and, unless the projection is square, `inverse`. The
+trunk's kernels are float16; the classifier's and the whitening's matrices are int8, each row times its `scale`, which
+moves a descriptor by less than a hundredth of its length; the rest is float32. `model.json` says the rest.
+
+The model that comes with mg_keras lies so in the package (`PACKAGE`), as an older version packed it: its projection is
+float16 without a scale, and for want of an `inverse` the pseudo-inverse is taken.
 """
 
 import json
@@ -139,8 +141,11 @@ def pack(
             "whitening/mean": np.float32(whitening.mean_),
             "whitening/discarded_variance": np.float32(whitening.discarded_variance_),
         }
-        # the way back, too: the pseudo-inverse of a rounded projection would be a poor one
-        for name, matrix in {"projection": whitening.projection_, "inverse": whitening.inverse_}.items():
+        matrices = {"projection": whitening.projection_}
+        if len(set(whitening.projection_.shape)) > 1:
+            # the way back, too: the pseudo-inverse of a rounded projection would be a poor one
+            matrices["inverse"] = whitening.inverse_
+        for name, matrix in matrices.items():
             arrays[f"whitening/{name}"], arrays[f"whitening/{name}_scale"] = _rounded(np.float32(matrix))
     known = {
         "trunk": trunk,

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from PIL import Image
+from safetensors.numpy import load_file
 
 import mg_keras
 from mg_keras import Whitening
@@ -114,6 +115,15 @@ def test_weights_come_back_to_half_precision_and_whitenings_to_8_bits(folder, ne
     np.testing.assert_allclose(packed.whitening.inverse_ @ packed.whitening.projection_, np.eye(12), atol=1e-9)
     np.testing.assert_allclose(packed.whitening.mean_, whitening.mean_, atol=1e-7)
     assert packed.whitening.discarded_variance_ == pytest.approx(whitening.discarded_variance_)
+
+
+def test_a_square_projection_has_its_inverse_in_itself(network, tmp_path):
+    size = network.embedding_dimension + 1
+    square_one = Whitening(np.zeros(size), np.random.default_rng(0).normal(size=(size, size)) + size * np.eye(size))
+    folder = pack(tmp_path / "packed", network, "resnet18", square_one, {"resolution": 32})
+    assert "whitening/inverse" not in load_file(folder / "model.safetensors")
+    found = Packed(folder).whitening
+    np.testing.assert_allclose(found.inverse_ @ found.projection_, np.eye(size), atol=1e-9)
 
 
 def test_training_starts_from_it(folder, network):
