@@ -107,7 +107,7 @@ def decode_common(contents: tf.Tensor, reduction: Callable | None = None) -> tup
     is_jpeg = _is_jpeg(contents)
     image, size = _common(contents, reduction)
     usable = tf.debugging.Assert(tf.reduce_min(size) >= MIN_SIDE, ["no JPEG or PNG, or too small"])
-    with tf.control_dependencies([usable] if usable is not None else []):
+    with tf.control_dependencies([usable]):
         image = tf.identity(image)
     image, size = tf.cond(
         orientations.may_turn(contents, is_jpeg), lambda: _upright(image, size, contents), lambda: (image, size)
@@ -302,8 +302,7 @@ def _common(contents, reduction):
         place = tf.where(by == 8, 3, by // 2)
         return tf.switch_case(place, [lambda: _decoded(contents), *reduced]), size
 
-    image, size = tf.cond(_may_be_decoded(size), photo, lambda: (_no_photo(), tf.ones([2], tf.int32)))
-    return image, size
+    return tf.cond(_may_be_decoded(size), photo, lambda: (_no_photo(), tf.ones([2], tf.int32)))
 
 
 @apart
