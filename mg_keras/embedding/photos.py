@@ -225,19 +225,16 @@ def prepared_batches(
     def loaded(by, of):
         return tf.data.Dataset.from_tensor_slices(of).map(as_written(by), num_parallel_calls=tf.data.AUTOTUNE)
 
+    all_squares = prepare is not resolutions.largest_side
+
+    def fetched(loaded):
+        return loaded.batch(size).prefetch(2) if all_squares else loaded.prefetch(2 * size)
+
     # Catching an error photo by photo takes longer than decoding a small one: those of the common kinds, which cause
     # none, come first, and what is missing then comes with care
-    common = loaded(load_common, rows).ignore_errors()
-    if prepare is resolutions.largest_side:
-        common, as_wanted = common.prefetch(2 * size), _batches_by_shape
-    else:
-        common, as_wanted = common.batch(size).prefetch(2), _batches_of_squares
-
-    def with_care(missing):
-        others = loaded(load, missing)
-        return others.prefetch(2 * size) if as_wanted is _batches_by_shape else others.batch(size).prefetch(2)
-
-    return as_wanted(_with_missing(common, rows, with_care))
+    common = fetched(loaded(load_common, rows).ignore_errors())
+    found = _with_missing(common, rows, lambda missing: fetched(loaded(load, missing)))
+    return _batches_of_squares(found) if all_squares else _batches_by_shape(found)
 
 
 def forward_function(network: EmbeddingNetwork, poolings: Sequence[float | str] | None = None) -> Callable:
