@@ -6,7 +6,8 @@ A *pooling* is an exponent p* > 0 of GeM, or `RMAC`. A *network* is anything wit
   among the poolings stands for the exponent of training;
 * `classify(embeddings [N, D]) -> logits [N, C]`, in NumPy;
 * `fingerprint() -> str`, for `embed_to_files` alone: equal for networks that embed and classify alike;
-* perhaps `preparation`, of `mg_keras.preparations`: how it wants photos brought to a resolution; else it is `ASPECT`.
+* perhaps `preparation`, of `mg_keras.preparations`: how it wants photos brought to a resolution; else it is `ASPECT`;
+* perhaps `precision`, of `mg_keras.export.optimize.PRECISIONS`: what it computes in, which files of descriptors note.
 
 `MultiGrain` is one, and so is a SavedModel opened by `mg_keras.export.opened.Exported`.
 """
@@ -144,12 +145,23 @@ def embed_versions(
     seed: int = 0,
     label: str | None = None,
 ) -> Embeddings:
-    """Embeds `versions` augmented versions of every photo of a split, for IN-aug (section 7).
+    """Embeds augmented versions of the photos of a split: for IN-aug (section 7), and for whitenings learned from them.
 
-    An unusable photo's place is taken by another of the split.
+    Versions are squares as `augment` makes them of photos decoded in full, whatever the network's `preparation`.
+
+    Args:
+        network: `MultiGrain`, or another network (see above).
+        split: the photos.
+        augment: of `mg_keras.data.augmentations`: (image, size, seed) -> float32 [size, size, 3].
+        resolution: pixels, the side of a version.
+        versions: how many of each photo, at least 1.
+        poolings: list of p* and `RMAC`; None: the training exponent alone.
+        seed: of the augmentation.
+        label: what to call it while it runs; None shows nothing.
 
     Returns:
-        `Embeddings` with `versions` rows for each photo; `rows` says of which.
+        `Embeddings` of `versions` x `len(split)` rows, in the order of the photos; `rows` says of which photo each is.
+        An unusable photo has none: another of the split has its versions besides its own. `unusable` is empty.
     """
     batches = repeated_batches(
         split,
@@ -420,6 +432,7 @@ def embed_to_files(
     made_from = {
         "photos": _hash_of_photos(split),
         "network": network.fingerprint(),
+        "precision": getattr(network, "precision", None),
         "resolution": resolution,
         "train_resolution": train_resolution,
         "pooling": "training" if pooling is None else checked(pooling),

@@ -190,6 +190,8 @@ def check(folder: str | os.PathLike, made_from: Mapping[str, Any]) -> None:
 
 def differences(made_from: Mapping[str, Any], other: Mapping[str, Any]) -> str:
     """What is not the same in the other, in words; none if it is."""
+    # older files do not note it: their network's fingerprint has to do
+    other = {"precision": made_from.get("precision"), **other}
     return ", ".join(name for name, value in made_from.items() if other.get(name) != value)
 
 

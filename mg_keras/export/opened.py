@@ -30,6 +30,7 @@ class Exported:
         train_resolution: pixels of the training crops, or None where it does not say.
         whitened: whether the descriptors are whitened.
         preparation: of `mg_keras.preparations`, how photos are brought to a resolution.
+        precision: of `mg_keras.export.optimize.PRECISIONS`, what its trunk computes in; None where it does not say.
         served: (images float32 [B, H, W, 3], p_star float32 [B]) -> dict of tensors: the signature `serving_default`.
     """
 
@@ -40,6 +41,7 @@ class Exported:
         self.pooling_exponent = float(about["pooling_exponent"])
         self.train_resolution = about.get("training", {}).get("resolution")
         self.whitened = bool(about["whitened"])
+        self.precision = about.get("precision")
         self.preparation = checked(about.get("preparation", ASPECT))
         # the signatures work only as long as the object they came with
         self._loaded = loaded

@@ -16,13 +16,16 @@ class Optimized:
     Args:
         network: its weights are copied: what is learnt later is not seen.
         precision: as `optimized_trunk` takes it.
+
+    Attributes:
+        preparation, precision: as a network of `mg_keras.embedding.photos` has them.
     """
 
     def __init__(self, network: Network, precision: str = "float32"):
         self.network = network
         self.preparation = network.preparation
         self._trunk = optimized_trunk(network.mapper, precision)
-        self._precision = precision
+        self.precision = precision
 
     def embed_batch(self, images: tf.Tensor, poolings: tuple[Any, ...]) -> tf.Tensor:
         """As `Network.embed_batch`."""
@@ -35,4 +38,4 @@ class Optimized:
 
     def fingerprint(self) -> str:
         """As `Network.fingerprint`; descriptors in bfloat16 alone are too far from the others to be taken for them."""
-        return f"{self.network.fingerprint()}-{'bfloat16' if self._precision == 'bfloat16' else 'float32'}"
+        return f"{self.network.fingerprint()}-{'bfloat16' if self.precision == 'bfloat16' else 'float32'}"

@@ -240,6 +240,12 @@ class Counting:
         return self.model.fingerprint()
 
 
+class Rounding(Counting):
+    """A network that says what it computes in."""
+
+    precision = "mixed"
+
+
 GOOD = [row for row in range(len(SIZES)) if row not in BROKEN]
 
 
@@ -375,6 +381,7 @@ def changes(split, model, whitening):
     return {
         "photos": {"split": split.subset(range(len(split) - 1))},
         "network": {"network": mg_keras.MultiGrain(other, num_classes=4, pooling_exponent=2.0)},
+        "precision": {"network": Rounding(model)},
         "resolution": {"resolution": 48},
         "train_resolution": {"train_resolution": 24},
         "pooling": {"pooling": RMAC},

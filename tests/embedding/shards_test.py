@@ -187,3 +187,9 @@ def test_a_name_that_is_no_text_is_written_as_escapes(tmp_path):
     shards.write(tmp_path, shards.unusable_rows(columns, np.array([0]), ["b\udce9\n.jpg"], ["no photo"]))
     (rows,) = shards.read(tmp_path)
     assert rows["uri"].to_pylist() == ["b\\xe9\n.jpg"]
+
+
+def test_what_older_files_do_not_note_is_no_difference():
+    assert shards.differences({**MADE_FROM, "precision": "mixed"}, MADE_FROM) == ""
+    other = {**MADE_FROM, "precision": "float32", "pooling": 4.0}
+    assert shards.differences({**MADE_FROM, "precision": "mixed"}, other) == "pooling, precision"

@@ -103,6 +103,7 @@ def test_knows_what_it_was_exported_with(exported, model, tmp_path):
     assert network.class_names == ["a", "b", "c"]
     assert network.p_star == {32: 3.0, 48: 4.5}
     assert (network.train_resolution, network.pooling_exponent, network.whitened) == (32, 2.0, True)
+    assert network.precision == "float32"
     bare = Exported.load(export_saved_model(model, None, tmp_path / "bare"))
     assert (bare.class_names, bare.p_star, bare.train_resolution, bare.whitened) == (None, {}, None, False)
     assert bare.fingerprint() != network.fingerprint() == Exported.load(exported).fingerprint()
