@@ -11,7 +11,7 @@ TEST = $(VENV)/bin/python -m pytest -n $${PYTEST_WORKERS:-2} --dist loadfile --n
 test: $(VENV)/.test lint
 	$(TEST)
 
-# without what takes more than about four seconds
+# without what takes more than about a second: what traces graphs or starts processes
 test-fast: $(VENV)/.test lint
 	$(TEST) -m "not slow"
 

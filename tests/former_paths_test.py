@@ -3,9 +3,12 @@
 import subprocess
 import sys
 
+import pytest
+
 from tests.train.tiny import ROOT
 
 
+@pytest.mark.slow
 def test_modules_are_found_by_their_former_paths():
     script = """
         from export.saved_model import export_run, export_saved_model, usage

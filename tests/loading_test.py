@@ -169,6 +169,7 @@ BROKEN = [
 
 
 @pytest.mark.parametrize(("photo", "message"), BROKEN, ids=[message[:30] for _, message in BROKEN])
+@pytest.mark.slow
 def test_a_photo_that_can_not_be_used_is_named(opened, photo, message):
     with pytest.raises(UserError, match=f"^{message}[^\n]*$"):
         opened.embed(photo)
@@ -193,6 +194,7 @@ def test_photos_that_can_not_be_used_leave_nan_where_that_is_asked_for(opened, e
     assert len(opened.classify([])) == 0
 
 
+@pytest.mark.slow
 def test_its_fingerprint_is_of_what_makes_descriptors(run, opened, exported, tmp_path):
     moved = tmp_path / "elsewhere"
     shutil.copytree(run.path, moved)
@@ -222,6 +224,7 @@ def test_a_run_without_a_whitening_is_as_its_saved_model(small, folder, files, t
 
 
 @pytest.mark.parametrize("name", ["a.weights.h5", "a.keras"])
+@pytest.mark.slow
 def test_a_file_of_keras_weights(small, files, tmp_path, name):
     keras.utils.set_random_seed(1)
     model = MultiGrain("resnet18", len(CLASSES), pooling_exponent=2.5)

@@ -47,6 +47,7 @@ def test_table(model, run):
         assert rate > 0
 
 
+@pytest.mark.slow
 def test_a_model_that_takes_no_files_gets_one_line(tmp_path, run, capsys):
     module = tf.Module()
     module.double = tf.function(lambda x: {"y": 2 * x}, input_signature=[tf.TensorSpec([None], tf.float32, "x")])

@@ -97,6 +97,7 @@ def test_silhouettes_of_two_classes_differ_more_than_those_of_one():
     assert between > 2 * within.mean()
 
 
+@pytest.mark.slow
 def test_colour_statistics_do_not_tell_the_class():
     # Chance is 1/20; with 200 test pictures a standard error is 0.015, and 0.13 is over 5 of them away. The same
     # classifiers must see a tint that does belong to the class, or this test could not fail.

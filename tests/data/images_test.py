@@ -166,6 +166,7 @@ def test_broken_photos_are_refused(name, tmp_path):
         images.load(tmp_path / "photo")
 
 
+@pytest.mark.slow
 def test_broken_photos_do_not_stop_a_pipeline_unless_it_asks_for_that():
     files = [encoded(picture(), "PNG"), *(contents for contents, _ in BROKEN.values()), encoded(picture(), "JPEG")]
     dataset = tf.data.Dataset.from_tensor_slices(files)

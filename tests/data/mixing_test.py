@@ -75,6 +75,7 @@ def test_cutmix_puts_a_box_of_another_image_in():
     assert len(places) > 3
 
 
+@pytest.mark.slow
 def test_shares_are_of_the_beta_distribution():
     images, labels = np.zeros((16, 1, 1, 1), "float32"), np.eye(16, dtype="float32")
     for alpha in (0.2, 2.0):

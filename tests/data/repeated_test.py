@@ -112,6 +112,7 @@ def test_a_pass_shows_every_photo_once_in_a_new_order(count, seed):
         assert len(np.unique(passes, axis=0)) == 6
 
 
+@pytest.mark.slow
 def test_a_pass_of_whole_steps_alone():
     # 11 photos, 4 a step: two steps a pass, and three photos wait for another pass
     ids = take(memory_split(11), batch_size=12, steps=40)[2][:, ::3]
@@ -119,6 +120,7 @@ def test_a_pass_of_whole_steps_alone():
         assert len(set(ids[first : first + 2].ravel())) == 8
 
 
+@pytest.mark.slow
 def test_each_photo_is_seen_equally_often():
     steps = 900
     ids = take(memory_split(7), batch_size=9, steps=steps, augment=lambda image, size, seed: tf.zeros([size, size, 3]))[
@@ -137,6 +139,7 @@ def test_each_photo_is_seen_equally_often():
     assert np.abs(found - share).max() < 4 * math.sqrt(share * (1 - share) / steps)
 
 
+@pytest.mark.slow
 def test_stream_is_that_of_the_seed():
     split = memory_split(50)
     first, again, other = (take(split, seed=seed) for seed in (5, 5, 6))
@@ -190,6 +193,7 @@ def test_readers_of_some_replicas_share_the_stream_of_all():
 
 
 @pytest.mark.parametrize(("replicas", "parts"), [(4, 1), (1, 4), (2, 2)])
+@pytest.mark.slow
 def test_a_step_takes_the_same_photos_however_it_is_divided(replicas, parts):
     split = memory_split(30)
     one = take(split, batch_size=24, steps=8)
@@ -201,6 +205,7 @@ def test_a_step_takes_the_same_photos_however_it_is_divided(replicas, parts):
 # --- photos that can't be used ---
 
 
+@pytest.mark.slow
 def test_unusable_photos_are_replaced_and_noted_once(tmp_path):
     split = memory_split(12, broken=(3, 7))
     bad = BadImages(tmp_path / "bad_images.txt")
@@ -219,6 +224,7 @@ def test_unusable_photos_are_replaced_and_noted_once(tmp_path):
     assert len(set(ids[~usable])) > 5
 
 
+@pytest.mark.slow
 def test_stand_ins_do_not_depend_on_the_past():
     split = memory_split(12, broken=range(6))
     whole = take(split, batch_size=9, steps=12, bad_images=BadImages())
@@ -227,6 +233,7 @@ def test_stand_ins_do_not_depend_on_the_past():
         np.testing.assert_array_equal(mine, expected[5:])
 
 
+@pytest.mark.slow
 def test_policy_fail_names_the_photo():
     bad = BadImages(policy="fail")
     take(memory_split(6, broken=(2,)), steps=6, bad_images=bad)
@@ -234,11 +241,13 @@ def test_policy_fail_names_the_photo():
         bad.check()
 
 
+@pytest.mark.slow
 def test_an_unusable_photo_stops_where_nobody_notes_it():
     with pytest.raises(tf.errors.InvalidArgumentError):
         take(memory_split(6, broken=(2,)), steps=6)
 
 
+@pytest.mark.slow
 def test_photos_that_are_all_unusable_stop_the_stream():
     bad = BadImages()
     with pytest.raises(tf.errors.InvalidArgumentError, match="16 photos drawn one after the other are unusable"):
@@ -246,6 +255,7 @@ def test_photos_that_are_all_unusable_stop_the_stream():
     assert bad.reasons
 
 
+@pytest.mark.slow
 def test_a_photo_that_cannot_be_read_is_unusable(tmp_path):
     for i in range(4):
         (tmp_path / f"{i}.png").write_bytes(encoded(i))
@@ -262,6 +272,7 @@ def test_a_photo_that_cannot_be_read_is_unusable(tmp_path):
 # --- mistakes ---
 
 
+@pytest.mark.slow
 def test_too_few_photos():
     assert take(memory_split(12), batch_size=6, parts=2, replicas=3, steps=1)[2].shape == (3, 12)
     with pytest.raises(UserError, match=r"12 different photos \(3 replicas x 2 parts x 2\).* only 11"):

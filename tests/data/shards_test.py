@@ -541,6 +541,7 @@ def test_a_request_is_for_a_chunk(store):
     assert len(store.requests) <= 3 * 34 + 10 + 3 * 16
 
 
+@pytest.mark.slow
 def test_photos_are_shuffled_within_a_buffer_too(store):
     shown = numbers(Stream(photos_of([1000]), 10**6, 10**6), steps=10, a_step=1000).reshape(10, 1000)
     # one chunk: without the buffer each pass would be in order. Four standard errors of a rank correlation
@@ -571,6 +572,7 @@ def test_many_requests_wait_at_the_same_time(store):
 
 
 @pytest.mark.parametrize("start", [1, 8, 23, 1000])
+@pytest.mark.slow
 def test_a_stream_begins_anywhere_and_reads_at_most_a_buffer_for_it(store, start):
     stream = Stream(photos_of(COUNTS), 300, 2000)
     options = {"a_step": 9, "seed": 2}
@@ -583,6 +585,7 @@ def test_a_stream_begins_anywhere_and_reads_at_most_a_buffer_for_it(store, start
     assert len(store.requests) <= 2 * 20 + 3 * 16
 
 
+@pytest.mark.slow
 def test_shares_are_disjoint_in_every_pass(store):
     stream = Stream(photos_of(COUNTS), 300, 2000)
     for shares, a_step in ((2, 6), (3, 5)):
@@ -636,6 +639,7 @@ def source(tmp_path_factory):
 
 
 @pytest.mark.parametrize(("batch_size", "versions", "parts", "replicas"), [(7, 3, 1, 1), (8, 3, 2, 2), (5, 1, 1, 2)])
+@pytest.mark.slow
 def test_batches_of_whole_groups(source, batch_size, versions, parts, replicas):
     options = {"batch_size": batch_size, "versions": versions, "parts": parts, "replicas": replicas}
     images, labels, ids = batches(small_stream(source.train), **options)
@@ -651,6 +655,7 @@ def test_batches_of_whole_groups(source, batch_size, versions, parts, replicas):
     assert len(np.unique(noise, axis=0)) == len(noise)
 
 
+@pytest.mark.slow
 def test_batches_resume_as_the_undisturbed_ones(source):
     split = small_stream(source.train)
     whole = batches(split, seed=3)
@@ -659,6 +664,7 @@ def test_batches_resume_as_the_undisturbed_ones(source):
             np.testing.assert_array_equal(mine, expected[start:])
 
 
+@pytest.mark.slow
 def test_a_step_is_the_same_however_many_replicas_share_a_machine(source):
     split = small_stream(source.train)
     one = batches(split, batch_size=12)
@@ -666,6 +672,7 @@ def test_a_step_is_the_same_however_many_replicas_share_a_machine(source):
         np.testing.assert_array_equal(mine.reshape(expected.shape), expected)
 
 
+@pytest.mark.slow
 def test_machines_have_photos_of_their_own(source):
     split = small_stream(source.train)
     found = [batches(split, replicas=4, local_replicas=local, steps=6) for local in ([0, 1], [2, 3])]
@@ -680,6 +687,7 @@ def test_machines_have_photos_of_their_own(source):
 
 
 @pytest.mark.parametrize("layout", ["tfrecord", "webdataset"])
+@pytest.mark.slow
 def test_broken_photos_are_replaced_and_noted(tmp_path, layout):
     folder = write_set(tmp_path / "set", layout)
     if layout == "tfrecord":
@@ -702,6 +710,7 @@ def test_broken_photos_are_replaced_and_noted(tmp_path, layout):
         np.testing.assert_array_equal(mine, expected[4:])
 
 
+@pytest.mark.slow
 def test_a_shard_that_goes_away_does_not_stop_a_run(tmp_path):
     folder = write_set(tmp_path / "set", "tfrecord")
     split = opened(folder).train

@@ -67,6 +67,7 @@ def test_what_was_embedded_before_is_not_embedded_again(network):
     assert network.photos == 48
 
 
+@pytest.mark.slow
 def test_embeddings_are_those_of_a_network_that_is_asked_by_itself():
     """Not a stand-in for `embed` this time: the same bits, and each photo seen once."""
     network, split = Colours(), colour_split(np.random.default_rng(0).integers(0, 256, (12, 3)))

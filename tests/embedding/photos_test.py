@@ -68,6 +68,7 @@ def slowly(model, path, resolution, train_resolution):
 
 
 @pytest.mark.parametrize(("resolution", "train_resolution"), [(32, 32), (40, 32)], ids=["square", "whole"])
+@pytest.mark.slow
 def test_mixed_photos_are_embedded_in_their_order(folder, model, small_batches, resolution, train_resolution, capsys):
     split = photos(folder)
     found = embed(model, split, resolution, train_resolution, [2, 4.5, RMAC], label="mixed")
@@ -82,6 +83,7 @@ def test_mixed_photos_are_embedded_in_their_order(folder, model, small_batches, 
 
 
 @pytest.mark.parametrize("preparation", ["aspect", "squash"])
+@pytest.mark.slow
 def test_photos_of_odd_kinds_come_after_the_others_and_in_their_places(folder, model, tmp_path, preparation):
     for number, kind in ((0, "png"), (1, "bmp"), (3, "gif"), (4, "png")):
         Image.open(folder / f"{number:02}.png").save(tmp_path / f"{number:02}.{kind}")
@@ -113,6 +115,7 @@ def test_a_large_jpeg_is_reduced_while_it_is_decoded_and_keeps_its_size(model, t
         np.testing.assert_array_equal(both.sizes, [[48, 8], [300, 400]])
 
 
+@pytest.mark.slow
 def test_the_training_exponent_is_the_default(folder, model):
     found = embed(model, photos(folder), 32, 32)
     np.testing.assert_allclose(found.values, embed(model, photos(folder), 32, 32, [2.0]).values, rtol=1e-5)
@@ -121,6 +124,7 @@ def test_the_training_exponent_is_the_default(folder, model):
 
 
 @pytest.mark.parametrize("resolution", [32, 40])
+@pytest.mark.slow
 def test_no_usable_photo_gives_no_embedding(tmp_path, model, resolution):
     for name in "ab":
         (tmp_path / f"{name}.jpg").write_bytes(b"")
@@ -149,6 +153,7 @@ def test_a_pooling_is_a_positive_number_or_rmac(folder, model, pooling):
         embed(model, photos(folder), 32, 32, [3, pooling])
 
 
+@pytest.mark.slow
 def test_versions_are_those_of_their_photos(folder, model):
     split = photos(folder).subset([row for row in range(len(SIZES)) if row not in BROKEN])
     augment = augmentations.get("full")
@@ -198,6 +203,7 @@ def test_photos_of_one_shape_run_together_and_few_wait(small_batches):
 
 
 @pytest.mark.parametrize("resolution", [32, 40], ids=["square", "whole"])
+@pytest.mark.slow
 def test_batches_of_what_is_left_are_those_that_would_have_come(folder, small_batches, resolution):
     split = photos(folder)
     whole = list(prepared_batches(split, resolution, 32))
@@ -259,6 +265,7 @@ def lines(path):
 
 
 @pytest.mark.parametrize("resolution", [32, 40], ids=["square", "whole"])
+@pytest.mark.slow
 def test_files_hold_the_descriptors_and_their_photos(folder, model, whitening, small_batches, tmp_path, resolution):
     split = photos(folder)
     expected = embed(model, split, resolution, 32, [4.5]).values[0]
@@ -295,6 +302,7 @@ def interrupt(model, split, path, resolution, stop_after):
 
 
 @pytest.mark.parametrize("resolution", [32, 40], ids=["square", "whole"])
+@pytest.mark.slow
 def test_a_call_that_was_stopped_goes_on(folder, model, small_batches, tmp_path, resolution):
     split = photos(folder)
     embed_to_files(model, split, tmp_path / "whole.npy", resolution, 32, 3.0)
@@ -313,6 +321,7 @@ def test_a_call_that_was_stopped_goes_on(folder, model, small_batches, tmp_path,
     assert not (tmp_path / "x.npy.shards").exists()
 
 
+@pytest.mark.slow
 def test_a_broken_shard_is_made_anew(folder, model, small_batches, tmp_path, capsys):
     split = photos(folder)
     embed_to_files(model, split, tmp_path / "whole.npy", 40, 32, 3.0)
@@ -328,6 +337,7 @@ def test_a_broken_shard_is_made_anew(folder, model, small_batches, tmp_path, cap
 
 
 @pytest.mark.parametrize("name", ["x.parquet", "x/"])
+@pytest.mark.slow
 def test_parquet_has_a_row_for_every_photo(folder, model, whitening, small_batches, tmp_path, name):
     split = photos(folder)
     path = f"{tmp_path}/{name}"
@@ -366,6 +376,7 @@ def test_parquet_has_a_row_for_every_photo(folder, model, whitening, small_batch
         embed_to_files(model, split, path, 48, 32, 4.5, whitening, class_names=names)
 
 
+@pytest.mark.slow
 def test_what_the_classifier_cannot_read_has_no_class(folder, model, tmp_path):
     split = photos(folder).subset([0, 1])
     embed_to_files(model, split, tmp_path / "x.parquet", 32, 32, RMAC, class_names=["a", "b", "c", "d"])
@@ -391,6 +402,7 @@ def changes(split, model, whitening):
     }
 
 
+@pytest.mark.slow
 def test_what_was_made_from_something_else_is_refused(folder, model, whitening, small_batches, tmp_path):
     split, path = photos(folder), tmp_path / "x.npy"
     interrupt(model, split, path, 40, 5)
@@ -428,6 +440,7 @@ def test_a_name_with_a_line_break_is_one_line(folder, model, tmp_path):
     assert found[1].endswith("é.png")
 
 
+@pytest.mark.slow
 def test_what_a_user_can_mend_is_said(folder, model, tmp_path):
     write = functools.partial(embed_to_files, model, photos(folder), resolution=32, train_resolution=32)
     with pytest.raises(UserError, match=r"a name in \.npy or \.parquet or to a folder, received .*features\.txt"):

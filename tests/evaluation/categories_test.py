@@ -145,6 +145,7 @@ def test_what_can_not_be_measured_is_refused():
     assert len(source.val) == TEST
 
 
+@pytest.mark.slow
 def test_a_packed_network_stands_in_the_tables(tmp_path):
     """As the model in the package: photos of any folder or table, by their places."""
     draw_folder(tmp_path / "photos", per_class=5)

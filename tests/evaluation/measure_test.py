@@ -90,6 +90,7 @@ def test_what_is_known_is_not_measured_again():
     assert kept == [("classes", 20, 12)]
 
 
+@pytest.mark.slow
 def test_unusable_photos_are_named():
     good = colour_split(COLOURS[:3])
     table = tf.constant([good.read(tf.constant(i)).numpy() for i in range(3)] + [b"no photo"])

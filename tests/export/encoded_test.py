@@ -30,6 +30,7 @@ def served(loaded):
     return call
 
 
+@pytest.mark.slow
 def test_photos_of_one_shape_go_together_and_come_back_in_order(served):
     sizes = [(64, 48), (48, 64), (64, 48), (64, 64), (48, 64)]
     files = [encoded_as(picture(*size, seed)) for seed, size in enumerate(sizes)]
@@ -40,6 +41,7 @@ def test_photos_of_one_shape_go_together_and_come_back_in_order(served):
         np.testing.assert_allclose(together["embedding"][place], alone["embedding"][0], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_batch_larger_than_the_network_takes_at_once(monkeypatch):
     monkeypatch.setattr(encoded, "_PIXELS_A_BATCH", 2 * 32 * 32)
     calls = tf.Variable(0)

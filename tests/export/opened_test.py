@@ -55,6 +55,7 @@ def exported(model, whitening, tmp_path_factory):
     return export_saved_model(model, whitening, tmp_path_factory.mktemp("models") / "tiny", metadata=METADATA)
 
 
+@pytest.mark.slow
 def test_describes_and_classifies_like_the_model_without_keras(exported, model, whitening, images, tmp_path):
     np.save(tmp_path / "images.npy", images)
     command = [sys.executable, "-c", CLIENT, exported, tmp_path / "images.npy", tmp_path / "out.npz"]
@@ -116,6 +117,7 @@ def test_the_newest_version_is_the_highest_number(exported, tmp_path):
     assert Exported.load(tmp_path / "model").path == tmp_path / "model" / "10"
 
 
+@pytest.mark.slow
 def test_r_mac_is_refused(exported, images):
     with pytest.raises(UserError, match="pools by GeM alone"):
         Exported.load(exported).embed_batch(images, (3.0, RMAC))

@@ -27,6 +27,7 @@ def operations_of(function):
 
 
 @pytest.mark.parametrize("name", TINY)
+@pytest.mark.slow
 def test_every_family_of_trunks_keeps_its_answers_in_operations_of_tf_serving(name):
     trunk = built(name)
     expected = trunk(images(), training=False).numpy()

@@ -28,6 +28,7 @@ def code_of(document, heading):
     return re.search(r"```python\n(.*?)```", section, re.DOTALL)[1]
 
 
+@pytest.mark.slow
 def test_readme_gives_a_phone_photo_the_descriptor_of_the_upright_one(folder, capsys):
     code = code_of("README.md", "Use the SavedModel")
     upright = picture(96, 128, 4)
@@ -48,6 +49,7 @@ def test_readme_gives_a_phone_photo_the_descriptor_of_the_upright_one(folder, ca
     assert np.dot(*embeddings) > 0.999
 
 
+@pytest.mark.slow
 def test_export_document(folder):
     photos = [encoded_as(picture(96, 128, 5), "JPEG"), encoded_as(picture(80, 64, 6))]
     for name, contents in zip(("a.jpg", "b.png"), photos, strict=True):

@@ -108,6 +108,7 @@ def test_eight_kinds_of_photos_are_what_embedding_makes_of_them(without_keras, m
     np.testing.assert_allclose(found["logits"], expected.logits(model), rtol=1e-4, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_a_half_precision_trunk_is_exported_with_float32_around_it(tmp_path):
     model = small_model("mixed_bfloat16")
     served = tf.saved_model.load(exported_to(tmp_path, model)).signatures["serving_default"]
@@ -162,6 +163,7 @@ def test_the_classifier_in_the_file_is_the_folded_one(exported, model, whitening
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_unfolded_classifier_is_not_in_the_file(exported, model, tmp_path):
     kernel = np.asarray(model.classifier.weights[0])
     assert share_in_the_file(exported, kernel) < 0.02
@@ -171,6 +173,7 @@ def test_the_unfolded_classifier_is_not_in_the_file(exported, model, tmp_path):
     assert share_in_the_file(exported, model.pixel_scaling[0]) == 1
 
 
+@pytest.mark.slow
 def test_exponents_out_of_range_are_refused(exported):
     loaded = tf.saved_model.load(exported)
     served, images = loaded.signatures["serving_default"], tf.zeros([2, 64, 64, 3])
@@ -202,6 +205,7 @@ def assert_refuses_pixels_that_are_none(loaded):
         assert all(np.isfinite(answer[name]).all() for name in ("embedding", "logits", "probability"))
 
 
+@pytest.mark.slow
 def test_pixels_and_descriptors_that_are_none_are_refused(exported):
     loaded = tf.saved_model.load(exported)
     assert_refuses_pixels_that_are_none(loaded)
@@ -221,6 +225,7 @@ def test_pixels_and_descriptors_that_are_none_are_refused(exported):
         np.testing.assert_allclose(classify(embedding=tf.constant(norm * good))["logits"], expected, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_whitening_that_keeps_few_dimensions(model, whitening, tmp_path):
     size, kept = len(whitening.mean_), 9
     mean, projection = whitening.mean_, whitening.projection_[:, :kept]
@@ -245,6 +250,7 @@ def test_a_whitening_that_keeps_few_dimensions(model, whitening, tmp_path):
     assert share_in_the_file(path, kernel) < 0.02
 
 
+@pytest.mark.slow
 def test_versions_count_up_and_are_never_overwritten(model, tmp_path, capfd):
     folder = tmp_path / "models" / "multigrain"
     assert exported_to(folder, model, version=5) == folder / "5"
@@ -287,6 +293,7 @@ def test_the_description_says_what_the_model_is(exported):
     assert all(entry["max_logits_difference"] < 1e-4 for entry in figures)
 
 
+@pytest.mark.slow
 def test_bfloat16_keeps_its_interface_in_float32(model, whitening, images, tmp_path):
     path = exported_to(tmp_path, model, whitening, precision="bfloat16")
     assert json.loads((path / "assets" / "multigrain.json").read_text())["precision"] == "bfloat16"
@@ -299,6 +306,7 @@ def test_bfloat16_keeps_its_interface_in_float32(model, whitening, images, tmp_p
     assert_refuses_pixels_that_are_none(served)
 
 
+@pytest.mark.slow
 def test_a_failed_check_publishes_nothing(model, tmp_path, monkeypatch):
     monkeypatch.setitem(check.MIN_COSINE, "bfloat16", 1.1)
     with pytest.raises(UserError, match=r"nothing was written.*cosine is .*, at least 1.1 is asked.*--precision"):
@@ -320,6 +328,7 @@ def test_a_network_that_tells_no_photos_apart_is_named_as_the_cause(tmp_path):
     assert exported_to(tmp_path, model) == tmp_path / "1"
 
 
+@pytest.mark.slow
 def test_another_export_of_the_same_version_meanwhile(model, tmp_path, monkeypatch):
     def overtaken(*arguments):
         (tmp_path / "1").mkdir()
@@ -357,12 +366,14 @@ def test_a_file_in_the_place_of_the_folder_is_the_users_to_mend(model, tmp_path)
         export_saved_model(model, None, tmp_path / "file")
 
 
+@pytest.mark.slow
 def test_a_failure_while_writing_leaves_nothing(model, tmp_path):
     with pytest.raises(TypeError, match="cannot be written as JSON"):
         exported_to(tmp_path, model, metadata={"training": {"resolution": 32, "data": object()}})
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_photos_to_check_on_are_shrunk(tmp_path, monkeypatch, capsys):
     for number, size in enumerate([(300, 400), (50, 60)]):
         keras.utils.save_img(tmp_path / f"{number}.png", random_images(size, number)[0])
@@ -373,6 +384,7 @@ def test_photos_to_check_on_are_shrunk(tmp_path, monkeypatch, capsys):
     assert not trouble
 
 
+@pytest.mark.slow
 def test_a_place_that_cannot_be_written_gets_one_line(model, tmp_path, monkeypatch):
     (tmp_path / "notes.txt").write_text("a file")
     with pytest.raises(UserError, match="1 could not be written: Not a directory"):

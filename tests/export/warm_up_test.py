@@ -53,6 +53,7 @@ def parsed(record):
     return signature, inputs
 
 
+@pytest.mark.slow
 def test_an_export_brings_requests_that_it_can_answer(exported):
     records = list(tf.data.TFRecordDataset(str(exported / warm_up.PLACE)).as_numpy_iterator())
     loaded = tf.saved_model.load(exported)

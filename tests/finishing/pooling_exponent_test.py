@@ -106,6 +106,7 @@ def check_recursion(found, model, split, size, rate, momentum):
 
 
 @pytest.mark.parametrize("size", [TRAIN_SIZE, LARGER])
+@pytest.mark.slow
 def test_fine_tuning_is_sgd_on_the_exponent(model, split, size):
     before = [np.array(variable) for variable in model.variables]
     found = fine_tune_exponent(model, split, size, TRAIN_SIZE, learning_rate=0.4, momentum=0.8, epochs=2, seed=3)
@@ -121,6 +122,7 @@ def test_fine_tuning_is_sgd_on_the_exponent(model, split, size):
         np.testing.assert_array_equal(old, variable)
 
 
+@pytest.mark.slow
 def test_fine_tuning_finds_the_optimum_elsewhere():
     """Each photo is there once as either of two classes: the loss is least where the logits are equal, at p = 5."""
     images = keras.Input((None, None, 3))
@@ -137,6 +139,7 @@ def test_fine_tuning_finds_the_optimum_elsewhere():
     assert found.losses[0] > found.losses[-1] + 0.01
 
 
+@pytest.mark.slow
 def test_fine_tuning_depends_on_the_seed_alone(model, split):
     runs = [fine_tune_exponent(model, split, TRAIN_SIZE, TRAIN_SIZE, seed=seed) for seed in (5, 5, 6)]
     np.testing.assert_allclose(runs[0].exponents, runs[1].exponents, rtol=1e-6)
@@ -144,6 +147,7 @@ def test_fine_tuning_depends_on_the_seed_alone(model, split):
     assert not np.array_equal(np.concatenate(runs[0].batches), np.concatenate(runs[2].batches))
 
 
+@pytest.mark.slow
 def test_fine_tuning_in_blocks_is_the_same(model, split, monkeypatch):
     asked, batches = [], pooling_exponent.prepared_batches
 
@@ -175,6 +179,7 @@ def test_fine_tuning_draws_some_photos_of_each_class(model, split):
     assert np.bincount(split.labels[np.concatenate(found.batches)]).tolist() == [2, 2, 2]
 
 
+@pytest.mark.slow
 def test_fine_tuning_leaves_broken_photos_out(model, split):
     photos = [decode(split.read(tf.constant(row))).numpy() for row in range(8)]
     photos[3] = photos[6] = b"no photo"
@@ -226,6 +231,7 @@ def test_fine_tuning_names_bad_arguments(model, split, changes, message):
         fine_tune_exponent(**arguments)
 
 
+@pytest.mark.slow
 def test_nothing_to_fine_tune_on_is_the_users_to_mend(model):
     broken = split_of([b"no photo", b"nor this"], np.array([0, 1]))
     with pytest.raises(UserError, match="none of the 2 photos"):
@@ -249,6 +255,7 @@ def naive_score(embeddings, numbers):
     return np.mean(found)
 
 
+@pytest.mark.slow
 def test_in_aug_scores_are_those_of_the_versions(model, split):
     photos = in_aug_photos(split, 2, seed=4)
     assert np.bincount(photos.labels).tolist() == [2, 2, 2]
@@ -274,6 +281,7 @@ def test_best_exponent_is_the_smallest_of_equals():
     assert best_exponent({3: 4.0, 1: 3.9, 2.5: 4.0}) == 2.5
 
 
+@pytest.mark.slow
 def test_a_sweep_measures_each_exponent_at_each_resolution(model, split, monkeypatch):
     photos = in_aug_photos(split, 2)
 
@@ -294,6 +302,7 @@ def test_a_sweep_measures_each_exponent_at_each_resolution(model, split, monkeyp
     assert len({scores["top1"] for found in sweep.values() for scores in found.values()}) > 1
 
 
+@pytest.mark.slow
 def test_a_sweep_without_photos_is_the_users_to_mend(model, split):
     with pytest.raises(UserError, match="none of the validation photos"):
         exponent_sweep(model, split_of([b"x"], np.array([0])), in_aug_photos(split, 1), [24], 24, [1])

@@ -243,6 +243,7 @@ def test_refuses_what_makes_no_sense():
         DistanceWeightedSampling()(np.ones((3, 2)), np.ones((3, 1)))
 
 
+@pytest.mark.slow
 def test_golden():
     golden = np.load(shared_path("goldens", "distance_weighted_sampling.npz"))
     embeddings, instances, draws = golden["embedding"], golden["instance"], int(golden["draws"])

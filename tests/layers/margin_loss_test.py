@@ -123,6 +123,7 @@ def test_no_triplet_costs_nothing(normalization):
 
 
 @pytest.mark.parametrize("jit_compile", [False, True])
+@pytest.mark.slow
 def test_sampling_and_loss_in_one_graph(jit_compile):
     rng = np.random.default_rng(2)
     embeddings = tf.constant(unit(rng.standard_normal((30, 16))).astype("float32"))

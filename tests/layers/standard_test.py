@@ -41,6 +41,7 @@ def test_layers(kind, arguments, inputs, tmp_path):
     standard.check(kind, arguments, inputs, tmp_path)
 
 
+@pytest.mark.slow
 def test_sampling(tmp_path):
     inputs = [unit(6, 4), np.repeat(np.arange(3, dtype="int32"), 2)]
     standard.check(DistanceWeightedSampling, {"max_positives": 1, "seed": 3}, inputs, tmp_path, draws=True)

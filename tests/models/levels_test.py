@@ -61,6 +61,7 @@ def test_what_lies_below_0_is_a_level_of_its_own(images):
     assert Level.of(str(network.levels[1])) == network.levels[1]
 
 
+@pytest.mark.slow
 def test_the_classifier_starts_as_that_of_the_last_map(images):
     keras.utils.set_random_seed(0)
     plain = MultiGrain("resnet18", 5)
@@ -101,6 +102,7 @@ def test_training_reaches_all_depths(images):
     assert len(model.network_variables) == len(model.trunk.trainable_variables) + 2
 
 
+@pytest.mark.slow
 def test_it_is_exported_with_all_depths_whitened(model, images, tmp_path):
     rows = model(random_images((48, 48), seed=3, count=80))["embedding"].numpy()
     whitening = Whitening.fit(rows, dimensions=32, shrinkage=0.01)

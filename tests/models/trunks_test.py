@@ -71,6 +71,7 @@ PARAMETERS = {
 
 
 @pytest.mark.parametrize("name", TINY)
+@pytest.mark.slow
 def test_every_family_takes_any_size_and_keeps_space(name):
     trunk = trunks.build(name, **TINY[name])
     assert trunk.input_shape == (None, None, None, 3)
@@ -97,6 +98,7 @@ def test_a_resnet_of_small_images_keeps_their_pixels():
 
 
 @pytest.mark.parametrize("name", trunks.TRUNKS)
+@pytest.mark.slow
 def test_every_name_has_the_published_size(name):
     # within the scope no weight is made: the largest trunk costs what its layers do
     with keras.StatelessScope():
@@ -174,6 +176,7 @@ def _weight(trunk, path):
     return next(variable.numpy() for variable in trunk.weights if variable.path == path)
 
 
+@pytest.mark.slow
 def test_the_stages_of_efficientnet_lite0():
     with keras.StatelessScope():
         trunk = trunks.build("efficientnet_lite0")

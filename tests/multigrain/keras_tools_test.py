@@ -20,6 +20,7 @@ def dataset():
 
 
 @pytest.mark.parametrize("trainable_exponent", [False, True])
+@pytest.mark.slow
 def test_the_model_is_a_layer_like_any(trainable_exponent, tmp_path):
     arguments = {"trunk": plain_trunk(), "num_classes": CLASSES, "trainable_exponent": trainable_exponent}
     standard.check(MultiGrain, arguments, [IMAGES], tmp_path)
@@ -91,6 +92,7 @@ def test_a_trunk_of_channels_first_is_refused():
 # compile
 
 
+@pytest.mark.slow
 def test_steps_per_execution_and_eager_steps_give_the_same_weights():
     found, batches_seen = [], []
     for arguments in ({}, {"run_eagerly": True}, {"steps_per_execution": 2}):
@@ -209,6 +211,7 @@ def test_models_of_before_are_what_they_were():
 # callbacks
 
 
+@pytest.mark.slow
 def test_callbacks(tmp_path):
     model = build(trainable_exponent=True, versions=VERSIONS)
     model.compile(keras.optimizers.SGD(0.05, momentum=0.9))

@@ -112,6 +112,7 @@ def test_symbolic_call(model):
     assert outputs["logits"].dtype == "float32"
 
 
+@pytest.mark.slow
 def test_a_name_is_a_trunk():
     named = MultiGrain("mobilenet_v3_small", 2, dtype="mixed_bfloat16")
     assert named.embedding_dimension == 576
@@ -173,6 +174,7 @@ def test_bad_images_and_batches():
 # mixed precision
 
 
+@pytest.mark.slow
 def test_mixed_bfloat16_keeps_the_ends_in_float32():
     model = build(tiny_resnet(dtype="mixed_bfloat16"), dtype="mixed_bfloat16")
     images = np.random.default_rng(0).uniform(100, 101, (2, 40, 40, 3)).astype("float32")
@@ -231,6 +233,7 @@ def test_saved_and_loaded_it_is_the_same(tmp_path):
     assert loaded.sampling.max_positives == 3
 
 
+@pytest.mark.slow
 def test_saved_in_training_it_goes_on(tmp_path):
     model = build()
     model.compile(
@@ -269,6 +272,7 @@ def slow_margin_terms(embeddings, triplets, beta, margin):
 
 
 @pytest.mark.parametrize(("normalization", "trunk_rate"), [("pairs", 1.0), ("active", 0.25)])
+@pytest.mark.slow
 def test_steps_are_those_of_a_slow_oracle(normalization, trunk_rate):
     weight, margin, rate, beta_rate, momentum, decay = 0.3, 0.1, 0.02, 0.05, 0.9, 0.05
     model = build(margin=margin, margin_normalization=normalization, initial_beta=0.3)
@@ -353,6 +357,7 @@ def test_classification_alone_samples_nothing_and_leaves_beta(monkeypatch):
     assert model.margin_loss.beta.numpy() == np.float32(1.2)
 
 
+@pytest.mark.slow
 def test_the_draws_depend_on_seed_and_step():
     data = tensors(batch(photos=6))
 
@@ -377,6 +382,7 @@ def test_the_draws_depend_on_seed_and_step():
 # accumulation
 
 
+@pytest.mark.slow
 def test_parts_give_the_update_of_the_whole_batch():
     found = []
     for accumulation_steps in (1, 4):
@@ -396,6 +402,7 @@ def test_parts_give_the_update_of_the_whole_batch():
         np.testing.assert_allclose(new, expected, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_parts_keep_the_versions_of_a_photo_together(monkeypatch):
     photos = tf.stack([tf.io.encode_png(tf.fill([24, 24, 3], tf.cast(i, tf.uint8))) for i in range(12)])
     split = Split([str(i) for i in range(12)], lambda index: photos[index], lambda: np.zeros(12, "int32"))
@@ -422,6 +429,7 @@ def test_parts_keep_the_versions_of_a_photo_together(monkeypatch):
 # Keras's own loops
 
 
+@pytest.mark.slow
 def test_fit_and_evaluate():
     images, labels, instance_ids = batch(photos=12)
     dataset = tf.data.Dataset.from_tensor_slices((images, labels, instance_ids)).batch(12)
@@ -448,6 +456,7 @@ def test_fit_and_evaluate():
     )
 
 
+@pytest.mark.slow
 def test_compiled_by_xla_the_update_is_the_same():
     found = []
     for jit_compile in (False, True):
@@ -468,6 +477,7 @@ def test_compiled_by_xla_the_update_is_the_same():
         np.testing.assert_allclose(new, expected, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_compiled_by_xla_the_joint_loss_trains():
     model = build(initial_beta=0.5)
     model.compile(keras.optimizers.SGD(0.1), jit_compile=True)

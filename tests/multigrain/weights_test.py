@@ -42,6 +42,7 @@ def batches(*parts):
         {"classification_weight": 0.4, "accumulation_steps": 2, "jit_compile": True},
     ],
 )
+@pytest.mark.slow
 def test_a_step_weighs_the_cross_entropy(how):
     rate, part = 0.1, how.get("classification_weight", 1.0)
     model = build()
@@ -100,6 +101,7 @@ def test_fit_takes_weights_in_every_form(parts, given, factors):
     assert (history["active_share"][0] > 0) == joint
 
 
+@pytest.mark.slow
 def test_class_weight_is_for_one_fit_and_stands_in_for_the_compiled_ones():
     model = still(classification_weight=1.0, class_weights=CLASS_WEIGHTS)
     losses = cross_entropies(model)
@@ -112,6 +114,7 @@ def test_class_weight_is_for_one_fit_and_stands_in_for_the_compiled_ones():
     assert found["loss"] == pytest.approx(np.mean(losses), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_evaluate_weighs_the_cross_entropy_and_counts_photos():
     model = still()
     losses = cross_entropies(model)

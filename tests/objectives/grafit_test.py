@@ -41,6 +41,7 @@ def predicted(objective, rows):
 
 
 @pytest.mark.parametrize(("with_xla", "batch_norm"), [(False, True), (True, False)])
+@pytest.mark.slow
 def test_a_step_of_grafit(with_xla, batch_norm):
     model = build(plain_trunk(batch_norm))
     objective = Grafit(model, full_memory(), VERSIONS, 0.2, predictor_width=5, target_momentum=MOMENTUM)

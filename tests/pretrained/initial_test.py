@@ -59,6 +59,7 @@ def assert_taken(model, head):
         ([*NAMES[1:], "class 7"], False, "the trunk; new classifier, as its 5 classes have other names"),
     ],
 )
+@pytest.mark.slow
 def test_a_run_gives_its_classifier_to_the_same_classes(model, run, names, head, note):
     assert initialize(model, run.path, "resnet18", names) == f"weights of {run.path}: {note}"
     assert_taken(model, head)
@@ -99,6 +100,7 @@ def test_safetensors_with_the_names_of_torchvision(model, tmp_path):
         initialize(model, write_safetensors(path, state), "resnet18")
 
 
+@pytest.mark.slow
 def test_a_trunks_file_has_no_classifier(model, checkpoint, tmp_path):
     from_torch_checkpoint(checkpoint).model.trunk.save_weights(tmp_path / "a.weights.h5")
     note = initialize(model, tmp_path / "a.weights.h5", "resnet18")
@@ -110,6 +112,7 @@ def test_in_one_line(checkpoint):
     assert_taken(MultiGrain("resnet18", CLASSES, weights=checkpoint), True)
 
 
+@pytest.mark.slow
 def test_imagenet_from_the_package():
     pytest.importorskip(lite0.PACKAGE, reason="the extra offline is not installed")
     model = MultiGrain(lite0.TRUNK, 1000)

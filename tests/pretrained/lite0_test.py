@@ -81,6 +81,7 @@ def slow_logits(state, images):
 
 
 @pytest.mark.parametrize("size", [(64, 64), (50, 37)])
+@pytest.mark.slow
 def test_the_network_computes_what_it_computed_in_tensorflow(state, network, size):
     images = np.random.default_rng(0).uniform(0, 255, (2, *size, 3)).astype(np.float32)
     embedding, logits = slow_logits(state, (images.astype(np.float64) - 127) / 128)
@@ -111,6 +112,7 @@ def test_imagenets_classes(network):
     assert network.model.pool.initial_pooling_exponent == 1.0
 
 
+@pytest.mark.slow
 def test_a_part_of_the_classes(network):
     images = np.random.default_rng(0).uniform(0, 255, (1, 64, 64, 3)).astype(np.float32)
     part = lite0.imagenet_network(IDS[::-1])
@@ -130,6 +132,7 @@ def test_without_the_package(monkeypatch):
         lite0.package_file()
 
 
+@pytest.mark.slow
 def test_what_is_wrong_with_a_file_is_listed(state, network, tmp_path):
     trunk = network.model.trunk
     changed = {name: value for name, value in state.items() if name not in ("_bn0.bias", "_conv_head.weight")}

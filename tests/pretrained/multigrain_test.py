@@ -73,6 +73,7 @@ def with_torch(path, state):
 
 @pytest.mark.parametrize("write", [by_hand.write_state, with_torch])
 @pytest.mark.parametrize("trunk", ["resnet18", "resnet50"])
+@pytest.mark.slow
 def test_forward_values_are_the_references(tmp_path, trunk, write):
     with np.load(shared_path("goldens", f"{trunk}_forward.npz")) as file:
         goldens = dict(file)
@@ -93,6 +94,7 @@ def test_forward_values_are_the_references(tmp_path, trunk, write):
 # there and back
 
 
+@pytest.mark.slow
 def test_there_and_back_is_the_same_bits(published, tmp_path):
     _, network = published
     state = random_state()
@@ -118,6 +120,7 @@ def test_what_comes_with_the_model(published):
         from_torch_checkpoint(path, ["a", "b"])
 
 
+@pytest.mark.slow
 def test_saved_by_keras_it_is_the_same(published, tmp_path):
     model = published[1].model
     model.save(tmp_path / "model.keras")

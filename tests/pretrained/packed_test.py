@@ -52,6 +52,7 @@ def folder(network, whitening, tmp_path):
     return pack(tmp_path / "packed", network, "resnet18", whitening, about)
 
 
+@pytest.mark.slow
 def test_how_photos_are_prepared_travels_with_the_weights(network, whitening, tmp_path):
     squashing = Network.from_config({**network.get_config(), "preparation": "squash"})
     squashing.take_weights(network)
@@ -89,6 +90,7 @@ def test_how_photos_are_prepared_travels_with_the_weights(network, whitening, tm
                 mg_keras.load(folder)
 
 
+@pytest.mark.slow
 def test_it_is_loaded_as_it_was_packed(folder, network, whitening):
     images = list(random_images((40, 52), seed=5, count=4))
     model = mg_keras.load(folder)

@@ -85,6 +85,7 @@ def wait_for_line(log, start, process=None, seconds=60):
 
 
 @pytest.mark.parametrize("whole_group", [True, False], ids=["as a terminal does", "the program alone"])
+@pytest.mark.slow
 def test_ctrl_c_reaches_the_member_at_work_once_and_starts_no_other(tmp_path, whole_group):
     log = tmp_path / "log"
     process = start_slow_ablation(tmp_path)
@@ -104,6 +105,7 @@ def test_ctrl_c_reaches_the_member_at_work_once_and_starts_no_other(tmp_path, wh
     assert "Traceback" not in errors
 
 
+@pytest.mark.slow
 def test_a_killed_ablation_leaves_no_member_behind_and_the_next_one_goes_on(tmp_path):
     log = tmp_path / "log"
     process = start_slow_ablation(tmp_path)

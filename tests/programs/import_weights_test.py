@@ -42,6 +42,7 @@ def network(checkpoint):
     return from_torch_checkpoint(checkpoint)
 
 
+@pytest.mark.slow
 def test_the_run_has_the_network(network, data, tmp_path):
     run, note = save_run(network, tmp_path / "run", data)
     assert "the 3 classes" in note
@@ -75,6 +76,7 @@ def with_names(network, names):
     return type(network)(network.model, None, names, network.checkpoint)
 
 
+@pytest.mark.slow
 def test_class_names(network, data, tmp_path):
     names = [*DRAWN, "stars", "waves"]
     run, note = save_run(with_names(network, names), tmp_path / "run", data)
@@ -145,6 +147,7 @@ def test_the_program_says_what_a_file_is(checkpoint, monkeypatch, capsys, more):
     assert "PCA of 513 values" in output
 
 
+@pytest.mark.slow
 def test_the_program_makes_a_run(data, tmp_path, monkeypatch, capsys):
     checkpoint = by_hand.write_state(tmp_path / "a.pth", whitened_state() | {"extra": np.zeros(3, np.float32)})
     names = tmp_path / "names.txt"

@@ -44,6 +44,7 @@ def out(run, folder, names, tmp_path_factory):
     return out
 
 
+@pytest.mark.slow
 def test_it_describes_as_the_run_does(out, run, folder):
     model, expected = mg_keras.load(out), mg_keras.load(run.path)
     similar = np.sum(model.embed(folder) * expected.embed(folder), axis=1)
@@ -63,6 +64,7 @@ def test_thresholds_are_cosines_at_two_precisions(out):
     assert about["training"]["data"] is None
 
 
+@pytest.mark.slow
 def test_it_is_exported_without_a_run(out, folder, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(packed, "PACKAGE", out)
     command.main(["export", f"--out={tmp_path / 'model'}"])

@@ -58,6 +58,7 @@ def measured(tmp_path_factory):
         yield run, passes, said
 
 
+@pytest.mark.slow
 def test_photos_are_embedded_once(measured):
     run, passes, _ = measured
     source = run_photos.open_source(run.settings)
@@ -68,6 +69,7 @@ def test_photos_are_embedded_once(measured):
     assert {"class_agreement", "validation_photos"} <= set(run.results.whitening_report[32])
 
 
+@pytest.mark.slow
 def test_scores_are_those_that_each_stage_finds_by_itself(measured):
     run, passes, _ = measured
     together, report, whitening = run.results.metrics, run.results.whitening_report, run.results.whitening

@@ -82,6 +82,7 @@ def command_of(program, place):
 
 
 @pytest.mark.parametrize("program", ["train/run.py", "train/evaluate.py", "train/whiten.py", "train/choose_p_star.py"])
+@pytest.mark.slow
 def test_other_classes_are_refused_and_the_run_stays_as_it_is(program, place, monkeypatch, capsys):
     before = digest(place / "run")
     (place / "photos" / "disks").rename(place / "photos" / "wheels")
@@ -137,6 +138,7 @@ def names_of(source, split):
     return [source.class_names[label] for label in split.labels] == [name.split("/")[-2] for name in split.names]
 
 
+@pytest.mark.slow
 def test_classes_in_another_order_are_matched_by_name(place):
     """As of a set of tensorflow-datasets, whose order is its own."""
     other = [CLASSES[2], CLASSES[0], CLASSES[1]]
@@ -185,6 +187,7 @@ def test_the_list_of_classes_is_written_once(place):
         Run.open(place / "run").class_names  # noqa: B018
 
 
+@pytest.mark.slow
 def test_training_goes_on_where_the_photos_are_now(place, capsys):
     (place / "photos").rename(place / "album")
     moved = settings(place, data=f"folder:{place / 'album'}")
@@ -204,6 +207,7 @@ def test_training_goes_on_where_the_photos_are_now(place, capsys):
     assert "has 11 training photos, where the run was begun with 9" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_run_of_an_older_release_goes_on(place, capsys):
     (place / "run" / "data.json").unlink()
     (place / "photos").rename(place / "album")
@@ -222,6 +226,7 @@ def test_other_unlabelled_photos_are_no_other_run(place):
     assert Run.open(place / "run").settings == other
 
 
+@pytest.mark.slow
 def test_more_epochs_on_a_finished_run(place, capsys):
     before = digest(place / "run")
     with pytest.raises(UserError, match=r"epochs: 1 -> 3\).*to train on") as refused:

@@ -128,6 +128,7 @@ def press_chip(page, where):
     page.execute_script("[...document.querySelectorAll(`${arguments[0]} button`)].pop().click()", where)
 
 
+@pytest.mark.slow
 def test_photos_are_given_in_every_way_and_filtered_by_class(page, photos):
     album_of = photos / "photos"
     page.find_element(By.ID, "file").send_keys(str(album_of / "00001.png"))
@@ -153,6 +154,7 @@ def test_photos_are_given_in_every_way_and_filtered_by_class(page, photos):
     wait(page, lambda found: first in found.find_element(By.ID, "query-name").text)
 
 
+@pytest.mark.slow
 def test_a_region_of_the_query_is_searched_by(page, photos):
     give(page, "drop", photos / "both.png")
     wait(

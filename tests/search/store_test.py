@@ -41,6 +41,7 @@ def check(index, folder):
     return photos
 
 
+@pytest.mark.slow
 def test_kill_at_any_moment_leaves_the_state_before_or_after(tmp_path):
     folder, path = tmp_path / "photos", tmp_path / "index"
     names = [file.name for file in album(folder, 40)]

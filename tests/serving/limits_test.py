@@ -123,6 +123,7 @@ def test_more_photos_than_a_batch_takes(local, kind):
 
 
 @pytest.mark.parametrize("kind", ["rest", "grpc"])
+@pytest.mark.slow
 def test_more_requests_than_there_may_be_at_once(model, kind):
     make = {"rest": RestClient, "grpc": GrpcClient}[kind]
     file = stand_in.png(stand_in.photo(0))

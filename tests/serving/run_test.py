@@ -13,6 +13,7 @@ from tests.serving import stand_in
 from tests.train.tiny import run_in_process
 
 
+@pytest.mark.slow
 def test_it_serves_until_it_is_told_to_stop(model):
     photo = stand_in.photo(3)
     with server_process(model, "--name", "photos", "--version_labels", "{stable: 1}") as server:
@@ -60,6 +61,7 @@ def test_mistakes_get_one_line(arguments, message, monkeypatch, capsys):
     assert line.startswith(message)
 
 
+@pytest.mark.slow
 def test_the_largest_request_that_may_be_allowed(model):
     with server_process(model, "--max_request_mb", "2047") as server, GrpcClient(server.grpc) as client:
         assert len(client.embed([stand_in.png(stand_in.photo(3))], 0).classes) == 1

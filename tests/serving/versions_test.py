@@ -53,6 +53,7 @@ def wait_for(client, expected):
         time.sleep(0.02)
 
 
+@pytest.mark.slow
 def test_a_version_swapped_in_under_load_loses_no_request(folder, newer):
     with local_server(folder) as server:
         seen, faults, enough = [], [], threading.Event()
@@ -87,6 +88,7 @@ def test_a_version_swapped_in_under_load_loses_no_request(folder, newer):
     assert set(seen[-20:]) == {2}
 
 
+@pytest.mark.slow
 def test_several_versions_their_labels_and_one_that_is_taken_away(folder, newer):
     add(newer, folder, 2)
     labels = {"stable": 1, "canary": 2}
@@ -105,6 +107,7 @@ def test_several_versions_their_labels_and_one_that_is_taken_away(folder, newer)
         assert refused.value.code == "NOT_FOUND"
 
 
+@pytest.mark.slow
 def test_a_broken_version_leaves_the_old_one_and_is_tried_again_when_it_changes(folder, newer, capsys):
     with local_server(folder) as server:
         client = RestClient(server.rest)

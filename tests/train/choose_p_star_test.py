@@ -176,6 +176,7 @@ def test_wrong_arguments_are_the_users_to_mend(made_up, arguments, message):
         stages.choose_p_star(made_up, run_photos.open_source(made_up.settings), **arguments)
 
 
+@pytest.mark.slow
 def test_the_program_chooses_learns_and_measures(run):
     options = ["--method=both", "--exponents=[1,3.5]", "--resolutions=[32]", "--per_class=2", "--sweep=true"]
     status, output, errors = finish(start("train/choose_p_star.py", f"--run={run.path}", *options))

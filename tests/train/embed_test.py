@@ -142,6 +142,7 @@ def test_a_saved_model_describes_as_it_serves(folder, tmp_path, monkeypatch, cap
     ],
     ids=lambda value: str(value)[:40],
 )
+@pytest.mark.slow
 def test_mistakes_get_one_line(run, folder, tmp_path, more, message, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()

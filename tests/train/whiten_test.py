@@ -69,6 +69,7 @@ def embeddings(run, split, size, pooling):
     return embed(run.model, split, size, run.settings.resolution, [pooling]).values[0]
 
 
+@pytest.mark.slow
 def test_the_program_reports_what_was_lost(data, tmp_path):
     run = start_run(data, tmp_path / "run")
     run.results.save_p_star({48: 2.0}, {}, {})
@@ -111,6 +112,7 @@ def test_the_program_reports_what_was_lost(data, tmp_path):
         assert run.results.whitening_at(size, RMAC).projection_.shape == (513, 8)
 
 
+@pytest.mark.slow
 def test_versions_teach_it_what_edits_change(run):
     run = run.changed(whitening_versions=2, whitening_shrinkage=0.3, augmentation="standard")
     source = run_photos.open_source(run.settings)
@@ -130,6 +132,7 @@ def test_versions_teach_it_what_edits_change(run):
     assert run.results.whitening_report[32]["versions"] == 2
 
 
+@pytest.mark.slow
 def test_other_poolings_are_whitened_from_the_same_pass(run, monkeypatch):
     source = run_photos.open_source(run.settings)
     passes = []
@@ -163,6 +166,7 @@ def test_other_poolings_are_whitened_from_the_same_pass(run, monkeypatch):
     assert set(run.results.whitening_report) == {32, 48}
 
 
+@pytest.mark.slow
 def test_classes_are_measured_only_where_they_can_differ_or_when_asked(run):
     source = run_photos.open_source(run.settings)
     run.settings.whitening_dimensions, run.settings.whitening_shrinkage = None, 0.1
@@ -227,6 +231,7 @@ def test_a_mistake_is_one_line(run, option, message, monkeypatch, capsys):
     assert re.fullmatch(f"error: {message}", line), line
 
 
+@pytest.mark.slow
 def test_results_of_the_best_checkpoint_are_kept_apart(run):
     source = run_photos.open_source(run.settings)
     run.results.save_p_star({32: 2.0}, {32: {2.0: 4.0}}, {})
@@ -265,6 +270,7 @@ def test_results_of_the_best_checkpoint_are_kept_apart(run):
         run.changed("first")
 
 
+@pytest.mark.slow
 def test_a_reduced_whitening_is_exported(run, tmp_path):
     """The graph's descriptors have the kept dimensions, and give the classes that the library gives."""
     source = run_photos.open_source(run.settings)

@@ -54,6 +54,7 @@ def expected_rate(config, step):
 
 @pytest.mark.parametrize("strategy", ["mirrored", "single"])
 @pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
+@pytest.mark.slow
 def test_every_schedule_trains_with_every_strategy(schedule, strategy, data, tmp_path):
     config = TrainConfig(
         data=data,

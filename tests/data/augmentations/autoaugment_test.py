@@ -140,6 +140,7 @@ def test_magnitudes_cover_the_published_ranges_evenly(name, weakest, strongest):
     np.testing.assert_allclose(values, np.round(expected) if name == "Posterize" else expected, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_how_often_each_operation_is_drawn():
     draws = 5000
     names = [*autoaugment.OPERATIONS, None]

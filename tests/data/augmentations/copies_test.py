@@ -115,6 +115,7 @@ def test_half_of_the_turns_are_by_up_to_45_degrees_and_others_by_any_angle():
     assert extent.max(1).min() > 0.99
 
 
+@pytest.mark.slow
 def test_perspective_border_and_background_stay_on_the_canvas():
     for edit in ("perspective", "border", "background"):
         matrices, sides = maps(**{edit: True})
@@ -138,6 +139,7 @@ def version(monkeypatch, *names, image=IMAGE, seed=(3, 5)):
     return copies.augment(image, SIZE, tf.constant(seed)).numpy()
 
 
+@pytest.mark.slow
 def test_every_edit_changes_the_version_and_nothing_else_is_in_its_way(monkeypatch):
     plain = version(monkeypatch)
     for name in copies.PROBABILITIES:

@@ -34,6 +34,7 @@ def test_an_unknown_name_lists_the_known_ones():
 
 @pytest.mark.parametrize("name", augmentations.NAMES)
 @pytest.mark.parametrize("shape", [(90, 120), (1, 1), (200, 3), (2, 500)])
+@pytest.mark.slow
 def test_shape_type_and_range_for_photos_of_any_size(name, shape):
     result = versions(name, photo(*shape), 12)
     assert result.shape == (12, SIZE, SIZE, 3)
@@ -52,6 +53,7 @@ def test_the_static_shape_is_known_in_a_graph(name):
 
 
 @pytest.mark.parametrize("name", RANDOM)
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_picture_in_any_order_and_on_any_thread(name):
     recipe, image = augmentations.get(name), photo(60, 80)
     seeds = np.stack([np.full(24, 7), np.arange(24)], axis=1)
@@ -95,6 +97,7 @@ def test_a_bad_size_is_named(name):
 
 
 @pytest.mark.parametrize("name", RANDOM)
+@pytest.mark.slow
 def test_versions_of_a_real_photo_stay_close_to_it_in_colour(name):
     """Grey, black or negative versions may occur, but most must look like the photo they come from."""
     path = sorted(shared_path("data", "caltech101").glob("**/*.jpg"))[0]

@@ -39,6 +39,7 @@ def slow_crop(rng, height, width):
 
 
 @pytest.mark.parametrize("shape", [(300, 400), (333, 200), (160, 500)])
+@pytest.mark.slow
 def test_the_distribution_is_the_slow_one(shape):
     rng = np.random.default_rng(1)
     slow = np.array([slow_crop(rng, *shape) for _ in range(10 * DRAWS)])
@@ -88,6 +89,7 @@ def test_the_largest_centred_rectangle_where_none_fits(shape, expected):
         np.testing.assert_array_equal(crop, expected)
 
 
+@pytest.mark.slow
 def test_the_picture_is_the_crop_resized_and_half_are_mirrored():
     """Red grows with the column and green with the row, so a version tells which crop it is and if it is mirrored."""
     image = np.zeros((120, 200, 3), np.uint8)

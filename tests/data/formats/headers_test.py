@@ -31,6 +31,7 @@ def answered(contents):
 
 
 @pytest.mark.parametrize("name", FILES)
+@pytest.mark.slow
 def test_no_header_makes_it_fail(name):
     contents = FILES[name]
     assert answered(tf.constant(contents))[0]
