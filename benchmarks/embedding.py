@@ -54,12 +54,13 @@ def photos_of(folder, count):
 
 def speed_part(folder, options):
     """Prints the table of images a second."""
-    from mg_keras.embedding.photos import embed, forward_function, prepared_batches
+    from mg_keras.embedding.photos import embed, forward_function, preparation_of, prepared_batches
 
     model, split = build(options.trunk), photos_of(folder, options.photos)
     # the training resolution: below s*, so that photos keep their shapes
     train_resolution = options.resolution - 1
-    batches = [batch.images for batch in prepared_batches(split, options.resolution, train_resolution)]
+    prepared = prepared_batches(split, options.resolution, train_resolution, preparation=preparation_of(model))
+    batches = [batch.images for batch in prepared]
     forward = forward_function(model)
 
     def bare():

@@ -30,7 +30,6 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.timing import interleaved_times, machine, print_table, ratio, timed_at_work
-from mg_keras.data.bounds import EXTENSIONS
 from mg_keras.errors import UserError
 from mg_keras.programs.common import run_program
 from mg_keras.quiet import import_tensorflow
@@ -272,7 +271,7 @@ def files_contestants(files, resolution, folder):
             missing.append(f"{name.split(',')[0]} is missing: {error}")
     for precision in PRECISIONS:
         model = mg_keras.load(precision=precision)
-        found[f"files, {precision}"] = functools.partial(model.embed, files, resolution, on_error="skip"), len(files)
+        found[f"files, {precision}"] = functools.partial(model.embed, files, resolution), len(files)
     return found, missing
 
 
@@ -330,18 +329,15 @@ def main():
     ):
         if min(values) < 1:
             raise UserError(f"--{name} must be at least 1, received {min(values)}")
-    files = []
-    if options.files:
-        files = [str(path) for path in sorted(Path(options.files).rglob("*")) if path.suffix.lower() in EXTENSIONS]
-        if not files:
-            raise UserError(f"--files must be a folder with photos in it, received {options.files}")
     import_tensorflow()
     import keras
 
     from mg_keras import MultiGrain
+    from mg_keras.data.sources import photos
     from mg_keras.export.optimize import computes_bfloat16, optimized_trunk
 
-    if files:
+    if options.files:
+        files = photos(options.files).files
         print(machine())
         with tempfile.TemporaryDirectory() as folder:
             for resolution in options.resolutions or [224]:
