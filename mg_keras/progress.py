@@ -60,6 +60,11 @@ class Progress:
         if time.monotonic() - self.last >= self.interval:
             self._show(note() if note else "")
 
+    def skip(self, units: int = 1) -> None:
+        """Counts `units` more that were found done, and are no part of the rate."""
+        self.start += units
+        self.done += units
+
     def _show(self, note, final=False):
         self.last = time.monotonic()
         left = (self.total - self.done) / max(self.rate, 1e-9)

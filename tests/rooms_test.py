@@ -24,7 +24,7 @@ ROOMS = (
         "metric",
         "checkpoints",
     ),
-    *("layers", "models", "objectives", "data", "embedding", "evaluation", "pretrained"),
+    *("layers", "models", "objectives", "data", "embedding", "databases", "evaluation", "pretrained"),
     *("multigrain", "finishing", "runs", "training", "export", "search", "serving", "loading", "programs"),
 )
 

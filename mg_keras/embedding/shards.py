@@ -204,6 +204,34 @@ def metadata(path: str | os.PathLike) -> dict[str, Any]:
     return json.loads((parquet.read_schema(path).metadata or {})[_KEY])
 
 
+def look_at(path: str | os.PathLike) -> tuple[dict[str, Any], int, int]:
+    """(what its descriptors were made from, values of a descriptor, rows) of a shard or of a joined file.
+
+    Raises:
+        UserError: it can't be read, or is none.
+    """
+    try:
+        footer = _open(path)
+        made_from = json.loads((footer.schema_arrow.metadata or {})[_KEY])
+        return made_from, _dtype_and_size(footer.schema_arrow)[1], footer.metadata.num_rows
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{path} can't be read as Parquet: {_first_line(error)}") from error
+    except (KeyError, ValueError, AttributeError) as error:
+        raise UserError(f"{path} holds no descriptors of mg-keras embed") from error
+
+
+def batches(path: str | os.PathLike, rows: int) -> Iterator[pa.RecordBatch]:
+    """The rows of a shard or of a joined file, so many at a time; memory holds a group of rows.
+
+    Raises:
+        UserError: it can't be read.
+    """
+    try:
+        yield from _open(path).iter_batches(rows)
+    except _BROKEN as error:
+        raise UserError(f"{path} can't be read: {_first_line(error)}") from error
+
+
 def counts(path: str | os.PathLike) -> tuple[int, int]:
     """(photos with a descriptor, photos without) of a shard or of a joined file."""
     errors = _read(path, ["error"])["error"]
@@ -346,8 +374,11 @@ def _first_id(path):
 
 
 def _unreadable(path, error):
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return UserError(f"{path} can't be read ({reason}): remove it, and the same command makes it anew")
+    return UserError(f"{path} can't be read ({_first_line(error)}): remove it, and the same command makes it anew")
+
+
+def _first_line(error):
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _table(columns, **values):

@@ -16,6 +16,7 @@ VERBS = {
     "whiten": "fit the whitening of a run's descriptors",
     "evaluate": "measure a run or a SavedModel on classes, instances and copies",
     "embed": "write the descriptors of a folder of photos",
+    "push": "send descriptors into a vector database: Milvus or Qdrant",
     "search": "find photos of a folder by a photo, or by a class",
     "duplicates": "find the photos of a folder that are there twice",
     "export": "write a run as a SavedModel",
