@@ -35,6 +35,7 @@ class Milvus(Collection):
 
     def __init__(self, address: Address, create: bool):
         super().__init__(address, create)
+        self._loaded = False
         # it logs what it raises
         logging.getLogger("pymilvus").setLevel(logging.CRITICAL)
         if address.is_server:
@@ -48,7 +49,6 @@ class Milvus(Collection):
             except MilvusException as error:
                 raise record.error or error from error
         self._lite = None if address.is_server else place
-        self._loaded = False
 
     def description(self) -> dict[str, Any] | None:
         """See `Collection`."""
@@ -163,9 +163,10 @@ class Milvus(Collection):
 
     @contextlib.contextmanager
     def _told(self) -> Iterator[None]:
-        where = self.address
+        where, done = self.address, False
         try:
             yield
+            done = True
         except grpc.RpcError as error:
             code, told = getattr(error, "code", lambda: None)(), getattr(error, "details", lambda: None)()
             kind = Away if code in _PASSING else UserError
@@ -180,6 +181,9 @@ class Milvus(Collection):
             if isinstance(error, AssertionError | TypeError | NameError | AttributeError):
                 raise
             raise UserError(f"{where}: {_first_line(error)}") from error
+        finally:
+            # a server that was started anew, or one who released it, may be why
+            self._loaded = self._loaded and done
 
     def _refused(self, kind, message):
         message = _first_line(message)

@@ -227,7 +227,9 @@ def batches(path: str | os.PathLike, rows: int) -> Iterator[pa.RecordBatch]:
         UserError: it can't be read.
     """
     try:
-        yield from _open(path).iter_batches(rows)
+        for group in range(_open(path).num_row_groups):
+            # anew for each, as a file that is open keeps what it has read
+            yield from _open(path).iter_batches(rows, [group])
     except _BROKEN as error:
         raise UserError(f"{path} can't be read: {_first_line(error)}") from error
 

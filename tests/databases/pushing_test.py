@@ -8,7 +8,9 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import faiss
 import numpy as np
@@ -260,6 +262,38 @@ def test_milvus_takes_its_token_from_the_environment(monkeypatch):
     monkeypatch.undo()
     with pytest.raises(Away, match=r"^milvus:http://127\.0\.0\.1:1/photos can't be reached: [^\n]*$"):
         open_collection("milvus:http://127.0.0.1:1/photos")
+
+
+def test_a_milvus_server_that_is_started_anew_is_waited_for(monkeypatch, place):
+    server = pytest.importorskip("milvus_lite.adapter.grpc.server", reason="its extra is missing")
+    running = list(server.start_server_in_thread(str(place / "m.db"), host="127.0.0.1", port=0))
+    slept = []
+
+    def sleep(seconds):
+        slept.append(seconds)
+        # gRPC doesn't try at every moment
+        time.sleep(0.4)
+        if len(slept) == 2:
+            running[:] = server.start_server_in_thread(str(place / "m.db"), host="127.0.0.1", port=running[2])
+
+    def stop():
+        running[0].stop(0).wait()
+        running[1].close()
+
+    with open_collection(f"milvus:http://127.0.0.1:{running[2]}/photos") as collection:
+        put, puts = collection.put, []
+
+        def put_and_stop(photos):
+            put(photos)
+            puts.append(photos)
+            if len(puts) == 2:
+                stop()
+
+        collection.put = put_and_stop
+        monkeypatch.setattr(pushing, "time", SimpleNamespace(sleep=sleep))
+        assert push([write(place / "features", descriptors(80))], collection, 20) == Pushed(80, 0, 0, 80)
+        assert slept[:2] == [1, 2]
+    stop()
 
 
 def test_the_program_says_what_came_of_it(where, place, capsys):
