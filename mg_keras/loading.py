@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from mg_keras import MultiGrain, Whitening
 from mg_keras.data.given import given_photos
-from mg_keras.embedding.photos import embed, preparation_of
+from mg_keras.embedding.photos import embed, hash_of, preparation_of
 from mg_keras.errors import UserError
 from mg_keras.export.opened import Exported
 from mg_keras.export.optimize import PRECISIONS, computes_bfloat16
@@ -201,6 +201,16 @@ class Loaded:
                 whitening = self._whitening_at(resolution)
                 digest.update(whitening.mean_.tobytes() + whitening.projection_.tobytes())
         return digest.hexdigest()
+
+    def made_from(self, resolution: int) -> dict[str, Any]:
+        """What `mg-keras embed` says of descriptors that it makes like this object, at a resolution in pixels."""
+        return {
+            "network": self._network.fingerprint(),
+            "resolution": resolution,
+            "train_resolution": self.train_resolution,
+            "pooling": self.p_star.get(resolution, self.pooling_exponent),
+            "whitening": hash_of(self._whitening_at(resolution)) if self._whitening_at else None,
+        }
 
     def _resolution(self, resolution):
         if resolution is None:

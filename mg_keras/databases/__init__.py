@@ -9,6 +9,11 @@ DATABASES = {"milvus": "Milvus", "qdrant": "Qdrant"}
 """Name -> the subclass of `Collection` in the module of this room with that name, which needs the extra of the name."""
 
 
+def is_collection(where: str) -> bool:
+    """Whether it is meant as `open_collection` takes it, rather than a folder."""
+    return where.partition(":")[0] in DATABASES and ":" in where
+
+
 def open_collection(where: str, create: bool = True) -> Collection:
     """Opens a collection of a vector database.
 

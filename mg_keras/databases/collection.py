@@ -167,6 +167,10 @@ class Collection(abc.ABC):
         """
 
     @abc.abstractmethod
+    def some(self, count: int) -> tuple[list[dict[str, Any]], np.ndarray]:
+        """(payloads, descriptors float32 [N, D]) of some photos, N = `count` at most."""
+
+    @abc.abstractmethod
     def close(self) -> None:
         """Lets go of the engine."""
 

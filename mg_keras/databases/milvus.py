@@ -143,6 +143,20 @@ class Milvus(Collection):
             for answer in answers
         ]
 
+    def some(self, count: int) -> tuple[list[dict[str, Any]], np.ndarray]:
+        """See `Collection`."""
+        with self._told():
+            self._load()
+            rows = self._client.query(
+                self.address.collection,
+                filter="",
+                limit=count,
+                output_fields=["embedding", *PAYLOAD],
+                timeout=_SECONDS,
+            )
+        payloads = [{name: row.get(name) for name in PAYLOAD} for row in rows]
+        return payloads, np.array([row["embedding"] for row in rows], np.float32)
+
     def _load(self):
         # into the memory of those who answer; it stays there until it is released
         if not self._loaded:

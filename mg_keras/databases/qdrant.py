@@ -105,12 +105,14 @@ class Qdrant(Collection):
         with self._told():
             answers = self._client.query_batch_points(self.address.collection, requests)
         return [
-            [
-                Found(str(point.id), float(point.score), {name: (point.payload or {}).get(name) for name in PAYLOAD})
-                for point in answer.points
-            ]
-            for answer in answers
+            [Found(str(point.id), float(point.score), _payload(point)) for point in answer.points] for answer in answers
         ]
+
+    def some(self, count: int) -> tuple[list[dict[str, Any]], np.ndarray]:
+        """See `Collection`."""
+        with self._told():
+            points, _ = self._client.scroll(self.address.collection, limit=count, with_vectors=True)
+        return list(map(_payload, points)), np.array([point.vector for point in points], np.float32)
 
     def close(self) -> None:
         """See `Collection`."""
@@ -131,6 +133,10 @@ class Qdrant(Collection):
         except (RuntimeError, ValueError, sqlite3.Error, KeyError) as error:
             # of the local mode: another process has the folder, or a file in it is damaged
             raise UserError(f"{where}: {_first_line(error)}") from error
+
+
+def _payload(point):
+    return {name: (point.payload or {}).get(name) for name in PAYLOAD}
 
 
 def _check_folder(folder, create):

@@ -436,7 +436,7 @@ def embed_to_files(
         "resolution": resolution,
         "train_resolution": train_resolution,
         "pooling": "training" if pooling is None else checked(pooling),
-        "whitening": whitening and _hash(whitening.mean_.tobytes() + whitening.projection_.tobytes()),
+        "whitening": whitening and hash_of(whitening),
         "class_names": None if class_names is None else _hash("\n".join(class_names).encode()),
         "dtype": dtype,
     }
@@ -509,6 +509,11 @@ def _errors(place):
     """{row: why it can't be used}, in order."""
     tables = (rows.filter(rows["error"].is_valid()) for rows in shards.read(place, ["error"]))
     return {row: error for rows in tables for row, error in zip(*rows.to_pydict().values(), strict=True)}
+
+
+def hash_of(whitening: Whitening) -> str:
+    """What files of descriptors say of a whitening: equal for equal ones."""
+    return _hash(whitening.mean_.tobytes() + whitening.projection_.tobytes())
 
 
 def _hash(content):

@@ -4,8 +4,12 @@ Three lists come from the one descriptor of the photo: its copies (edited, cropp
 object or place, and photos of the same kind. `--class ketch` finds photos by the name of a class instead. The folder's
 photos are described once; later only what has changed is. With neither, a page is served to this machine alone, until
 Ctrl-C; where --host lets other machines reach it, to those who have the address with its token.
+
+In place of FOLDER, a collection of a vector database that mg-keras push filled, such as
+qdrant:http://localhost:6333/photos (mg-keras push --help): PHOTO is looked for there.
 """
 
+import contextlib
 import os
 import secrets
 import signal
@@ -16,16 +20,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from mg_keras import databases
 from mg_keras.errors import UserError
 from mg_keras.files import atomic_write_json, printable_name
 from mg_keras.programs import albums
 from mg_keras.programs.common import Parser, number
+from mg_keras.search.collection import CollectionIndex, check_pushed
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Arguments, the index, and what is found."""
     parser = Parser("mg-keras search", __doc__)
-    parser.add_argument("folder", type=str, help="the album: photos at any depth")
+    parser.add_argument("folder", type=str, help="the album: photos at any depth; or a collection")
     parser.add_argument("photo", type=str, nargs="?", help="the photo to find others by; without it a page is served")
     parser.add_argument("--class", type=str, help="a class to find photos of, such as ketch")
     parser.add_argument("--k", type=number(int, at_least=1), default=10, help="photos a list, at most")
@@ -46,20 +52,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     name = options["class"]
     if options.photo is not None and name is not None:
         raise UserError("one of PHOTO and --class is enough: what to look for")
-    if options.photo is None and name is None:
+    if databases.is_collection(options.folder):
+        _check_for_collection(options)
+    elif options.photo is None and name is None:
         if options.out:
             raise UserError("--out is for PHOTO or --class: the page writes no file")
         _serve(albums.existing(options.folder), options)
         return
     if options.out and not options.out.endswith(".json"):
         raise UserError(f"--out must be a name in .json, received {options.out}")
-    folder = albums.existing(options.folder)
-    model = albums.loaded(options)
-    with albums.index_of(folder, model, options) as index:
+    with _index(options) as index:
         if name:
             classes, lists = [], {"class": index.find_class(name, options.k)}
         else:
-            found = index.find(options.photo, options.k, options.precision, options.expand)
+            expanded = {"expand": options.expand} if options.expand else {}
+            found = index.find(options.photo, options.k, options.precision, **expanded)
             classes = found.classes
             lists = {
                 "copies": [(hit.photo, hit.similarity) for hit in found.copies],
@@ -67,15 +74,41 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 "kind": [(hit.photo, hit.similarity) for hit in found.kind],
             }
         if not len(index):
-            raise UserError(f"no photo of {printable_name(folder)} can be used")
+            raise UserError(f"no photo of {printable_name(options.folder)} can be used")
         _show(lists, classes, name, len(index))
     if options.out:
         rows = {
-            title: [{"path": printable_name(photo.path), "score": score} for photo, score in each]
-            for title, each in lists.items()
+            title: [{"path": _where(photo), "score": score} for photo, score in each] for title, each in lists.items()
         }
         atomic_write_json(options.out, {**rows, "classes": dict(classes)})
         print(f"written: {options.out}")
+
+
+def _index(options):
+    """What is searched: a folder's index, as the folder is now, or a collection."""
+    if not databases.is_collection(options.folder):
+        folder = albums.existing(options.folder)
+        return albums.index_of(folder, albums.loaded(options), options)
+    with contextlib.ExitStack() as opened:
+        # what is away, or none, is told before seconds are spent on a model
+        collection = opened.enter_context(databases.open_collection(options.folder, create=False))
+        check_pushed(collection)
+        index = CollectionIndex(collection, albums.loaded(options), options.resolution)
+        opened.pop_all()
+    return index
+
+
+def _check_for_collection(options):
+    """Refuses what only a folder has."""
+    if options.photo is None:
+        raise UserError(f"{options.folder} is searched by a PHOTO: a page and --class are for folders")
+    for flag, given in (
+        ("--expand", options.expand),
+        ("--index", options.index),
+        ("--recursive", not options.recursive),
+    ):
+        if given:
+            raise UserError(f"{flag} is for folders: {options.folder} is a collection")
 
 
 def _show(lists, classes, name, count):
@@ -88,8 +121,13 @@ def _show(lists, classes, name, count):
         print(f"{titles[title]}:" if found else f"{titles[title]}: none")
         for photo, score in found:
             shown = f"{100 * score:5.1f} %" if title == "class" else f"{score:.3f}"
-            print(f"  {shown}  {printable_name(photo.path)}")
+            print(f"  {shown}  {_where(photo)}")
     print(f"{count:,} photos searched")
+
+
+def _where(photo):
+    # an address in a collection is no path
+    return printable_name(photo.name if "://" in photo.name else photo.path)
 
 
 def _serve(folder: Path, options: Any):

@@ -185,7 +185,7 @@ class Index:
                 raise UserError("photos need a model to describe them: mg_keras.load opens one")
             root = _folder(what)
         elif model is not None:
-            _check_made_by(given, model, resolution)
+            check_made_by(given, model, resolution)
         about = {
             "dimensions": given.values.shape[1] if given else None,
             "fingerprint": model.fingerprint if model else None,
@@ -295,7 +295,7 @@ class Index:
             root = self._view.state.about["root"]
             return self._write(lambda work: work.add_photos(_named(what, names, root)), label, report)
         if self.model is not None:
-            _check_made_by(given, self.model, self._view.state.about["resolution"])
+            check_made_by(given, self.model, self._view.state.about["resolution"])
         return self._write(lambda work: work.add_descriptors(given), label, report)
 
     def remove(self, names: str | os.PathLike | Iterable[str | os.PathLike]) -> int:
@@ -470,7 +470,7 @@ class Index:
             raise UserError(
                 f"a photo as query needs the model that made {self.path}: Index.open({str(self.path)!r}, model)"
             )
-        return _embedded_query(self.model, query, view.state.about["resolution"])
+        return embedded_query(self.model, query, view.state.about["resolution"])
 
     def _classes(self, view, descriptor, query):
         names = view.state.about["class_names"]
@@ -478,9 +478,7 @@ class Index:
             return []
         if self.model is None:
             return [(query.class_name, query.probability)] if isinstance(query, Photo) and query.class_name else []
-        probabilities = self.model.classify(descriptor[None], view.state.about["resolution"]).probabilities[0]
-        order = np.argsort(-probabilities, kind="stable")[:_CLASSES]
-        return [(names[number], float(probabilities[number])) for number in order]
+        return classes_of(self.model, names, descriptor, view.state.about["resolution"])
 
     def _among(self, view, class_name):
         if class_name is None:
@@ -793,8 +791,12 @@ def _check_same(writer, about):
             writer.about |= changed
 
 
-def _check_made_by(given, model, resolution):
-    """That the model makes such descriptors: of the first photos that are there, it makes the same."""
+def check_made_by(given: Descriptors, model: Model, resolution: int | None) -> None:
+    """That the model makes such descriptors: of the first photos that are there, it makes the same.
+
+    Raises:
+        UserError: it makes others.
+    """
     checked = 0
     for place, name in enumerate(given.names):
         if checked == _CHECKED or place >= 100:
@@ -830,8 +832,12 @@ def _unit(values, size, what):
     return values / norms
 
 
-def _embedded_query(model, query, resolution):
-    """float32 [D] of a photo; what can't be used is named, with its reason."""
+def embedded_query(model: Model, query: Any, resolution: int | None) -> np.ndarray:
+    """float32 [D] of unit norm, of a photo.
+
+    Raises:
+        UserError: it can't be used; the message names it and says why.
+    """
     photo, name = query, "the query"
     if isinstance(query, str | os.PathLike):
         photo = os.path.expanduser(os.fspath(query))
@@ -849,6 +855,15 @@ def _embedded_query(model, query, resolution):
     if not np.isfinite(values).all() or not values.any():
         raise UserError(f"{name}: {_why(model, photo)}")
     return _unit(values, values.shape[1], "the model")[0]
+
+
+def classes_of(
+    model: Model, names: Sequence[str], descriptor: np.ndarray, resolution: int | None
+) -> list[tuple[str, float]]:
+    """(name, probability) of the likeliest classes of a descriptor, likeliest first."""
+    probabilities = model.classify(descriptor[None], resolution).probabilities[0]
+    order = np.argsort(-probabilities, kind="stable")[:_CLASSES]
+    return [(names[number], float(probabilities[number])) for number in order]
 
 
 def _why(model, photo):

@@ -27,13 +27,16 @@ _STRANGERS = 0.02
 Thresholds = Mapping[str, Mapping[str, float]]
 
 
-def estimated(descriptors: np.ndarray, used: np.ndarray, seed: int = 0) -> dict[str, dict[str, float]]:
+def estimated(
+    descriptors: np.ndarray, used: np.ndarray, seed: int = 0, photos: int | None = None
+) -> dict[str, dict[str, float]]:
     """Thresholds of a model that brings none.
 
     Args:
         descriptors: [N, D] of unit norm.
         used: bool [N], the rows that are a photo's.
         seed: of the pairs that are drawn.
+        photos: how many there are in all, where these are some of them.
     """
     rows = np.flatnonzero(used)
     rng = np.random.default_rng(seed)
@@ -46,7 +49,7 @@ def estimated(descriptors: np.ndarray, used: np.ndarray, seed: int = 0) -> dict[
         similarities = np.sum(values[one] * values[other], axis=1)[one != other]
         # an album of copies alone says nothing of strangers
         mean, spread = min(max(float(similarities.mean()), 0.0), 0.9), float(similarities.std())
-        deviations = statistics.NormalDist().inv_cdf(1 - _STRANGERS / len(rows))
+        deviations = statistics.NormalDist().inv_cdf(1 - _STRANGERS / (photos or len(rows)))
     return {
         kind: {
             share: round(min(max(mean + part * (1 - mean), mean + deviations * spread), mean + 0.95 * (1 - mean)), 4)

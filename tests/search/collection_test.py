@@ -1,0 +1,122 @@
+"""A collection of a vector database answers as the index of the folder does."""
+
+import json
+
+import numpy as np
+import pytest
+
+from mg_keras.databases import DATABASES, open_collection
+from mg_keras.databases.pushing import push
+from mg_keras.errors import UserError
+from mg_keras.programs import albums, search
+from mg_keras.search.collection import CollectionIndex
+from mg_keras.search.index import Index
+from tests.databases.written import write
+from tests.search.fake import FakeModel, album, noise
+
+
+class Telling(FakeModel):
+    """It says what `mg-keras embed` would have said of it."""
+
+    def made_from(self, resolution):
+        return {"network": "a network", "resolution": resolution, "pooling": 3.0, "whitening": None}
+
+
+@pytest.fixture(scope="module", params=sorted(DATABASES))
+def pushed(request, tmp_path_factory):
+    """(an album, where its descriptors are)."""
+    pytest.importorskip({"milvus": "pymilvus", "qdrant": "qdrant_client"}[request.param], reason="its extra is missing")
+    place = tmp_path_factory.mktemp("pushed")
+    paths = album(place / "photos", 40)
+    for number in range(3):
+        paths.append(place / "photos" / f"small{number}.jpg")
+        noise(1, (12 + number, 12)).save(paths[-1], quality=95)
+    model = FakeModel()
+    descriptors = model.embed(paths)
+    classes = [model.class_names[row] for row in model.classify(descriptors).probabilities.argmax(axis=1)]
+    features = place / "features"
+    for name in dict.fromkeys(classes):
+        rows = [row for row, each in enumerate(classes) if each == name]
+        write(features, descriptors[rows], [str(paths[row]) for row in rows], classes=[name], resolution=32)
+    where = f"{request.param}:{place / 'vectors.db'}/photos"
+    with open_collection(where) as collection:
+        push([features], collection)
+    return place / "photos", where
+
+
+def told(hits):
+    return sorted((str(hit.photo.path), round(hit.similarity, 2)) for hit in hits)
+
+
+def test_it_finds_what_the_index_of_the_folder_does(pushed, tmp_path):
+    folder, where = pushed
+    with (
+        CollectionIndex(open_collection(where, create=False), FakeModel()) as found_there,
+        Index.build(folder, FakeModel(), tmp_path / "index") as index,
+    ):
+        assert len(found_there) == len(index) == 43
+        for query in (folder / "00001.png", np.asarray(noise(7)), folder / "small0.jpg"):
+            # the second is cut off within the copies, or the kind
+            for k in (20, 2):
+                there, here = (each.find(query, k, precision=0.9) for each in (found_there, index))
+                for kind in ("copies", "instances", "kind"):
+                    one, other = (told(getattr(answer, kind)) for answer in (there, here))
+                    assert one == other or (k == 2 and [each[1] for each in one] == [each[1] for each in other])
+                assert there.classes == here.classes
+        photo = found_there.find(folder / "00001.png").copies[0].photo
+        assert (photo.width, photo.height) == (640, 480)
+
+
+def test_which_model_made_it_is_told_by_the_model_or_by_photos_that_are_here(pushed, monkeypatch):
+    _, where = pushed
+    with open_collection(where, create=False) as collection:
+        model = Telling()
+        CollectionIndex(collection, model)
+        assert model.embedded == 0
+        model = FakeModel()
+        CollectionIndex(collection, model)
+        assert model.embedded == 3
+        monkeypatch.setattr(model, "embed", lambda photos, *_, **__: -FakeModel().embed(photos))
+        with pytest.raises(UserError, match="was made by another model, or at another resolution: of "):
+            CollectionIndex(collection, model)
+        with pytest.raises(UserError, match="is of photos at the resolution 32, received 64"):
+            CollectionIndex(collection, FakeModel(), 64)
+        some = collection.some
+        collection.some = lambda count: ([{"uri": "s3://elsewhere/1.jpg"}], some(1)[1])
+        with pytest.raises(UserError, match="was made by another model than fake, as far as can be told"):
+            CollectionIndex(collection, FakeModel())
+        with pytest.raises(UserError, match="holds descriptors of 109 values, received one of 5"):
+            CollectionIndex(collection, Telling()).find(np.ones(5))
+
+
+def test_thresholds_of_a_model_that_has_none_are_estimated(pushed, tmp_path):
+    folder, where = pushed
+    model = Telling()
+    model.thresholds = None
+    with (
+        CollectionIndex(open_collection(where, create=False), model) as there,
+        Index.build(folder, model, tmp_path / "index") as index,
+    ):
+        for kind in ("copy", "instance"):
+            assert there.threshold(kind) == pytest.approx(index.threshold(kind), abs=0.05)
+
+
+def test_the_program_searches_a_collection(pushed, monkeypatch, capsys, tmp_path):
+    folder, where = pushed
+    monkeypatch.setattr(albums, "loaded", lambda options: FakeModel())
+    out = tmp_path / "found.json"
+    search.main([where, str(folder / "00001.png"), "--k", "4", "--out", str(out)])
+    shown = capsys.readouterr().out
+    assert f"copies:\n  1.000  {folder / '00001.png'}\n  0.9" in shown
+    assert "43 photos searched" in shown
+    assert len(json.loads(out.read_text())["copies"]) == 4
+    for arguments, message in (
+        ([], "is searched by a PHOTO: a page and --class are for folders"),
+        (["--class", "green"], "is searched by a PHOTO"),
+        (["x.jpg", "--expand", "3"], "--expand is for folders"),
+    ):
+        with pytest.raises(UserError, match=message):
+            search.main([where, *arguments])
+    monkeypatch.setattr(albums, "loaded", None)
+    with pytest.raises(UserError, match=r"there is no collection .*: mg-keras push makes one"):
+        search.main([f"{where}2", "x.jpg"])
