@@ -167,8 +167,12 @@ class Collection(abc.ABC):
         """
 
     @abc.abstractmethod
-    def some(self, count: int) -> tuple[list[dict[str, Any]], np.ndarray]:
-        """(payloads, descriptors float32 [N, D]) of some photos, N = `count` at most."""
+    def descriptors(self, keys: Sequence[str]) -> dict[str, np.ndarray]:
+        """Key -> descriptor, float32 [D] of unit norm, of those that are there."""
+
+    @abc.abstractmethod
+    def some(self, count: int) -> list[dict[str, Any]]:
+        """The payloads of some photos, `count` at most, always the same while nothing is put."""
 
     @abc.abstractmethod
     def close(self) -> None:

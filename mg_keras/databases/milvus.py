@@ -143,19 +143,23 @@ class Milvus(Collection):
             for answer in answers
         ]
 
-    def some(self, count: int) -> tuple[list[dict[str, Any]], np.ndarray]:
+    def descriptors(self, keys: Sequence[str]) -> dict[str, np.ndarray]:
+        """See `Collection`."""
+        with self._told():
+            self._load()
+            rows = self._client.get(
+                self.address.collection, ids=list(keys), output_fields=["id", "embedding"], timeout=_SECONDS
+            )
+        return {row["id"]: np.asarray(row["embedding"], np.float32) for row in rows}
+
+    def some(self, count: int) -> list[dict[str, Any]]:
         """See `Collection`."""
         with self._told():
             self._load()
             rows = self._client.query(
-                self.address.collection,
-                filter="",
-                limit=count,
-                output_fields=["embedding", *PAYLOAD],
-                timeout=_SECONDS,
+                self.address.collection, filter="", limit=count, output_fields=list(PAYLOAD), timeout=_SECONDS
             )
-        payloads = [{name: row.get(name) for name in PAYLOAD} for row in rows]
-        return payloads, np.array([row["embedding"] for row in rows], np.float32)
+        return [{name: row.get(name) for name in PAYLOAD} for row in rows]
 
     def _load(self):
         # into the memory of those who answer; it stays there until it is released

@@ -108,11 +108,17 @@ class Qdrant(Collection):
             [Found(str(point.id), float(point.score), _payload(point)) for point in answer.points] for answer in answers
         ]
 
-    def some(self, count: int) -> tuple[list[dict[str, Any]], np.ndarray]:
+    def descriptors(self, keys: Sequence[str]) -> dict[str, np.ndarray]:
         """See `Collection`."""
         with self._told():
-            points, _ = self._client.scroll(self.address.collection, limit=count, with_vectors=True)
-        return list(map(_payload, points)), np.array([point.vector for point in points], np.float32)
+            points = self._client.retrieve(self.address.collection, list(keys), with_payload=False, with_vectors=True)
+        return {str(point.id): np.asarray(point.vector, np.float32) for point in points}
+
+    def some(self, count: int) -> list[dict[str, Any]]:
+        """See `Collection`."""
+        with self._told():
+            points, _ = self._client.scroll(self.address.collection, limit=count, with_payload=list(PAYLOAD))
+        return list(map(_payload, points))
 
     def close(self) -> None:
         """See `Collection`."""

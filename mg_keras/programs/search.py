@@ -6,7 +6,8 @@ photos are described once; later only what has changed is. With neither, a page 
 Ctrl-C; where --host lets other machines reach it, to those who have the address with its token.
 
 In place of FOLDER, a collection of a vector database that mg-keras push filled, such as
-qdrant:http://localhost:6333/photos (mg-keras push --help): PHOTO is looked for there.
+qdrant:http://localhost:6333/photos (mg-keras push --help): PHOTO is looked for there. Its page shows the
+photos that are files below --photos.
 """
 
 import contextlib
@@ -25,7 +26,7 @@ from mg_keras.errors import UserError
 from mg_keras.files import atomic_write_json, printable_name
 from mg_keras.programs import albums
 from mg_keras.programs.common import Parser, number
-from mg_keras.search.collection import CollectionIndex, check_pushed
+from mg_keras.search.collection import CollectionAlbum, CollectionIndex, check_pushed
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -47,6 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--port", type=number(int, at_least=0, at_most=65535), default=8765, help="of the page; 0 takes a free one"
     )
     parser.add_argument("--browser", type=bool, default=True, help="false: the page is not opened")
+    parser.add_argument("--photos", type=str, help="of the page of a collection: the folder of the photos it may show")
     albums.add_arguments(parser)
     options = parser.parse_args(arguments)
     name = options["class"]
@@ -54,10 +56,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise UserError("one of PHOTO and --class is enough: what to look for")
     if databases.is_collection(options.folder):
         _check_for_collection(options)
-    elif options.photo is None and name is None:
+    elif options.photos is not None:
+        raise UserError(f"--photos is for a collection: {options.folder} is none")
+    if options.photo is None and name is None:
         if options.out:
             raise UserError("--out is for PHOTO or --class: the page writes no file")
-        _serve(albums.existing(options.folder), options)
+        _serve(albums.existing(options.photos or options.folder), options)
         return
     if options.out and not options.out.endswith(".json"):
         raise UserError(f"--out must be a name in .json, received {options.out}")
@@ -65,8 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if name:
             classes, lists = [], {"class": index.find_class(name, options.k)}
         else:
-            expanded = {"expand": options.expand} if options.expand else {}
-            found = index.find(options.photo, options.k, options.precision, **expanded)
+            found = index.find(options.photo, options.k, options.precision, options.expand)
             classes = found.classes
             lists = {
                 "copies": [(hit.photo, hit.similarity) for hit in found.copies],
@@ -89,24 +92,30 @@ def _index(options):
     if not databases.is_collection(options.folder):
         folder = albums.existing(options.folder)
         return albums.index_of(folder, albums.loaded(options), options)
+    with _collection(options) as collection:
+        return CollectionIndex(collection, albums.loaded(options), options.resolution)
+
+
+@contextlib.contextmanager
+def _collection(options):
+    """A collection, which stays open unless the block raises."""
     with contextlib.ExitStack() as opened:
         # what is away, or none, is told before seconds are spent on a model
         collection = opened.enter_context(databases.open_collection(options.folder, create=False))
         check_pushed(collection)
-        index = CollectionIndex(collection, albums.loaded(options), options.resolution)
+        yield collection
         opened.pop_all()
-    return index
 
 
 def _check_for_collection(options):
     """Refuses what only a folder has."""
-    if options.photo is None:
-        raise UserError(f"{options.folder} is searched by a PHOTO: a page and --class are for folders")
-    for flag, given in (
-        ("--expand", options.expand),
-        ("--index", options.index),
-        ("--recursive", not options.recursive),
-    ):
+    if options["class"] is not None:
+        raise UserError(f"--class is for folders: {options.folder} is a collection")
+    if options.photo is None and options.photos is None:
+        raise UserError(
+            f"{options.folder} is a collection: give a PHOTO, or --photos for a page of those below a folder"
+        )
+    for flag, given in {"--index": options.index, "--recursive": not options.recursive}.items():
         if given:
             raise UserError(f"{flag} is for folders: {options.folder} is a collection")
 
@@ -139,9 +148,13 @@ def _serve(folder: Path, options: Any):
         raise UserError(
             f'{error}: pip install "mg-keras[serving]" (in a checkout: -e ".[serving]") brings what the page needs'
         ) from error
-    model = albums.loaded(options)
-    path = albums.place(folder, model, options)
-    album = Album(folder, model, path, options.recursive, options.resolution)
+    if options.photos:
+        with _collection(options) as collection:
+            album = CollectionAlbum(folder, albums.loaded(options), collection, options.resolution)
+    else:
+        model = albums.loaded(options)
+        path = albums.place(folder, model, options)
+        album = Album(folder, model, path, options.recursive, options.resolution)
     token = None if is_loopback(options.host) else secrets.token_urlsafe(24)
     try:
         server = SearchServer(album, options.host, options.port, token)
@@ -154,7 +167,7 @@ def _serve(folder: Path, options: Any):
         signal.signal(each, lambda *_: stopped.set())
     server.start()
     album.update()
-    print(f"{printable_name(folder)}: {server.url}")
+    print(f"{printable_name(options.folder if options.photos else folder)}: {server.url}")
     if token:
         print("Whoever has this address sees the photos; it is not encrypted.")
     print("Ctrl-C stops it.", flush=True)

@@ -91,6 +91,9 @@ class Album:
         UserError: what is at `path` is the index of another model, or damaged.
     """
 
+    is_collection = False
+    """Whether it is one of a vector database, which the page can't change."""
+
     def __init__(
         self,
         folder: str | os.PathLike,
@@ -197,6 +200,11 @@ class Album:
             raise _Stopped
 
     # what is asked of it
+
+    @property
+    def title(self) -> str:
+        """What to call it."""
+        return str(self.folder)
 
     @property
     def index(self) -> Index:

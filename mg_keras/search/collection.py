@@ -3,22 +3,26 @@
 import functools
 import os
 import threading
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 
-from mg_keras.databases.collection import Collection, Found
+from mg_keras.databases.collection import Collection, Found, key_of
 from mg_keras.errors import UserError
 from mg_keras.search import thresholds
+from mg_keras.search.album import Album
 from mg_keras.search.given import Descriptors
-from mg_keras.search.index import Answer, Hit, Model, check_made_by, classes_of, embedded_query
+from mg_keras.search.index import Answer, Hit, Model, check_made_by, classes_of, embedded_query, expanded
 from mg_keras.search.store import Photo
 
-# photos from which thresholds are estimated, and among which some are looked for that are files here
-_SOME = 1000
+# photos that are listed; thresholds are estimated from them, and files that are here are looked for among them
+_LISTED = 1000
 # of what a database answers at once
 _MOST = 10_000
+# photos that have been shown, which are known by number
+_SHOWN = 100_000
 
 
 def check_pushed(collection: Collection) -> dict[str, Any]:
@@ -53,7 +57,7 @@ class CollectionIndex:
     def __init__(self, collection: Collection, model: Model, resolution: int | None = None):
         self.path, self.model, self._collection = str(collection.address), model, collection
         self._lock = threading.Lock()
-        self._numbers: dict[str, int] = {}
+        self._shown: OrderedDict[int, Photo] = OrderedDict()
         description = check_pushed(collection)
         self._dimensions = description["dimensions"]
         if resolution not in (None, description["resolution"]):
@@ -62,10 +66,11 @@ class CollectionIndex:
             )
         self._resolution = description["resolution"] or model.resolution
         self._check_model(description)
+        self._count = collection.count()
 
     def __len__(self) -> int:
-        """How many photos can be found."""
-        return self._collection.count()
+        """How many photos could be found when it was opened."""
+        return self._count
 
     def __enter__(self) -> Self:
         return self
@@ -77,54 +82,37 @@ class CollectionIndex:
         """Lets go of the database."""
         self._collection.close()
 
+    @property
+    def about(self) -> dict[str, Any]:
+        """As `Index.about`, of what a collection knows: photos can't be counted by class."""
+        return {"resolution": self._resolution, "dimensions": self._dimensions, "class_names": None}
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether the model has brought its thresholds."""
+        return bool(getattr(self.model, "thresholds", None))
+
     @functools.cached_property
     def thresholds(self) -> dict[str, dict[str, float]]:
         """As `Index.thresholds`."""
-        own = getattr(self.model, "thresholds", None)
-        if own:
-            return own
-        _, descriptors = self._some
+        if self.calibrated:
+            return self.model.thresholds
+        found = self._collection.descriptors([key_of(payload["uri"]) for payload in self._some])
+        descriptors = np.array(list(found.values()), np.float32)
         return thresholds.estimated(descriptors, np.ones(len(descriptors), bool), photos=len(self))
 
     def threshold(self, kind: str, precision: float = 0.99) -> float:
         """As `Index.threshold`."""
         return thresholds.pick(self.thresholds, kind, precision)
 
-    def find(self, query: Any, k: int = 20, precision: float = 0.9) -> Answer:
-        """As `Index.find`: copies, instances and photos of the same kind, `k` of each at most.
-
-        Args:
-            query: a photo (path, bytes, array, PIL image), or a descriptor [D].
-            k, precision: as `Index.find` takes them.
-
-        Raises:
-            UserError: the query can't be used, or the database can't be asked.
-        """
-        copy, instance = (self.threshold(kind, precision) for kind in ("copy", "instance"))
-        descriptor = self._describe(query)
-        wanted = 2 * k + 1
-        while True:
-            near = self._nearest(descriptor, wanted)
-            if len(near) < wanted or near[-1].similarity < instance or wanted == _MOST:
-                break
-            wanted = min(4 * wanted, _MOST)
-        near = [hit for hit in near if hit.similarity >= instance]
-        copied = sum(hit.similarity >= copy for hit in near)
-        names, classes = self.model.class_names, []
-        if names:
-            classes = classes_of(self.model, names, descriptor, self._resolution)
-        others = self._nearest(descriptor, min(len(near) + k, _MOST), classes[0][0] if classes else None)
-        kind = [hit for hit in others if hit.similarity < instance]
-        return Answer(*(self._hits(found[:k]) for found in (near[:copied], near[copied:], kind)), classes)
-
-    @functools.cached_property
-    def _some(self):
-        return self._collection.some(_SOME)
-
-    def _nearest(self, descriptor, k, class_name=None):
-        return self._collection.nearest(descriptor[None], k, class_name)[0]
-
-    def _describe(self, query):
+    def describe(self, query: Any) -> np.ndarray:
+        """As `Index.describe`."""
+        if isinstance(query, Photo):
+            key = key_of(query.name)
+            found = self._collection.descriptors([key])
+            if key not in found:
+                raise UserError(f"{query.name} is not in {self.path} any more")
+            return found[key]
         if not isinstance(query, str | os.PathLike | bytes) and np.ndim(query) == 1 and not hasattr(query, "mode"):
             descriptor = np.asarray(query, np.float32)
         else:
@@ -136,13 +124,83 @@ class CollectionIndex:
             )
         return descriptor / np.linalg.norm(descriptor)
 
-    def _hits(self, found: list[Found]):
-        return [Hit(self._photo(each.key, each.payload), each.similarity) for each in found]
+    def find(self, query: Any, k: int = 20, precision: float = 0.9, expand: int = 0) -> Answer:
+        """As `Index.find`.
 
-    def _photo(self, key, payload):
+        Raises:
+            UserError: the query can't be used, or the database can't be asked.
+        """
+        copy, instance = (self.threshold(kind, precision) for kind in ("copy", "instance"))
+        descriptor = self.describe(query)
+        if expand:
+            near = [hit for hit in self._nearest(descriptor, expand) if hit.similarity >= instance]
+            known = self._collection.descriptors([hit.key for hit in near])
+            near = [hit for hit in near if hit.key in known]
+            if near:
+                similarities = np.array([hit.similarity for hit in near], np.float32)
+                descriptor = expanded(descriptor, similarities, np.array([known[hit.key] for hit in near]))
+        wanted = 2 * k + 1
+        while True:
+            near = self._nearest(descriptor, wanted)
+            if len(near) < wanted or near[-1].similarity < instance or wanted >= _MOST:
+                break
+            wanted = min(4 * wanted, _MOST)
+        near = [hit for hit in near if hit.similarity >= instance]
+        copied = sum(hit.similarity >= copy for hit in near)
+        names, classes = self.model.class_names, []
+        if names:
+            classes = classes_of(self.model, names, descriptor, self._resolution)
+        others = self._nearest(descriptor, min(len(near) + k + 1, _MOST), classes[0][0] if classes else None)
+        kind = [hit for hit in others if hit.similarity < instance]
+        return Answer(*(self._hits(found, query)[:k] for found in (near[:copied], near[copied:], kind)), classes)
+
+    def find_class(self, text: str, k: int = 20, offset: int = 0) -> list[tuple[Photo, float]]:
+        """Refuses: a collection has no order of probability.
+
+        Raises:
+            UserError: always.
+        """
+        raise UserError(f"photos are found by {text!r} in folders: {self.path} is a collection")
+
+    def photos(self, offset: int = 0, limit: int | None = None, class_name: str | None = None) -> list[Photo]:
+        """Some photos, 1000 at most, always the same; perhaps of one likeliest class alone."""
+        found = [payload for payload in self._some if class_name in (None, payload["class"])]
+        return [self._photo(payload) for payload in found[offset:][:limit]]
+
+    def listed(self, class_name: str | None = None) -> int:
+        """How many photos `photos` has in all, perhaps of one likeliest class alone."""
+        return sum(class_name in (None, payload["class"]) for payload in self._some)
+
+    def photo(self, which: int) -> Photo | None:
+        """A photo that has been an answer, by its number; None if it has not."""
         with self._lock:
-            number = self._numbers.setdefault(key, len(self._numbers) + 1)
-        return Photo(
+            return self._shown.get(which)
+
+    def unusable(self) -> list[Photo]:
+        """None: they were left out."""
+        return []
+
+    def unusable_count(self) -> int:
+        """None: they were left out."""
+        return 0
+
+    @functools.cached_property
+    def _some(self):
+        return self._collection.some(_LISTED)
+
+    def _nearest(self, descriptor, k, class_name=None):
+        return self._collection.nearest(descriptor[None], k, class_name)[0]
+
+    def _hits(self, found: list[Found], query):
+        own = query.id if isinstance(query, Photo) else None
+        hits = [Hit(self._photo(each.payload), each.similarity) for each in found]
+        return [hit for hit in hits if hit.photo.id != own]
+
+    def _photo(self, payload):
+        key = key_of(payload["uri"]).replace("-", "")
+        # 52 bits that are drawn, which JavaScript's numbers hold; the digit between is the version
+        number = int(key[:12] + key[13], 16)
+        photo = Photo(
             id=number,
             name=payload["uri"],
             path=Path(payload["uri"]),
@@ -156,18 +214,72 @@ class CollectionIndex:
             probability=payload["probability"],
             problem=None,
         )
+        with self._lock:
+            self._shown[number] = photo
+            self._shown.move_to_end(number)
+            while len(self._shown) > _SHOWN:
+                self._shown.popitem(last=False)
+        return photo
 
     def _check_model(self, description):
         """That the model made the descriptors: it says so itself, or makes the same of photos that are here."""
         made_from = getattr(self.model, "made_from", lambda _: {})(self._resolution)
         if made_from and all(description.get(name) == value for name, value in made_from.items()):
             return
-        payloads, descriptors = self._some
-        here = [row for row, payload in enumerate(payloads) if os.path.isfile(payload["uri"])]
-        if payloads and not here:
+        names = [payload["uri"] for payload in self._some if os.path.isfile(payload["uri"])][:100]
+        if self._some and not names:
             raise UserError(
                 f"{self.path} was made by another model than {getattr(self.model, 'path', 'this one')}, as far as can "
-                "be told: give --model the one that described its photos"
+                "be told: give the one that described its photos"
             )
-        names = [payloads[row]["uri"] for row in here]
-        check_made_by(Descriptors(descriptors[here], names, self.path), self.model, self._resolution)
+        found = self._collection.descriptors(list(map(key_of, names)))
+        names = [name for name in names if key_of(name) in found]
+        values = np.array([found[key_of(name)] for name in names], np.float32)
+        check_made_by(Descriptors(values, names, self.path), self.model, self._resolution)
+
+
+class CollectionAlbum(Album):
+    """The photos of a collection as an album, for the page and its API: those below a folder are shown.
+
+    Args:
+        folder: below which photos are shown whose uris are files.
+        model: what describes queries; its work is done in turns.
+        collection: as `CollectionIndex` takes it.
+        resolution: as `CollectionIndex` takes it.
+
+    Raises:
+        UserError: there is no such collection, or another model made it.
+    """
+
+    is_collection = True
+
+    def __init__(self, folder: str | os.PathLike, model: Model, collection: Collection, resolution: int | None = None):
+        # nothing is written: what is kept is kept by the hash of a file, which a collection doesn't have
+        super().__init__(folder, model, folder)
+        self._index = CollectionIndex(collection, self._model, resolution)
+
+    @property
+    def title(self) -> str:
+        """Where the collection is."""
+        return self.index.path
+
+    def _look(self):
+        # what is pushed meanwhile is found as it comes
+        pass
+
+    def update(self) -> bool:
+        """Does nothing: mg-keras push adds photos; returns False."""
+        return False
+
+    def compare(self, precision: float = 0.99) -> bool:
+        """Refuses.
+
+        Raises:
+            UserError: always.
+        """
+        raise UserError("duplicates are looked for in folders, by mg-keras duplicates; this is a collection")
+
+    def stop(self) -> None:
+        """Lets go of the database."""
+        super().stop()
+        self.index.close()

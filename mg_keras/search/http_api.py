@@ -243,9 +243,10 @@ async def _in(threads, function, *arguments, **keywords):
 def _status(album, request):
     index = album.index if len(album) else None
     return {
-        "folder": printable_name(album.folder),
+        "folder": printable_name(album.title),
+        "collection": album.is_collection,
         "photos": len(album),
-        "unusable": index.snapshot()[0].count("row IS NULL") if index else 0,
+        "unusable": index.unusable_count() if index else 0,
         "classes": bool(index and index.about["class_names"]),
         "indexing": vars(album.indexing),
         "comparing": vars(album.comparing),
@@ -336,7 +337,7 @@ def _photos(album, request):
         # the probability is that of what was asked for
         told = [_told(photo) | {"probability": probability} for photo, probability in found[:limit]]
         return {"total": None, "more": len(found) > limit, "photos": told}
-    total = len(index) if name is None else index.class_counts().get(name, 0)
+    total = index.listed(name)
     found = [] if name is not None and not total else index.photos(offset, limit, name)
     return {"total": total, "more": offset + len(found) < total, "photos": list(map(_told, found))}
 

@@ -443,6 +443,14 @@ class Index:
         """Photos that can't be used, in order of name; `problem` says why."""
         return self._view.state.select("WHERE photos.row IS NULL ORDER BY photos.name")
 
+    def unusable_count(self) -> int:
+        """How many photos can't be used."""
+        return self._view.state.count("row IS NULL")
+
+    def listed(self, class_name: str | None = None) -> int:
+        """How many photos `photos` has in all, perhaps of one likeliest class alone."""
+        return len(self) if class_name is None else self.class_counts().get(class_name, 0)
+
     def class_counts(self) -> dict[str, int]:
         """Class -> of how many photos it is the likeliest, most frequent first."""
         state = self._view.state
@@ -874,8 +882,12 @@ def _why(model, photo):
 def _expanded(view, descriptor, count, least):
     values, rows = view.neighbors.nearest(descriptor[None], count)
     kept = (rows[0] >= 0) & (values[0] >= least)
-    near = np.asarray(view.state.descriptors[rows[0][kept]], np.float32)
-    mean = descriptor + (values[0][kept, None] ** 3 * near).sum(axis=0)
+    return expanded(descriptor, values[0][kept], view.state.descriptors[rows[0][kept]])
+
+
+def expanded(descriptor: np.ndarray, similarities: np.ndarray, near: np.ndarray) -> np.ndarray:
+    """Query expansion: float32 [D] of unit norm, from a query [D], neighbours [n, D] and their similarities to it."""
+    mean = descriptor + (similarities[:, None] ** 3 * np.asarray(near, np.float32)).sum(axis=0)
     return mean / np.linalg.norm(mean)
 
 

@@ -94,7 +94,8 @@ _SCHEMAS = {
     ),
     "Status": _object(
         {
-            "folder": {"type": "string"},
+            "folder": {"type": "string", "description": "or the address of a collection"},
+            "collection": {"type": "boolean", "description": "whether it is one, without update and duplicates"},
             "photos": {"type": "integer"},
             "unusable": {"type": "integer"},
             "classes": {"type": "boolean", "description": "whether the model knows classes"},

@@ -467,6 +467,7 @@ async function look() {
   else if (indexing.error) text += `; ${indexing.error}`;
   $("state").textContent = text;
   $("update").disabled = indexing.running;
+  $("update").hidden = $("tab-duplicates").hidden = status.collection;
   const progress = $("progress");
   progress.hidden = !indexing.running && !comparing.running;
   const work = indexing.running ? indexing : comparing;
