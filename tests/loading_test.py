@@ -1,6 +1,7 @@
 """A run, its SavedModel and files of weights through `mg_keras.load`: the same descriptors and classes by each way."""
 
 import functools
+import json
 import shutil
 
 import keras
@@ -98,6 +99,10 @@ def test_descriptors_are_those_of_the_program_and_of_the_signature(run, opened, 
     np.testing.assert_allclose(np.load(tmp_path / "a.npy"), found, atol=1e-5)
     embed_program([f"--model={exported.path}", f"--photos={folder}", f"--out={tmp_path / 'b.npy'}"])
     np.testing.assert_allclose(exported.embed(files), np.load(tmp_path / "b.npy"), atol=1e-5)
+    # what the files say of themselves is what the object says
+    for network, name in ((opened, "a"), (exported, "b")):
+        told = json.loads((tmp_path / f"{name}.json").read_text())["made_from"]
+        assert network.made_from(SIZE).items() <= told.items()
     served = tf.saved_model.load(str(exported.path)).signatures["serving_default"]
     images = tf.stack([square(load_photo(file), SIZE) for file in files])
     answer = served(images=images, p_star=tf.fill([12], 4.0))
