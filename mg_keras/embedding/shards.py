@@ -36,7 +36,9 @@ PHOTOS_A_SHARD = 4096
 """At most: 32 MB of 2048 values in float32."""
 
 _PATTERN = "shard-*.parquet"
-_KEY = b"mg_keras"
+KEY = b"mg_keras"
+"""Of the metadata of a schema."""
+
 # embeddings don't compress, and the rest is small beside them; checksums tell a page that is damaged
 _FORMAT = {"compression": "none", "use_dictionary": ["class", "error"], "write_page_checksum": True}
 _BROKEN = (pa.ArrowException, OSError, KeyError, ValueError)
@@ -66,7 +68,7 @@ def schema(dimensions: int, dtype: str, made_from: Mapping[str, Any]) -> pa.Sche
             ("probability", pa.float32()),
             ("error", pa.string()),
         ],
-        metadata={_KEY: json.dumps(dict(made_from))},
+        metadata={KEY: json.dumps(dict(made_from))},
     )
 
 
@@ -201,7 +203,7 @@ def metadata(path: str | os.PathLike) -> dict[str, Any]:
     Raises:
         KeyError, ValueError, OSError: it is none.
     """
-    return json.loads((parquet.read_schema(path).metadata or {})[_KEY])
+    return json.loads((parquet.read_schema(path).metadata or {})[KEY])
 
 
 def look_at(path: str | os.PathLike) -> tuple[dict[str, Any], int, int]:
@@ -272,8 +274,17 @@ def done_ids(folder: str | os.PathLike) -> np.ndarray:
     Raises:
         UserError: a shard can't be read.
     """
-    found = [_read(path, ["id"])["id"].to_numpy() for path in _shards(folder)]
+    found = [ids(path) for path in _shards(folder)]
     return np.unique(np.concatenate(found)) if found else np.empty(0, np.int64)
+
+
+def ids(path: str | os.PathLike) -> np.ndarray:
+    """int64, the photos of the rows of a shard or of a joined file.
+
+    Raises:
+        UserError: it can't be read.
+    """
+    return _read(path, ["id"])["id"].to_numpy()
 
 
 def read(folder: str | os.PathLike, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:

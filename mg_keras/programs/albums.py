@@ -42,9 +42,15 @@ def existing(folder: str) -> Path:
 
 
 def index_of(folder: Path, model: Any, options: Any) -> Any:
-    """The index of a folder, as the folder is now; each model has its own where none is named."""
-    from mg_keras.search.index import Index
+    """The index of a folder, as the folder is now; each model has its own where none is named.
 
+    A folder that mg-keras index made is such an index itself.
+    """
+    from mg_keras.search.index import Index
+    from mg_keras.search.sharded import is_sharded
+
+    if is_sharded(folder):
+        return Index.open(folder, model)
     path = place(folder, model, options)
     return Index.build(
         folder,

@@ -32,7 +32,9 @@ from mg_keras.search.collection import CollectionAlbum, CollectionIndex, check_p
 def main(arguments: Sequence[str] | None = None) -> None:
     """Arguments, the index, and what is found."""
     parser = Parser("mg-keras search", __doc__)
-    parser.add_argument("folder", type=str, help="the album: photos at any depth; or a collection")
+    parser.add_argument(
+        "folder", type=str, help="the album: photos at any depth; or a collection, or an index of mg-keras index"
+    )
     parser.add_argument("photo", type=str, nargs="?", help="the photo to find others by; without it a page is served")
     parser.add_argument("--class", type=str, help="a class to find photos of, such as ketch")
     parser.add_argument("--k", type=number(int, at_least=1), default=10, help="photos a list, at most")
@@ -61,7 +63,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.photo is None and name is None:
         if options.out:
             raise UserError("--out is for PHOTO or --class: the page writes no file")
-        _serve(albums.existing(options.photos or options.folder), options)
+        from mg_keras.search.sharded import is_sharded
+
+        folder = albums.existing(options.photos or options.folder)
+        if is_sharded(folder):
+            raise UserError(f"{printable_name(folder)} is an index of shards, which has no page: give PHOTO, too")
+        _serve(folder, options)
         return
     if options.out and not options.out.endswith(".json"):
         raise UserError(f"--out must be a name in .json, received {options.out}")

@@ -53,6 +53,21 @@ def descriptors_of(what: Any, names: Sequence[str] | None) -> Descriptors | None
     return None
 
 
+def columns_of(schema: Any, path: str | os.PathLike) -> tuple[str, str]:
+    """The columns of descriptors and of names in a schema of pyarrow.
+
+    Raises:
+        UserError: there are none.
+    """
+    embedding, name = (next((each for each in known if each in schema.names), None) for known in (_EMBEDDING, _NAMES))
+    if embedding is None or name is None:
+        raise UserError(
+            f"{path} has the columns {', '.join(schema.names)}, where one of {', '.join(_EMBEDDING)} and one of "
+            f"{', '.join(_NAMES)} were expected"
+        )
+    return embedding, name
+
+
 def _checked(values, names, what):
     if values.ndim != 2 or values.shape[1] == 0 or values.dtype.kind != "f":
         raise UserError(
@@ -98,13 +113,7 @@ def _of_parquet(files, path):
     except ModuleNotFoundError as error:
         raise UserError(f"{path} needs pyarrow: pip install pyarrow") from error
     try:
-        columns = parquet.read_schema(files[0]).names
-        embedding, name = (next((each for each in known if each in columns), None) for known in (_EMBEDDING, _NAMES))
-        if embedding is None or name is None:
-            raise UserError(
-                f"{path} has the columns {', '.join(columns)}, where one of {', '.join(_EMBEDDING)} and one of "
-                f"{', '.join(_NAMES)} were expected"
-            )
+        embedding, name = columns_of(parquet.read_schema(files[0]), path)
         seen, found, parts, width = set(), [], [], 0
         for file in files:
             for batch in parquet.ParquetFile(file).iter_batches(columns=[embedding, name]):

@@ -18,7 +18,7 @@ from mg_keras.data import finding
 from mg_keras.errors import UserError
 from mg_keras.files import printable_name
 from mg_keras.progress import Progress, mapped
-from mg_keras.search import neighbors, thresholds
+from mg_keras.search import neighbors, sharded, thresholds
 from mg_keras.search.given import Descriptors, descriptors_of
 from mg_keras.search.neighbors import Neighbors
 from mg_keras.search.photos import Facts, look_at, look_at_file, pixels, stamp
@@ -146,6 +146,8 @@ class Index:
         memory: int = 2 * _GIGABYTE,
         label: str | None = None,
         report: Callable[[int, int], None] | None = None,
+        shards: int | None = None,
+        workers: int | None = None,
     ) -> "Index":
         """Makes an index, or goes on with one that was begun at `path`, to which what has changed is added.
 
@@ -164,6 +166,9 @@ class Index:
             memory: bytes that searching may hold, which `"auto"` keeps to.
             label: what to call it while it runs; None shows nothing.
             report: is called with how many photos have been looked at, and of how many, after each chunk.
+            shards: for millions of descriptors in Parquet: what finds neighbours is made in so many shards, and the
+                descriptors stay where they are (`mg_keras.search.sharded.build` has more of it); `path` must be given.
+            workers: processes that make shards; None: one a core.
 
         Returns:
             `Index`.
@@ -176,6 +181,11 @@ class Index:
             >>> index = Index.build("photos", mg_keras.load("models/multigrain"), "album")  # doctest: +SKIP
             >>> [hit.photo.name for hit in index.search("query.jpg", k=5)]  # doctest: +SKIP
         """
+        if shards is not None:
+            if path is None:
+                raise UserError("an index of shards needs a path")
+            sharded.build([what], Path(path).expanduser(), shards, workers, show=bool(label))
+            return cls.open(path, model)
         if kind not in neighbors.KINDS:
             raise UserError(f"kind must be one of {', '.join(neighbors.KINDS)}, received {kind!r}")
         given = descriptors_of(what, names)
@@ -226,7 +236,7 @@ class Index:
             UserError: there is no index, it is damaged, or another model made it.
         """
         path = Path(path).expanduser()
-        if not is_index(path):
+        if not sharded.is_sharded(path) and not is_index(path):
             raise UserError(f"there is no index at {printable_name(path)}: mg-keras search or Index.build makes one")
         return cls(path, model)
 
@@ -241,6 +251,7 @@ class Index:
         path = Path(path).expanduser()
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise UserError(f"{printable_name(path)} is there already: choose another name")
+        self._check_changeable()
         with Writer(self.path) as writer:
             writer.copy(path)
 
@@ -254,7 +265,7 @@ class Index:
         """Looks for what others have written since; returns whether there was anything."""
         with self._lock:
             before = self._view
-            if before and before.state.number == state_number(self.path):
+            if before and before.state.number == _state_number(self.path):
                 return False
             self._view = _view(self.path, before)
             about = self._view.state.about
@@ -304,7 +315,12 @@ class Index:
         root = self._view.state.about["root"]
         return self._write(lambda work: work.remove([(os.fsencode(name), _name(name, root)) for name in names])).removed
 
+    def _check_changeable(self):
+        if sharded.is_sharded(self.path):
+            raise UserError(f"{self.path} is an index of shards, which is built anew from its Parquet files")
+
     def _write(self, do, label=None, report=None):
+        self._check_changeable()
         with self._lock:
             with Writer(self.path) as writer:
                 changes = do(_Work(writer, self.model, label, report))
@@ -509,8 +525,15 @@ class _View:
         return self.state.about["thresholds"] or thresholds.estimated(self.state.descriptors, self.state.used)
 
 
+def _state_number(path):
+    return sharded.state_number(path) if sharded.is_sharded(path) else state_number(path)
+
+
 def _view(path, before):
     """The newest state; what was in memory of the one before is taken over where it still holds."""
+    if sharded.is_sharded(path):
+        state = sharded.State(path)
+        return _View(state, Neighbors(state.descriptors, state.used, state.base()))
     for attempt in range(5):
         state = State(path)
         try:

@@ -30,11 +30,16 @@ TAIL_ROWS = 16_384
 # rows of which all are compared, whatever the kind
 _FEW = 16_384
 _BLOCK = 8_192
-# answers that are ranked by exact descriptors, for each that is wanted
-_RERANKED = 16
-_TRAINED_PER_CELL = 48
+RERANKED = 16
+"""Answers that are ranked by exact descriptors, for each that is wanted."""
+
+TRAINED_PER_CELL = 48
+"""Descriptors of the sample."""
+
 _TUNED = 128
 _WANTED_RECALL = 0.97
+# what twice the effort must add to recall, lest more answers be ranked instead
+_WORTH_EFFORT = 0.01
 _LINKS = 32
 
 
@@ -47,12 +52,16 @@ class Base:
         kind: of `KINDS`, but `auto`.
         rows: how many it covers.
         effort: cells, or candidates of the graph, that a query looks at.
+        reranked: answers that are ranked by exact descriptors, for each that is wanted.
+        used_alone: whether its index has only rows that are used.
     """
 
     index: Any
     kind: str
     rows: int
     effort: int = 0
+    reranked: int = RERANKED
+    used_alone: bool = False
 
 
 def choose(rows: int, dimensions: int, kind: str, memory: int) -> str:
@@ -101,7 +110,7 @@ def build(
         index.hnsw.efConstruction = 80
         sample = _sample(descriptors, 65_536, rng)
     else:
-        cells = _cells(count)
+        cells = cells_for(count)
         quantizer = faiss.IndexFlatIP(size)
         if kind == "ivf":
             index = faiss.IndexIVFScalarQuantizer(
@@ -112,8 +121,8 @@ def build(
             quantizer = faiss.IndexFlatIP(width)
             index = faiss.IndexIVFPQFastScan(quantizer, width, cells, width // 4, 4, faiss.METRIC_INNER_PRODUCT)
         index.cp.niter, index.cp.spherical, index.cp.seed = 8, True, seed
-        index.cp.max_points_per_centroid = _TRAINED_PER_CELL
-        sample = _sample(descriptors, _TRAINED_PER_CELL * cells, rng)
+        index.cp.max_points_per_centroid = TRAINED_PER_CELL
+        sample = _sample(descriptors, TRAINED_PER_CELL * cells, rng)
     if show:
         announce(f"learning where {count:,} descriptors lie")
     index.train(_fitted(index, sample))
@@ -121,7 +130,11 @@ def build(
     base = extended(Base(index, kind, 0), descriptors, show)
     if show:
         announce("measuring how well neighbours are found")
-    return _tuned(base, descriptors, used, rng)
+    usable = np.flatnonzero(used)
+    rows = np.sort(rng.choice(usable, min(_TUNED, len(usable)), replace=False))
+    queries = _float32(descriptors[rows])
+    _, true = exact_nearest(descriptors, used, queries, min(11, len(usable)))
+    return tuned(base, descriptors, used, rows, queries, true)
 
 
 def extended(base: Base, descriptors: np.ndarray, show: bool = False) -> Base:
@@ -176,6 +189,7 @@ class Neighbors:
     def __init__(self, descriptors: np.ndarray, used: np.ndarray, base: Base):
         self.descriptors, self.used, self.base = descriptors, used, base
         self._tail = _float32(descriptors[base.rows :])
+        self._used = int(np.count_nonzero(used[: base.rows]))
 
     def nearest(
         self, queries: np.ndarray, k: int, among: np.ndarray | None = None, effort: int | None = None
@@ -196,24 +210,26 @@ class Neighbors:
         wanted = self.used if among is None else self.used & among
         parts = []
         of_base = wanted[: self.base.rows]
-        few = int(np.count_nonzero(of_base))
+        few = self._used if among is None else int(np.count_nonzero(of_base))
         if few <= _FEW and (self.base.kind != "exact" or few < len(of_base) // 8):
             rows = np.flatnonzero(of_base)
-            parts.append(_compared(queries, _float32(self.descriptors[rows]), rows, k))
+            parts.append(compared(queries, _float32(self.descriptors[rows]), rows, k))
         elif self.base.kind == "exact":
             parts.append(self._by_faiss(queries, k, of_base, few, None))
         else:
-            _, found = self._by_faiss(queries, min(k * _RERANKED, few), of_base, few, effort or self.base.effort)
+            of_base = None if among is None and self.base.used_alone else of_base
+            depth = min(k * self.base.reranked, few)
+            _, found = self._by_faiss(queries, depth, of_base, few, effort or self.base.effort)
             parts.append(self._ranked(queries, found, k))
         if len(self._tail):
             rows = np.flatnonzero(wanted[self.base.rows :])
             tail = self._tail if len(rows) == len(self._tail) else self._tail[rows]
-            parts.append(_compared(queries, tail, rows + self.base.rows, k))
-        return _best(*map(np.concatenate, zip(*[(s.T, r.T) for s, r in parts], strict=True)), k)
+            parts.append(compared(queries, tail, rows + self.base.rows, k))
+        return best(*map(np.concatenate, zip(*[(s.T, r.T) for s, r in parts], strict=True)), k)
 
     def _by_faiss(self, queries, k, wanted, count, effort):
         options = {}
-        if count < len(wanted):
+        if wanted is not None and count < len(wanted):
             # the fewer of the rows count, the fewer lie in a cell
             effort = effort and int(effort * min(8, len(wanted) / count))
             options["sel"] = faiss.IDSelectorBitmap(np.packbits(wanted, bitorder="little"))
@@ -243,36 +259,51 @@ def exact_nearest(
     descriptors: np.ndarray, used: np.ndarray, queries: np.ndarray, k: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """As `Neighbors.nearest`, by a pass over all descriptors, a block at a time in memory."""
-    best = np.full((len(queries), k), -np.inf, np.float32), np.full((len(queries), k), -1, np.int64)
+    near = np.full((len(queries), k), -np.inf, np.float32), np.full((len(queries), k), -1, np.int64)
     for start in range(0, len(descriptors), _BLOCK):
         rows = start + np.flatnonzero(used[start : start + _BLOCK])
         if len(rows):
-            found = _compared(queries, _float32(descriptors[rows]), rows, k)
-            best = _best(*(np.concatenate([one.T, other.T]) for one, other in zip(best, found, strict=True)), k)
-    return best
+            found = compared(queries, _float32(descriptors[rows]), rows, k)
+            near = best(*(np.concatenate([one.T, other.T]) for one, other in zip(near, found, strict=True)), k)
+    return near
 
 
-def _tuned(base, descriptors, used, rng):
-    """The base with the least effort that reaches the recall that is wanted, and the recall."""
-    usable = np.flatnonzero(used)
-    rows = np.sort(rng.choice(usable, min(_TUNED, len(usable)), replace=False))
-    queries = _float32(descriptors[rows])
-    k = min(11, len(usable))
-    _, true = exact_nearest(descriptors, used, queries, k)
+def tuned(
+    base: Base,
+    descriptors: Any,
+    used: np.ndarray,
+    rows: np.ndarray,
+    queries: np.ndarray,
+    true: np.ndarray,
+    most_reranked: int = RERANKED,
+) -> tuple[Base, float]:
+    """The base with the least effort that reaches the recall that is wanted, as far as it can; and that recall.
+
+    Args:
+        base, descriptors, used: as `Neighbors` takes them.
+        rows, queries: int64 [Q] and float32 [Q, D]: some of the descriptors.
+        true: int64 [Q, k], their nearest, themselves among them.
+        most_reranked: of `Base.reranked`, which grows where more effort finds no more.
+    """
     # a row is its own nearest neighbour, which says nothing
-    true = np.where(true == rows[:, None], -1, true)
-    neighbors, reached = Neighbors(descriptors, used, base), 0.0
+    k, true = true.shape[1], np.where(true == rows[:, None], -1, true)
     effort, most = (32, 1024) if base.kind == "hnsw" else (4, max(4, base.index.nlist // 2))
+    base, reached = dataclasses.replace(base, effort=effort), -1.0
     while True:
-        _, found = neighbors.nearest(queries, k, effort=effort)
-        reached = recall(found, true)
-        if reached >= _WANTED_RECALL or 2 * effort > most:
-            return dataclasses.replace(base, effort=effort), reached
-        effort *= 2
+        _, found = Neighbors(descriptors, used, base).nearest(queries, k)
+        before, reached = reached, recall(found, true)
+        deeper = 2 * base.reranked <= most_reranked
+        if reached >= _WANTED_RECALL or (2 * base.effort > most and not deeper):
+            return base, reached
+        if deeper and (reached - before < _WORTH_EFFORT or 2 * base.effort > most):
+            # what comes next is measured against the deeper look
+            base, reached = dataclasses.replace(base, reranked=2 * base.reranked), -1.0
+        else:
+            base = dataclasses.replace(base, effort=2 * base.effort)
 
 
-def _compared(queries, descriptors, rows, k):
-    """(similarities [Q, ≤k], rows [Q, ≤k]) of the best of some rows, in no order."""
+def compared(queries: np.ndarray, descriptors: np.ndarray, rows: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """(similarities [Q, about k], rows [Q, about k]) of the best of some rows, in no order."""
     similarities = queries @ descriptors.T
     if len(rows) > 4 * k:
         # ties at the cut-off by row: what is partitioned is in order of row, and as many more as tie are kept
@@ -284,7 +315,7 @@ def _compared(queries, descriptors, rows, k):
     return similarities, np.broadcast_to(rows, similarities.shape)
 
 
-def _best(similarities, rows, k):
+def best(similarities: np.ndarray, rows: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     """The best k of each column, in order: [c, Q] and [c, Q] -> [Q, k] and [Q, k]."""
     similarities, rows = similarities.T, rows.T
     similarities = np.where(rows < 0, -np.inf, similarities)
@@ -295,7 +326,7 @@ def _best(similarities, rows, k):
     return np.pad(np.clip(similarities, None, 1.0), missing, constant_values=-np.inf).astype(np.float32), rows
 
 
-def _cells(count):
+def cells_for(count: int) -> int:
     """About 4 sqrt(N), a power of two."""
     return 1 << max(0, min(16, round(np.log2(4 * max(count, 1) ** 0.5)), int(np.log2(max(1, count / 39)))))
 
