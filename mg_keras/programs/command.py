@@ -18,7 +18,7 @@ VERBS = {
     "embed": "write the descriptors of a folder of photos",
     "push": "send descriptors into a vector database: Milvus or Qdrant",
     "search": "find photos of a folder by a photo, or by a class",
-    "index": "make an index of millions of descriptors",
+    "index": "make an index of millions of descriptors, or plan one",
     "duplicates": "find the photos of a folder that are there twice",
     "export": "write a run as a SavedModel",
     "pack": "pack a run into a small folder of half-precision weights",

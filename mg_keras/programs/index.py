@@ -3,8 +3,11 @@
 --from are folders or files of Parquet, as mg-keras embed writes them; they stay where they are, and the index points
 into them. Processes make the shards side by side; the same command after Ctrl-C, a crash or `kill -9` goes on with
 those that are made. mg-keras search INDEX photo.jpg and Index.open(INDEX).search(...) find neighbours in it.
+
+mg-keras index --plan 50e6 prints memory, disk, recall and time of three choices beforehand.
 """
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,7 +17,7 @@ from mg_keras.programs.common import Parser, number
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Arguments, and the index."""
+    """Arguments, and the index or the plan."""
     parser = Parser("mg-keras index", __doc__)
     parser.add_argument("--from", type=str, nargs="+", help="folders or files of Parquet, of mg-keras embed")
     parser.add_argument("--out", type=str, help="the index's folder")
@@ -27,10 +30,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--cells", type=number(int, at_least=1), help="of the inverted file; default: about 4 sqrt(N)")
     parser.add_argument("--seed", type=number(int, at_least=0), default=0, help="of the sample that is learned from")
+    parser.add_argument("--plan", type=number(float, at_least=1), help="descriptors to plan for, such as 50e6")
+    parser.add_argument("--dimensions", type=number(int, at_least=32), help="with --plan: values of each; default: 512")
+    parser.add_argument("--cores", type=number(int, at_least=1), help="with --plan: to build with; default: those here")
     options = parser.parse_args(arguments)
+    if options.plan is not None:
+        if getattr(options, "from") or options.out:
+            raise UserError("--plan is for itself: it builds nothing, and takes no --from and --out")
+        _show_plan(options)
+        return
+    if options.dimensions or options.cores:
+        raise UserError("--dimensions and --cores are for --plan")
     sources = getattr(options, "from")
     if not sources or not options.out:
-        raise UserError("--from PARQUET and --out INDEX are needed")
+        raise UserError("--from PARQUET and --out INDEX are needed, or --plan N")
     from mg_keras.search.index import Index
     from mg_keras.search.sharded import build
 
@@ -50,3 +63,37 @@ def main(arguments: Sequence[str] | None = None) -> None:
             f"bytes: {found['effort']} of {found['cells']:,} cells a query, {10 * found['reranked']} answers ranked "
             "exactly"
         )
+
+
+def _show_plan(options):
+    from mg_keras.search import planning
+    from mg_keras.search.sharded import default_shards
+
+    cores = options.cores or len(os.sched_getaffinity(0))
+    rows, dimensions = int(options.plan), options.dimensions or 512
+    if options.shards is None:
+        # as many as there are cores at least, that all have work
+        options.shards = max(cores, default_shards(rows))
+    choices = planning.choices(rows, dimensions, cores, options.shards)
+    print(f"{rows:,} descriptors of {dimensions} values, {options.shards} shards, built by {cores} cores")
+    print(f"{'':26}  --bytes  memory   disk     to build with  recall@10  build     query     cells  ranked")
+    for each in choices:
+        print(
+            f"{each.name:26}  {each.bytes:7}  {_size(each.memory):7}  {_size(each.disk):7}  {_size(each.building):13}  "
+            f"{each.recall:9.3f}  {_time(each.seconds):8}  {f'{1000 * each.query_seconds:.1f} ms':8}  "
+            f"{each.effort:5}  {10 * each.reranked:6}"
+        )
+    print(f"The Parquet files stay, and are read by each query: {_size(2 * rows * dimensions)} in float16.")
+    print(
+        f"Recall is of generated descriptors, extrapolated from {planning.MEASURED_SIZES[-1]:,}; a query takes one "
+        "core, looks at so many cells and ranks so many answers exactly, each a read: of a disk, add its time."
+    )
+
+
+def _size(count):
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
+
+
+def _time(seconds):
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes:02} m" if hours else f"{minutes} min" if minutes else f"{seconds:.0f} s"

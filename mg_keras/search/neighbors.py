@@ -11,6 +11,7 @@ Of the last three the first few hundred answers are ranked anew by the descripto
 """
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +39,8 @@ TRAINED_PER_CELL = 48
 
 _TUNED = 128
 _WANTED_RECALL = 0.97
-# what twice the effort must add to recall, lest more answers be ranked instead
-_WORTH_EFFORT = 0.01
+# what twice the effort must add to recall, lest it be given up
+_HARDLY_MORE = 0.001
 _LINKS = 32
 
 
@@ -288,18 +289,37 @@ def tuned(
     # a row is its own nearest neighbour, which says nothing
     k, true = true.shape[1], np.where(true == rows[:, None], -1, true)
     effort, most = (32, 1024) if base.kind == "hnsw" else (4, max(4, base.index.nlist // 2))
-    base, reached = dataclasses.replace(base, effort=effort), -1.0
-    while True:
-        _, found = Neighbors(descriptors, used, base).nearest(queries, k)
-        before, reached = reached, recall(found, true)
-        deeper = 2 * base.reranked <= most_reranked
-        if reached >= _WANTED_RECALL or (2 * base.effort > most and not deeper):
-            return base, reached
-        if deeper and (reached - before < _WORTH_EFFORT or 2 * base.effort > most):
-            # what comes next is measured against the deeper look
-            base, reached = dataclasses.replace(base, reranked=2 * base.reranked), -1.0
-        else:
-            base = dataclasses.replace(base, effort=2 * base.effort)
+
+    def recall_at(effort, reranked):
+        tried = dataclasses.replace(base, effort=effort, reranked=reranked)
+        return recall(Neighbors(descriptors, used, tried).nearest(queries, k)[1], true)
+
+    effort, reranked, reached = least_effort(recall_at, effort, most, most_reranked)
+    return dataclasses.replace(base, effort=effort, reranked=reranked), reached
+
+
+def least_effort(
+    recall_at: Callable[[int, int], float], effort: int, most: int, most_reranked: int
+) -> tuple[int, int, float]:
+    """(effort, reranked, recall): the least that reach the recall that is wanted, 0.97, or as much as they can.
+
+    Args:
+        recall_at: recall of an effort and of answers that are ranked exactly for each that is wanted.
+        effort, most: the first to try, and the most.
+        most_reranked: of the latter, of which 16 are the first to try.
+    """
+    reranked = RERANKED
+    reached = recall_at(effort, reranked)
+    while reached < _WANTED_RECALL:
+        tries = [(2 * effort, reranked)] if 2 * effort <= most else []
+        tries += [(effort, 2 * reranked)] if 2 * reranked <= most_reranked else []
+        found = [recall_at(*each) for each in tries]
+        if not found or max(found) - reached < _HARDLY_MORE:
+            break
+        # of the two, what finds more
+        reached = max(found)
+        effort, reranked = tries[found.index(reached)]
+    return effort, reranked, reached
 
 
 def compared(queries: np.ndarray, descriptors: np.ndarray, rows: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:

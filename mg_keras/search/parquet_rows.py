@@ -21,7 +21,7 @@ from mg_keras.files import printable_name
 from mg_keras.search.given import columns_of
 
 # files that are kept open, and groups of rows whose names are kept
-_OPEN, _GROUPS = 128, 64
+_OPEN, _GROUPS = 64, 16
 _HEADER = 1 << 12
 _BESIDE = ("class", "probability", "width", "height", "error")
 _BROKEN = (pa.ArrowException, OSError, ValueError, IndexError)

@@ -51,15 +51,20 @@ SMALLEST = 1024
 ROWS_A_SHARD = 4_000_000
 """Where it is not said how many shards there shall be."""
 
-GRAPH_CELLS = 4096
-"""From so many cells on, the nearest ones are found by a graph (HNSW)."""
+GRAPH_CELLS = 16_384
+"""From so many cells on, the nearest ones are found by a graph (HNSW): for fewer it takes longer than comparing all."""
+
+QUERIES = 128
+"""Descriptors by which the effort is chosen."""
 
 CODED = 65_536
 """Of the sample, as many descriptors teach the codes."""
 
-_QUERIES, _FOUND = 128, 11
+_FOUND = 11
 _ROTATED, _ROTATION_PAYS = 8_192, 0.9
-_MOST_RERANKED = 128
+MOST_RERANKED = 256
+"""Answers that are ranked exactly, for each that is wanted: as many as help where codes are short."""
+
 _BLOCK = 8_192
 
 
@@ -115,6 +120,11 @@ def state_number(folder: Path) -> str:
     return _manifest(folder)["plan"]
 
 
+def default_shards(rows: int) -> int:
+    """Where it is not said how many there shall be."""
+    return -(-rows // ROWS_A_SHARD)
+
+
 def default_bytes(dimensions: int) -> int:
     """Of a code: an eighth of the values, 64 of 512."""
     return max(1, -(-dimensions // 8))
@@ -154,7 +164,7 @@ def build(
         )
     if cells is not None and cells > rows:
         raise UserError(f"--cells must be at most the number of descriptors, {rows:,}, received {cells:,}")
-    shards = min(rows, shards or -(-rows // ROWS_A_SHARD))
+    shards = min(rows, shards or default_shards(rows))
     plan = Plan(
         files,
         _twice(files),
@@ -298,7 +308,7 @@ class _Build:
                 f"{len(sample):,} of {count:,}"
             )
         index, rotation = trained(sample, plan.bytes, plan.cells, plan.seed)
-        asked = np.sort(rng.choice(drawn, min(_QUERIES, len(drawn)), replace=False))
+        asked = np.sort(rng.choice(drawn, min(QUERIES, len(drawn)), replace=False))
         _save(self.at("queries.npz"), rows=asked, queries=rows[asked])
         if rotation is not None:
             with atomic_path(self.at("rotation.npy")) as partial:
@@ -360,7 +370,7 @@ class _Build:
         used[unusable] = False
         base = _base(self.folder, plan.name, plan.shards, plan.rows, plan.dimensions)
         rows = ParquetRows(plan.files, unusable)
-        return neighbors.tuned(base, rows, used, asked["rows"], asked["queries"], true, _MOST_RERANKED)
+        return neighbors.tuned(base, rows, used, asked["rows"], asked["queries"], true, most_reranked(base.kind))
 
 
 def trained(sample: np.ndarray, code_bytes: int, cells: int, seed: int) -> tuple[Any, np.ndarray | None]:
@@ -385,7 +395,18 @@ def trained(sample: np.ndarray, code_bytes: int, cells: int, seed: int) -> tuple
     learned.train(sample)
     middles = learned.centroids
     few = sample[np.random.default_rng(seed).permutation(len(sample))[:CODED]]
-    rotation = None
+    threads = faiss.omp_get_max_threads()
+    try:
+        # pieces so small are done before threads have met, which on a busy machine takes many times as long
+        faiss.omp_set_num_threads(1)
+        return _coded(np.ascontiguousarray(few), middles, code_bytes)
+    finally:
+        faiss.omp_set_num_threads(threads)
+
+
+def _coded(few, middles, code_bytes):
+    """(index, rotation) of a sample and the middles of cells."""
+    cells, dimensions, rotation = *middles.shape, None
     if code_bytes < dimensions:
         parts = 2 * code_bytes
         width = -(-dimensions // parts) * parts
@@ -393,12 +414,12 @@ def trained(sample: np.ndarray, code_bytes: int, cells: int, seed: int) -> tuple
         rotation = _rotation(few, middles, parts)
         if rotation is not None:
             middles, few = middles @ rotation.T, few @ rotation.T
-        quantizer = _quantizer(middles)
+        quantizer = quantizer_of(middles)
         index = faiss.IndexIVFPQFastScan(quantizer, width, cells, parts, 4, faiss.METRIC_INNER_PRODUCT)
         # what differs from a cell's middle takes fewer bits than the whole
         index.by_residual = True
     else:
-        quantizer = _quantizer(middles)
+        quantizer = quantizer_of(middles)
         kind = faiss.ScalarQuantizer.QT_8bit if code_bytes == dimensions else faiss.ScalarQuantizer.QT_fp16
         index = faiss.IndexIVFScalarQuantizer(quantizer, dimensions, cells, kind, faiss.METRIC_INNER_PRODUCT, False)
     index.train(np.ascontiguousarray(few))
@@ -426,8 +447,8 @@ def _rotation(sample, middles, parts):
     return rotation if errors[1] < _ROTATION_PAYS * errors[0] else None
 
 
-def _quantizer(middles):
-    """What finds the nearest cells."""
+def quantizer_of(middles: np.ndarray) -> Any:
+    """What finds the nearest cells: of FAISS, with their middles, float32 [C, W]."""
     if len(middles) < GRAPH_CELLS:
         quantizer = faiss.IndexFlatIP(middles.shape[1])
     else:
@@ -435,6 +456,11 @@ def _quantizer(middles):
         quantizer.hnsw.efConstruction, quantizer.hnsw.efSearch = 80, 32
     quantizer.add(np.ascontiguousarray(middles))
     return quantizer
+
+
+def most_reranked(kind: str) -> int:
+    """Answers that are ranked exactly at most, for each that is wanted: codes of whole values gain nothing by more."""
+    return MOST_RERANKED if kind == "pq" else neighbors.RERANKED
 
 
 def _widened(rows, width):
@@ -466,7 +492,7 @@ def _make_shard(shard):
     plan, folder, counter = (_worker[key] for key in ("plan", "folder", "counter"))
     at = functools.partial(_path, folder, plan.name)
     rows = ParquetRows(plan.files)
-    index, rotation = _read_trained(folder, plan.name)
+    index, rotation = read_trained(folder, plan.name)
     queries = np.load(at("queries.npz"))["queries"]
     found = np.full((len(queries), _FOUND), -np.inf, np.float32), np.full((len(queries), _FOUND), -1, np.int64)
     begin, end = plan.part(shard)
@@ -638,7 +664,7 @@ class State:
 
 def _base(folder, name, shards, rows, dimensions, effort=0, reranked=neighbors.RERANKED):
     try:
-        index, rotation = _read_trained(folder, name)
+        index, rotation = read_trained(folder, name)
         parts = [faiss.read_index(str(_path(folder, name, f"{shard:04}.faiss"))) for shard in range(shards)]
     except (RuntimeError, OSError, ValueError) as error:
         raise _damaged(folder, error) from error
@@ -646,7 +672,9 @@ def _base(folder, name, shards, rows, dimensions, effort=0, reranked=neighbors.R
     return Base(Together(index, parts, dimensions, rotation), kind, rows, effort, reranked, used_alone=True)
 
 
-def _read_trained(folder, name):
+def read_trained(folder: Path, name: str | None = None) -> tuple[Any, np.ndarray | None]:
+    """(FAISS's index without rows, rotation or None) of an index in a folder."""
+    name = name or state_number(folder)
     rotation = _path(folder, name, "rotation.npy")
     index = faiss.read_index(str(_path(folder, name, "trained.faiss")))
     return index, np.load(rotation) if rotation.exists() else None
