@@ -31,6 +31,8 @@ _ROWS_AT_ONCE = 65_536
 _CLASSES, _LEAST_PROBABILITY = 5, 0.01
 # photos of an array of descriptors that are embedded to see that the model is the one that made it
 _CHECKED, _SAME = 3, 0.98
+# rows of an index of shards among whose photos such are looked for
+_LOOKED_AT = 16
 _SMALLEST_APPROXIMATE = 1024
 _GIGABYTE = 1 << 30
 
@@ -238,7 +240,14 @@ class Index:
         path = Path(path).expanduser()
         if not sharded.is_sharded(path) and not is_index(path):
             raise UserError(f"there is no index at {printable_name(path)}: mg-keras search or Index.build makes one")
-        return cls(path, model)
+        index = cls(path, model)
+        if model is not None and sharded.is_sharded(path):
+            state = index._view.state
+            few = min(_LOOKED_AT, len(state.used))
+            names = [state.descriptors.facts(row)["name"] for row in range(few)]
+            given = Descriptors(state.descriptors[:few], names, printable_name(path))
+            check_made_by(given, model, state.about["resolution"])
+        return index
 
     load = open
 
@@ -494,7 +503,13 @@ class Index:
             raise UserError(
                 f"a photo as query needs the model that made {self.path}: Index.open({str(self.path)!r}, model)"
             )
-        return embedded_query(self.model, query, view.state.about["resolution"])
+        descriptor = embedded_query(self.model, query, view.state.about["resolution"])
+        size = view.state.about["dimensions"]
+        if size is not None and len(descriptor) != size:
+            raise UserError(
+                f"the model's descriptors have {len(descriptor)} values, where those of {self.path} have {size}"
+            )
+        return descriptor
 
     def _classes(self, view, descriptor, query):
         names = view.state.about["class_names"]

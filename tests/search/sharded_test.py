@@ -7,9 +7,12 @@ import time
 import numpy as np
 import pytest
 
+from mg_keras.embedding import shards
 from mg_keras.errors import UserError
+from mg_keras.programs import albums, search
 from mg_keras.search import neighbors, sharded
 from mg_keras.search.index import Index
+from tests.search.fake import SIDE, FakeModel, album
 from tests.search.neighbors_test import clustered
 from tests.search.shards_of_parquet import write_folder
 
@@ -234,3 +237,30 @@ def test_mistakes(tmp_path, features, values, built, monkeypatch):
     (tmp_path / "away").rename(shard)
     with Index.open(built) as index:
         assert index.about["searched_by"] == "pq"
+
+
+def test_photos_are_queries_with_the_model_that_made_it(tmp_path, monkeypatch, capsys):
+    here(monkeypatch)
+    paths, model = album(tmp_path / "photos", 4), FakeModel()
+    others = clustered(1200, SIDE * SIDE * 3 + 1)
+    described = np.concatenate([model.embed(paths), others]).astype(np.float16)
+    columns = shards.schema(described.shape[1], "float16", {"resolution": 32})
+    uris = [*map(str, paths), *map(str, range(1200))]
+    (tmp_path / "features").mkdir()
+    shards.write(tmp_path / "features", shards.usable_rows(columns, np.arange(1204), uris, described))
+    out = tmp_path / "index"
+    Index.build(tmp_path / "features", path=out, shards=1).close()
+    monkeypatch.setattr(albums, "loaded", lambda options: model)
+    search.main([str(out), str(paths[2])])
+    shown = capsys.readouterr().out
+    assert f"1.000  {paths[2]}" in shown
+    assert "1,204 photos searched" in shown
+    with pytest.raises(UserError, match="is an index of shards, which has no page"):
+        search.main([str(out)])
+    other = FakeModel()
+    other.embed = lambda photos, *_, **__: np.roll(model.embed(photos), 1, axis=1)
+    with pytest.raises(UserError, match="was made by another model"):
+        Index.open(out, other)
+    other.embed = lambda photos, *_, **__: model.embed(photos)[:, :20]
+    with pytest.raises(UserError, match="has 109 values a photo, where the model makes 20"):
+        Index.open(out, other)
