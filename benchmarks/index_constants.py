@@ -120,11 +120,10 @@ def measured(folder):
         },
     }
     # what it takes: one core, and of a value or an operation, so that other sizes follow
-    learned = faiss.Kmeans(dimensions, 1024, niter=8, spherical=True, seed=0)
     sample = np.ascontiguousarray(rows[: 48 * 1024])
-    began = time.process_time()
-    learned.train(sample)
-    found["learn"] = (time.process_time() - began) / (8 * 2 * len(sample) * 1024 * dimensions)
+    alone, together = _learning(sample, 1), _learning(sample, os.cpu_count() or 1)
+    found["learn"] = alone / (8 * 2 * len(sample) * 1024 * dimensions)
+    found["together"] = max(1.0, together / alone)
     wide = np.random.default_rng(0).standard_normal((sharded.CODED, 2 * dimensions), np.float32)
     found["rotation"] = []
     for width in (dimensions, 2 * dimensions):
@@ -166,6 +165,16 @@ def measured(folder):
     own = float(shown.stdout.split()[0]) - _held(folder / "indexes" / f"{sizes[-1]}-{dimensions // 8}")
     found["process"] = round(own)
     return {key: float(f"{value:.4g}") if isinstance(value, float) else value for key, value in found.items()}
+
+
+def _learning(sample, threads):
+    """Processor time of learning 1 024 cells; of all threads together."""
+    learned = faiss.Kmeans(sample.shape[1], 1024, niter=8, spherical=True, seed=0)
+    faiss.omp_set_num_threads(threads)
+    began = time.process_time()
+    learned.train(sample)
+    faiss.omp_set_num_threads(1)
+    return time.process_time() - began
 
 
 def _coded(index, values, cells):

@@ -69,7 +69,7 @@ def _show_plan(options):
     from mg_keras.search import planning
     from mg_keras.search.sharded import default_shards
 
-    cores = options.cores or len(os.sched_getaffinity(0))
+    cores = options.cores or os.cpu_count() or 1
     rows, dimensions = int(options.plan), options.dimensions or 512
     if options.shards is None:
         # as many as there are cores at least, that all have work

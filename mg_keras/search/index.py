@@ -547,8 +547,15 @@ def _state_number(path):
 def _view(path, before):
     """The newest state; what was in memory of the one before is taken over where it still holds."""
     if sharded.is_sharded(path):
-        state = sharded.State(path)
-        return _View(state, Neighbors(state.descriptors, state.used, state.base()))
+        number = sharded.state_number(path)
+        try:
+            state = sharded.State(path)
+            return _View(state, Neighbors(state.descriptors, state.used, state.base()))
+        except UserError:
+            # another process may have put a new one in its place between the two looks
+            if sharded.state_number(path) == number:
+                raise
+            return _view(path, before)
     for attempt in range(5):
         state = State(path)
         try:

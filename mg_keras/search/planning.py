@@ -19,6 +19,7 @@ EFFORTS, DEPTHS, VALUES_A_BYTE = (4, 8, 16, 32, 64, 128, 256), (16, 32, 64, 128,
 # cells, codes: the share of the ten nearest that is lost by looking at so many cells, and by ranking so many answers
 #     exactly, at each of the two sizes; more of both lose less, and so do fewer descriptors
 # learn, flat: seconds of an operation (of a value of a middle with one of a descriptor, times two)
+# together: how many times the processor time of learning is that of one core, where all learn: they wait for each other
 # graph, graph_made, read, code, middle: seconds of a value of a descriptor, or of a middle
 # rotation: seconds to learn the codes, of MEASURED_DIMENSIONS and of twice as many
 # scan: seconds of a byte of code; shard, row, name: of a shard, a row that is read, a name
@@ -38,6 +39,7 @@ MEASURED = {
         16: {16: (0.0367, 0.0717), 32: (0.0188, 0.0427), 64: (0.007, 0.0202), 128: (0.0032, 0.009), 256: (0.0, 0.003)},
     },
     "learn": 8.593e-12,
+    "together": 1.76,
     "rotation": [2.26, 4.49],
     "flat": 8.19e-12,
     "graph": 2.216e-07,
@@ -102,7 +104,7 @@ def choices(rows: int, dimensions: int, cores: int | None = None, shards: int | 
     rows = int(rows)
     if rows < sharded.SMALLEST:
         raise UserError(f"--plan must be {sharded.SMALLEST:,} descriptors at least, received {rows:,}")
-    cores = cores or len(os.sched_getaffinity(0))
+    cores = cores or os.cpu_count() or 1
     shards = shards or sharded.default_shards(rows)
     return [
         _choice("float16 in memory (IVF)", 2 * dimensions, None, rows, dimensions, cores, shards),
@@ -130,7 +132,10 @@ def _choice(name, code_bytes, rate, rows, dimensions, cores, shards):
     codes = rows * (code_bytes + 8) + blocks
     process = found["process"]
     sample = 4 * dimensions * min(rows, neighbors.TRAINED_PER_CELL * cells)
-    learned = found["learn"] * _ROUNDS * 2 * cells * sample / 4 + graph * found["graph_made"] * cells * dimensions
+    waiting = found["together"] if cores > 1 else 1.0
+    learned = (
+        found["learn"] * waiting * _ROUNDS * 2 * cells * sample / 4 + graph * found["graph_made"] * cells * dimensions
+    )
     if rate:
         first, second = found["rotation"]
         learned += first + (second - first) * (dimensions / MEASURED_DIMENSIONS - 1)
@@ -146,8 +151,8 @@ def _choice(name, code_bytes, rate, rows, dimensions, cores, shards):
         + effort * rows / cells * code_bytes * found["scan"][kind]
         + _ANSWERS * (reranked * found["row"] + found["name"])
     )
-    # the queries by which the effort is chosen
-    learned += sharded.QUERIES * 3 * query
+    # the queries by which the effort is chosen: some twelve times, of which most take half
+    learned += sharded.QUERIES * 6 * query
     return Choice(
         name,
         code_bytes,

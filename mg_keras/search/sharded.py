@@ -176,7 +176,7 @@ def build(
     with _locked(out):
         if is_sharded(out) and _manifest(out)["plan"] == plan.name:
             return
-        _Build(plan, out, workers or len(os.sched_getaffinity(0)), show).run()
+        _Build(plan, out, workers or os.cpu_count() or 1, show).run()
 
 
 def looked_at(paths: Sequence[str | os.PathLike]) -> list[File]:
@@ -257,7 +257,7 @@ class _Build:
     def __init__(self, plan, folder, workers, show):
         self.plan, self.folder, self.show = plan, folder, show
         self.workers = max(1, min(workers, plan.shards))
-        self.cores = len(os.sched_getaffinity(0))
+        self.cores = os.cpu_count() or 1
         self.at = functools.partial(_path, folder, plan.name)
 
     def run(self):
