@@ -214,7 +214,7 @@ def look_at(path: str | os.PathLike) -> tuple[dict[str, Any], int, int]:
     """
     try:
         footer = _open(path)
-        made_from = json.loads((footer.schema_arrow.metadata or {})[_KEY])
+        made_from = json.loads((footer.schema_arrow.metadata or {})[KEY])
         return made_from, _dtype_and_size(footer.schema_arrow)[1], footer.metadata.num_rows
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{path} can't be read as Parquet: {_first_line(error)}") from error
