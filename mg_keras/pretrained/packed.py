@@ -2,11 +2,12 @@
 
 `model.safetensors` holds the trunk's variables under `trunk/<layer>/<variable>`, `classifier/kernel`, `scale` and
 `bias`, `whitening/mean`, `projection`, `discarded_variance` and, unless the projection is square, `inverse`. The
-trunk's kernels are float16; the classifier's and the whitening's matrices are int8, each row times its `scale`, which
-moves a descriptor by less than a hundredth of its length; the rest is float32. `model.json` says the rest.
+trunk's kernels are float16, but for those of 2^18 values or more, which are int8 times a `scale` for each output; the
+classifier's and the whitening's matrices are int8, each row times its `scale`; the rest is float32. Descriptors so
+have cosines of 0.9997 with those of float32. `model.json` says the rest. Files of before have a projection in float16
+without a scale, and no `inverse`: the pseudo-inverse takes its place.
 
-The model that comes with mg_keras lies so in the package (`PACKAGE`), as an older version packed it: its projection is
-float16 without a scale, and for want of an `inverse` the pseudo-inverse is taken.
+The model that comes with mg_keras lies so in the package (`PACKAGE`).
 """
 
 import json
@@ -29,6 +30,8 @@ from mg_keras.pretrained.names import Head, check
 PACKAGE = Path(__file__).resolve().parents[1] / "weights" / "multigrain_lite0"
 """The model in the package: MultiGrain on EfficientNet-Lite0."""
 
+# values of a kernel from which on it is int8: a few hold a quarter of EfficientNet-Lite0's
+_LARGE = 1 << 18
 _WEIGHTS, _ABOUT = "model.safetensors", "model.json"
 _NEEDED = ("trunk", "num_classes", "pooling_exponent", "levels", "resolution")
 
@@ -84,7 +87,11 @@ class Packed:
         if self.about["trunk"] != trunk_name:
             raise UserError(f"{self.folder} holds a {self.about['trunk']}, where the trunk is {trunk_name}")
         wanted = _named(trunk)
-        found = {name: values for name, values in self._arrays.items() if name.startswith("trunk/")}
+        found = {
+            name: values * self._arrays.get(f"{name}_scale", np.float32(1))
+            for name, values in self._arrays.items()
+            if name.startswith("trunk/") and not name.endswith("_scale")
+        }
         shapes = {name: values.shape for name, values in found.items()}
         check(self.folder / _WEIGHTS, trunk_name, {name: tuple(v.shape) for name, v in wanted.items()}, shapes)
         for name, variable in wanted.items():
@@ -130,7 +137,15 @@ def pack(
         ValueError: a weight is no number or too large for half precision.
         UserError: the folder can't be written to.
     """
-    arrays = {name: _halved(name, variable) for name, variable in _named(network.trunk).items()}
+    arrays = {}
+    for name, variable in _named(network.trunk).items():
+        values = _halved(name, variable)
+        if values.ndim > 1 and values.size >= _LARGE:
+            columns = np.float32(values).reshape(-1, values.shape[-1])
+            rounded, scale = _rounded(columns.T)
+            arrays |= {name: rounded.T.reshape(values.shape), f"{name}_scale": scale}
+        else:
+            arrays[name] = values
     kernel, bias = (np.asarray(weight, np.float32) for weight in network.classifier.weights)
     if not np.isfinite(kernel).all():
         raise ValueError("the classifier's kernel holds values that are no numbers")
