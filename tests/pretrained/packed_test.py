@@ -1,4 +1,4 @@
-"""Networks packed into a folder, and the one in the package."""
+"""Networks packed into a folder."""
 
 import json
 
@@ -14,7 +14,7 @@ from mg_keras import Whitening
 from mg_keras.data.resolutions import square, squashed
 from mg_keras.errors import UserError
 from mg_keras.models import Network, trunks
-from mg_keras.pretrained import class_names, initialize
+from mg_keras.pretrained import class_names, initialize, packed
 from mg_keras.pretrained.packed import Packed, pack
 from mg_keras.programs.export import export_packed
 from tests.export.small import TINY_RESNET, made_up_statistics, random_images
@@ -117,6 +117,21 @@ def test_weights_come_back_to_half_precision_and_whitenings_to_8_bits(folder, ne
     np.testing.assert_allclose(packed.whitening.inverse_ @ packed.whitening.projection_, np.eye(12), atol=1e-9)
     np.testing.assert_allclose(packed.whitening.mean_, whitening.mean_, atol=1e-7)
     assert packed.whitening.discarded_variance_ == pytest.approx(whitening.discarded_variance_)
+
+
+def test_large_kernels_come_back_to_8_bits(network, tmp_path, monkeypatch):
+    monkeypatch.setattr(packed, "_LARGE", 5000)
+    pack(tmp_path / "small", network, "resnet18", None, {"resolution": 48})
+    stored = load_file(tmp_path / "small" / "model.safetensors")
+    kernels = {name: np.asarray(variable) for name, variable in packed._named(network.trunk).items()}
+    large = {name for name, kernel in kernels.items() if kernel.ndim > 1 and kernel.size >= 5000}
+    assert 0 < len(large) < len([name for name, kernel in kernels.items() if kernel.ndim > 1])
+    assert {name for name, values in stored.items() if values.dtype == np.int8} == {*large, "classifier/kernel"}
+    found = packed._named(Packed(tmp_path / "small").network().trunk)
+    for name, kernel in kernels.items():
+        # half a step of 8 bits and one of half precision
+        step = np.abs(kernel).max(axis=tuple(range(kernel.ndim - 1))) / 220 if name in large else np.abs(kernel) / 1000
+        assert np.all(np.abs(np.asarray(found[name]) - kernel) < step + 1e-7), name
 
 
 def test_a_square_projection_has_its_inverse_in_itself(network, tmp_path):

@@ -1,0 +1,57 @@
+"""The model that comes with mg_keras, as it is shipped."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+
+import mg_keras
+from mg_keras.evaluation.copies import STRONG_EDITS
+from mg_keras.pretrained.packed import PACKAGE, Packed
+from mg_keras.programs.common import PRESETS
+from mg_keras.runs.config import TrainConfig
+
+
+def scene(seed):
+    """A picture of coloured shapes, RGB, 240 x 320."""
+    rng = np.random.default_rng(seed)
+    image = Image.new("RGB", (320, 240), tuple(rng.integers(60, 200, 3).tolist()))
+    draw = ImageDraw.Draw(image)
+    for _ in range(14):
+        left, top = rng.integers(0, 260), rng.integers(0, 190)
+        box = (left, top, left + rng.integers(20, 90), top + rng.integers(20, 70))
+        (draw.ellipse if rng.random() < 0.5 else draw.rectangle)(
+            tuple(map(int, box)), fill=tuple(rng.integers(0, 256, 3).tolist())
+        )
+    return image
+
+
+def test_it_is_small_and_says_what_made_it():
+    assert sum(path.stat().st_size for path in PACKAGE.iterdir()) < 12e6
+    about = Packed(PACKAGE).about
+    assert len(about["class_names"]) == len(about["class_ids"]) == about["num_classes"] == 1000
+    for kind in ("copy", "instance"):
+        assert 0 < about["thresholds"][kind]["0.9"] < about["thresholds"][kind]["0.99"] < 1
+    # what the preset makes, but for where its photos lie and the whitening that a program of its own fits
+    preset = dataclasses.asdict(TrainConfig.load(PRESETS / "package.yaml"))
+    apart = {"data", "data_dir", "unlabelled", "whitening_versions"}
+    assert {name: about["training"][name] for name in preset.keys() - apart} == {
+        name: value for name, value in preset.items() if name not in apart
+    }
+    assert about["levels"] == preset["levels"]
+    assert TrainConfig.load(PRESETS / "demo.yaml").levels == about["levels"]
+
+
+@pytest.mark.slow
+def test_it_finds_edited_copies():
+    model = mg_keras.load()
+    scenes = [scene(seed) for seed in range(16)]
+    kinds = list(STRONG_EDITS)
+    edits = [STRONG_EDITS[kinds[n % len(kinds)]](image, np.random.default_rng(n)) for n, image in enumerate(scenes)]
+    descriptors = model.embed([np.asarray(image) for image in scenes])
+    assert descriptors.shape == (16, 512)
+    np.testing.assert_allclose(np.linalg.norm(descriptors, axis=1), 1, atol=1e-3)
+    nearest = np.argmax(model.embed([np.asarray(image) for image in edits]) @ descriptors.T, axis=1)
+    # flat shapes are none of what it was trained on: docs/package.md has figures on photos
+    assert np.mean(nearest == np.arange(16)) >= 0.8
