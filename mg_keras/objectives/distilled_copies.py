@@ -6,6 +6,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from mg_keras.errors import UserError
 from mg_keras.layers import DistanceWeightedSampling, InfoNCE, KoLeo, MarginLoss, MovingWhitening
 from mg_keras.metric import TrainingMetric
 from mg_keras.models import Network
@@ -36,6 +37,7 @@ class DistilledCopies(DistilledMultiGrain):
 
     Raises:
         ValueError: a value is out of range.
+        UserError: `contrast_dimensions` are more than an embedding's values and one.
     """
 
     metrics = (
@@ -65,7 +67,13 @@ class DistilledCopies(DistilledMultiGrain):
         self.spread_weight = float(spread_weight)
         self.whitening = None
         if contrast_dimensions is not None:
-            self.whitening = MovingWhitening(teacher.embedding_dimension, contrast_dimensions, name="whitening")
+            size = teacher.embedding_dimension
+            if contrast_dimensions > size + 1:
+                raise UserError(
+                    f"contrast_dimensions must be at most {size + 1}, as embeddings have {size} values, "
+                    f"received {contrast_dimensions}"
+                )
+            self.whitening = MovingWhitening(size, contrast_dimensions, name="whitening")
 
     @classmethod
     def own_settings(cls, settings: Any) -> dict[str, Any]:

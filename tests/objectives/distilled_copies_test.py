@@ -42,6 +42,14 @@ def test_a_run_has_it_by_name():
         TrainConfig(objective="distilled_copies")
 
 
+def test_more_dimensions_than_an_embedding_has_are_refused():
+    model = build()
+    most = model.embedding_dimension + 1
+    DistilledCopies(model.margin_loss, model.sampling, model.twin(), contrast_dimensions=most)
+    with pytest.raises(UserError, match=f"contrast_dimensions must be at most {most}, .* received {most + 1}"):
+        DistilledCopies(model.margin_loss, model.sampling, model.twin(), contrast_dimensions=most + 1)
+
+
 def test_it_compares_through_a_whitening_that_each_step_moves():
     model = build()
     objective = DistilledCopies(model.margin_loss, model.sampling, model.twin(), contrast_dimensions=3)

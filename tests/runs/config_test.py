@@ -25,6 +25,7 @@ ENDS = {
     "temperature": ([1e-9], [0, -1]),
     "contrast_temperature": ([1e-9], [0, -1]),
     "spread_weight": ([0, 30], [-1]),
+    "contrast_dimensions": ([1], [0]),
     "projection_dimensions": ([1], [0]),
     "neighbor_temperature": ([1e-9], [0, -1]),
     "memory_size": ([1], [0]),

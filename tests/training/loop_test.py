@@ -111,6 +111,7 @@ def test_every_preset_trains(path, data, tmp_path, monkeypatch):
         "warmup_epochs": min(preset.warmup_epochs, 0.5),
         "whitening_dimensions": preset.whitening_dimensions and 2,
         "projection_dimensions": 4,
+        "contrast_dimensions": preset.contrast_dimensions and 4,
     }
     names = list(CLASSES)
     if preset.init:
