@@ -29,6 +29,11 @@ class Descriptors:
     what: str
 
 
+def nameless(row: int) -> str:
+    """What a descriptor is called that has no name."""
+    return f"row {row}"
+
+
 def descriptors_of(what: Any, names: Sequence[str] | None) -> Descriptors | None:
     """What is given, as descriptors with names; None where it is something else.
 
@@ -73,7 +78,7 @@ def _checked(values, names, what):
         raise UserError(
             f"{what} holds {values.dtype} {list(values.shape)}, where floats [photos, values] were expected"
         )
-    names = [f"row {row}" for row in range(len(values))] if names is None else list(names)
+    names = [nameless(row) for row in range(len(values))] if names is None else list(names)
     if len(names) != len(values):
         raise UserError(f"{what} has {len(values):,} descriptors, where there are {len(names):,} names")
     if len(set(names)) < len(names):

@@ -19,7 +19,7 @@ from mg_keras.errors import UserError
 from mg_keras.files import printable_name
 from mg_keras.progress import Progress, mapped
 from mg_keras.search import neighbors, sharded, thresholds
-from mg_keras.search.given import Descriptors, descriptors_of
+from mg_keras.search.given import Descriptors, descriptors_of, nameless
 from mg_keras.search.neighbors import Neighbors
 from mg_keras.search.photos import Facts, look_at, look_at_file, pixels, stamp
 from mg_keras.search.store import Photo, State, Writer, is_index, state_number
@@ -309,8 +309,17 @@ class Index:
         label: str | None = None,
         report: Callable[[int, int], None] | None = None,
     ) -> Changes:
-        """Adds photos or descriptors, as `build` takes them; one of the same name takes the other's place."""
+        """Adds photos or descriptors, as `build` takes them; one of the same name takes the other's place.
+
+        Raises:
+            UserError: descriptors without names, where others without are there already.
+        """
         given = descriptors_of(what, names)
+        if given is not None and given.names[:1] == [nameless(0)] and self.photo(nameless(0)) is not None:
+            raise UserError(
+                f"descriptors without names are called {nameless(0)} and so on, and {self.path} has such already, "
+                "whose place they would take: give names"
+            )
         if given is None:
             root = self._view.state.about["root"]
             return self._write(lambda work: work.add_photos(_named(what, names, root)), label, report)

@@ -172,6 +172,16 @@ def test_a_copy_is_whole_and_temporary_ones_go(photos, tmp_path):
         kept.remove("small.jpg")
 
 
+def test_nameless_descriptors_never_take_the_place_of_others(tmp_path):
+    values = unit_rows(6, 16)
+    with Index.build(values[:3], path=tmp_path) as index:
+        with pytest.raises(UserError, match=r"descriptors without names are called row 0 and so on, .* give names"):
+            index.add(values[3:])
+        assert len(index) == 3
+        index.add(values[3:], ["a", "b", "c"])
+        assert len(index) == 6
+
+
 def test_approximate_indexes_agree_with_the_exact_one(tmp_path, monkeypatch):
     monkeypatch.setattr("mg_keras.search.neighbors._FEW", 10)
     monkeypatch.setattr("mg_keras.search.neighbors.TAIL_ROWS", 200)
