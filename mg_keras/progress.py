@@ -67,8 +67,11 @@ class Progress:
 
     def _show(self, note, final=False):
         self.last = time.monotonic()
-        left = (self.total - self.done) / max(self.rate, 1e-9)
-        timing = f"took {_clock(self.last - self.began)}" if final else f"{_clock(left)} left"
+        if final:
+            timing = f"took {_clock(self.last - self.began)}"
+        else:
+            # as long as nothing was done, nothing is known
+            timing = f"{_clock((self.total - self.done) / self.rate)} left" if self.rate else ""
         count = f"{self.done:,}/{self.total:,} {self.unit}  {self.rate:,.1f}/s  {timing}  {note}".rstrip()
         if not self.bar:
             print(f"{self.label}  {count}", file=sys.stderr, flush=True)

@@ -4,7 +4,6 @@ import dataclasses
 import os
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,6 @@ from mg_keras.progress import Progress, announce, mapped
 BATCH = 256
 """Photos of a request: 11 MB of 2048 values in JSON, where servers take 32 MB."""
 
-_SAME = ("network", "resolution", "train_resolution", "pooling", "whitening")
 # seconds to wait for a database that is away, one after the other
 _PATIENCE = (1, 2, 4, 8, 16)
 
@@ -59,7 +57,7 @@ def push(
         UserError: a file can't be read, they are of several models, the collection holds descriptors of another model,
             or was made by others; or the database refuses something, or is away for more than half a minute.
     """
-    files = _files(paths)
+    files = shards.found(paths)
     about = mapped(shards.look_at, files, "looking at shards")
     description = _description(files, about)
     _check_same(collection, description)
@@ -75,34 +73,23 @@ def push(
     return Pushed(sent, there, unusable, _patiently(collection.count))
 
 
-def _files(paths):
-    files = []
-    for path in map(Path, paths):
-        found = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
-        # of a writer that was killed
-        files += [each for each in found if not each.name.startswith(".")]
-        if not found or not path.exists():
-            raise UserError(f"{path} is no folder of Parquet files and no such file: mg-keras embed writes them")
-    return files
-
-
 def _description(files, about):
     """What is kept with the collection: of all files, as they must be of one model."""
     (first, dimensions, _), *_ = about
     for file, (made_from, size, _) in zip(files, about, strict=True):
         if size != dimensions:
             raise UserError(f"{file} has descriptors of {size} values, {files[0]} of {dimensions}: push one at a time")
-        if different := shards.differences({name: first.get(name) for name in _SAME}, made_from):
+        if different := shards.differences({name: first.get(name) for name in shards.DECIDES}, made_from):
             raise UserError(f"{file} was made from other {different} than {files[0]}: push one at a time")
-    return {"dimensions": dimensions, **{name: first.get(name) for name in _SAME}}
+    return {"dimensions": dimensions, **{name: first.get(name) for name in shards.DECIDES}}
 
 
 def _check_same(collection, description):
     """Makes the collection, or sees that it is for the same descriptors."""
-    where, found = collection.address, collection.description()
+    where, found = collection.address, _patiently(collection.description)
     if found is None:
-        collection.create(description)
-        found = collection.description()
+        _patiently(lambda: collection.create(description))
+        found = _patiently(collection.description)
     if not found:
         raise UserError(f"{where} was not made by mg-keras push: choose another collection")
     if found.get("dimensions") != description["dimensions"]:

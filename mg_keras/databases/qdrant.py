@@ -65,16 +65,18 @@ class Qdrant(Collection):
                     vectors_config=models.VectorParams(size=description["dimensions"], distance=models.Distance.COSINE),
                     metadata={_KEY: dict(description)},
                 )
-                if self.address.is_server:
-                    # photos of one class are asked for
-                    self._client.create_payload_index(
-                        self.address.collection, "class", models.PayloadSchemaType.KEYWORD
-                    )
+        except Away:
+            raise
         except UserError:
+            # another push has made it meanwhile
             if self.description() is None:
                 raise
         if self.description() == {}:
             raise UserError(f"{self.address} keeps no metadata of a collection: Qdrant 1.16 or newer is needed")
+        if self.address.is_server:
+            # photos of one class are asked for
+            with self._told():
+                self._client.create_payload_index(self.address.collection, "class", models.PayloadSchemaType.KEYWORD)
 
     def digests(self, keys: Sequence[str]) -> dict[str, str]:
         """See `Collection`."""

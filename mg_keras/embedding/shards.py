@@ -27,7 +27,7 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from mg_keras.errors import UserError
-from mg_keras.files import atomic_path, remove_leftovers
+from mg_keras.files import atomic_path, printable_name, remove_leftovers
 
 DTYPES = ("float16", "float32")
 """Of the embeddings."""
@@ -38,6 +38,9 @@ PHOTOS_A_SHARD = 4096
 _PATTERN = "shard-*.parquet"
 KEY = b"mg_keras"
 """Of the metadata of a schema."""
+
+DECIDES = ("network", "resolution", "train_resolution", "pooling", "whitening")
+"""Of what descriptors were made from: what decides them, whatever the photos are and however values are rounded."""
 
 # embeddings don't compress, and the rest is small beside them; checksums tell a page that is damaged
 _FORMAT = {"compression": "none", "use_dictionary": ["class", "error"], "write_page_checksum": True}
@@ -204,6 +207,34 @@ def metadata(path: str | os.PathLike) -> dict[str, Any]:
         KeyError, ValueError, OSError: it is none.
     """
     return json.loads((parquet.read_schema(path).metadata or {})[KEY])
+
+
+def found(paths: Sequence[str | os.PathLike]) -> list[Path]:
+    """The Parquet files of files and folders, in order of name.
+
+    Raises:
+        UserError: there is none, or something is no such file.
+    """
+    files = []
+    for path in paths:
+        given = Path(path).expanduser()
+        if given.is_dir():
+            here = sorted(file for file in given.rglob("*.parquet") if not file.name.startswith("."))
+            if not here:
+                raise UserError(
+                    f"no Parquet file is in {printable_name(given)}: mg-keras embed --out FOLDER/ makes some"
+                )
+            files += here
+        elif given.suffix == ".parquet" and given.is_file():
+            files.append(given)
+        else:
+            raise UserError(f"--from must be folders or files of Parquet, received {printable_name(given)}")
+    files = [Path(os.path.abspath(file)) for file in files]
+    if not files:
+        raise UserError("--from must be folders or files of Parquet, received none")
+    if len(set(files)) < len(files):
+        raise UserError(f"{printable_name(max(files, key=files.count))} is given twice")
+    return files
 
 
 def look_at(path: str | os.PathLike) -> tuple[dict[str, Any], int, int]:

@@ -93,7 +93,7 @@ class DistilledCopies(DistilledMultiGrain):
         info_nce = koleo = tf.zeros(())
         if self.classification_weight < 1.0:
             embedding = outputs["embedding"]
-            unit = self.whitening(embedding) if self.whitening else unit_rows(keras.ops, embedding)
+            unit = unit_rows(keras.ops, embedding) if self.whitening is None else self.whitening(embedding)
             info_nce, koleo = self.info_nce(unit, batch.instance_ids), self.koleo(unit, batch.instance_ids)
         weight = self.classification_weight
         loss = weight * values["classification_loss"] + (1.0 - weight) * (info_nce + self.spread_weight * koleo)

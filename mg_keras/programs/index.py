@@ -71,11 +71,9 @@ def _show_plan(options):
 
     cores = options.cores or os.cpu_count() or 1
     rows, dimensions = int(options.plan), options.dimensions or 512
-    if options.shards is None:
-        # as many as there are cores at least, that all have work
-        options.shards = max(cores, default_shards(rows))
-    choices = planning.choices(rows, dimensions, cores, options.shards)
-    print(f"{rows:,} descriptors of {dimensions} values, {options.shards} shards, built by {cores} cores")
+    shards = options.shards or default_shards(rows, cores)
+    choices = planning.choices(rows, dimensions, cores, shards)
+    print(f"{rows:,} descriptors of {dimensions} values, {shards} shards, built by {cores} cores")
     print(f"{'':26}  --bytes  memory   disk     to build with  recall@10  build     query     cells  ranked")
     for each in choices:
         print(

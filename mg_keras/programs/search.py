@@ -26,7 +26,6 @@ from mg_keras.errors import UserError
 from mg_keras.files import atomic_write_json, printable_name
 from mg_keras.programs import albums
 from mg_keras.programs.common import Parser, number
-from mg_keras.search.collection import CollectionAlbum, CollectionIndex, check_pushed
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -99,6 +98,8 @@ def _index(options):
     if not databases.is_collection(options.folder):
         folder = albums.existing(options.folder)
         return albums.index_of(folder, albums.loaded(options), options)
+    from mg_keras.search.collection import CollectionIndex
+
     with _collection(options) as collection:
         return CollectionIndex(collection, albums.loaded(options), options.resolution)
 
@@ -109,6 +110,8 @@ def _collection(options):
     with contextlib.ExitStack() as opened:
         # what is away, or none, is told before seconds are spent on a model
         collection = opened.enter_context(databases.open_collection(options.folder, create=False))
+        from mg_keras.search.collection import check_pushed
+
         check_pushed(collection)
         yield collection
         opened.pop_all()
@@ -156,6 +159,8 @@ def _serve(folder: Path, options: Any):
             f'{error}: pip install "mg-keras[serving]" (in a checkout: -e ".[serving]") brings what the page needs'
         ) from error
     if options.photos:
+        from mg_keras.search.collection import CollectionAlbum
+
         with _collection(options) as collection:
             album = CollectionAlbum(folder, albums.loaded(options), collection, options.resolution)
     else:

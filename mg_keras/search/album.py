@@ -228,6 +228,8 @@ class Album:
 
     def decisions(self, groups: Sequence[Group]) -> list[tuple[str, Decision]]:
         """(key, what was decided or else is proposed, see `Decisions.about`) of groups."""
+        if not groups:
+            return []
         with Decisions(self.path) as decisions:
             return list(zip(map(key_of, groups), decisions.about(groups), strict=True))
 

@@ -14,7 +14,7 @@ from mg_keras.errors import UserError
 from mg_keras.search import thresholds
 from mg_keras.search.album import Album
 from mg_keras.search.given import Descriptors
-from mg_keras.search.index import Answer, Hit, Model, check_made_by, classes_of, embedded_query, expanded
+from mg_keras.search.index import Answer, Hit, Model, check_model, classes_of, embedded_query, expanded, unit
 from mg_keras.search.store import Photo
 
 # photos that are listed; thresholds are estimated from them, and files that are here are looked for among them
@@ -34,7 +34,7 @@ def check_pushed(collection: Collection) -> dict[str, Any]:
     description = collection.description()
     if description is None:
         raise UserError(f"there is no collection {collection.address}: mg-keras push makes one")
-    if not description:
+    if not description.get("dimensions"):
         raise UserError(f"{collection.address} was not made by mg-keras push")
     return description
 
@@ -65,8 +65,10 @@ class CollectionIndex:
                 f"{self.path} is of photos at the resolution {description['resolution']}, received {resolution}"
             )
         self._resolution = description["resolution"] or model.resolution
-        self._check_model(description)
         self._count = collection.count()
+        if not self._count:
+            raise UserError(f"{self.path} holds no photo yet: mg-keras push fills it")
+        self._check_model(description)
 
     def __len__(self) -> int:
         """How many photos could be found when it was opened."""
@@ -122,7 +124,7 @@ class CollectionIndex:
                 f"{self.path} holds descriptors of {self._dimensions} values, received one of {len(descriptor)}: give "
                 "the model that described its photos"
             )
-        return descriptor / np.linalg.norm(descriptor)
+        return unit(descriptor[None], self._dimensions, "the query")[0]
 
     def find(self, query: Any, k: int = 20, precision: float = 0.9, expand: int = 0) -> Answer:
         """As `Index.find`.
@@ -223,19 +225,15 @@ class CollectionIndex:
 
     def _check_model(self, description):
         """That the model made the descriptors: it says so itself, or makes the same of photos that are here."""
-        made_from = getattr(self.model, "made_from", lambda _: {})(self._resolution)
-        if made_from and all(description.get(name) == value for name, value in made_from.items()):
-            return
-        names = [payload["uri"] for payload in self._some if os.path.isfile(payload["uri"])][:100]
-        if self._some and not names:
-            raise UserError(
-                f"{self.path} was made by another model than {getattr(self.model, 'path', 'this one')}, as far as can "
-                "be told: give the one that described its photos"
-            )
-        found = self._collection.descriptors(list(map(key_of, names)))
-        names = [name for name in names if key_of(name) in found]
-        values = np.array([found[key_of(name)] for name in names], np.float32)
-        check_made_by(Descriptors(values, names, self.path), self.model, self._resolution)
+
+        def some():
+            names = [payload["uri"] for payload in self._some]
+            names = [name for name in names if os.path.isfile(name)][:100] or names[:1]
+            found = self._collection.descriptors(list(map(key_of, names)))
+            names = [name for name in names if key_of(name) in found]
+            return Descriptors(np.array([found[key_of(name)] for name in names], np.float32), names, self.path)
+
+        check_model(self.model, description, self._resolution, some, self.path)
 
 
 class CollectionAlbum(Album):

@@ -27,6 +27,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mg_keras.data.bounds import MAX_PIXELS
+from mg_keras.databases.collection import Away
 from mg_keras.errors import UserError
 from mg_keras.files import printable_name
 from mg_keras.http_server import HttpServer, failure, read_body
@@ -435,7 +436,8 @@ def _told(photo):
     modified = None
     if photo.modified is not None:
         modified = datetime.datetime.fromtimestamp(photo.modified // 10**9, datetime.UTC).isoformat()
-    version = (photo.sha256 or "0")[:16]
+    # without a hash nothing tells another picture of the same name, and it is not kept
+    version = f"?v={photo.sha256[:16]}" if photo.sha256 else ""
     return {
         "id": photo.id,
         "name": printable_name(photo.name),
@@ -445,8 +447,8 @@ def _told(photo):
         "modified": modified,
         "class": photo.class_name,
         "probability": photo.probability,
-        "thumbnail": f"/api/photos/{photo.id}/thumbnail?v={version}",
-        "picture": f"/api/photos/{photo.id}/picture?v={version}",
+        "thumbnail": f"/api/photos/{photo.id}/thumbnail{version}",
+        "picture": f"/api/photos/{photo.id}/picture{version}",
     }
 
 
@@ -492,7 +494,7 @@ async def _refusal(request: Request, error: Exception) -> Response:
     match error:
         case NotThere():
             status, message = 404, str(error)
-        case NotYet():
+        case NotYet() | Away():
             status, message, headers = 503, str(error), {"Retry-After": "2"}
         case UserError():
             status, message = 400, str(error)

@@ -8,7 +8,7 @@ import re
 import tempfile
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, Self
 
@@ -32,7 +32,7 @@ _CLASSES, _LEAST_PROBABILITY = 5, 0.01
 # photos of an array of descriptors that are embedded to see that the model is the one that made it
 _CHECKED, _SAME = 3, 0.98
 # rows of an index of shards among whose photos such are looked for
-_LOOKED_AT = 16
+_LOOKED_AT = 100
 _SMALLEST_APPROXIMATE = 1024
 _GIGABYTE = 1 << 30
 
@@ -243,10 +243,13 @@ class Index:
         index = cls(path, model)
         if model is not None and sharded.is_sharded(path):
             state = index._view.state
-            few = min(_LOOKED_AT, len(state.used))
-            names = [state.descriptors.facts(row)["name"] for row in range(few)]
-            given = Descriptors(state.descriptors[:few], names, printable_name(path))
-            check_made_by(given, model, state.about["resolution"])
+
+            def some():
+                few = min(_LOOKED_AT, len(state.used))
+                names = [state.descriptors.facts(row)["name"] for row in range(few)]
+                return Descriptors(state.descriptors[:few], names, printable_name(path))
+
+            check_model(model, state.about["made_from"], state.about["resolution"], some, printable_name(path))
         return index
 
     load = open
@@ -507,7 +510,7 @@ class Index:
             return np.asarray(view.state.descriptors[found[0].row], np.float32)
         if not isinstance(query, str | os.PathLike | bytes) and np.ndim(query) == 1 and not hasattr(query, "mode"):
             size = view.state.about["dimensions"]
-            return _unit(np.asarray(query, np.float32)[None], size, "the query")[0]
+            return unit(np.asarray(query, np.float32)[None], size, "the query")[0]
         if self.model is None:
             raise UserError(
                 f"a photo as query needs the model that made {self.path}: Index.open({str(self.path)!r}, model)"
@@ -652,11 +655,11 @@ class _Work:
                 part = slice(start, start + _ROWS_AT_ONCE)
                 values = np.asarray(given.values[part], np.float32)
                 usable = np.isfinite(values).all(axis=1) & (np.abs(values).max(axis=1, initial=0) > 0)
-                unit = _unit(values[usable], size, given.what)
+                units = unit(values[usable], size, given.what)
                 rows = np.full(len(values), -1)
                 with writer.transaction():
-                    rows[usable] = writer.append(unit)
-                    self._classify(rows[usable], unit)
+                    rows[usable] = writer.append(units)
+                    self._classify(rows[usable], units)
                     for name, row in zip(given.names[part], rows, strict=True):
                         problem = None if row >= 0 else "no descriptor"
                         writer.put(os.fsencode(name), Facts(), row if row >= 0 else None, problem)
@@ -771,7 +774,7 @@ class _Work:
         for place, photo, good in zip(places, photos, usable, strict=True):
             if not good:
                 problems[place] = _why(self.model, photo)
-        return _unit(values[usable], self.writer.about["dimensions"] or values.shape[1], "the model"), problems
+        return unit(values[usable], self.writer.about["dimensions"] or values.shape[1], "the model"), problems
 
     def _classify(self, rows, descriptors):
         if self.model is None or not self.model.class_names or not len(rows):
@@ -853,16 +856,51 @@ def _check_same(writer, about):
             writer.about |= changed
 
 
-def check_made_by(given: Descriptors, model: Model, resolution: int | None) -> None:
+def check_model(
+    model: Model,
+    made_from: Mapping[str, Any] | None,
+    resolution: int | None,
+    some: Callable[[], Descriptors],
+    where: str,
+) -> None:
+    """That the model made the descriptors of `where`: both say so, or it makes the same of photos that are here.
+
+    Args:
+        model: the one that is given.
+        made_from: what the descriptors say of it; None or empty: nothing.
+        resolution: pixels that they were made at; None: the model's.
+        some: gives a few of them.
+        where: what to call them.
+
+    Raises:
+        UserError: it makes others, or that can't be told.
+    """
+    told = getattr(model, "made_from", lambda _: {})(resolution or model.resolution)
+    if told and made_from and all(made_from.get(name) == value for name, value in told.items()):
+        return
+    given = some()
+    if not any(map(os.path.isfile, given.names)):
+        raise UserError(
+            f"{where} was made by another model than {getattr(model, 'path', 'this one')}, as far as can be told: give "
+            "the one that described its photos"
+        )
+    if not check_made_by(given, model, resolution):
+        raise UserError(f"{where}: no photo of those that are here can be embedded, by which the model would be told")
+
+
+def check_made_by(given: Descriptors, model: Model, resolution: int | None) -> int:
     """That the model makes such descriptors: of the first photos that are there, it makes the same.
+
+    Returns:
+        How many were looked at.
 
     Raises:
         UserError: it makes others.
     """
     checked = 0
     for place, name in enumerate(given.names):
-        if checked == _CHECKED or place >= 100:
-            return
+        if checked == _CHECKED or place >= _LOOKED_AT:
+            break
         if not os.path.isfile(name) or not np.isfinite(given.values[place]).all():
             continue
         own = model.embed([name], resolution, on_error="skip")[0]
@@ -880,10 +918,15 @@ def check_made_by(given: Descriptors, model: Model, resolution: int | None) -> N
                 f"descriptor of cosine {cosine:.2f} with this model's"
             )
         checked += 1
+    return checked
 
 
-def _unit(values, size, what):
-    """Rows of unit norm, float32; refuses those of another size."""
+def unit(values: np.ndarray, size: int, what: str) -> np.ndarray:
+    """Rows of unit norm, float32.
+
+    Raises:
+        UserError: they are of another size, or have no direction.
+    """
     if values.shape[1] != size:
         raise UserError(f"{what} has descriptors of {values.shape[1]} values, where the index's have {size}")
     if not np.isfinite(values).all():
@@ -916,7 +959,7 @@ def embedded_query(model: Model, query: Any, resolution: int | None) -> np.ndarr
     values = model.embed([photo], resolution, on_error="skip")
     if not np.isfinite(values).all() or not values.any():
         raise UserError(f"{name}: {_why(model, photo)}")
-    return _unit(values, values.shape[1], "the model")[0]
+    return unit(values, values.shape[1], "the model")[0]
 
 
 def classes_of(

@@ -288,7 +288,8 @@ def tuned(
     """
     # a row is its own nearest neighbour, which says nothing
     k, true = true.shape[1], np.where(true == rows[:, None], -1, true)
-    effort, most = (32, 1024) if base.kind == "hnsw" else (4, max(4, base.index.nlist // 2))
+    # of a graph no fewer candidates are looked at than are ranked, so that lower efforts would all be alike
+    effort, most = (256, 1024) if base.kind == "hnsw" else (4, max(4, base.index.nlist // 2))
 
     def recall_at(effort, reranked):
         tried = dataclasses.replace(base, effort=effort, reranked=reranked)

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from pyarrow import parquet
 
 from mg_keras.embedding import shards
@@ -21,8 +22,9 @@ from mg_keras.files import printable_name
 from mg_keras.search.given import columns_of
 
 # files that are kept open, and groups of rows whose names are kept
-_OPEN, _GROUPS = 64, 16
+_OPEN, _GROUPS = 256, 16
 _HEADER = 1 << 12
+_ROWS_AT_ONCE = 8_192
 _BESIDE = ("class", "probability", "width", "height", "error")
 _BROKEN = (pa.ArrowException, OSError, ValueError, IndexError)
 
@@ -51,34 +53,6 @@ class File:
     pages: np.ndarray
 
 
-def found(paths: Sequence[str | os.PathLike]) -> list[Path]:
-    """The Parquet files of files and folders, in order of name.
-
-    Raises:
-        UserError: there is none, or something is no such file.
-    """
-    files = []
-    for path in paths:
-        given = Path(path).expanduser()
-        if given.is_dir():
-            here = sorted(file for file in given.rglob("*.parquet") if not file.name.startswith("."))
-            if not here:
-                raise UserError(
-                    f"no Parquet file is in {printable_name(given)}: mg-keras embed --out FOLDER/ makes some"
-                )
-            files += here
-        elif given.suffix == ".parquet" and given.is_file():
-            files.append(given)
-        else:
-            raise UserError(f"--from must be folders or files of Parquet, received {printable_name(given)}")
-    files = [Path(os.path.abspath(file)) for file in files]
-    if not files:
-        raise UserError("--from must be folders or files of Parquet, received none")
-    if len(set(files)) < len(files):
-        raise UserError(f"{printable_name(max(files, key=files.count))} is given twice")
-    return files
-
-
 def look_at(path: Path) -> File:
     """What a file holds, and where its descriptors lie in it.
 
@@ -93,6 +67,8 @@ def look_at(path: Path) -> File:
         made_from = shards.metadata(path) if (file.schema_arrow.metadata or {}).get(shards.KEY) else None
         names = [file.schema.column(place).path for place in range(len(file.schema))]
         place = next(place for place, name in enumerate(names) if name.split(".")[0] == columns[0])
+        if not (pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)):
+            raise UserError(f"{path}: {columns[0]} must hold lists of float16 or float32, received {kind}")
         if not (pa.types.is_float16(kind.value_type) or pa.types.is_float32(kind.value_type)):
             raise UserError(f"{path}: {columns[0]} must hold float16 or float32, received {kind}")
         dtype = np.dtype(f"<f{kind.value_type.bit_width // 8}")
@@ -109,10 +85,29 @@ def look_at(path: Path) -> File:
             f"{path}: {columns[0]} must have as many values in every row (NaN for a photo without), received "
             f"{values:,} in {rows:,} rows"
         )
+    if made_from is None:
+        _check_rows(file, columns[0], dimensions, path)
     starts = np.cumsum(counts) - counts
     return File(
         str(path), stat.st_size, stat.st_mtime_ns, rows, dimensions, dtype.str, made_from, np.stack([starts, places], 1)
     )
+
+
+def _check_rows(file, column, dimensions, path):
+    """That each row of a file of others has D values and no null: its pages don't tell."""
+    try:
+        for batch in file.iter_batches(_ROWS_AT_ONCE, columns=[column]):
+            lists = batch.column(0)
+            sizes = pc.list_value_length(lists)
+            if lists.null_count or lists.flatten().null_count:
+                raise UserError(f"{path}: a descriptor must be whole or NaN, received a null")
+            if len(sizes) and pc.min_max(sizes).as_py() != {"min": dimensions, "max": dimensions}:
+                raise UserError(
+                    f"{path}: {column} must have as many values in every row (NaN for a photo without), received rows "
+                    f"of other lengths than {dimensions}"
+                )
+    except _BROKEN as error:
+        raise UserError(f"{path} can't be read as Parquet: {(str(error) or 'damaged').splitlines()[0]}") from error
 
 
 class ParquetRows:
@@ -152,8 +147,10 @@ class ParquetRows:
         wanted = numbers.reshape(-1)
         values = np.empty((len(wanted), self.shape[1]), np.float32)
         places = np.searchsorted(self.first, wanted, "right") - 1
-        for slot, (row, place) in enumerate(zip(wanted.tolist(), places.tolist(), strict=True)):
-            begin = row - int(self.first[place])
+        # file after file, each opened once
+        for slot in np.argsort(wanted, kind="stable").tolist():
+            place = int(places[slot])
+            begin = int(wanted[slot] - self.first[place])
             values[slot] = self._opened(place).values(begin, begin + 1)
         return _unit(values).reshape(*numbers.shape, self.shape[1])
 
@@ -198,7 +195,11 @@ class _Opened:
 
     def __init__(self, file):
         _check_unchanged(file)
-        self.file, self.number = file, os.open(file.path, os.O_RDONLY)
+        self.file = file
+        try:
+            self.number = os.open(file.path, os.O_RDONLY)
+        except OSError as error:
+            raise UserError(f"{file.path} can't be read: {error.strerror or error}") from error
         self.dtype = np.dtype(file.dtype)
 
     def __del__(self):
@@ -223,7 +224,10 @@ class _Opened:
             there, place = int(pages[page, 0]), int(pages[page, 1])
             stop = int(pages[page + 1, 0]) if page + 1 < len(pages) else self.file.rows * width
             count = min(stop, last) - first
-            data = os.pread(self.number, count * size, place + (first - there) * size)
+            try:
+                data = os.pread(self.number, count * size, place + (first - there) * size)
+            except OSError as error:
+                raise UserError(f"{self.file.path} can't be read: {error.strerror or error}") from error
             if len(data) < count * size:
                 raise UserError(f"{self.file.path} is cut off: build the index anew")
             parts.append(np.frombuffer(data, self.dtype))
@@ -272,7 +276,14 @@ def _pages(opened, group, column, dtype, path):
         # by their numbers in parquet.thrift: type, compressed_page_size, data_page_header and its version 2
         kind, size = header[1], header[3]
         if kind in (0, 3):
-            count = header[5 if kind == 0 else 8][1]
+            about = header[5 if kind == 0 else 8]
+            count, coding = about[1], about[2 if kind == 0 else 4]
+            if coding != 0 or (kind == 3 and about[2]):
+                received = f"the encoding {coding}" if coding else "a null"
+                raise UserError(
+                    f"{path}: descriptors must lie plain in the file and be whole or NaN, received {received}: "
+                    "mg-keras embed writes such"
+                )
             # the levels of repetition come first
             counts.append(count)
             places.append(place + length + size - count * dtype.itemsize)

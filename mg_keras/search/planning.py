@@ -105,11 +105,11 @@ def choices(rows: int, dimensions: int, cores: int | None = None, shards: int | 
     if rows < sharded.SMALLEST:
         raise UserError(f"--plan must be {sharded.SMALLEST:,} descriptors at least, received {rows:,}")
     cores = cores or os.cpu_count() or 1
-    shards = shards or sharded.default_shards(rows)
+    shards = shards or sharded.default_shards(rows, cores)
     return [
         _choice("float16 in memory (IVF)", 2 * dimensions, None, rows, dimensions, cores, shards),
         *(
-            _choice("IVF-PQ, re-ranked", max(1, dimensions // rate), rate, rows, dimensions, cores, shards)
+            _choice("IVF-PQ, re-ranked", -(-dimensions // rate), rate, rows, dimensions, cores, shards)
             for rate in VALUES_A_BYTE
         ),
     ]

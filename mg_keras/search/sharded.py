@@ -1,6 +1,6 @@
 """An index of millions: descriptors stay in Parquet, and what finds neighbours is made in shards, by several processes.
 
-    index.json              what the index is of, and the files that belong to it; without it there is none
+    mg-keras-shards.json    what the index is of, and the files that belong to it; without it there is none
     <plan>-rows.npz         where the descriptors lie in the Parquet files, and the rows that are no photo's
     <plan>-trained.faiss    cells and codes, learned from a sample; <plan>-rotation.npy where a rotation pays
     <plan>-0003.faiss, .npz a shard: the codes of its rows; and what was found while they were read
@@ -17,7 +17,9 @@ import hashlib
 import json
 import multiprocessing
 import os
+import re
 import threading
+import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,21 +37,14 @@ from mg_keras.search.neighbors import Base
 from mg_keras.search.parquet_rows import File, ParquetRows
 from mg_keras.search.store import Photo
 
-_MANIFEST, _LOCK, _VERSION = "index.json", "lock", 1
-_OURS = (
-    _MANIFEST,
-    _LOCK,
-    "*-rows.npz",
-    "*-trained.faiss",
-    "*-rotation.npy",
-    "*-queries.npz",
-    "*-[0-9][0-9][0-9][0-9].*",
-)
+_MANIFEST, _LOCK, _VERSION = "mg-keras-shards.json", "lock", 1
+# what a plan's files are called; nothing else is ever removed
+_OF_A_PLAN = re.compile(r"[0-9a-f]{16}-(rows\.npz|trained\.faiss|rotation\.npy|queries\.npz|\d{4,}\.(faiss|npz))")
 SMALLEST = 1024
 """Descriptors that such an index has at least."""
 
-ROWS_A_SHARD = 4_000_000
-"""Where it is not said how many shards there shall be."""
+ROWS_A_SHARD, LEAST_A_SHARD = 4_000_000, 250_000
+"""At most and at least, where it is not said how many shards there shall be."""
 
 GRAPH_CELLS = 16_384
 """From so many cells on, the nearest ones are found by a graph (HNSW): for fewer it takes longer than comparing all."""
@@ -120,9 +115,9 @@ def state_number(folder: Path) -> str:
     return _manifest(folder)["plan"]
 
 
-def default_shards(rows: int) -> int:
-    """Where it is not said how many there shall be."""
-    return -(-rows // ROWS_A_SHARD)
+def default_shards(rows: int, cores: int) -> int:
+    """Where it is not said how many there shall be: one a core, where that is worth a process."""
+    return max(-(-rows // ROWS_A_SHARD), min(cores, rows // LEAST_A_SHARD), 1)
 
 
 def default_bytes(dimensions: int) -> int:
@@ -145,7 +140,7 @@ def build(
     Args:
         paths: folders or files of Parquet.
         out: the index's folder.
-        shards: how many; None: one for each four million.
+        shards: how many; None: one for each four million, and one a worker where they have 250 000 each.
         workers: processes; None: as many as there are cores.
         code_bytes: as `Plan.bytes`; None: an eighth of the values.
         cells: of the inverted file; None: about 4 sqrt(N).
@@ -164,7 +159,8 @@ def build(
         )
     if cells is not None and cells > rows:
         raise UserError(f"--cells must be at most the number of descriptors, {rows:,}, received {cells:,}")
-    shards = min(rows, shards or default_shards(rows))
+    workers = workers or os.cpu_count() or 1
+    shards = min(rows, shards or default_shards(rows, workers))
     plan = Plan(
         files,
         _twice(files),
@@ -174,9 +170,10 @@ def build(
         seed,
     )
     with _locked(out):
-        if is_sharded(out) and _manifest(out)["plan"] == plan.name:
+        if _is_whole(out, plan.name):
+            _remove_others(out, plan.name)
             return
-        _Build(plan, out, workers or os.cpu_count() or 1, show).run()
+        _Build(plan, out, workers, show).run()
 
 
 def looked_at(paths: Sequence[str | os.PathLike]) -> list[File]:
@@ -185,7 +182,7 @@ def looked_at(paths: Sequence[str | os.PathLike]) -> list[File]:
     Raises:
         UserError: there is none, or they are of different models or dimensions.
     """
-    files = mapped(parquet_rows.look_at, parquet_rows.found(paths), "looking at Parquet")
+    files = mapped(parquet_rows.look_at, parquet_shards.found(paths), "looking at Parquet")
     files = [file for file in files if file.rows]
     if not files:
         raise UserError("the Parquet files hold no descriptor")
@@ -206,8 +203,8 @@ def looked_at(paths: Sequence[str | os.PathLike]) -> list[File]:
 
 
 def _model_of(made_from):
-    """What decides descriptors; which photos there are and how values are rounded does not."""
-    return made_from and {key: value for key, value in made_from.items() if key not in ("photos", "dtype")}
+    """What decides descriptors."""
+    return made_from and {name: made_from.get(name) for name in parquet_shards.DECIDES}
 
 
 def _checked_bytes(count, dimensions):
@@ -241,7 +238,9 @@ def _locked(folder) -> Iterator[None]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for path in folder.iterdir():
-            if not path.name.startswith(".") and not any(path.match(pattern) for pattern in _OURS):
+            if not path.name.startswith(".") and not (
+                path.name in (_MANIFEST, _LOCK) or _OF_A_PLAN.fullmatch(path.name)
+            ):
                 raise UserError(f"{printable_name(folder)} holds {printable_name(path.name)}: choose another folder")
         with open(folder / _LOCK, "a+b") as lock:
             if not try_lock(lock):
@@ -249,6 +248,28 @@ def _locked(folder) -> Iterator[None]:
             yield
     except OSError as error:
         raise UserError(f"{folder} can't be written to: {error.strerror or error}") from error
+
+
+def _is_whole(folder, name):
+    """Whether a folder has the index of a plan; what is there of one that can't be opened is removed."""
+    if not is_sharded(folder):
+        return False
+    try:
+        if _manifest(folder)["plan"] != name:
+            return False
+        State(folder).base()
+        return True
+    except UserError:
+        (folder / _MANIFEST).unlink()
+        _remove_others(folder, "")
+        return False
+
+
+def _remove_others(folder, name):
+    """Removes the files of other plans than that of a name."""
+    for path in list(folder.iterdir()):
+        if _OF_A_PLAN.fullmatch(path.name) and not (name and path.name.startswith(name)):
+            path.unlink()
 
 
 class _Build:
@@ -275,7 +296,6 @@ class _Build:
             "version": _VERSION,
             "plan": self.plan.name,
             "rows": self.plan.rows,
-            "usable": self.plan.rows - len(unusable),
             "dimensions": self.plan.dimensions,
             "made_from": first.made_from,
             "shards": self.plan.shards,
@@ -288,9 +308,7 @@ class _Build:
             "files": [[file.path, file.size, file.modified, file.rows] for file in self.plan.files],
         }
         atomic_write_json(self.folder / _MANIFEST, about)
-        for path in self.folder.iterdir():
-            if path.name not in (_MANIFEST, _LOCK) and not path.name.startswith(self.plan.name):
-                path.unlink()
+        _remove_others(self.folder, self.plan.name)
 
     def _train(self):
         plan, rng = self.plan, np.random.default_rng(self.plan.seed)
@@ -310,6 +328,8 @@ class _Build:
         index, rotation = trained(sample, plan.bytes, plan.cells, plan.seed)
         asked = np.sort(rng.choice(drawn, min(QUERIES, len(drawn)), replace=False))
         _save(self.at("queries.npz"), rows=asked, queries=rows[asked])
+        # of one that was killed
+        self.at("rotation.npy").unlink(missing_ok=True)
         if rotation is not None:
             with atomic_path(self.at("rotation.npy")) as partial:
                 np.save(partial, rotation)
@@ -325,15 +345,13 @@ class _Build:
         if done and self.show:
             announce(f"going on after {done:,} of {plan.rows:,} descriptors")
         context = multiprocessing.get_context("spawn")
-        counter = context.Value("q", 0)
+        counter, stop = context.Value("q", 0), context.Event()
         threads = max(1, self.cores // self.workers)
-        start = (plan, self.folder, counter, threads)
-        with (
-            Progress("indexing", plan.rows if self.show else 0, "descriptors", start=done) as progress,
-            concurrent.futures.ProcessPoolExecutor(self.workers, context, _start_worker, start) as pool,
-        ):
-            waiting = {pool.submit(_make_shard, shard) for shard in todo}
+        start = (plan, self.folder, counter, stop, threads)
+        pool = concurrent.futures.ProcessPoolExecutor(self.workers, context, _start_worker, start)
+        with Progress("indexing", plan.rows if self.show else 0, "descriptors", start=done) as progress:
             try:
+                waiting = {pool.submit(_make_shard, shard) for shard in todo}
                 while waiting:
                     finished, waiting = concurrent.futures.wait(waiting, timeout=0.2)
                     for each in finished:
@@ -346,7 +364,9 @@ class _Build:
                     f"--workers {max(1, self.workers // 2)} and more --shards it needs less"
                 ) from error
             finally:
-                pool.shutdown(wait=False, cancel_futures=True)
+                # the lock is kept until nobody writes any more
+                stop.set()
+                pool.shutdown(wait=True, cancel_futures=True)
 
     def _write_rows(self, unusable):
         files = self.plan.files
@@ -475,9 +495,13 @@ def _turned(rows, width, rotation):
 _worker: dict[str, Any] = {}
 
 
-def _start_worker(plan, folder, counter, threads):
+def _start_worker(plan, folder, counter, stop, threads):
     faiss.omp_set_num_threads(threads)
-    _worker.update(plan=plan, folder=folder, counter=counter)
+    index, rotation = read_trained(folder, plan.name)
+    cells = index.quantizer
+    # the cells are those of all shards: they are put in to find a row's, and not written with each
+    index.own_fields = False
+    _worker.update(plan=plan, folder=folder, counter=counter, stop=stop, index=index, cells=cells, rotation=rotation)
     # a worker must not outlive the one who would write the index
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
@@ -489,15 +513,19 @@ def _end_with_parent():
 
 def _make_shard(shard):
     """Writes the codes of a shard's rows, and what was found while they were read."""
-    plan, folder, counter = (_worker[key] for key in ("plan", "folder", "counter"))
+    plan, folder, counter, index, rotation = (
+        _worker[key] for key in ("plan", "folder", "counter", "index", "rotation")
+    )
     at = functools.partial(_path, folder, plan.name)
     rows = ParquetRows(plan.files)
-    index, rotation = read_trained(folder, plan.name)
+    index.reset()
     queries = np.load(at("queries.npz"))["queries"]
     found = np.full((len(queries), _FOUND), -np.inf, np.float32), np.full((len(queries), _FOUND), -1, np.int64)
     begin, end = plan.part(shard)
     unusable = []
     for start in range(begin, end, _BLOCK):
+        if _worker["stop"].is_set():
+            raise UserError("stopped")
         stop = min(start + _BLOCK, end)
         values, numbers = rows[start:stop], np.arange(start, stop)
         finite = np.isfinite(values).all(axis=1)
@@ -510,9 +538,8 @@ def _make_shard(shard):
             found = neighbors.best(*(np.concatenate([a.T, b.T]) for a, b in zip(found, near, strict=True)), _FOUND)
         with counter.get_lock():
             counter.value += stop - start
-    # the cells are those of all shards, and kept once
-    index.own_fields = False
-    index.quantizer = faiss.IndexFlatIP(index.d)
+    none = faiss.IndexFlatIP(index.d)
+    index.quantizer = none
     try:
         with atomic_path(at(f"{shard:04}.faiss")) as partial:
             faiss.write_index(index, str(partial))
@@ -520,6 +547,8 @@ def _make_shard(shard):
     # FAISS's own error, or that of the disk
     except (OSError, RuntimeError) as error:
         raise UserError(f"{folder} can't be written to: {str(error).splitlines()[0]}") from None
+    finally:
+        index.quantizer = _worker["cells"]
 
 
 class Together:
@@ -579,7 +608,7 @@ class State:
                 File(*file, told["dimensions"], str(dtype), told["made_from"], part)
                 for file, dtype, part in zip(told["files"], rows["dtypes"], pages, strict=True)
             ]
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
             raise _damaged(folder, error) from error
         self.descriptors = ParquetRows(files, rows["unusable"])
         self.descriptors.check()
@@ -591,6 +620,7 @@ class State:
             "rows": told["rows"],
             "fingerprint": None,
             "model": made_from.get("network"),
+            "made_from": told["made_from"],
             "resolution": made_from.get("resolution"),
             "class_names": None,
             "thresholds": None,

@@ -86,7 +86,7 @@ def test_what_is_there_is_not_sent_again_and_what_has_changed_takes_its_place(wh
     with open_collection(where) as collection:
         assert push([features], collection, 64) == Pushed(300, 0, 0, 300)
     with open_collection(where, create=False) as collection:
-        assert push([features, *sorted(features.iterdir())], collection) == Pushed(0, 600, 0, 300)
+        assert push(sorted(features.iterdir()), collection) == Pushed(0, 300, 0, 300)
         values[7] = -values[8]
         # a photo that is listed twice is one photo, and those of other folders come beside
         uris = uris_of(299)
@@ -165,7 +165,7 @@ def test_files_that_are_none_and_places_that_are_taken(where, place):
     with pytest.raises(UserError, match=r"taken\.db is there and is no "):
         open_collection(f"{name}:{taken}/photos")
     for wrong in ("nowhere", "features/shard.parquet"):
-        with pytest.raises(UserError, match="is no folder of Parquet files and no such file"):
+        with pytest.raises(UserError, match="must be folders or files of Parquet, received "):
             pushing.push([features, place / wrong], None)
     (features / "shard-x.parquet").write_bytes(b"PAR1")
     with pytest.raises(UserError, match=r"shard-x\.parquet can't be read as Parquet: "):

@@ -3,8 +3,9 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
+from mg_keras.embedding.shards import found
 from mg_keras.errors import UserError
-from mg_keras.search.parquet_rows import ParquetRows, found, look_at
+from mg_keras.search.parquet_rows import ParquetRows, look_at
 from tests.search.shards_of_parquet import write_folder
 
 
@@ -96,3 +97,25 @@ def test_mistakes(tmp_path):
     one.write_bytes(one.read_bytes())
     with pytest.raises(UserError, match="was changed since"):
         rows.check()
+
+
+@pytest.mark.parametrize(
+    ("rows", "options", "message"),
+    [
+        ([[1.0, 2.0, 3.0], [4.0]], {}, "must have as many values in every row"),
+        ([[1.0, 2.0], [3.0, None]], {"write_statistics": False}, "a descriptor must be whole or NaN, received a null"),
+        (
+            [[1.0, 2.0], [3.0, 4.0]],
+            {"column_encoding": {"embedding.list.element": "BYTE_STREAM_SPLIT"}},
+            "the encoding 9",
+        ),
+        ([1.0, 2.0], {}, "must hold lists of float16 or float32"),
+    ],
+)
+def test_what_is_not_plain_is_refused(tmp_path, rows, options, message):
+    kind = pa.list_(pa.float32()) if isinstance(rows[0], list) else pa.float32()
+    table = pa.table({"embedding": pa.array(rows, kind), "uri": ["a", "b"]})
+    path = tmp_path / "others.parquet"
+    parquet.write_table(table, path, compression="none", use_dictionary=False, **options)
+    with pytest.raises(UserError, match=message):
+        look_at(path)

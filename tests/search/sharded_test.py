@@ -264,3 +264,42 @@ def test_photos_are_queries_with_the_model_that_made_it(tmp_path, monkeypatch, c
     other.embed = lambda photos, *_, **__: model.embed(photos)[:, :20]
     with pytest.raises(UserError, match="has 109 values a photo, where the model makes 20"):
         Index.open(out, other)
+
+
+def test_nothing_but_what_it_made_is_removed(tmp_path):
+    features = write_folder(tmp_path / "features", clustered(2000, 32))
+    out = tmp_path / "index"
+    Index.build(features, path=out, shards=2)
+    # an album's names are not an index's, whatever they end in
+    for name in ("IMG-0001.jpg", "scan-2024.pdf"):
+        (tmp_path / "album").mkdir(exist_ok=True)
+        (tmp_path / "album" / name).touch()
+        with pytest.raises(UserError, match="choose another folder"):
+            Index.build(features, path=tmp_path / "album", shards=2)
+        assert (tmp_path / "album" / name).exists()
+        (tmp_path / "album" / name).unlink()
+    (out / ".gitignore").touch()
+    (out / f"{'0' * 16}-0001.faiss").touch()
+    # the same again has nothing to do but to remove what another plan left
+    Index.build(features, path=out, shards=2)
+    assert (out / ".gitignore").exists()
+    assert not (out / f"{'0' * 16}-0001.faiss").exists()
+    # an album with a file that many programs write is no index of shards
+    (tmp_path / "album" / "index.json").write_text("{}")
+    assert not sharded.is_sharded(tmp_path / "album")
+
+
+def test_the_same_command_mends_what_was_damaged(tmp_path):
+    values = clustered(2000, 32)
+    features = write_folder(tmp_path / "features", values)
+    out = tmp_path / "index"
+    Index.build(features, path=out, shards=2)
+    (shard,) = out.glob("*-0001.faiss")
+    shard.unlink()
+    with pytest.raises(UserError, match="build it anew"):
+        Index.load(out).search(values[0], 1)
+    Index.build(features, path=out, shards=2)
+    (out / "mg-keras-shards.json").write_text("{")
+    Index.build(features, path=out, shards=2)
+    with Index.load(out) as index:
+        assert index.search(values[3], 1)[0].similarity == pytest.approx(1, abs=1e-3)

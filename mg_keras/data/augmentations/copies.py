@@ -272,5 +272,5 @@ PROBABILITIES = {
 }
 """How often each edit is made.
 
-Beside crop and mirror that is 1.8 of them on average: 15 % of versions have none, 55 % several.
+Beside crop and mirror that is 1.85 of them on average: 13 % of versions have none, 57 % several.
 """
