@@ -21,7 +21,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = Parser("mg-keras index", __doc__)
     parser.add_argument("--from", type=str, nargs="+", help="folders or files of Parquet, of mg-keras embed")
     parser.add_argument("--out", type=str, help="the index's folder")
-    parser.add_argument("--shards", type=number(int, at_least=1), help="default: one for each four million")
+    parser.add_argument(
+        "--shards", type=number(int, at_least=1), help="default: one for each four million, and one a worker if large"
+    )
     parser.add_argument("--workers", type=number(int, at_least=1), help="processes; default: one a core")
     parser.add_argument(
         "--bytes",
