@@ -18,7 +18,7 @@ from mg_keras import pretrained
 from mg_keras.checkpoints import assign, read_arrays, snapshot, write_arrays
 from mg_keras.data import augmentations
 from mg_keras.data.images import BadImages
-from mg_keras.data.mixing import mixed_batches
+from mg_keras.data.mixing.batches import mixed_batches
 from mg_keras.data.repeated import repeated_batches
 from mg_keras.data.sources import Source
 from mg_keras.embedding.photos import embed
