@@ -9,6 +9,7 @@ when it comes back. Older checkpoints say `group/place/name`, often the last par
 recur in a group, variables are known by their place, and the name there must be the right one.
 """
 
+import dataclasses
 import json
 import os
 import zipfile
@@ -20,6 +21,7 @@ import numpy as np
 
 from mg_keras.errors import UserError
 from mg_keras.files import atomic_path, remove_leftovers
+from mg_keras.limits import Count
 
 if TYPE_CHECKING:
     import keras
@@ -164,17 +166,38 @@ def read_arrays(path: str | os.PathLike) -> dict[str, np.ndarray]:
         raise UserError(f"{path} can't be read, and the run can't go on without: {error}") from error
 
 
+@dataclasses.dataclass
+class Retention:
+    """Which checkpoints stay, as the settings of a run say it.
+
+    Args:
+        keep_checkpoints: how many of the last checkpoints stay (the best one besides).
+    """
+
+    keep_checkpoints: Count = 2
+
+    def staying(self, steps: Sequence[int], meta: Mapping[str, Any]) -> set[int]:
+        """The steps whose checkpoints stay; of those that are not among `steps` there is none.
+
+        Args:
+            steps: of the checkpoints there are, ascending.
+            meta: of the last one: `best`, and `history`, whose rows have `epoch` and `step`, if it has them.
+        """
+        last = set(steps[-self.keep_checkpoints :])
+        return last | {meta["best"]["step"]} if meta.get("best") else last
+
+
 class Checkpoints:
     """The checkpoints of a run's folder.
 
     Args:
         folder: where they lie; made when needed.
-        keep: how many of the last ones stay, the best one besides.
+        retention: which of them stay; None: the default.
     """
 
-    def __init__(self, folder: str | os.PathLike, keep: int = 2):
+    def __init__(self, folder: str | os.PathLike, retention: Retention | None = None):
         self.folder = Path(folder)
-        self.keep = keep
+        self.retention = retention or Retention()
 
     def paths(self) -> list[Path]:
         """The checkpoints there are, oldest first."""
@@ -189,10 +212,10 @@ class Checkpoints:
         self.folder.mkdir(parents=True, exist_ok=True)
         with atomic_path(self.folder / f"step-{step:09d}.npz") as temporary, open(temporary, "wb") as file:
             np.savez(file, **arrays, **{_META: np.frombuffer(json.dumps(meta).encode(), np.uint8)})
-        best = (meta.get("best") or {}).get("step")
-        for path in self.paths()[: -self.keep]:
-            if path.stem != f"step-{best:09d}" if best is not None else True:
-                path.unlink()
+        # a copy that somebody made under a name of its own is theirs
+        paths = {int(path.stem[5:]): path for path in self.paths() if path.stem[5:].isdecimal()}
+        for gone in set(paths) - self.retention.staying(list(paths), meta):
+            paths[gone].unlink()
         remove_leftovers(self.folder, "step-*.npz")
 
     def load(

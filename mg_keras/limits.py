@@ -53,6 +53,12 @@ class Limits:
         return " and ".join([*words, *(["each greater than the one before"] if self.rising else [])])
 
 
+Count = Annotated[int, Limits(at_least=1)]
+CountOrNull = Annotated[int | None, Limits(at_least=1)]
+Positive = Annotated[float, Limits(above=0)]
+NotNegative = Annotated[float, Limits(at_least=0)]
+
+
 def fits(value: Any, kind: Any) -> bool:
     """Whether a value is of a kind."""
     origin, parts = get_origin(kind), get_args(kind)

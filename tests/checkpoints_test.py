@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mg_keras import MultiGrain
-from mg_keras.checkpoints import Checkpoints, assign, snapshot
+from mg_keras.checkpoints import Checkpoints, Retention, assign, snapshot
 from mg_keras.errors import UserError
 from mg_keras.models import trunks
 
@@ -196,7 +196,7 @@ def test_a_run_begun_with_a_constant_rate_goes_on_with_a_schedule(written):
 
 
 def test_the_last_ones_and_the_best_stay_and_nothing_half_written(tmp_path):
-    checkpoints = Checkpoints(tmp_path, keep=2)
+    checkpoints = Checkpoints(tmp_path, Retention(keep_checkpoints=2))
     (tmp_path / f".step-000000003.{'0' * 32}.npz").write_text("a run killed while it wrote")
     for step in range(1, 7):
         meta = {"step": step, "best": {"step": min(step, 2)}}

@@ -1,7 +1,7 @@
-"""What a step minimises, one method a file. To add one, write its file and add a line to `_WHERE`."""
+"""What a step minimises, one method a file. To add one, write its file, and name it in `ObjectiveName` and `_WHERE`."""
 
 import importlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, get_args
 
 from mg_keras.quiet import import_tensorflow
 
@@ -9,11 +9,25 @@ if TYPE_CHECKING:
     from mg_keras.objectives.objective import Objective
 
 
+ObjectiveName = Literal[
+    "multigrain",
+    "classification",
+    "distilled_multigrain",
+    "distilled_copies",
+    "grafit",
+    "grafit_fc",
+    "snca",
+    "supcon_info_nce",
+]
+"""What a run's `objective` may be."""
+
+NAMES = get_args(ObjectiveName)
+
 # whether a method compares versions of a photo: for any classification_weight, or for those below 1
 _NEVER, _BELOW_1, _ALWAYS = 0, 1, 2
 
 # name of the method -> (module, class, pairs); loaded on first use: to read settings needs no TensorFlow
-_WHERE = {
+_WHERE: dict[ObjectiveName, tuple[str, str, int]] = {
     "multigrain": ("multigrain", "MultiGrainObjective", _BELOW_1),
     "classification": ("classification", "Classification", _NEVER),
     "distilled_multigrain": ("distilled_multigrain", "DistilledMultiGrain", _BELOW_1),
@@ -23,7 +37,6 @@ _WHERE = {
     "snca": ("grafit", "SNCA", _NEVER),
     "supcon_info_nce": ("supcon_info_nce", "SupConInfoNCE", _BELOW_1),
 }
-NAMES = tuple(_WHERE)
 
 
 def get(name: str) -> "type[Objective]":

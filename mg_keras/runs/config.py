@@ -1,4 +1,8 @@
-"""What a training run is: every value that can be set, its default and its meaning."""
+"""What a training run is: every value that can be set, its default and its meaning.
+
+Settings stand in the room that they are for: of photos in `mg_keras.data.settings`, of objectives in
+`mg_keras.objectives.settings`, of checkpoints in `mg_keras.checkpoints`, all others here.
+"""
 
 import dataclasses
 import difflib
@@ -14,41 +18,22 @@ import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser, get_loader
 
 from mg_keras import objectives
-from mg_keras.data import augmentations
+from mg_keras.checkpoints import Retention
+from mg_keras.data.settings import PhotoSettings
 from mg_keras.errors import UserError
-from mg_keras.limits import Limits, check, wanted
+from mg_keras.limits import Count, CountOrNull, Limits, NotNegative, Positive, check, wanted
+from mg_keras.objectives.settings import ObjectiveSettings
 from mg_keras.poolings import Level
 
 PLACES = ("data", "data_dir")
 """Settings that say where the photos lie, and nothing of what is learnt from them."""
 
-_Count = Annotated[int, Limits(at_least=1)]
-_CountOrNull = Annotated[int | None, Limits(at_least=1)]
-_Positive = Annotated[float, Limits(above=0)]
-_NotNegative = Annotated[float, Limits(at_least=0)]
-
 
 @dataclasses.dataclass
-class TrainConfig:
-    """Everything that decides what a run learns. The defaults are the paper's (section 4.1).
+class NetworkSettings:
+    """The network of a run, and what it starts from.
 
     Args:
-        data: `demo`, `folder:PATH`, `photos:PATH` (unlabelled), `csv:FILE`, `tfds:NAME`, `tfrecord:PATTERN` or
-            `webdataset:PATTERN`. Of labels of several levels the first is trained on, and all are measured:
-            `csv:FILE?label=coarse,fine`, `folder:PATH?label=coarse,fine`, `tfds:cifar100?label=coarse_label,label`.
-        data_dir: where generated and downloaded data and indexes of shards are kept; null: the caches in the home
-            folder.
-        unlabelled: folder of photos to fit the whitening on, or `training` for the training photos; null: the source's
-            own, or else its training photos.
-        train_per_class: training photos a class, for a source without its own split; null: all that are left.
-        val_per_class: validation photos a class at most; null: by `val_fraction`.
-        val_fraction: share of each class held out for validation.
-        resolution: pixels of the square training crops.
-        augmentation: `full`, `standard`, `autoaugment`, `copies` (what edits do to photos) or `none`.
-        mixing: `mixup` or `cutmix` mix the images of a batch, and their labels with them (`mg_keras.data.mixing`),
-            which the objective `classification` takes; `none`.
-        mixing_alpha: of the Beta distribution that their shares are drawn from.
-        versions: m, versions of an image in a batch (repeated augmentations); 1 is ordinary sampling.
         trunk: a name of `mg_keras.models.trunks.TRUNKS`.
         init: what the weights start from: `imagenet`, the folder of a run, or a file (.pth, .safetensors, .weights.h5,
             .keras); null: fresh ones. The classifier is taken over where the classes are the same.
@@ -61,34 +46,23 @@ class TrainConfig:
             `block4c_:3:0.5` (`mg_keras.poolings.Level`); p* is the exponent of the trunk's last map alone.
         preparation: how photos are brought to the resolution that they are embedded at: `aspect` (the paper's: a square
             crop up to the resolution of training, the largest side beyond) or `squash` (to a square, without a crop).
-        objective: what a step minimises: `multigrain` (cross-entropy and margin loss), `classification`
-            (cross-entropy), `distilled_multigrain` (a teacher's answers in place of labels, and margin loss; the
-            teacher is the network that `init` gives, with its classes), or `distilled_copies` (the same with InfoNCE
-            between versions and KoLeo in place of the margin loss); `grafit` (nearest neighbours in a memory, and
-            instances), `grafit_fc` (cross-entropy and instances), `snca` (nearest neighbours alone), or
-            `supcon_info_nce` (supervised contrast and InfoNCE), for finer descriptors than the labels.
-        classification_weight: lambda; 1 is cross-entropy alone.
-        temperature: by which the `distilled_` objectives divide both networks' logits.
-        contrast_temperature: of InfoNCE in `distilled_copies`, and of both terms of `supcon_info_nce`.
-        spread_weight: times KoLeo in `distilled_copies`.
-        contrast_dimensions: in `distilled_copies`, of the whitening through which versions are compared, learned as
-            training goes on (`mg_keras.layers.MovingWhitening`); null: they are compared as they are.
-        teacher_exponent: p of GeM that the teacher's classifier was trained with, 1 for ordinary ImageNet networks;
-            null: `pooling_exponent`.
-        projection_dimensions: values of the projection that `grafit` and its kin compare.
-        neighbor_temperature: by which `grafit` and `snca` divide cosines.
-        memory_size: embeddings in the memory of `grafit` and `snca`, which is then a queue of the last ones; null: one
-            a training photo.
-        memory_dtype: `float32`, or `float16`, which takes half the memory.
-        predictor_width: of the hidden layer of the predictor in `grafit` and `grafit_fc`.
-        target_momentum: in `grafit` and `grafit_fc`, of the moving average of the network that gives the targets.
-        target_versions: in `grafit` and `grafit_fc`, of how many versions of a photo there are targets, at a cost of a
-            forward pass each; null: of all.
-        class_balance: `weights` weighs the cross-entropy of an image by its class, inversely to the class's number of
-            training photos (`mg_keras.training.class_balance`); `none` counts images alike.
-        margin: alpha of the margin loss.
-        initial_beta: where the learnt threshold of the margin loss starts.
-        margin_normalization: `pairs` (the paper's) or `active` (the reference's).
+    """
+
+    trunk: str = "resnet50"
+    init: str | None = None
+    frozen_stages: Annotated[int, Limits(at_least=0)] = 0
+    frozen_statistics: bool = False
+    trunk_rate: Positive = 1.0
+    pooling_exponent: Positive = 3.0
+    levels: list[str] = dataclasses.field(default_factory=list)
+    preparation: Literal["aspect", "squash"] = "aspect"
+
+
+@dataclasses.dataclass
+class TrainingSettings:
+    """How a run is trained.
+
+    Args:
         batch_size: items in a step, over all replicas.
         accumulation_steps: parts that a replica's batch is passed in, one after the other.
         epochs: epochs in all.
@@ -107,8 +81,35 @@ class TrainConfig:
         seed: of everything random.
         val_every: epochs between validations.
         checkpoint_every: steps between checkpoints (one at the end of each epoch besides).
-        keep_checkpoints: how many of the last checkpoints stay (the best one besides).
-        on_bad_image: `skip` unusable photos and list them in bad_images.txt, or `fail` at the first.
+    """
+
+    batch_size: Count = 512
+    accumulation_steps: Count = 1
+    epochs: Count = 120
+    iterations: Count = 5005
+    learning_rate: Positive = 0.1
+    beta_learning_rate: NotNegative = 0.1
+    momentum: Annotated[float, Limits(at_least=0, below=1)] = 0.9
+    weight_decay: NotNegative = 1e-4
+    schedule: Literal["step", "cosine"] = "step"
+    milestones: Annotated[list[int], Limits(at_least=0, rising=True)] = dataclasses.field(
+        default_factory=lambda: [30, 60, 90]
+    )
+    decay: Annotated[float, Limits(above=0, at_most=1)] = 0.1
+    warmup_epochs: NotNegative = 0.0
+    dtype: Literal["float32", "mixed_bfloat16"] = "float32"
+    jit_compile: bool = False
+    deterministic: bool = False
+    seed: Annotated[int, Limits(at_least=0, at_most=2**32 - 1)] = 0
+    val_every: Count = 1
+    checkpoint_every: Count = 500
+
+
+@dataclasses.dataclass
+class MeasuringSettings:
+    """What is chosen, fitted and measured after training.
+
+    Args:
         evaluation_resolutions: pixels at which to choose p* and measure; null: the training size, 1.5 and 2 times it.
         in_aug_per_class: training images a class for IN-aug; of unlabelled ones, as many as of 100 classes.
         max_whitening_photos: photos to fit the whitening on at most.
@@ -119,71 +120,25 @@ class TrainConfig:
         whitening_dimensions: values of a whitened descriptor, those of largest variance; null: all of them.
     """
 
-    data: str = "demo"
-    data_dir: str | None = None
-    unlabelled: str | None = None
-    train_per_class: _CountOrNull = None
-    val_per_class: _CountOrNull = None
-    val_fraction: Annotated[float, Limits(above=0, below=1)] = 0.2
-    resolution: _Count = 224
-    augmentation: Literal[augmentations.NAMES] = "full"
-    mixing: Literal["none", "mixup", "cutmix"] = "none"
-    mixing_alpha: _Positive = 0.2
-    versions: _Count = 3
-    trunk: str = "resnet50"
-    init: str | None = None
-    frozen_stages: Annotated[int, Limits(at_least=0)] = 0
-    frozen_statistics: bool = False
-    trunk_rate: _Positive = 1.0
-    pooling_exponent: _Positive = 3.0
-    levels: list[str] = dataclasses.field(default_factory=list)
-    preparation: Literal["aspect", "squash"] = "aspect"
-    objective: Literal[objectives.NAMES] = "multigrain"
-    classification_weight: Annotated[float, Limits(at_least=0, at_most=1)] = 0.5
-    temperature: _Positive = 2.0
-    contrast_temperature: _Positive = 0.05
-    spread_weight: _NotNegative = 1.0
-    contrast_dimensions: _CountOrNull = None
-    teacher_exponent: Annotated[float | None, Limits(above=0)] = None
-    projection_dimensions: _Count = 256
-    neighbor_temperature: _Positive = 0.05
-    memory_size: _CountOrNull = None
-    memory_dtype: Literal["float32", "float16"] = "float32"
-    predictor_width: _Count = 4096
-    target_momentum: Annotated[float, Limits(at_least=0, below=1)] = 0.996
-    target_versions: _CountOrNull = None
-    class_balance: Literal["none", "weights"] = "none"
-    margin: _Positive = 0.2
-    initial_beta: float = 1.2
-    margin_normalization: Literal["pairs", "active"] = "pairs"
-    batch_size: _Count = 512
-    accumulation_steps: _Count = 1
-    epochs: _Count = 120
-    iterations: _Count = 5005
-    learning_rate: _Positive = 0.1
-    beta_learning_rate: _NotNegative = 0.1
-    momentum: Annotated[float, Limits(at_least=0, below=1)] = 0.9
-    weight_decay: _NotNegative = 1e-4
-    schedule: Literal["step", "cosine"] = "step"
-    milestones: Annotated[list[int], Limits(at_least=0, rising=True)] = dataclasses.field(
-        default_factory=lambda: [30, 60, 90]
-    )
-    decay: Annotated[float, Limits(above=0, at_most=1)] = 0.1
-    warmup_epochs: _NotNegative = 0.0
-    dtype: Literal["float32", "mixed_bfloat16"] = "float32"
-    jit_compile: bool = False
-    deterministic: bool = False
-    seed: Annotated[int, Limits(at_least=0, at_most=2**32 - 1)] = 0
-    val_every: _Count = 1
-    checkpoint_every: _Count = 500
-    keep_checkpoints: _Count = 2
-    on_bad_image: Literal["skip", "fail"] = "skip"
     evaluation_resolutions: Annotated[list[int] | None, Limits(at_least=1)] = None
-    in_aug_per_class: _Count = 2
-    max_whitening_photos: _Count = 20_000
+    in_aug_per_class: Count = 2
+    max_whitening_photos: Count = 20_000
     whitening_versions: Annotated[int, Limits(at_least=0)] = 0
     whitening_shrinkage: Annotated[float | None, Limits(above=0, at_most=1)] = None
-    whitening_dimensions: _CountOrNull = None
+    whitening_dimensions: CountOrNull = None
+
+
+@dataclasses.dataclass
+class TrainConfig(
+    # dataclasses put the fields of the last base first: what is read first stands last
+    MeasuringSettings,
+    Retention,
+    TrainingSettings,
+    ObjectiveSettings,
+    NetworkSettings,
+    PhotoSettings,
+):
+    """Everything that decides what a run learns. The defaults are the paper's (section 4.1)."""
 
     def __post_init__(self):
         for name, value in vars(self).items():

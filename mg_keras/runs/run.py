@@ -55,7 +55,7 @@ class Run:
         if checkpoint not in ("last", "best"):
             raise ValueError(f"checkpoint must be 'last' or 'best', received {checkpoint!r}")
         self.path, self.settings, self.checkpoint = Path(path), settings, checkpoint
-        self.checkpoints = Checkpoints(self.path / "checkpoints", settings.keep_checkpoints)
+        self.checkpoints = Checkpoints(self.path / "checkpoints", settings)
 
     @classmethod
     def at(cls, path: str | os.PathLike, config: TrainConfig) -> Self:

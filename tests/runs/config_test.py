@@ -7,7 +7,6 @@ import typing
 import pytest
 import yaml
 
-from mg_keras.data import augmentations
 from mg_keras.errors import UserError
 from mg_keras.programs.common import PRESETS, Parser
 from mg_keras.runs.config import TrainConfig, add_settings, settings_of
@@ -108,10 +107,6 @@ def test_lists_that_may_be():
     assert TrainConfig(milestones=[]).milestones == []
     assert TrainConfig(milestones=[0, 5]).milestones == [0, 5]
     assert TrainConfig(resolution=64, evaluation_resolutions=[96]).resolutions == [64, 96]
-
-
-def test_the_augmentations_are_those_there_are():
-    assert set(typing.get_args(HINTS["augmentation"])) == set(augmentations.NAMES)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ A recipe is a function `augment(image, size, seed)` of TensorFlow operations, ma
   order and on whatever thread the photos come;
 * it returns float32 `[size, size, 3]`, RGB in 0-255.
 
-A new recipe is one file here, whose function is called `augment`, and its name in `NAMES`.
+A new recipe is one file here, whose function is called `augment`, and its name in `AugmentationName`.
 
 Keras's own layers are used where they do exactly this, which is for the affine warp alone. The others draw their
 randomness from a stateful generator, so a photo's version would depend on the order of the threads, and several
@@ -18,11 +18,15 @@ with the mean grey, `Equalization` rounds otherwise than PIL.
 
 import importlib
 from collections.abc import Callable
+from typing import Literal, get_args
 
 from mg_keras.errors import UserError
 
 # the files are loaded on first use: to read settings needs no TensorFlow
-NAMES = ("full", "standard", "autoaugment", "copies", "none")
+AugmentationName = Literal["full", "standard", "autoaugment", "copies", "none"]
+"""What a run's `augmentation` may be."""
+
+NAMES = get_args(AugmentationName)
 
 
 def get(name: str) -> Callable:
