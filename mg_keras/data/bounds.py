@@ -2,5 +2,3 @@
 
 MAX_PIXELS = 128_000_000
 MIN_SIDE = 8
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
-"""What the photos are called that the decoder reads."""

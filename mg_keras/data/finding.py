@@ -13,15 +13,17 @@ import struct
 from collections import Counter
 from collections.abc import Sequence
 
-from mg_keras.data.bounds import EXTENSIONS
+from mg_keras.data import formats
+from mg_keras.data.formats import EXTENSIONS
 from mg_keras.errors import UserError
 from mg_keras.files import printable_name
 from mg_keras.progress import mapped
 
-KINDS = "JPEG, PNG, WebP, BMP, GIF, TIFF, AVIF or HEIC"
-
 CONVERTED = ("TIFF", "AVIF", "HEIC")
 """Kinds that the decoder does not read: a copy that it reads is made of them."""
+
+KINDS = ", ".join([*(kind.name for kind in formats.KINDS), *CONVERTED[:-1]]) + f" or {CONVERTED[-1]}"
+"""All kinds, as messages have them."""
 
 # what network storages and desktops leave beside photos; what begins with a dot is hidden already
 _OF_SYSTEMS = {
@@ -56,7 +58,6 @@ _RAW = frozenset(
 _IS_RAW = "a camera's raw file, which is not read: a JPEG or TIFF made of it is"
 
 _HEADER_BYTES = 64
-_BMP_HEADERS = (12, 16, 40, 52, 56, 64, 108, 124)
 _HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1"}
 
 
@@ -278,19 +279,11 @@ def _kind_of(header):
     """The kind of a photo that begins with these bytes; None for anything else."""
     if header.startswith((b"II*\0\x10\0\0\0CR", b"IIRO", b"IIRS")):
         return None
-    for start, kind in (
-        (b"\xff\xd8\xff", "JPEG"),
-        (b"\x89PNG\r\n\x1a\n", "PNG"),
-        (b"GIF8", "GIF"),
-        ((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), "TIFF"),
-    ):
-        if header.startswith(start):
-            return kind
-    if header[:4] == b"RIFF" and header[8:12] == b"WEBP":
-        return "WebP"
-    # two letters are too few to tell a picture from a text
-    if header[:2] == b"BM" and len(header) >= 18 and struct.unpack_from("<I", header, 14)[0] in _BMP_HEADERS:
-        return "BMP"
+    for kind in formats.KINDS:
+        if kind.begins(header):
+            return kind.name
+    if header.startswith((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")):
+        return "TIFF"
     if header[4:8] == b"ftyp":
         size = min(struct.unpack_from(">I", header)[0], len(header))
         brands = {header[8:12], *(header[place : place + 4] for place in range(16, size, 4))}

@@ -12,48 +12,22 @@ import re
 import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
+from mg_keras.data import formats
 from mg_keras.data.apart import apart
 from mg_keras.data.bounds import MAX_PIXELS, MIN_SIDE
-from mg_keras.data.formats import bmp, fields, gif, jpeg, webp
+from mg_keras.data.formats import fields, jpeg
 from mg_keras.data.formats import orientation as orientations
 from mg_keras.data.formats.caught import caught
 from mg_keras.errors import UserError
 
-
-class _Kind(NamedTuple):
-    """A kind of file besides JPEG and PNG, told by the bytes `sign` at `place`.
-
-    `declared_size` is contents -> int32 [height, width]; `decode` contents -> (whether it could, uint8 [H, W, 3]).
-    """
-
-    name: str
-    place: int
-    sign: bytes
-    declared_size: Callable
-    decode: Callable
-
-
-def _of_gif(contents):
-    return caught(lambda frame: (_decoded(frame),), gif.first_frame(contents)[0], (_no_photo(),))
-
-
-_OTHER_KINDS = (
-    _Kind("WebP", 8, b"WEBP", webp.declared_size, webp.decode),
-    _Kind("BMP", 0, b"BM", bmp.declared_size, bmp.decode),
-    _Kind("GIF", 0, b"GIF8", lambda contents: gif.first_frame(contents)[1], _of_gif),
-)
-_SIGNS = [
-    (0, b"\xff\xd8\xff", "JPEG"),
-    (0, b"\x89PNG", "PNG"),
-    *((kind.place, kind.sign, kind.name) for kind in _OTHER_KINDS),
-]
-# what may come in place of those
-_OTHERS = [
+# kind -> what reads it
+_OTHERS = {kind: kind.module() for kind in formats.OTHERS}
+# what may come in place of photos
+_STRANGERS = [
     (4, b"ftypavif", "an AVIF photo"),
     (4, b"ftypavis", "an AVIF photo"),
     *((4, b"ftyp" + brand, "a HEIC photo") for brand in (b"hei", b"hev", b"mif1", b"msf1")),
@@ -66,7 +40,7 @@ _OTHERS = [
     (0, b"8BPS", "a Photoshop file"),
     (0, b"%PDF", "a PDF file"),
 ]
-_NO_PHOTO = f"not a {', '.join(name for *_, name in _SIGNS[:-1])} or {_SIGNS[-1][2]} file"
+_NO_PHOTO = f"not a {', '.join(kind.name for kind in formats.KINDS[:-1])} or {formats.KINDS[-1].name} file"
 
 
 def decode(contents: tf.Tensor) -> tf.Tensor:
@@ -243,8 +217,8 @@ def _examined(contents):
 @apart
 def why_not(contents: tf.Tensor) -> tf.Tensor:
     """Why a photo that `try_decode` can't decode can't be used, in a few words: scalar string."""
-    kind = fields.first_text([(fields.has(contents, place, sign), name) for place, sign, name in _SIGNS])
-    named = fields.first_text([(fields.has(contents, place, sign), f"{name}, ") for place, sign, name in _OTHERS])
+    kind = fields.first_text([(_is(known, contents), known.name) for known in formats.KINDS])
+    named = fields.first_text([(fields.has(contents, place, sign), f"{name}, ") for place, sign, name in _STRANGERS])
     size = tf.cast(declared_size(contents), tf.int64)
     reasons = [
         (tf.strings.length(contents) == 0, "the file is empty"),
@@ -252,19 +226,23 @@ def why_not(contents: tf.Tensor) -> tf.Tensor:
         (tf.reduce_prod(size) > MAX_PIXELS, f"larger than {MAX_PIXELS:,} pixels"),
         (tf.reduce_all(size > 0) & (tf.reduce_min(size) < MIN_SIDE), f"smaller than {MIN_SIDE} pixels on a side"),
     ]
-    unsupported = {"BMP": bmp.unsupported, "JPEG": jpeg.unsupported}
-    for name, find in unsupported.items():
-        found = tf.cond(kind == name, lambda find=find: find(contents), lambda: "")
-        reasons.append((found != "", found))
+    for name, module in [("JPEG", jpeg), *((other.name, module) for other, module in _OTHERS.items())]:
+        if find := getattr(module, "unsupported", None):
+            found = tf.cond(kind == name, lambda find=find: find(contents), lambda: "")
+            reasons.append((found != "", found))
     return fields.first_text([*reasons, (True, tf.strings.join([kind, " data is broken or cut off"]))])
 
 
+def _is(kind, contents):
+    return fields.has(contents, kind.place, kind.sign)
+
+
 def _is_jpeg(contents):
-    return fields.has(contents, 0, b"\xff\xd8\xff")
+    return _is(formats.COMMON[0], contents)
 
 
 def _is_png(contents):
-    return fields.has(contents, 0, b"\x89PNG")
+    return _is(formats.COMMON[1], contents)
 
 
 def _no_photo():
@@ -308,11 +286,10 @@ def _common(contents, reduction):
 @apart
 def _of_other_kinds(contents):
     """(whether it could be decoded, the photo as it is stored or one pixel)."""
-
-    is_kind = [fields.has(contents, kind.place, kind.sign) for kind in _OTHER_KINDS]
+    is_kind = [_is(kind, contents) for kind in _OTHERS]
     none = ~(tf.reduce_any(is_kind) & _may_be_decoded(_declared_size_of_others(contents)))
     number = tf.argmax(tf.cast([none, *is_kind], tf.int32), output_type=tf.int32)
-    decoders = [functools.partial(kind.decode, contents) for kind in _OTHER_KINDS]
+    decoders = [functools.partial(module.decode, contents) for module in _OTHERS.values()]
     return tf.switch_case(number, [lambda: (tf.constant(False), _no_photo()), *decoders])
 
 
@@ -323,9 +300,9 @@ def _declared_size_of_others(contents):
         return tf.stack([fields.big(size[4:]), fields.big(size[:4])])
 
     size = tf.cond(_is_png(contents), png, lambda: tf.zeros([2], tf.int32))
-    for kind in _OTHER_KINDS:
-        find = functools.partial(kind.declared_size, contents)
-        size = tf.cond(fields.has(contents, kind.place, kind.sign), find, lambda size=size: size)
+    for kind, module in _OTHERS.items():
+        find = functools.partial(module.declared_size, contents)
+        size = tf.cond(_is(kind, contents), find, lambda size=size: size)
     return size
 
 

@@ -3,9 +3,24 @@
 import tensorflow as tf
 
 from mg_keras.data.apart import apart
+from mg_keras.data.formats.caught import caught
 
 # a place behind the end of any file
 _BEHIND = 1 << 30
+
+
+def declared_size(contents: tf.Tensor) -> tf.Tensor:
+    """int32 [height, width] by the header and that of the first frame."""
+    return first_frame(contents)[1]
+
+
+def decode(contents: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """(whether it could be decoded, uint8 [H, W, 3], or one pixel)."""
+
+    def attempt(frame):
+        return (tf.ensure_shape(tf.io.decode_image(frame, channels=3, expand_animations=False), [None, None, 3]),)
+
+    return caught(attempt, first_frame(contents)[0], (tf.zeros([1, 1, 3], tf.uint8),))
 
 
 @apart

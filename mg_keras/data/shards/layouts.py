@@ -10,7 +10,7 @@ from typing import BinaryIO, NamedTuple
 import tensorflow as tf
 from google.protobuf.message import DecodeError
 
-from mg_keras.data.bounds import EXTENSIONS
+from mg_keras.data.formats import EXTENSIONS
 
 # (photo, label) of records: ImageNet's usual layout, and that of tensorflow-datasets
 _FEATURES = (("image/encoded", "image/class/label"), ("image", "label"))
