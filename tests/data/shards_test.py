@@ -15,9 +15,10 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
+from mg_keras.data import stores
 from mg_keras.data.images import BadImages, decode
 from mg_keras.data.repeated import repeated_batches
-from mg_keras.data.shards import Index, Stream, index, stores
+from mg_keras.data.shards import Index, Stream, index
 from mg_keras.data.sources import SplitOptions, open_source
 from mg_keras.data.sources.shards import by_name, expand_braces, find_shards
 from mg_keras.errors import UserError
@@ -428,8 +429,8 @@ def test_a_store_is_asked_again(monkeypatch):
                 raise answer
             return answer[start:end]
 
-    monkeypatch.setattr(index, "store_of", lambda path: Flaky())
-    monkeypatch.setattr(index, "_RETRIES", (0, 0))
+    monkeypatch.setattr(stores, "store_of", lambda path: Flaky())
+    monkeypatch.setattr(stores, "_RETRIES", (0, 0))
     assert photos_of([2], size=2).read(0) == [b"ab"]
     answers += [FileNotFoundError(), b"abc"]
     with pytest.raises(OSError, match="FileNotFoundError"):
@@ -482,7 +483,7 @@ def bytes_at(shard, start, end):
 @pytest.fixture
 def store(monkeypatch):
     store = SlowStore()
-    monkeypatch.setattr(index, "store_of", lambda path: store)
+    monkeypatch.setattr(stores, "store_of", lambda path: store)
     return store
 
 
@@ -596,7 +597,7 @@ def test_shares_are_disjoint_in_every_pass(store):
 
 
 def test_what_a_store_does_not_give_is_empty(store, monkeypatch):
-    monkeypatch.setattr(index, "_RETRIES", ())
+    monkeypatch.setattr(stores, "_RETRIES", ())
     read = store.read
 
     def refuse(path, start, end):

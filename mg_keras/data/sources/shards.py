@@ -11,10 +11,10 @@ import re
 from pathlib import PurePosixPath
 
 import numpy as np
-import tensorflow as tf
 
-from mg_keras.data.shards import Index, Stream, open_index, store_of
+from mg_keras.data.shards import Index, Stream, open_index
 from mg_keras.data.sources.contract import Source, Split, SplitOptions, cache_folder, divide, say, usable
+from mg_keras.data.stores import in_graph, store_of
 from mg_keras.errors import UserError
 from mg_keras.files import printable_name
 
@@ -84,12 +84,7 @@ def shard_split(index: Index, labels: np.ndarray) -> Split:
         index: `Index`.
         labels: int [N].
     """
-
-    def read(number):
-        contents = tf.numpy_function(lambda row: index.read(int(row))[0], [number], tf.string, stateful=False)
-        return tf.ensure_shape(contents, [])
-
-    return Split(index.names, read, lambda: labels, stream=Stream(index))
+    return Split(index.names, in_graph(lambda row: index.read(row)[0]), lambda: labels, stream=Stream(index))
 
 
 # --- which files ---

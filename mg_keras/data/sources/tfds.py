@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from mg_keras.data.apart import as_written
 from mg_keras.data.sources.contract import Source, Split, SplitOptions, asked_columns, divide, usable
+from mg_keras.data.stores import in_graph
 from mg_keras.errors import UserError
 from mg_keras.files import printable_name
 from mg_keras.progress import Progress
@@ -130,10 +131,11 @@ def _record_split(name, records, columns, by_column):
     The first of `columns` is the labels'; with `by_column` all of them are read at once, else it when it is asked for.
     """
 
+    read = in_graph(lambda row: records[row])
+
     def parse(row, features, dtype):
-        record = tf.numpy_function(lambda number: records[int(number)], [row], tf.string, stateful=False)
         wanted = {feature: tf.io.FixedLenFeature([], dtype) for feature in features}
-        found = tf.io.parse_single_example(tf.ensure_shape(record, []), wanted)
+        found = tf.io.parse_single_example(read(row), wanted)
         return tf.stack([found[feature] for feature in features], axis=-1)
 
     def load():

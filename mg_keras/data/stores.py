@@ -1,11 +1,14 @@
-"""Where shards lie: local files, what fsspec reads (`s3://`, `https://`, ...) and what TensorFlow does (`gs://`).
+"""Files anywhere: of this machine, what fsspec reads (`s3://`, `https://`, ...) and what TensorFlow does (`gs://`).
 
-A store finds files and reads them, whole or a range of bytes; its functions may be called from any thread.
+A store finds files and reads them, whole or a range of bytes; its functions may be called from any thread. `store_of`
+is the store of a path or URL, `read` reads from it patiently, and `in_graph` brings what is read into a pipeline.
 """
 
 import glob
 import os
 import re
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -13,6 +16,8 @@ import tensorflow as tf
 
 from mg_keras.errors import UserError
 
+# seconds before a store that did not answer is asked again
+_RETRIES = (0.5, 2.0, 8.0)
 _SCHEME = re.compile(r"[A-Za-z0-9+.:-]+://")
 
 
@@ -40,11 +45,11 @@ class LocalStore:
         """The file, to be read from its beginning on."""
         return open(path, "rb")
 
-    def read(self, path: str, start: int, end: int) -> bytes:
-        """The bytes from `start` to before `end`; fewer where the file ends."""
+    def read(self, path: str, start: int = 0, end: int | None = None) -> bytes:
+        """The bytes from `start` to before `end`, or to the file's end; fewer where the file ends."""
         with self.open(path) as file:
             file.seek(start)
-            return file.read(end - start)
+            return file.read() if end is None else file.read(end - start)
 
 
 class TensorFlowStore(LocalStore):
@@ -106,7 +111,7 @@ class FsspecStore:
         # read from end to end: one request for many photos
         return self.files.open(path, "rb", block_size=8 << 20, cache_type="readahead")
 
-    def read(self, path: str, start: int, end: int) -> bytes:
+    def read(self, path: str, start: int = 0, end: int | None = None) -> bytes:
         """As `LocalStore.read`."""
         return self.files.cat_file(path, start=start, end=end)
 
@@ -130,3 +135,30 @@ def store_of(path: str) -> LocalStore | FsspecStore:
         raise UserError(
             f"{path} can't be read: {error}; install mg-keras[fsspec] and fsspec's driver for {scheme[0]} (s3fs for s3://)"
         ) from None
+
+
+def read(path: str, start: int = 0, end: int | None = None) -> bytes:
+    """What the store of a path or URL holds from `start` to before `end`, or to the file's end.
+
+    A store that does not answer is asked again; a file that is not there will not be there later.
+
+    Raises:
+        OSError: the store does not give it; the message has the error's name.
+    """
+    for seconds in (*_RETRIES, None):
+        try:
+            return store_of(path).read(path, start, end)
+        except Exception as error:  # stores raise types of their own
+            if seconds is None or isinstance(error, FileNotFoundError | PermissionError | tf.errors.NotFoundError):
+                raise OSError(f"{type(error).__name__}: {error}") from error
+        time.sleep(seconds)
+
+
+def in_graph(read: Callable[[int], bytes]) -> Callable[[tf.Tensor], tf.Tensor]:
+    """A function of Python, number -> bytes, as graph code: int64 scalar tensor -> string scalar tensor."""
+
+    def contents(number):
+        found = tf.numpy_function(lambda row: read(int(row)), [number], tf.string, stateful=False)
+        return tf.ensure_shape(found, [])
+
+    return contents
