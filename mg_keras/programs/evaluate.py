@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mg_keras.errors import UserError
+from mg_keras.evaluation.folders import NAMES, Options
 from mg_keras.programs.common import list_of, number, stage_arguments
 from mg_keras.quiet import import_tensorflow
 
@@ -32,9 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.add_argument(
             "--benchmarks",
             type=list_of(str),
-            help="of classes, in_aug, copies, views, categories and probe (the run's own photos) and NAME=PATH of "
-            "imagenet, holidays, ukb, copydays, revisited, image_similarity, categories and probe; default: the run's "
-            "own, without probe, and without categories where labels are of one level",
+            help=f"of {_listed(OWN)} (the run's own photos) and NAME=PATH of {_listed(NAMES)}; default: the run's own, "
+            "without probe, and without categories where labels are of one level",
         )
         parser.add_argument(
             "--comparison", type=bool, default=True, help="rows of average pooling and R-MAC on the same trunk too"
@@ -44,12 +44,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
         parser.add_argument("--distractors", type=str, help="folder of photos to hide the copies among")
         parser.add_argument(
-            "--neighbors", type=number(int, at_least=1), default=20, help="that vote in categories and probe"
+            "--neighbors",
+            type=number(int, at_least=1),
+            default=Options.neighbors,
+            help="that vote in categories and probe",
         )
         parser.add_argument(
             "--neighbor_temperature",
             type=number(float, above=0),
-            default=0.07,
+            default=Options.neighbor_temperature,
             help="of their votes, exp(cosine / temperature)",
         )
         parser.add_argument("--out", type=str, help="with --model: the file that gets the figures, as JSON")
@@ -65,6 +68,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         evaluate_run(options)
     else:
         evaluate_model(options)
+
+
+def _listed(names):
+    return f"{', '.join(names[:-1])} and {names[-1]}"
 
 
 def _whole(specs):
@@ -115,8 +122,6 @@ def evaluate_model(options: Namespace) -> None:
 
 def _needs(options):
     """What benchmarks need beside their photos."""
-    from mg_keras.evaluation.evaluators import Options
-
     return Options(options.rotations, options.distractors, options.neighbors, options.neighbor_temperature)
 
 

@@ -11,6 +11,7 @@ from mg_keras.embedding.embedder import Embedder
 from mg_keras.errors import UserError
 from mg_keras.evaluation import evaluators as benchmarks
 from mg_keras.evaluation import measure, pictures
+from mg_keras.evaluation.folders import Options, open_benchmark
 from mg_keras.evaluation.pictures.categories import category_picture
 from mg_keras.evaluation.pictures.copies import copies_picture
 from mg_keras.evaluation.records import merged, paper_tables, summary
@@ -23,7 +24,7 @@ from mg_keras.runs.run import Run
 
 
 def open_benchmarks(
-    run: Run, source: Source, specs: Sequence[str] | None = None, options: benchmarks.Options | None = None
+    run: Run, source: Source, specs: Sequence[str] | None = None, options: Options | None = None
 ) -> list[benchmarks.Benchmark]:
     """The benchmarks of a run.
 
@@ -31,7 +32,7 @@ def open_benchmarks(
         run: `Run`.
         source: its photos.
         specs: of `classes`, `in_aug`, `copies`, `views`, `categories`, `probe` (the run's own photos), and `NAME=PATH`
-            as `benchmarks.open_benchmark` takes them; None: all of the run's own, without `classes` where the photos
+            as `open_benchmark` takes them; None: all of the run's own, without `classes` where the photos
             have no labels, without `categories` where these are of one level, and without `probe`.
         options: what benchmarks need beside their photos; None: nothing.
 
@@ -41,7 +42,7 @@ def open_benchmarks(
     Raises:
         UserError: there is no such benchmark, or its folder lacks something.
     """
-    config, options = run.settings, options or benchmarks.Options()
+    config, options = run.settings, options or Options()
     options = dataclasses.replace(options, data_dir=config.data_dir)
     own = {
         "classes": lambda: benchmarks.classes(source.val, run.class_names),
@@ -64,7 +65,7 @@ def open_benchmarks(
     opened = []
     for spec in specs:
         if "=" in spec:
-            opened.append(benchmarks.open_benchmark(spec, run.class_names, options))
+            opened.append(open_benchmark(spec, run.class_names, options))
         elif spec in own:
             opened.append(own[spec]())
         else:
@@ -167,13 +168,13 @@ def evaluate_exported(
     exported: Any,
     specs: Sequence[str],
     sizes: Sequence[int] | None = None,
-    options: benchmarks.Options | None = None,
+    options: Options | None = None,
 ) -> dict[str, Any]:
     """Measures an exported SavedModel on benchmarks that have a folder of their own.
 
     Args:
         exported: `mg_keras.export.opened.Exported`.
-        specs: list of `NAME=PATH`, as `benchmarks.open_benchmark` takes them.
+        specs: list of `NAME=PATH`, as `open_benchmark` takes them.
         sizes: s*, pixels; None: those that the SavedModel has a p* for, or else the training resolution.
         options: as `open_benchmarks` takes them.
 
@@ -189,7 +190,7 @@ def evaluate_exported(
             f"{exported.path} does not say at which resolution it was trained: export it with mg-keras export"
         )
     sizes = sizes or sorted(exported.p_star) or [exported.train_resolution]
-    chosen = [benchmarks.open_benchmark(spec, exported.class_names, options) for spec in specs]
+    chosen = [open_benchmark(spec, exported.class_names, options) for spec in specs]
     rows_at = {size: [measure.Row("exported", exported.p_star.get(size, exported.pooling_exponent))] for size in sizes}
     method = {"name": exported.about["trunk"], "pooling_exponent": exported.pooling_exponent}
     return _measured(exported, exported.train_resolution, chosen, rows_at, method)
@@ -199,7 +200,7 @@ def evaluate_packed(
     packed: Packed,
     specs: Sequence[str],
     sizes: Sequence[int] | None = None,
-    options: benchmarks.Options | None = None,
+    options: Options | None = None,
 ) -> dict[str, Any]:
     """Measures a packed network, such as the model in the package, on benchmarks that have a folder of their own.
 
@@ -218,7 +219,7 @@ def evaluate_packed(
     about, whitening = packed.about, packed.whitening
     sizes = sizes or [about.get("default_resolution") or about["resolution"]]
     names = about.get("class_ids") or about.get("class_names") or []
-    chosen = [benchmarks.open_benchmark(spec, names, options) for spec in specs]
+    chosen = [open_benchmark(spec, names, options) for spec in specs]
     p_star = {int(size): float(value) for size, value in about.get("p_star", {}).items()}
     rows_at = {
         size: measure.rows(p_star.get(size, about["pooling_exponent"]), lambda pooling: whitening) for size in sizes

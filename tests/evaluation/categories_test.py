@@ -10,8 +10,8 @@ from rich.console import Console
 
 from mg_keras.data.sources import Source, Split
 from mg_keras.errors import UserError
-from mg_keras.evaluation import evaluators
-from mg_keras.evaluation.evaluators import Answers, Options, categories, probe
+from mg_keras.evaluation.evaluators import Answers, categories, probe
+from mg_keras.evaluation.folders import NAMES, Options
 from mg_keras.evaluation.metrics import mean_average_precision
 from mg_keras.evaluation.neighbors import category_average_precisions, vote
 from mg_keras.evaluation.tables import levels_tables, retrieval_table
@@ -168,7 +168,7 @@ def test_a_packed_network_stands_in_the_tables(tmp_path):
     assert retrieval_table(metrics) is None
     with pytest.raises(UserError, match="a model without a run is measured on --benchmarks NAME=PATH"):
         evaluate_packed(packed, ["categories"])
-    assert {"categories", "probe"} < set(evaluators.NAMES)
+    assert {"categories", "probe"} < set(NAMES)
 
 
 def test_columns_of_labels_are_one_benchmark():

@@ -13,7 +13,8 @@ from mg_keras.data import sources
 from mg_keras.data.images import decode, try_decode
 from mg_keras.errors import UserError
 from mg_keras.evaluation import evaluators as benchmarks
-from mg_keras.evaluation.evaluators import Answers, open_benchmark
+from mg_keras.evaluation.evaluators import Answers
+from mg_keras.evaluation.folders import open_benchmark
 
 # a picture of four colours, whose turns and crops can be told apart: top left, top right, bottom left, bottom right
 QUARTERS = np.array([[(200, 40, 40), (40, 200, 40)], [(40, 40, 200), (200, 200, 40)]], np.uint8)

@@ -2,6 +2,8 @@
 
 import dataclasses
 import math
+import subprocess
+import sys
 import typing
 
 import pytest
@@ -143,6 +145,12 @@ def test_a_file_edited_by_hand(text, message, tmp_path):
 def test_a_file_that_is_not_there(tmp_path):
     with pytest.raises(UserError, match=r"none\.yaml can't be read: No such file"):
         TrainConfig.load(tmp_path / "none.yaml")
+
+
+def test_settings_and_names_are_read_without_tensorflow():
+    modules = "mg_keras.runs.config, mg_keras.evaluation.folders, mg_keras.data.finding"
+    code = f"import sys, {modules}; assert not {{'tensorflow', 'keras'}} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_what_is_saved_is_read_and_what_an_older_release_lacked_has_its_default(tmp_path):

@@ -9,7 +9,7 @@ import pytest
 
 import mg_keras
 from mg_keras.errors import UserError
-from mg_keras.evaluation.evaluators import Options
+from mg_keras.evaluation.folders import Options
 from mg_keras.programs import scores, stages, whole_run
 from mg_keras.programs.stages import take_projection
 from mg_keras.runs.config import TrainConfig

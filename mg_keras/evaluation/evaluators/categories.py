@@ -4,23 +4,28 @@ For descriptors that are to be finer than the labels they were trained on (PAPER
 of photos that it was not trained on.
 """
 
+from collections.abc import Callable
+from pathlib import Path
+
 import numpy as np
 
+from mg_keras.data import sources
 from mg_keras.data.sources import Source, Split
 from mg_keras.errors import UserError
 from mg_keras.evaluation.evaluators.contract import Answers, Benchmark, joined
+from mg_keras.evaluation.folders import Options
 from mg_keras.evaluation.metrics import chance_average_precision
 from mg_keras.evaluation.neighbors import category_average_precisions, vote
-
-NEIGHBORS, TEMPERATURE = 20, 0.07
-"""Of the vote, where nobody says otherwise."""
 
 # C of scikit-learn's logistic regression
 _INVERSE_DECAY = 10.0
 
 
 def categories(
-    source: Source, k: int = NEIGHBORS, temperature: float = TEMPERATURE, name: str = "categories"
+    source: Source,
+    k: int = Options.neighbors,
+    temperature: float = Options.neighbor_temperature,
+    name: str = "categories",
 ) -> Benchmark:
     """Retrieval and classification by neighbours at each level of the labels.
 
@@ -85,7 +90,9 @@ def categories(
     )
 
 
-def probe(source: Source, k: int = NEIGHBORS, temperature: float = TEMPERATURE, name: str = "probe") -> Benchmark:
+def probe(
+    source: Source, k: int = Options.neighbors, temperature: float = Options.neighbor_temperature, name: str = "probe"
+) -> Benchmark:
     """What a network's descriptors tell of classes that it need not know: by neighbours, and by a linear classifier.
 
     Of a level called `class`: `class kNN` as `categories` has it, and `class linear`, the accuracy of a logistic
@@ -143,6 +150,16 @@ def linear_classes(queries: np.ndarray, database: np.ndarray, labels: np.ndarray
     return (
         LogisticRegression(C=_INVERSE_DECAY, max_iter=500).fit(normalize(database), labels).predict(normalize(queries))
     )
+
+
+def opened(kind: Callable[..., Benchmark], place: str, options: Options) -> Benchmark:
+    """`categories` or `probe` of photos: as `--data` says it, or of a folder or a table by its path alone."""
+    spec = place
+    if place.partition(":")[0] not in sources.NAMES:
+        spec = f"csv:{place}" if Path(place.partition("?")[0]).is_file() else f"folder:{place}"
+    source = sources.open_source(spec, data_dir=options.data_dir)
+    # several of them stand in one table
+    return kind(source, *options.votes, name=f"{kind.__name__} ({source.description})")
 
 
 def _voting(k, temperature):
