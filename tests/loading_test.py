@@ -13,6 +13,7 @@ from PIL import Image
 import mg_keras
 from mg_keras import MultiGrain, Whitening
 from mg_keras.checkpoints import snapshot
+from mg_keras.data.formats import NO_PHOTO
 from mg_keras.data.images import load as load_photo
 from mg_keras.data.resolutions import square
 from mg_keras.data.sources import photos
@@ -162,7 +163,7 @@ def test_pixels_between_grey_levels_are_not_rounded(run, opened):
 
 BROKEN = [
     ("nowhere.jpg", "nowhere.jpg: "),
-    (b"no photo", "photo 1: not a JPEG, PNG, WebP, BMP or GIF file"),
+    (b"no photo", f"photo 1: {NO_PHOTO}"),
     ([np.zeros((30, 30))], r"photo 1: an array of shape \[30, 30\], where \[H, W, 3\], RGB, was expected"),
     (np.zeros((7, 30, 3), np.uint8), "photo 1: smaller than 8 pixels"),
     (np.full((9, 9, 3), 300.0), "photo 1: an array with values that are not in 0-255"),
@@ -182,7 +183,7 @@ def test_a_photo_that_can_not_be_used_is_named(opened, photo, message):
 
 @pytest.mark.slow
 def test_photos_that_can_not_be_used_leave_nan_where_that_is_asked_for(opened, exported, files):
-    assert opened.why_unusable(b"text") == "not a JPEG, PNG, WebP, BMP or GIF file"
+    assert opened.why_unusable(b"text") == NO_PHOTO
     given = [files[0], b"no photo", np.zeros((30, 30)), files[1]]
     with pytest.raises(UserError, match=r"photo 2: .*, and 1 more"):
         opened.embed(given)

@@ -40,7 +40,6 @@ _STRANGERS = [
     (0, b"8BPS", "a Photoshop file"),
     (0, b"%PDF", "a PDF file"),
 ]
-_NO_PHOTO = f"not a {', '.join(kind.name for kind in formats.KINDS[:-1])} or {formats.KINDS[-1].name} file"
 
 
 def decode(contents: tf.Tensor) -> tf.Tensor:
@@ -222,7 +221,7 @@ def why_not(contents: tf.Tensor) -> tf.Tensor:
     size = tf.cast(declared_size(contents), tf.int64)
     reasons = [
         (tf.strings.length(contents) == 0, "the file is empty"),
-        (kind == "", tf.strings.join([named, _NO_PHOTO])),
+        (kind == "", tf.strings.join([named, formats.NO_PHOTO])),
         (tf.reduce_prod(size) > MAX_PIXELS, f"larger than {MAX_PIXELS:,} pixels"),
         (tf.reduce_all(size > 0) & (tf.reduce_min(size) < MIN_SIDE), f"smaller than {MIN_SIDE} pixels on a side"),
     ]

@@ -8,6 +8,7 @@ import tensorflow as tf
 from PIL import Image
 
 from mg_keras.data import augmentations
+from mg_keras.data.formats import NO_PHOTO
 from mg_keras.data.images import BadImages
 from mg_keras.data.repeated import repeated_batches
 from mg_keras.data.sources import Split
@@ -214,7 +215,7 @@ def test_unusable_photos_are_replaced_and_noted_once(tmp_path):
     np.testing.assert_array_equal(labels, 1000 + ids)
     np.testing.assert_array_equal(np.floor(images)[..., 0, 0, 0], ids)
     lines = sorted((tmp_path / "bad_images.txt").read_text().splitlines())
-    assert lines == [f"photo-{i}\tnot a JPEG, PNG, WebP, BMP or GIF file" for i in (3, 7)]
+    assert lines == [f"photo-{i}\t{NO_PHOTO}" for i in (3, 7)]
     # the others are seen in their places, with their versions, as if nothing had been wrong
     sound = take(memory_split(12), batch_size=9, steps=40)
     usable = ~np.isin(sound[2], (3, 7))

@@ -13,6 +13,7 @@ from pyarrow import parquet
 
 import mg_keras
 from mg_keras.data import augmentations, resolutions
+from mg_keras.data.formats import NO_PHOTO
 from mg_keras.data.given import given_photos
 from mg_keras.data.images import load
 from mg_keras.data.repeated import repeated_batches
@@ -278,7 +279,7 @@ def test_files_hold_the_descriptors_and_their_photos(folder, model, whitening, s
     for name in ("raw", "whitened"):
         assert lines(tmp_path / "new" / f"{name}.txt") == [split.names[row] for row in GOOD]
         unusable = [line.split("\t") for line in lines(tmp_path / "new" / f"{name}.unusable.txt")]
-        assert unusable == [[split.names[row], "not a JPEG, PNG, WebP, BMP or GIF file"] for row in BROKEN]
+        assert unusable == [[split.names[row], NO_PHOTO] for row in BROKEN]
     kinds = ("json", "npy", "txt", "unusable.txt")
     assert {path.name for path in (tmp_path / "new").iterdir()} == {
         f"{n}.{k}" for n in ("raw", "whitened") for k in kinds
@@ -352,7 +353,7 @@ def test_parquet_has_a_row_for_every_photo(folder, model, whitening, small_batch
     found = parquet.read_table(path).sort_by("id")
     assert found["id"].to_pylist() == list(range(len(split)))
     assert found["uri"].to_pylist() == split.files
-    reason = "not a JPEG, PNG, WebP, BMP or GIF file"
+    reason = NO_PHOTO
     assert found["error"].to_pylist() == [reason if row in BROKEN else None for row in range(len(split))]
     sizes = zip(found["width"].to_pylist(), found["height"].to_pylist(), strict=True)
     assert list(sizes) == [(None, None) if row in BROKEN else size for row, size in enumerate(SIZES)]

@@ -3,6 +3,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
+from mg_keras.data.formats import NO_PHOTO
 from mg_keras.export import encoded
 from tests.data.formats.bmp_test import COLOURS, bmp
 from tests.data.formats.orientation_test import LONG, exif_of, exif_segment, patched
@@ -130,14 +131,14 @@ OTHERS = [
     ("contents", "resolution", "reason"),
     [
         (b"", 0, "photo 1: the file is empty"),
-        (b"hello, this is no photo", 0, "photo 1: not a JPEG, PNG, WebP, BMP or GIF file"),
+        (b"hello, this is no photo", 0, f"photo 1: {NO_PHOTO}"),
         (GOOD[:200], 0, "photo 1: PNG data is broken or cut off"),
         (encoded_as(picture(48, 48), "JPEG")[:400], 0, "photo 1: JPEG data is broken or cut off"),
         (encoded_as(picture(48, 48), "BMP")[:400], 0, "photo 1: BMP data is broken or cut off"),
         (encoded_as(picture(48, 48), "WEBP")[:300], 0, "photo 1: WebP data is broken or cut off"),
         (bmp(INDICES, 8, compression=1), 0, "photo 1: BMP with run-length encoding: uncompressed ones of 1, 2, 4, 8,"),
         (patched(0xC0, 4, 12), 0, "photo 1: JPEG with 12 bits a channel: those with 8 are supported"),
-        *((contents, 0, f"photo 1: {name}, not a JPEG, PNG, WebP, BMP or GIF file") for name, contents in OTHERS),
+        *((contents, 0, f"photo 1: {name}, {NO_PHOTO}") for name, contents in OTHERS),
         (png_header(20_000, 20_000), 64, "photo 1: larger than 128,000,000 pixels"),
         (gif_of((11_400, 11_400), screen=(64, 64)), 64, "photo 1: larger than 128,000,000 pixels"),
         (png_header(70_000, 100), 64, "photo 1: 70000 pixels on a side, more than 65,535"),

@@ -13,6 +13,7 @@ from pyarrow import parquet
 
 from mg_keras import MultiGrain
 from mg_keras.checkpoints import snapshot
+from mg_keras.data.formats import NO_PHOTO
 from mg_keras.data.sources import photos
 from mg_keras.embedding.photos import embed
 from mg_keras.embedding.whitening import Whitening
@@ -82,7 +83,7 @@ def test_a_killed_program_goes_on_to_the_same_file(run, folder, tmp_path, monkey
     assert "2 photos could not be used or were passed over" in output
     assert f"passed over in {folder}: 1 file or folder: " in errors
     broken, film = out.with_suffix(".unusable.txt").read_text().splitlines()
-    assert broken == f"{folder / 'broken.jpg'}\tnot a JPEG, PNG, WebP, BMP or GIF file"
+    assert broken == f"{folder / 'broken.jpg'}\t{NO_PHOTO}"
     assert film.startswith(f"{folder / 'film.mov'}\tnot a JPEG, PNG, ")
 
 

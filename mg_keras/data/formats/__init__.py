@@ -64,5 +64,8 @@ OTHERS = (
 
 KINDS = (*COMMON, *OTHERS)
 
+NO_PHOTO = f"not a {', '.join(kind.name for kind in KINDS[:-1])} or {KINDS[-1].name} file"
+"""What is said of a file that is of none of them."""
+
 EXTENSIONS = tuple(extension for kind in KINDS for extension in kind.extensions)
 """What the photos are called that the decoder reads."""
