@@ -33,8 +33,9 @@ class LocalStore:
         return os.path.isdir(path)
 
     def below(self, folder: str) -> list[str]:
-        """The files at any depth below a folder."""
-        return [str(path) for path in Path(folder).rglob("*") if path.is_file()]
+        """The files at any depth below a folder, each spelt as the folder is, a slash and what follows."""
+        paths = (path for path in Path(folder).rglob("*") if path.is_file())
+        return [os.path.join(folder, path.relative_to(folder)) for path in paths]
 
     def stat(self, path: str) -> tuple[int, str]:
         """(bytes, what changes when the file does)."""
@@ -99,7 +100,9 @@ class FsspecStore:
 
     def below(self, folder: str) -> list[str]:
         """As `LocalStore.below`."""
-        return [self.files.unstrip_protocol(path) for path in self.files.find(folder)]
+        # as drivers spell it: memory:///x for memory://x
+        root = self.files._strip_protocol(folder).rstrip("/")
+        return [f"{folder.rstrip('/')}{path.removeprefix(root)}" for path in self.files.find(folder)]
 
     def stat(self, path: str) -> tuple[int, str]:
         """As `LocalStore.stat`."""

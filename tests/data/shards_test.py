@@ -403,6 +403,7 @@ def test_shards_behind_urls(tmp_path, place, layout):
             tf.io.gfile.copy(str(path), f"{url}/{path.name}", overwrite=True)
     first = "train-00000-of-00004" if layout == "tfrecord" else "train-000.tar"
     assert isinstance(stores.store_of(f"{url}/{first}"), stores.FsspecStore if "mem" in url else stores.TensorFlowStore)
+    assert f"{url}/{first}" in stores.store_of(url).below(url)
     for pattern in (url, f"{url}/train-*,{url}/val*"):
         source = opened(folder, layout, pattern=pattern)
         assert [grey(source.train, row) for row in (29, 0, 13)] == [29, 0, 13]
