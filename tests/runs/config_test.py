@@ -9,6 +9,7 @@ import typing
 import pytest
 import yaml
 
+from mg_keras import objectives
 from mg_keras.errors import UserError
 from mg_keras.programs.common import PRESETS, Parser
 from mg_keras.runs.config import TrainConfig, add_settings, settings_of
@@ -212,6 +213,10 @@ def test_settings_of_the_command_line_and_of_files(tmp_path):
 def test_objectives_and_what_does_not_go_with_them(settings, message):
     with pytest.raises(UserError, match=message):
         TrainConfig(**settings)
+
+
+def test_every_objective_that_can_be_named_is_there():
+    assert set(objectives._WHERE) == set(objectives.NAMES)
 
 
 def test_classification_needs_no_pairs_and_takes_mixed_labels():
