@@ -27,7 +27,7 @@ NAMES = get_args(ObjectiveName)
 _NEVER, _BELOW_1, _ALWAYS = 0, 1, 2
 
 # name of the method -> (module, class, pairs); loaded on first use: to read settings needs no TensorFlow
-_WHERE: dict[ObjectiveName, tuple[str, str, int]] = {
+_WHERE = {
     "multigrain": ("multigrain", "MultiGrainObjective", _BELOW_1),
     "classification": ("classification", "Classification", _NEVER),
     "distilled_multigrain": ("distilled_multigrain", "DistilledMultiGrain", _BELOW_1),
