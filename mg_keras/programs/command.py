@@ -9,6 +9,7 @@ from mg_keras.programs.common import given, run_program, unknown
 
 VERBS = {
     "train": "train a network, measure it and export it",
+    "workers": "train on several workers, and start them again where one is lost",
     "ablation": "train and measure presets with several seeds, and print their table",
     "import-weights": "look into a PyTorch checkpoint, or make a run of it",
     "imagenet": "make a run of EfficientNet-Lite0 as it was trained on ImageNet",

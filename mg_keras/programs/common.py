@@ -25,7 +25,7 @@ _OF_THE_PLACE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQ
 
 
 def run_program(main: Callable[[], Any]) -> None:
-    """Runs `main()`; a `UserError` becomes one line and exit status 2, Ctrl-C the status of its signal.
+    """Runs `main()`; a `UserError` becomes one line and its exit status, Ctrl-C the status of its signal.
 
     So does a file that can't be written because of where it lies: a full disk, a folder without the right to write.
     """
@@ -33,7 +33,7 @@ def run_program(main: Callable[[], Any]) -> None:
         main()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(error.status)
     except OSError as error:
         if error.errno not in _OF_THE_PLACE or error.filename is None:
             raise

@@ -67,7 +67,13 @@ def train_and_measure(config: TrainConfig, folder: str | os.PathLike, strategy_n
     try:
         trainer.train(data)
     except Stopped as stopped:
-        print(f"saved at step {trainer.state.step}; the same command goes on from there", file=sys.stderr)
+        step = trainer.state.step
+        print(
+            f"stopped at step {step}; the same command goes on from the last checkpoint"
+            if trainer.several_workers
+            else f"saved at step {step}; the same command goes on from there",
+            file=sys.stderr,
+        )
         sys.exit(128 + stopped.number)
     if not trainer.is_chief:
         return None

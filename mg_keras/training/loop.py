@@ -22,7 +22,7 @@ from mg_keras.data.mixing.batches import mixed_batches
 from mg_keras.data.repeated import repeated_batches
 from mg_keras.data.sources import Source
 from mg_keras.embedding.photos import embed
-from mg_keras.errors import UserError
+from mg_keras.errors import UserError, WorkerLost
 from mg_keras.evaluation import pictures
 from mg_keras.evaluation.metrics import top_k_accuracy
 from mg_keras.evaluation.scores import METRICS
@@ -39,12 +39,20 @@ FIXED = "objective.npz"
 
 STRATEGIES = ("mirrored", "multiworker", "single")
 
+# what workers raise that can't reach another
+_OF_EXCHANGES = (
+    tf.errors.UnavailableError,
+    tf.errors.AbortedError,
+    tf.errors.CancelledError,
+    tf.errors.DeadlineExceededError,
+)
+
 # how many steps may pass before a loss that is no number is noticed
 _CHECK_EVERY = 20
 
 
 class Stopped(Exception):
-    """A signal asked the run to stop; it has been saved and goes on with the same command."""
+    """A signal asked the run to stop; it goes on with the same command, one of several workers from its checkpoint."""
 
     def __init__(self, number: int):
         super().__init__(f"stopped by signal {number}")
@@ -56,6 +64,7 @@ def make_strategy(name: str) -> tf.distribute.Strategy:
 
     Raises:
         UserError: the name is unknown, or `multiworker` without the workers' addresses.
+        WorkerLost: the other workers can't be reached.
     """
     if name == "mirrored":
         # without a GPU the logical CPU devices stand in: one, unless a test makes more
@@ -64,10 +73,18 @@ def make_strategy(name: str) -> tf.distribute.Strategy:
     if name == "multiworker":
         if "TF_CONFIG" not in os.environ:
             raise UserError("strategy multiworker needs TF_CONFIG in the environment, with the workers' addresses")
-        return tf.distribute.MultiWorkerMirroredStrategy()
+        try:
+            return tf.distribute.MultiWorkerMirroredStrategy()
+        except tf.errors.OpError as error:
+            raise WorkerLost(f"the other workers can't be reached ({_reason(error)}): start all again") from error
     if name == "single":
         return tf.distribute.get_strategy()
     raise UserError(f"strategy must be one of {', '.join(STRATEGIES)}, received {name!r}")
+
+
+def _reason(error):
+    """What TensorFlow says of an error, without the operation that raised it."""
+    return str(error).splitlines()[0].partition("}} ")[2] or str(error).splitlines()[0]
 
 
 def rate_schedule(config: TrainConfig, initial: float) -> keras.optimizers.schedules.LearningRateSchedule:
@@ -253,17 +270,38 @@ class Trainer:
         Raises:
             Stopped: a signal (Ctrl-C) came; the run was saved.
             UserError: the loss is no number, a photo is bad and that was not to be passed over, or the disk is full.
+            WorkerLost: another worker is gone.
         """
         config, total = self.config, self.config.epochs * self.config.iterations
-        if not self.restored:
-            self._start_objective()
-        with self._watch_signals() as stop, self._summaries() as summaries:
+        with self._clear_errors(), self._watch_signals() as stop, self._summaries() as summaries:
+            if not self.restored:
+                self._start_objective()
             step = self._step_function(iter(batches))
             label = f"training {config.trunk} on {self.source.description}"
             with Progress(label, total, "steps", self.state.step) as progress:
                 while self.state.step < total:
                     self._epoch(step, progress, stop, summaries)
         return self.state
+
+    @contextlib.contextmanager
+    def _clear_errors(self):
+        """What TensorFlow raises, in a line."""
+        try:
+            yield
+        except tf.errors.OpError as error:
+            self.bad_images.check()
+            step, reason = self.state.step, _reason(error)
+            # whatever an exchange between workers ends with, a step of one machine doesn't
+            if self.several_workers and isinstance(error, _OF_EXCHANGES):
+                raise WorkerLost(
+                    f"another worker is gone at step {step} ({reason}): start all workers again with the same command; "
+                    + self._going_on()
+                ) from error
+            raise UserError(f"training stopped at step {step}: {reason}") from error
+
+    def _going_on(self):
+        paths = self.run.checkpoints.paths()
+        return f"the run goes on from {paths[-1].name}" if paths else "the run begins anew, it has no checkpoint yet"
 
     def _epoch(self, step, progress, stop, summaries):
         """Steps to the end of the epoch, then validates, logs and saves."""
@@ -281,11 +319,7 @@ class Trainer:
             return f"epoch {epoch + 1}/{config.epochs}  {self._in_words(values)}  {rate:,.0f} images/s"
 
         while state.step < (epoch + 1) * config.iterations:
-            try:
-                step()
-            except tf.errors.OpError as error:
-                self.bad_images.check()
-                raise UserError(f"training stopped at step {state.step}: {str(error).splitlines()[0]}") from error
+            step()
             state.step += 1
             # to read a metric is an exchange between workers, in which all must take part at the same step: not when
             # the clock of one of them says so
@@ -295,7 +329,9 @@ class Trainer:
                 self._check_finite()
             if stop:
                 state.seconds += time.monotonic() - began
-                self.save()
+                # several workers are stopped at different steps, and can't save together
+                if not self.several_workers:
+                    self.save()
                 raise Stopped(stop[0])
             if state.step % config.checkpoint_every == 0 and state.step % config.iterations:
                 elapsed = time.monotonic() - began
