@@ -15,11 +15,14 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
+from mg_keras.data import stores
 from mg_keras.data.images import BadImages, decode
 from mg_keras.data.repeated import repeated_batches
-from mg_keras.data.shards import Index, Stream, index, stores
+from mg_keras.data.shards import Index, Stream, index
 from mg_keras.data.sources import SplitOptions, open_source
 from mg_keras.data.sources.shards import by_name, expand_braces, find_shards
+from mg_keras.data.stores.through_fsspec import FsspecStore
+from mg_keras.data.stores.through_tensorflow import TensorFlowStore
 from mg_keras.errors import UserError
 
 
@@ -401,7 +404,7 @@ def test_shards_behind_urls(tmp_path, place, layout):
         for path in folder.iterdir():
             tf.io.gfile.copy(str(path), f"{url}/{path.name}", overwrite=True)
     first = "train-00000-of-00004" if layout == "tfrecord" else "train-000.tar"
-    assert isinstance(stores.store_of(f"{url}/{first}"), stores.FsspecStore if "mem" in url else stores.TensorFlowStore)
+    assert isinstance(stores.store_of(f"{url}/{first}"), FsspecStore if "mem" in url else TensorFlowStore)
     for pattern in (url, f"{url}/train-*,{url}/val*"):
         source = opened(folder, layout, pattern=pattern)
         assert [grey(source.train, row) for row in (29, 0, 13)] == [29, 0, 13]
@@ -429,7 +432,7 @@ def test_a_store_is_asked_again(monkeypatch):
             return answer[start:end]
 
     monkeypatch.setattr(index, "store_of", lambda path: Flaky())
-    monkeypatch.setattr(index, "_RETRIES", (0, 0))
+    monkeypatch.setattr(stores, "_RETRIES", (0, 0))
     assert photos_of([2], size=2).read(0) == [b"ab"]
     answers += [FileNotFoundError(), b"abc"]
     with pytest.raises(OSError, match="FileNotFoundError"):
@@ -596,7 +599,7 @@ def test_shares_are_disjoint_in_every_pass(store):
 
 
 def test_what_a_store_does_not_give_is_empty(store, monkeypatch):
-    monkeypatch.setattr(index, "_RETRIES", ())
+    monkeypatch.setattr(stores, "_RETRIES", ())
     read = store.read
 
     def refuse(path, start, end):

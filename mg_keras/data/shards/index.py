@@ -9,24 +9,19 @@ import hashlib
 import json
 import os
 import sys
-import time
 from functools import partial
 from pathlib import Path
 
 import numpy as np
-import tensorflow as tf
 
 from mg_keras.data.shards.layouts import LAYOUTS, BrokenShardError, Entry
-from mg_keras.data.shards.stores import store_of
+from mg_keras.data.stores import patiently, store_of
 from mg_keras.errors import UserError
 from mg_keras.files import atomic_path, printable_name
 from mg_keras.progress import mapped
 
 # counts up when an index of an earlier release can't be read or means something else
 _VERSION = 1
-
-# seconds before a store that did not answer is asked again
-_RETRIES = (0.5, 2.0, 8.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,19 +62,8 @@ class Index:
         rows = slice(first, first + count)
         path, start = self.paths[self.shard[first]], int(self.position[first])
         starts, lengths = self.position[rows] - start, self.length[rows]
-        content = _patiently(partial(store_of(path).read, path, start, start + int((starts + lengths).max())))
+        content = patiently(partial(store_of(path).read, path, start, start + int((starts + lengths).max())))
         return [content[begin : begin + size] for begin, size in zip(starts.tolist(), lengths.tolist(), strict=True)]
-
-
-def _patiently(request):
-    """What a store answers, asked again where it does not; a file that is not there will not be there later."""
-    for seconds in (*_RETRIES, None):
-        try:
-            return request()
-        except Exception as error:  # stores raise types of their own
-            if seconds is None or isinstance(error, FileNotFoundError | PermissionError | tf.errors.NotFoundError):
-                raise OSError(f"{type(error).__name__}: {error}") from error
-        time.sleep(seconds)
 
 
 def open_index(paths: list[str], layout: str, cache: Path) -> Index:

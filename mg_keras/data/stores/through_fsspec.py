@@ -1,0 +1,62 @@
+"""What a driver of fsspec reads: `s3://`, `https://`, ..."""
+
+import glob
+from collections.abc import Iterator
+from typing import Any, BinaryIO
+
+
+class FsspecStore:
+    """What a driver of fsspec reads."""
+
+    # sent by stores that know when an object was changed, the surest first
+    _STAMPS = ("ETag", "etag", "mtime", "LastModified", "updated", "created")
+
+    def __init__(self, files: Any):
+        self.files = files
+
+    def glob(self, pattern: str) -> list[str]:
+        """As `LocalStore.glob`."""
+        # a plain web server cannot list what it has, and need not for what is named
+        if not glob.has_magic(pattern):
+            return [pattern]
+        return [self.files.unstrip_protocol(path) for path in self.files.glob(pattern)]
+
+    def is_folder(self, path: str) -> bool:
+        """As `LocalStore.is_folder`."""
+        return self.files.isdir(path)
+
+    def below(self, folder: str) -> list[str]:
+        """As `LocalStore.below`."""
+        return [self.files.unstrip_protocol(path) for path in self.files.find(folder)]
+
+    def listing(self, folder: str) -> Iterator[tuple[str, str]]:
+        """(path, what changes when the file does) of the files at any depth below a folder, in a fixed order.
+
+        Both come from the listing of a folder, one after the other: no request for each file.
+        """
+        for _, folders, names in self.files.walk(folder, detail=True):
+            # told in order, and walked in it: `walk` goes on with what this dict holds
+            for name in sorted(folders):
+                folders[name] = folders.pop(name)
+            for name in sorted(names):
+                yield self.files.unstrip_protocol(names[name]["name"]), "-".join(map(str, self._known(names[name])))
+
+    def stat(self, path: str) -> tuple[int, str]:
+        """As `LocalStore.stat`."""
+        return self._known(self.files.info(path))
+
+    def _known(self, about):
+        return int(about["size"] or 0), next((str(about[name]) for name in self._STAMPS if about.get(name)), "")
+
+    def open(self, path: str) -> BinaryIO:
+        """As `LocalStore.open`."""
+        # read from end to end: one request for many photos
+        return self.files.open(path, "rb", block_size=8 << 20, cache_type="readahead")
+
+    def whole(self, path: str) -> bytes:
+        """As `LocalStore.whole`, by one request."""
+        return self.files.cat_file(path)
+
+    def read(self, path: str, start: int, end: int) -> bytes:
+        """As `LocalStore.read`."""
+        return self.files.cat_file(path, start=start, end=end)
