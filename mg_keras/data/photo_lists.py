@@ -150,8 +150,7 @@ def _of_url(url):
         return
     found = False
     try:
-        for path, stamp in store_of(url).listing(url):
-            inside = path[len(url) :] if path.startswith(url) else os.path.basename(path)
+        for path, inside, stamp in store_of(url).listing(url):
             if os.path.splitext(path)[1].lower() in _ENDINGS and not any(map(is_ignored, inside.split("/"))):
                 found = True
                 yield Photo(printable_name(path), path, stamp=stamp)

@@ -29,17 +29,19 @@ class FsspecStore:
         """As `LocalStore.below`."""
         return [self.files.unstrip_protocol(path) for path in self.files.find(folder)]
 
-    def listing(self, folder: str) -> Iterator[tuple[str, str]]:
-        """(path, what changes when the file does) of the files at any depth below a folder, in a fixed order.
+    def listing(self, folder: str) -> Iterator[tuple[str, str, str]]:
+        """(path, path within the folder, what changes when the file does) of all files below it, in a fixed order.
 
-        Both come from the listing of a folder, one after the other: no request for each file.
+        They come from listings of folders, one after the other: no request for each file.
         """
+        start = len(self.files._strip_protocol(folder).rstrip("/")) + 1
         for _, folders, names in self.files.walk(folder, detail=True):
             # told in order, and walked in it: `walk` goes on with what this dict holds
             for name in sorted(folders):
                 folders[name] = folders.pop(name)
             for name in sorted(names):
-                yield self.files.unstrip_protocol(names[name]["name"]), "-".join(map(str, self._known(names[name])))
+                path, stamp = names[name]["name"], "-".join(map(str, self._known(names[name])))
+                yield self.files.unstrip_protocol(path), path[start:], stamp
 
     def stat(self, path: str) -> tuple[int, str]:
         """As `LocalStore.stat`."""

@@ -29,10 +29,10 @@ class TensorFlowStore(LocalStore):
         """As `LocalStore.below`."""
         return [os.path.join(inner, name) for inner, _, names in tf.io.gfile.walk(folder) for name in names]
 
-    def listing(self, folder: str) -> Iterator[tuple[str, str]]:
+    def listing(self, folder: str) -> Iterator[tuple[str, str, str]]:
         """As `FsspecStore.listing`."""
         for path in sorted(self.below(folder)):
-            yield path, "-".join(map(str, self.stat(path)))
+            yield path, os.path.relpath(path, folder), "-".join(map(str, self.stat(path)))
 
     def stat(self, path: str) -> tuple[int, str]:
         """As `LocalStore.stat`."""
