@@ -268,6 +268,10 @@ class Contents:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends what is read ahead."""
         if self._threads:
             self._threads.shutdown(cancel_futures=True)
 
