@@ -7,6 +7,7 @@ those that are there, and another one is asked for, which starts when a machine 
 
 import contextlib
 import os
+import socket
 import sys
 import tempfile
 import time
@@ -30,6 +31,8 @@ _CPUS_A_WORKER = 2
 _TRIES = 5
 # seconds between two looks at which machines there are, and after which it is said that none has room
 _LOOK, _SAY = 10.0, 60.0
+# for which a cluster may leave a connection unanswered
+_PATIENCE = 10.0
 _OBJECT_STORE_BYTES = 1 << 30
 
 
@@ -82,6 +85,7 @@ class Ray(Engine):
         quiet = {"log_to_driver": False, "logging_level": "ERROR"}
         try:
             if self._address:
+                _check_listens(self._address)
                 self._ray.init(address=self._address, **quiet)
             else:
                 self._ray.init("local", include_dashboard=False, object_store_memory=_OBJECT_STORE_BYTES, **quiet)
@@ -223,6 +227,13 @@ class Ray(Engine):
         if self._crew.pop(worker, None) is not None:
             with contextlib.suppress(Exception):
                 self._ray.kill(worker)
+
+
+def _check_listens(address):
+    """Raises an OSError where nobody listens: Ray would wait for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdecimal():
+        socket.create_connection((host.strip("[]"), int(port)), _PATIENCE).close()
 
 
 class _Worker:

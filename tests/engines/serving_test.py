@@ -1,7 +1,6 @@
 """Files of descriptors by servers: two of them, of which one goes in the middle, and then both."""
 
 import io
-import json
 from contextlib import ExitStack
 
 import numpy as np
@@ -15,34 +14,19 @@ from mg_keras.engines.running import Written, embed_to_files
 from mg_keras.engines.serving import Serving
 from mg_keras.errors import UserError
 from mg_keras.export.files import ExportedFiles
+from tests.engines.conftest import CLASSES, SIDE
 from tests.serving import stand_in
 from tests.serving.conftest import local_server
 
-COUNT, BROKEN, SIDE = 200, (7, 31), 16
-CLASSES = ["a", "b", "c", "d", "e"]
+COUNT, BROKEN = 200, (7, 31)
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    """A folder with the stand-in as version 1, with what an export says of its model."""
-    folder = tmp_path_factory.mktemp("stand_in") / "multigrain"
-    about = {"pooling_exponent": 3.0, "whitened": True, "embedding_size": 4, "class_names": CLASSES}
-    about |= {"preparation": "squash", "training": {"resolution": SIDE}}
-    notes = stand_in.save(folder) / "assets" / "multigrain.json"
-    notes.parent.mkdir(exist_ok=True)
-    notes.write_text(json.dumps(about))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("photos")
-    for number in range(COUNT):
-        contents = b"" if number in BROKEN else stand_in.png(stand_in.photo(number, SIDE, SIDE))
-        (folder / f"{number:03}.png").write_bytes(contents)
+def photos(squares, tmp_path_factory):
     # a photo on its side: rows have the size that is seen
+    folder = tmp_path_factory.mktemp("turned")
     (folder / "turned.jpg").write_bytes(turned())
-    return folder
+    return [squares, folder]
 
 
 def turned():
@@ -59,18 +43,18 @@ def engine(model, servers, **more):
 
 
 @pytest.mark.slow
-def test_two_servers_one_of_which_goes_and_then_both(model, photos, tmp_path):
+def test_two_servers_one_of_which_goes_and_then_both(exported, photos, tmp_path):
     out = f"{tmp_path}/x/"
 
     def write(servers, counted=lambda photos: None):
-        with engine(model, servers) as opened:
+        with engine(exported, servers) as opened:
             rows = opened.rows
             opened.rows = lambda pieces, columns, count: rows(pieces, columns, counted)
             return embed_to_files(opened, PhotoList(photos), out, photos_a_shard=16)
 
     with ExitStack() as one, ExitStack() as other:
-        first = one.enter_context(local_server(model))
-        second = other.enter_context(local_server(model))
+        first = one.enter_context(local_server(exported))
+        second = other.enter_context(local_server(exported))
         seen = []
 
         def stop(photos):
@@ -84,7 +68,7 @@ def test_two_servers_one_of_which_goes_and_then_both(model, photos, tmp_path):
             write([first.rest, second.grpc], stop)
     there = sum(parquet.read_metadata(path).num_rows for path in (tmp_path / "x").glob("*.parquet"))
     assert 16 <= there < COUNT, "pieces that were whole are kept"
-    with local_server(model) as third:
+    with local_server(exported) as third:
         seen.clear()
         assert write([third.grpc], seen.append) == Written(COUNT - 1, 2)
     assert sum(seen) == COUNT + 1 - there, "only what is missing is described"
@@ -102,10 +86,10 @@ def test_two_servers_one_of_which_goes_and_then_both(model, photos, tmp_path):
     assert found["sha256"].null_count == 0
 
 
-def test_servers_that_are_not_there_or_are_none(model):
+def test_servers_that_are_not_there_or_are_none(exported):
     with pytest.raises(UserError, match="--servers: a server must be HOST:PORT or http://HOST:PORT, received 'x'"):
-        engine(model, ["x"])
-    files = ExportedFiles(model)
+        engine(exported, ["x"])
+    files = ExportedFiles(exported)
     files.preparation = "aspect"
     with pytest.raises(UserError, match=rf"a square of their middle up to the {SIDE} px .* received {SIDE}"):
         Serving(files, Settings(SIDE, SIDE, 3.0), ["http://127.0.0.1:1"])
