@@ -1,5 +1,6 @@
 """A network that describes pieces of work: photos to rows of Parquet."""
 
+import functools
 import threading
 from collections.abc import Callable
 
@@ -14,6 +15,8 @@ from mg_keras.embedding import shards
 from mg_keras.embedding.photos import EmbeddingNetwork, forward_function, preparation_of, prepared_batches
 from mg_keras.embedding.settings import Settings
 from mg_keras.embedding.work import Piece
+
+_IMAGES = [tf.TensorSpec([None, None, None, 3], tf.float32)]
 
 
 class Describer:
@@ -35,10 +38,9 @@ class Describer:
 
     def __init__(self, network: EmbeddingNetwork, settings: Settings):
         self.network, self.settings = network, settings
-        poolings = None if settings.pooling is None else [settings.pooling]
-        self._forward = forward_function(network, poolings)
+        self._forward = _function(network, settings)
         self.made_from = settings.made_from(network.fingerprint(), getattr(network, "precision", None))
-        pooled = self._forward.get_concrete_function().structured_outputs.shape[-1]
+        pooled = self._forward.get_concrete_function().structured_outputs[0].shape[-1]
         self.dimensions = settings.whitening.projection_.shape[1] if settings.whitening else pooled
         self._lock = threading.Lock()
 
@@ -77,15 +79,25 @@ class Describer:
     def _usable_rows(self, batch, ids, uris, contents, columns):
         settings, rows = self.settings, batch.rows.tolist()
         with self._lock:
-            pooled = self._forward(batch.images).numpy()[0]
+            pooled, *logits = (each.numpy() for each in self._forward(batch.images))
             found = (None, None)
             if settings.named_classes is not None:
-                found = likeliest(self.network.classify(pooled), settings.named_classes)
+                logits = logits[0] if logits else self.network.classify(pooled)
+                found = likeliest(logits, settings.named_classes)
         values = settings.whitening.transform(pooled) if settings.whitening else pooled
         hashes = [contents.sha256(row) for row in rows]
         return shards.usable_rows(
             columns, ids[batch.rows], [uris[row] for row in rows], values, batch.sizes, *found, hashes
         )
+
+
+def _function(network, settings):
+    """Graph code, compiled: images -> (pooled [B, D],) or, of a network that gives both at once, (pooled, logits)."""
+    if settings.named_classes is None or not hasattr(network, "embed_and_classify"):
+        pooled = forward_function(network, None if settings.pooling is None else [settings.pooling])
+        return tf.function(lambda images: (pooled(images)[0],), input_signature=_IMAGES, autograph=False)
+    both = functools.partial(network.embed_and_classify, pooling=settings.pooling)
+    return tf.function(lambda images: tuple(both(images)), input_signature=_IMAGES, autograph=False)
 
 
 def likeliest(logits: np.ndarray, names: list[str]) -> tuple[list[str], np.ndarray]:

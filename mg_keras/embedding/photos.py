@@ -6,6 +6,8 @@ A *pooling* is an exponent p* > 0 of GeM, or `RMAC`. A *network* is anything wit
   among the poolings stands for the exponent of training;
 * `classify(embeddings [N, D]) -> logits [N, C]`, in NumPy;
 * `fingerprint() -> str`, for files of descriptors alone: equal for networks that embed and classify alike;
+* perhaps `embed_and_classify(images, pooling) -> (descriptors [B, D], logits [B, C])`, graph code, where a photo has
+  more to tell of its class than its descriptor;
 * perhaps `preparation`, of `mg_keras.preparations`: how it wants photos brought to a resolution; else it is `ASPECT`;
 * perhaps `precision`, of `mg_keras.export.optimize.PRECISIONS`: what it computes in, which files of descriptors note.
 

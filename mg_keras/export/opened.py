@@ -84,6 +84,17 @@ class Exported:
             [self.served(images=images, p_star=tf.fill(count, float(value)))["embedding"] for value in exponents]
         )
 
+    def embed_and_classify(self, images: tf.Tensor, pooling: float | None) -> tuple[tf.Tensor, tf.Tensor]:
+        """Descriptors [B, D] and class logits [B, C] of images, the logits of what the whitening left out as well.
+
+        Args:
+            images: as `embed_batch` takes them.
+            pooling: an exponent p* > 0, or None for the training exponent.
+        """
+        exponent = self.pooling_exponent if pooling is None else float(pooling)
+        found = self.served(images=images, p_star=tf.fill(tf.shape(images)[:1], exponent))
+        return found["embedding"], found["logits"]
+
     def classify(self, embeddings: np.ndarray) -> np.ndarray:
         """Class logits, NumPy float32 [N, C], of descriptors [N, D] as `embed_batch` gives them.
 

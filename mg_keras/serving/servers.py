@@ -204,7 +204,8 @@ class Servers:
             since = [self._away.get(each) for each in list(self._clients)]
             if None not in since and time.monotonic() - max(since) > self._patience:
                 what = "the server is" if len(since) == 1 else f"all {len(since)} servers are"
-                feed.fail(ServingError("UNAVAILABLE", f"{what} away: {address}: {error.args[0]}"))
+                why = error.args[0].removeprefix(f"{address}: ")
+                feed.fail(ServingError("UNAVAILABLE", f"{what} away: {address}: {why}"))
                 return False
         return False
 
