@@ -12,6 +12,7 @@ HEIC = ["pillow-heif>=1.8"]
 # vector databases: their clients, each with an engine of its own for a folder on this machine
 MILVUS = ["pymilvus>=3.0", "milvus-lite>=3.2"]
 QDRANT = ["qdrant-client>=1.20"]
+RAY = ["ray>=2.60"]
 SERVING = ["grpcio>=1.85", "h11>=0.16", "starlette>=1.10", "tensorflow-serving-api>=2.21", "uvicorn>=0.54"]
 # the documentation as a site, built and its links checked by the tests
 DOCS = ["mkdocs-material>=9.7", "mkdocstrings[python]>=1.0"]
@@ -61,6 +62,8 @@ setup(
         "milvus": MILVUS,
         "offline": OFFLINE,
         "qdrant": QDRANT,
+        # photos described on many machines
+        "ray": RAY,
         "serving": SERVING,
         "test": [
             *DOCS,
@@ -69,6 +72,7 @@ setup(
             *MILVUS,
             *OFFLINE,
             *QDRANT,
+            *RAY,
             *SERVING,
             "kubernetes-validate>=1.37",
             "pytest>=9.0",

@@ -14,7 +14,8 @@ import tensorflow as tf
 
 from mg_keras import MultiGrain, Whitening
 from mg_keras.data.given import given_photos
-from mg_keras.embedding.photos import embed, hash_of, preparation_of
+from mg_keras.embedding.photos import embed, preparation_of
+from mg_keras.embedding.settings import hash_of
 from mg_keras.errors import UserError
 from mg_keras.export.opened import Exported
 from mg_keras.export.optimize import PRECISIONS, computes_bfloat16

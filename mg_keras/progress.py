@@ -1,6 +1,7 @@
 """Progress of long work: rate and estimate, as a bar on a terminal (rich) or as lines of a log."""
 
 import concurrent.futures
+import functools
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -17,6 +18,12 @@ _QUICK = 5_000
 def announce(text: str) -> None:
     """Says, where progress is shown, what is about to take its time."""
     print(text, file=sys.stderr, flush=True)
+
+
+@functools.cache
+def say(line: str) -> None:
+    """Tells the user, on standard error, of what is not used, once though several stages open the same photos."""
+    print(line, file=sys.stderr, flush=True)
 
 
 class Progress:

@@ -25,7 +25,7 @@ ROOMS = (
         "checkpoints",
     ),
     *("layers", "models", "objectives", "data", "embedding", "databases", "evaluation", "pretrained"),
-    *("multigrain", "finishing", "runs", "training", "export", "search", "serving", "loading", "programs"),
+    *("multigrain", "finishing", "runs", "training", "export", "search", "serving", "engines", "loading", "programs"),
 )
 
 

@@ -12,12 +12,13 @@ import stat
 import struct
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 
 from mg_keras.data import formats
 from mg_keras.data.formats import EXTENSIONS
 from mg_keras.errors import UserError
 from mg_keras.files import printable_name
-from mg_keras.progress import mapped
+from mg_keras.progress import mapped, say
 
 CONVERTED = ("TIFF", "AVIF", "HEIC")
 """Kinds that the decoder does not read: a copy that it reads is made of them."""
@@ -176,6 +177,43 @@ def reasons(passed_over: Sequence[tuple[str, str]], place: str | os.PathLike) ->
     return "; ".join(shown)
 
 
+def existing(folder: str | os.PathLike) -> Path:
+    """The folder, if it is one.
+
+    Raises:
+        UserError: there is none.
+    """
+    folder = Path(folder).expanduser()
+    if not folder.is_dir():
+        raise UserError(f"no such folder: {printable_name(folder)}")
+    return folder
+
+
+def told(passed_over: dict[str, str], place: str | os.PathLike) -> tuple[tuple[str, str], ...]:
+    """What was passed over (path -> reason), as (name, reason); the user is told how much.
+
+    Args:
+        passed_over: path -> reason.
+        place: the folder in which they lie.
+    """
+    named = _by_printable_name(passed_over)
+    if named:
+        count = "1 file or folder" if len(named) == 1 else f"{len(named):,} files or folders"
+        say(f"passed over in {printable_name(place)}: {count}: {reasons(named, place)}")
+    return named
+
+
+def why_none(passed_over: dict[str, str], place: str | os.PathLike) -> str:
+    """Why there is no photo to be had: what was passed over, or that there was nothing of the kind."""
+    if not passed_over:
+        return f"none of its files is a {KINDS}"
+    return reasons(_by_printable_name(passed_over), place)
+
+
+def _by_printable_name(passed_over):
+    return tuple((printable_name(path), printable_name(reason)) for path, reason in sorted(passed_over.items()))
+
+
 def _walk(folder, above, found, unknown, recursive):
     """Adds to `found` what needs no look at its content, and to `unknown` the paths of the files that do.
 
@@ -269,14 +307,14 @@ def _kind(path):
         return None, _unreadable(error)
     if not header:
         return None, "the file is empty"
-    kind = _kind_of(header)
+    kind = kind_of(header)
     if kind == "HEIC" and not importlib.util.find_spec("pillow_heif"):
         return kind, "HEIC, for which pillow-heif is missing: pip install pillow-heif"
     return kind, None if kind else f"not a {KINDS} file"
 
 
-def _kind_of(header):
-    """The kind of a photo that begins with these bytes; None for anything else."""
+def kind_of(header: bytes) -> str | None:
+    """The kind of a photo that begins with these bytes, at least 64 where it has as many; None for anything else."""
     if header.startswith((b"II*\0\x10\0\0\0CR", b"IIRO", b"IIRS")):
         return None
     for kind in formats.KINDS:

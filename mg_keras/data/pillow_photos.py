@@ -1,6 +1,7 @@
 """Photos that TensorFlow's decoders do not read, by Pillow: TIFF, AVIF and HEIC."""
 
 import os
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -11,11 +12,11 @@ from mg_keras.data.bounds import MAX_PIXELS
 _IS_THUMBNAIL, _DNG_VERSION = 254, 50706
 
 
-def opened(path: str | os.PathLike, kind: str) -> Image.Image:
+def opened(path: str | os.PathLike | BinaryIO, kind: str) -> Image.Image:
     """The photo as a PIL image, RGB and upright; of several pictures in a file the first, of HEIC the primary one.
 
     Args:
-        path: of the file.
+        path: of the file, or the file.
         kind: `"TIFF"`, `"AVIF"` or `"HEIC"`.
 
     Raises:
@@ -35,6 +36,24 @@ def opened(path: str | os.PathLike, kind: str) -> Image.Image:
         if tags.get(_IS_THUMBNAIL, 0) & 1 or _DNG_VERSION in tags:
             raise ValueError("it is a camera's raw file")
         return _rgb(ImageOps.exif_transpose(image))
+
+
+def write(image: Image.Image, kind: str, file: str | os.PathLike | BinaryIO) -> None:
+    """Writes a photo that was `opened`, as the decoder reads it.
+
+    A TIFF becomes a PNG, without loss; AVIF and HEIC, which have lost something already, a JPEG of quality 95 with
+    colours at full resolution.
+    """
+    if kind == "TIFF":
+        image.save(file, "PNG", compress_level=3)
+    else:
+        image.save(file, "JPEG", quality=95, subsampling=0)
+
+
+def why_not(error: Exception, kind: str) -> str:
+    """What an error of `opened` says of the photo, in a few words."""
+    reason = str(error).strip().splitlines()[:1]
+    return f"{kind} that can't be converted: {reason[0] if reason else type(error).__name__}"
 
 
 def _check_size(size):

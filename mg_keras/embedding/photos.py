@@ -5,26 +5,21 @@ A *pooling* is an exponent p* > 0 of GeM, or `RMAC`. A *network* is anything wit
 * `embed_batch(images float32 [B, H, W, 3] in 0-255, poolings: tuple) -> float32 tensor [P, B, D]`, graph code; None
   among the poolings stands for the exponent of training;
 * `classify(embeddings [N, D]) -> logits [N, C]`, in NumPy;
-* `fingerprint() -> str`, for `embed_to_files` alone: equal for networks that embed and classify alike;
+* `fingerprint() -> str`, for files of descriptors alone: equal for networks that embed and classify alike;
+* perhaps `embed_and_classify(images, pooling) -> (descriptors [B, D], logits [B, C])`, graph code, where a photo has
+  more to tell of its class than its descriptor;
 * perhaps `preparation`, of `mg_keras.preparations`: how it wants photos brought to a resolution; else it is `ASPECT`;
 * perhaps `precision`, of `mg_keras.export.optimize.PRECISIONS`: what it computes in, which files of descriptors note.
 
 `MultiGrain` is one, and so is a SavedModel opened by `mg_keras.export.opened.Exported`.
 """
 
-import contextlib
 import dataclasses
 import functools
-import hashlib
-import json
-import os
-import sys
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import numpy as np
-import pyarrow as pa
 import tensorflow as tf
 
 from mg_keras.data import resolutions
@@ -33,11 +28,7 @@ from mg_keras.data.given import GivenPhotos
 from mg_keras.data.images import BadImages, decode_common
 from mg_keras.data.repeated import repeated_batches
 from mg_keras.data.sources import Split
-from mg_keras.embedding import shards
-from mg_keras.embedding.whitening import Whitening
-from mg_keras.errors import UserError
-from mg_keras.files import atomic_write_json, atomic_write_text, printable_name, try_lock
-from mg_keras.poolings import RMAC, checked
+from mg_keras.poolings import checked
 from mg_keras.preparations import ASPECT
 from mg_keras.progress import Progress
 
@@ -369,211 +360,3 @@ def _run(network, batches, total, poolings, label):
         count, _, dimensions = _shape(forward)
         values = np.empty((count, total, dimensions), np.float32)
     return Embeddings(np.flatnonzero(usable), values if usable.all() else values[:, usable], np.flatnonzero(~usable))
-
-
-def embed_to_files(
-    network: EmbeddingNetwork,
-    split: Split,
-    path: str | os.PathLike,
-    resolution: int,
-    train_resolution: int,
-    pooling: float | str | None = None,
-    whitening: Whitening | None = None,
-    label: str | None = None,
-    class_names: Sequence[str] | None = None,
-    dtype: str | None = None,
-    photos_a_shard: int = shards.PHOTOS_A_SHARD,
-) -> tuple[int, int]:
-    """Embeds the photos of a split into files, in bounded memory, and goes on where it was if it is stopped.
-
-    Descriptors are written as Parquet shards (`mg_keras.embedding.shards`), one every `photos_a_shard` photos or 30
-    seconds. After Ctrl-C, a crash or `kill -9` the same call embeds the photos that no shard holds; a shard that can't
-    be read is made anew. By what `path` is, the result is
-
-    * `FOLDER/`, a folder (or a name without a suffix): the shards;
-    * `X.parquet`: one file of all, a row a photo in their order, the unusable ones with their `error`;
-    * `X.npy`: [N, D] of the N usable photos; beside it `X.txt`: these photos, a line a row; `X.unusable.txt`: those
-      that could not be used and what else was passed over, `name<TAB>reason` (only if there are any); `X.json`: what
-      all this was made from.
-
-    Files are written whole or not at all, the last two kinds from the shards in `X.npy.shards`, which are removed then:
-    the disk must hold the descriptors twice.
-
-    Args:
-        network: `MultiGrain`, or another network (see above).
-        split: `mg_keras.data.sources.Split`.
-        path: as above. What is there already and was made from the same is left.
-        resolution: s*, pixels.
-        train_resolution: pixels of the training crops.
-        pooling: p* or `RMAC`; None: the training exponent.
-        whitening: `mg_keras.Whitening`, which makes whitened descriptors of unit norm; None: as the network gives them.
-        label: what to call it while it runs; None shows nothing.
-        class_names: of the network's classifier, in the order of the logits: the shards then have the likeliest class,
-            except of `RMAC`, which the classifier can't read. None: no classes.
-        dtype: `"float32"` or `"float16"`; None: float32 for `X.npy`, else float16.
-        photos_a_shard: photos of a shard at most.
-
-    Returns:
-        (described, unusable): how many photos there are descriptors of, and how many could not be used.
-
-    Raises:
-        ValueError: a resolution or the pooling is out of range, or the whitening is of another size.
-        UserError: `path` is a name of another kind, holds something else or what was made from something else, or can't
-            be written; another process is writing it; or no photo can be used.
-    """
-    # a Path has lost the slash that says what it is to be
-    folder = os.fspath(path).endswith(("/", os.sep)) or Path(path).is_dir()
-    path = Path(path)
-    kind = "" if folder else path.suffix
-    if kind not in (".npy", ".parquet", ""):
-        raise UserError(f"descriptors are written to a name in .npy or .parquet or to a folder, received {path}")
-    dtype = dtype or ("float32" if kind == ".npy" else "float16")
-    forward = forward_function(network, None if pooling is None else [pooling])
-    made_from = {
-        "photos": _hash_of_photos(split),
-        "network": network.fingerprint(),
-        "precision": getattr(network, "precision", None),
-        "resolution": resolution,
-        "train_resolution": train_resolution,
-        "pooling": "training" if pooling is None else checked(pooling),
-        "whitening": whitening and hash_of(whitening),
-        "class_names": None if class_names is None else _hash("\n".join(class_names).encode()),
-        "dtype": dtype,
-    }
-    dimensions = whitening.projection_.shape[1] if whitening else _shape(forward)[2]
-    columns = shards.schema(dimensions, dtype, made_from)
-    try:
-        place = path.with_name(f"{path.name}.shards") if kind else path
-        if kind and path.exists():
-            counts = _check_complete(path, made_from)
-            # of a process that was killed while it removed them
-            shards.remove(place)
-            return counts
-        shards.check(place, made_from)
-        place.mkdir(parents=True, exist_ok=True)
-        with _locked(place):
-            for broken in shards.remove_broken(place):
-                if label:
-                    print(f"{broken} was broken: its photos are embedded anew", file=sys.stderr, flush=True)
-            with shards.Writer(place, photos_a_shard) as writer:
-                left = np.setdiff1d(np.arange(len(split)), shards.done_ids(place))
-                classes = None if class_names is None or pooling == RMAC else (network.classify, class_names)
-                batches = prepared_batches(split, resolution, train_resolution, left, preparation_of(network))
-                for rows in _described(forward, split, batches, whitening, classes, columns, len(left), label):
-                    writer.add(rows)
-            errors = _errors(place)
-            if len(errors) == len(split):
-                raise UserError(
-                    f"none of the {len(split)} photos can be used; the first, {split.names[0]}: {errors[0]}"
-                )
-            counts = len(split) - len(errors), len(errors)
-            if kind == ".npy":
-                _write_lists(path, split, errors, made_from)
-            if kind:
-                shards.join(place, path)
-                shards.remove(place)
-    except OSError as error:
-        raise UserError(f"{path} can't be written: {error.strerror or error}") from error
-    return counts
-
-
-def _described(forward, split, batches, whitening, classes, columns, left, label):
-    """Yields the rows of the `left` photos in batches, a batch at a time, as tables of shards."""
-    uris, done = split.files or split.names, len(split) - left
-    if done and label:
-        print(f"going on after {done} of {len(split)} photos", file=sys.stderr, flush=True)
-    with Progress(label or "", len(split) if label else 0, "photos", start=done if label else 0) as progress:
-        for batch in batches:
-            reasons = [split.reason(row) for row in batch.unusable]
-            rows = [shards.unusable_rows(columns, batch.unusable, [uris[row] for row in batch.unusable], reasons)]
-            if len(batch.rows):
-                pooled = forward(batch.images).numpy()[0]
-                found = _likeliest(*classes, pooled) if classes else (None, None)
-                values = whitening.transform(pooled) if whitening else pooled
-                of_batch = [uris[row] for row in batch.rows]
-                rows.append(shards.usable_rows(columns, batch.rows, of_batch, values, batch.sizes, *found))
-            # a shard holds whole batches: those that are left are then the same ones, to the last bit
-            yield pa.concat_tables(rows)
-            if label:
-                progress.advance(len(batch.rows) + len(batch.unusable))
-
-
-def _likeliest(classify, names, embeddings):
-    """(name, probability) of the likeliest class of each embedding."""
-    logits = np.asarray(classify(embeddings), np.float64)
-    best = np.argmax(logits, axis=1)
-    return [names[number] for number in best], 1 / np.exp(logits - logits.max(axis=1, keepdims=True)).sum(axis=1)
-
-
-def _errors(place):
-    """{row: why it can't be used}, in order."""
-    tables = (rows.filter(rows["error"].is_valid()) for rows in shards.read(place, ["error"]))
-    return {row: error for rows in tables for row, error in zip(*rows.to_pydict().values(), strict=True)}
-
-
-def hash_of(whitening: Whitening) -> str:
-    """What files of descriptors say of a whitening: equal for equal ones."""
-    return _hash(whitening.mean_.tobytes() + whitening.projection_.tobytes())
-
-
-def _hash(content):
-    return hashlib.sha256(content).hexdigest()
-
-
-def _hash_of_photos(split):
-    """Of their names and, for files, their sizes and times: a photo replaced under its name is another photo."""
-    digest = hashlib.sha256()
-    for name, file in zip(split.names, split.files or split.names, strict=True):
-        try:
-            found = os.stat(file)
-            about = (name, found.st_size, found.st_mtime_ns)
-        except (OSError, ValueError):
-            about = (name,)
-        digest.update(repr(about).encode())
-    return digest.hexdigest()
-
-
-@contextlib.contextmanager
-def _locked(folder):
-    """Keeps other processes from writing into a folder."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        if not try_lock(descriptor):
-            raise UserError(f"another process is writing {folder}: wait for it, or choose another name")
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _check_complete(path, made_from):
-    """(described, unusable) of the array or the table at `path`, if it was made from the same."""
-    try:
-        if path.suffix == ".npy":
-            about = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-            different, counts = (
-                shards.differences(made_from, about["made_from"]),
-                (about["described"], about["unusable"]),
-            )
-        else:
-            different, counts = shards.differences(made_from, shards.metadata(path)), shards.counts(path)
-    except (OSError, ValueError, KeyError):
-        different = "photos, or by another program"
-    if not different and (path.suffix != ".npy" or path.with_suffix(".txt").is_file()):
-        return counts
-    reason = f"was made from other {different}" if different else f"its list {path.with_suffix('.txt')} is gone"
-    raise UserError(f"{path} exists already and {reason}: remove it or choose another name")
-
-
-def _write_lists(path, split, errors, made_from):
-    """What lies beside an array: written before it, so that where the array is, all is."""
-    # a name with a line break in it would put the list out of step with the array
-    usable = [name for row, name in enumerate(split.names) if row not in errors]
-    atomic_write_text(path.with_suffix(".txt"), "".join(f"{printable_name(name)}\n" for name in usable))
-    unusable = [(printable_name(split.names[row]), reason) for row, reason in errors.items()]
-    unusable = "".join(f"{name}\t{reason}\n" for name, reason in [*unusable, *split.passed_over])
-    if unusable:
-        atomic_write_text(path.with_suffix(".unusable.txt"), unusable)
-    else:
-        path.with_suffix(".unusable.txt").unlink(missing_ok=True)
-    about = {"described": len(usable), "unusable": len(errors), "made_from": made_from}
-    atomic_write_json(path.with_suffix(".json"), about)

@@ -3,6 +3,7 @@
 A row a photo, in the columns
 
 * `id` int64, its place in the list of photos; `uri` string, its path;
+* `sha256` string, of the photo's file, in hexadecimal digits; null where it was not read;
 * `width`, `height` int32, pixels of the decoded photo, upright; null where they are not known;
 * `embedding`, a list of fixed size of float16 or float32; NaN for a photo that could not be used (many readers of
   Parquet know no null among lists of fixed size);
@@ -16,11 +17,10 @@ a temporary name and renamed, so that several processes may write into one folde
 import contextlib
 import json
 import os
-import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -66,6 +66,7 @@ def schema(dimensions: int, dtype: str, made_from: Mapping[str, Any]) -> pa.Sche
             ("uri", pa.string()),
             ("width", pa.int32()),
             ("height", pa.int32()),
+            ("sha256", pa.string()),
             ("embedding", pa.list_(pa.from_numpy_dtype(np.dtype(dtype)), dimensions)),
             ("class", pa.string()),
             ("probability", pa.float32()),
@@ -83,6 +84,7 @@ def usable_rows(
     sizes: np.ndarray | None = None,
     classes: Sequence[str] | None = None,
     probabilities: np.ndarray | None = None,
+    hashes: Sequence[str | None] | None = None,
 ) -> pa.Table:
     """The rows of photos that were embedded.
 
@@ -93,6 +95,7 @@ def usable_rows(
         embeddings: [b, D].
         sizes: int [b, 2], heights and widths.
         classes, probabilities: of the likeliest class, b each.
+        hashes: SHA-256 of the files, b of them.
 
     Raises:
         UserError: a value is too large for float16.
@@ -109,15 +112,22 @@ def usable_rows(
         height=None if sizes is None else sizes[:, 0],
         width=None if sizes is None else sizes[:, 1],
         embedding=pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), dimensions),
-        **{"class": classes, "probability": probabilities},
+        **{"class": classes, "probability": probabilities, "sha256": hashes},
     )
 
 
-def unusable_rows(columns: pa.Schema, ids: np.ndarray, uris: Sequence[str], errors: Sequence[str]) -> pa.Table:
+def unusable_rows(
+    columns: pa.Schema,
+    ids: np.ndarray,
+    uris: Sequence[str],
+    errors: Sequence[str],
+    hashes: Sequence[str | None] | None = None,
+) -> pa.Table:
     """The rows of photos that could not be used, with the reason of each."""
     dtype, dimensions = _dtype_and_size(columns)
     missing = pa.FixedSizeListArray.from_arrays(pa.array(np.full(len(ids) * dimensions, np.nan, dtype)), dimensions)
-    return _table(columns, id=ids, uri=[_text(uri) for uri in uris], embedding=missing, error=list(errors))
+    names = [_text(uri) for uri in uris]
+    return _table(columns, id=ids, uri=names, embedding=missing, error=list(errors), sha256=hashes)
 
 
 def write(folder: str | os.PathLike, rows: pa.Table) -> Path:
@@ -131,43 +141,6 @@ def write(folder: str | os.PathLike, rows: pa.Table) -> Path:
     with atomic_path(path) as partial:
         parquet.write_table(rows, partial, **_FORMAT)
     return path
-
-
-class Writer:
-    """Collects rows and writes them as shards; leaving its block writes what is left, by Ctrl-C and errors too.
-
-    Args:
-        folder: of the shards.
-        photos: rows of a shard.
-        seconds: after which a shard is written that has fewer: what `kill -9` may cost.
-    """
-
-    def __init__(self, folder: str | os.PathLike, photos: int = PHOTOS_A_SHARD, seconds: float = 30.0):
-        self.folder, self.photos, self.seconds = Path(folder), photos, seconds
-        self._rows, self._count, self._last = [], 0, time.monotonic()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type | None, *_: Any) -> None:
-        # an error on the way is told, rather than one of this attempt to save what there is
-        with contextlib.suppress(OSError) if kind else contextlib.nullcontext():
-            self.flush()
-
-    def add(self, rows: pa.Table) -> None:
-        """Takes rows, and writes a shard if one is due."""
-        self._rows.append(rows)
-        self._count += len(rows)
-        if self._count >= self.photos or time.monotonic() - self._last >= self.seconds:
-            self.flush()
-
-    def flush(self) -> None:
-        """Writes a shard of what was collected, if there is anything."""
-        rows, self._rows = self._rows, []
-        if self._count:
-            self._count = 0
-            write(self.folder, pa.concat_tables(rows))
-        self._last = time.monotonic()
 
 
 def check(folder: str | os.PathLike, made_from: Mapping[str, Any]) -> None:
@@ -299,14 +272,16 @@ def remove_broken(folder: str | os.PathLike) -> list[Path]:
     return broken
 
 
-def done_ids(folder: str | os.PathLike) -> np.ndarray:
-    """int64, increasing: the photos that the shards hold, those that could not be used among them.
+def done(folder: str | os.PathLike, count: int) -> np.ndarray:
+    """bool [count]: of which photos the shards have a row, those that could not be used among them.
 
     Raises:
         UserError: a shard can't be read.
     """
-    found = [ids(path) for path in _shards(folder)]
-    return np.unique(np.concatenate(found)) if found else np.empty(0, np.int64)
+    there = np.zeros(count, bool)
+    for path in _shards(folder):
+        there[ids(path)] = True
+    return there
 
 
 def ids(path: str | os.PathLike) -> np.ndarray:

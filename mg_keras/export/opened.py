@@ -1,18 +1,15 @@
 """An exported SavedModel as a network: TensorFlow and no Keras."""
 
-import hashlib
-import json
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 import tensorflow as tf
 
 from mg_keras.errors import UserError
+from mg_keras.export.files import ExportedFiles
 from mg_keras.poolings import RMAC
-from mg_keras.preparations import ASPECT, checked
 
 
 class Exported:
@@ -22,27 +19,16 @@ class Exported:
     The graph takes one exponent an image, so unlike `MultiGrain` it runs the trunk anew for each pooling.
 
     Attributes:
-        path: Path of the version's folder.
-        about: dict, what `assets/multigrain.json` says.
-        class_names: list of str, or None where it names none.
-        p_star: {resolution in pixels: exponent}, perhaps empty.
-        pooling_exponent: the training exponent.
-        train_resolution: pixels of the training crops, or None where it does not say.
-        whitened: whether the descriptors are whitened.
-        preparation: of `mg_keras.preparations`, how photos are brought to a resolution.
-        precision: of `mg_keras.export.optimize.PRECISIONS`, what its trunk computes in; None where it does not say.
+        files: `ExportedFiles`, what lies there; all that it says of the model is said here, too: path, about,
+            class_names, p_star, pooling_exponent, train_resolution, whitened, preparation, precision.
         served: (images float32 [B, H, W, 3], p_star float32 [B]) -> dict of tensors: the signature `serving_default`.
     """
 
-    def __init__(self, path: Path, about: dict[str, Any], loaded: Any):
-        self.path, self.about = path, about
-        self.class_names = about.get("class_names")
-        self.p_star = {int(resolution): float(value) for resolution, value in about.get("p_star", {}).items()}
-        self.pooling_exponent = float(about["pooling_exponent"])
-        self.train_resolution = about.get("training", {}).get("resolution")
-        self.whitened = bool(about["whitened"])
-        self.precision = about.get("precision")
-        self.preparation = checked(about.get("preparation", ASPECT))
+    def __init__(self, files: ExportedFiles, loaded: Any):
+        self.files, self.path, self.about = files, files.path, files.about
+        self.class_names, self.p_star = files.class_names, files.p_star
+        self.pooling_exponent, self.train_resolution = files.pooling_exponent, files.train_resolution
+        self.whitened, self.precision, self.preparation = files.whitened, files.precision, files.preparation
         # the signatures work only as long as the object they came with
         self._loaded = loaded
         self.served = loaded.signatures["serving_default"]
@@ -66,15 +52,10 @@ class Exported:
             >>> network = Exported.load("models/multigrain")  # doctest: +SKIP
             >>> found = embed(network, photos("holiday"), 500, network.train_resolution, [4.0])  # doctest: +SKIP
         """
-        path = _version_folder(Path(path).expanduser())
-        notes = path / "assets" / "multigrain.json"
+        files = ExportedFiles(path)
+        path = files.path
         try:
-            about = json.loads(notes.read_text(encoding="utf-8"))
-            return cls(path, about, tf.saved_model.load(str(path)))
-        except FileNotFoundError as error:
-            raise UserError(
-                f"{path} is a SavedModel, but mg-keras export did not write it: it lacks {notes}"
-            ) from error
+            return cls(files, tf.saved_model.load(str(path)))
         # what a damaged file makes TensorFlow raise is one of many types
         except (OSError, ValueError, TypeError, AttributeError, KeyError, RuntimeError, tf.errors.OpError) as error:
             raise UserError(
@@ -103,6 +84,17 @@ class Exported:
             [self.served(images=images, p_star=tf.fill(count, float(value)))["embedding"] for value in exponents]
         )
 
+    def embed_and_classify(self, images: tf.Tensor, pooling: float | None) -> tuple[tf.Tensor, tf.Tensor]:
+        """Descriptors [B, D] and class logits [B, C] of images, the logits of what the whitening left out as well.
+
+        Args:
+            images: as `embed_batch` takes them.
+            pooling: an exponent p* > 0, or None for the training exponent.
+        """
+        exponent = self.pooling_exponent if pooling is None else float(pooling)
+        found = self.served(images=images, p_star=tf.fill(tf.shape(images)[:1], exponent))
+        return found["embedding"], found["logits"]
+
     def classify(self, embeddings: np.ndarray) -> np.ndarray:
         """Class logits, NumPy float32 [N, C], of descriptors [N, D] as `embed_batch` gives them.
 
@@ -120,22 +112,4 @@ class Exported:
 
     def fingerprint(self) -> str:
         """A str that is equal for SavedModels that embed and classify alike: a hash of its graph and weights."""
-        digest = hashlib.sha256()
-        for file in [self.path / "saved_model.pb", *sorted((self.path / "variables").glob("*"))]:
-            with open(file, "rb") as content:
-                while block := content.read(1 << 22):
-                    digest.update(block)
-        return digest.hexdigest()
-
-
-def _version_folder(path: Path) -> Path:
-    """`path` itself, or the highest-numbered version in it."""
-    if (path / "saved_model.pb").is_file():
-        return path
-    versions = [found.parent for found in path.glob("*/saved_model.pb") if found.parent.name.isdecimal()]
-    if not versions:
-        raise UserError(
-            f"no SavedModel in {path}: give the folder that mg-keras export wrote, which holds numbered versions, or "
-            "one of those"
-        )
-    return max(versions, key=lambda version: int(version.name))
+        return self.files.fingerprint()

@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from mg_keras.data.photo_lists import NAME_COLUMNS
 from mg_keras.errors import UserError
 from mg_keras.files import printable_name
 
-_EMBEDDING, _NAMES = ("embedding", "descriptor"), ("uri", "path", "name", "file")
+_EMBEDDING = ("embedding", "descriptor")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,11 +65,13 @@ def columns_of(schema: Any, path: str | os.PathLike) -> tuple[str, str]:
     Raises:
         UserError: there are none.
     """
-    embedding, name = (next((each for each in known if each in schema.names), None) for known in (_EMBEDDING, _NAMES))
+    embedding, name = (
+        next((each for each in known if each in schema.names), None) for known in (_EMBEDDING, NAME_COLUMNS)
+    )
     if embedding is None or name is None:
         raise UserError(
             f"{path} has the columns {', '.join(schema.names)}, where one of {', '.join(_EMBEDDING)} and one of "
-            f"{', '.join(_NAMES)} were expected"
+            f"{', '.join(NAME_COLUMNS)} were expected"
         )
     return embedding, name
 

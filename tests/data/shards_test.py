@@ -21,6 +21,8 @@ from mg_keras.data.repeated import repeated_batches
 from mg_keras.data.shards import Index, Stream, index
 from mg_keras.data.sources import SplitOptions, open_source
 from mg_keras.data.sources.shards import by_name, expand_braces, find_shards
+from mg_keras.data.stores.through_fsspec import FsspecStore
+from mg_keras.data.stores.through_tensorflow import TensorFlowStore
 from mg_keras.errors import UserError
 
 
@@ -402,7 +404,7 @@ def test_shards_behind_urls(tmp_path, place, layout):
         for path in folder.iterdir():
             tf.io.gfile.copy(str(path), f"{url}/{path.name}", overwrite=True)
     first = "train-00000-of-00004" if layout == "tfrecord" else "train-000.tar"
-    assert isinstance(stores.store_of(f"{url}/{first}"), stores.FsspecStore if "mem" in url else stores.TensorFlowStore)
+    assert isinstance(stores.store_of(f"{url}/{first}"), FsspecStore if "mem" in url else TensorFlowStore)
     assert f"{url}/{first}" in stores.store_of(url).below(url)
     for pattern in (url, f"{url}/train-*,{url}/val*"):
         source = opened(folder, layout, pattern=pattern)

@@ -1,52 +1,29 @@
-import fcntl
-import functools
-import json
-import os
-
-import keras
 import numpy as np
-import pyarrow as pa
 import pytest
 import tensorflow as tf
 from PIL import Image
-from pyarrow import parquet
 
-import mg_keras
 from mg_keras.data import augmentations, resolutions
-from mg_keras.data.formats import NO_PHOTO
 from mg_keras.data.given import given_photos
 from mg_keras.data.images import load
 from mg_keras.data.repeated import repeated_batches
 from mg_keras.data.sources import photos
 from mg_keras.embedding import photos as embedding
-from mg_keras.embedding import shards
-from mg_keras.embedding.photos import embed, embed_to_files, embed_versions, prepared_batches
-from mg_keras.embedding.whitening import Whitening
-from mg_keras.errors import UserError
+from mg_keras.embedding.photos import embed, embed_versions, prepared_batches
 from mg_keras.layers import RMAC as RegionalPooling
 from mg_keras.poolings import RMAC
-
-SIZES = [(40, 30), (30, 40), (40, 30), (64, 32), (30, 40), (33, 40), (40, 30), (20, 50), (40, 30), (60, 45), (30, 40)]
-BROKEN = (2, 7)
+from tests.embedding import small
+from tests.embedding.small import BROKEN, SIZES
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Photos of several shapes, two of them broken."""
-    folder = tmp_path_factory.mktemp("photos")
-    for number, (width, height) in enumerate(SIZES):
-        pixels = np.random.default_rng(number).integers(0, 256, (height, width, 3), np.uint8)
-        Image.fromarray(pixels).save(folder / f"{number:02}.png")
-    for number in BROKEN:
-        (folder / f"{number:02}.png").write_bytes(b"no photo")
-    return folder
+    return small.draw(tmp_path_factory.mktemp("photos"))
 
 
 @pytest.fixture(scope="module")
 def model():
-    keras.utils.set_random_seed(1)
-    trunk = keras.Sequential([keras.Input((None, None, 3)), keras.layers.Conv2D(6, 5, strides=4, activation="relu")])
-    return mg_keras.MultiGrain(trunk, num_classes=4, pooling_exponent=2.0)
+    return small.network()
 
 
 @pytest.fixture
@@ -219,250 +196,3 @@ def test_batches_of_what_is_left_are_those_that_would_have_come(folder, small_ba
         for mine, theirs in zip(again, expected, strict=True):
             np.testing.assert_array_equal(mine[0], theirs[0])
             np.testing.assert_array_equal(mine[2], theirs[2])
-
-
-# --- files ---
-
-
-class Counting:
-    """A network that counts the photos it describes, and may fail after some."""
-
-    def __init__(self, model, stop_after=None):
-        self.model, self.count, self.stop_after = model, 0, stop_after
-
-    def embed_batch(self, images, poolings):
-        def note(count):
-            if self.stop_after is not None and self.count >= self.stop_after:
-                raise RuntimeError("pulled the plug")
-            self.count += int(count)
-            return np.int64(self.count)
-
-        with tf.control_dependencies([tf.numpy_function(note, [tf.shape(images)[0]], tf.int64)]):
-            return self.model.embed_batch(tf.identity(images), poolings)
-
-    def classify(self, embeddings):
-        return self.model.classify(embeddings)
-
-    def fingerprint(self):
-        return self.model.fingerprint()
-
-
-class Rounding(Counting):
-    """A network that says what it computes in."""
-
-    precision = "mixed"
-
-
-GOOD = [row for row in range(len(SIZES)) if row not in BROKEN]
-
-
-@pytest.fixture
-def whitening():
-    return Whitening.fit(np.random.default_rng(0).uniform(size=(50, 6)))
-
-
-def lines(path):
-    return path.read_text(encoding="utf-8").splitlines()
-
-
-@pytest.mark.parametrize("resolution", [32, 40], ids=["square", "whole"])
-@pytest.mark.slow
-def test_files_hold_the_descriptors_and_their_photos(folder, model, whitening, small_batches, tmp_path, resolution):
-    split = photos(folder)
-    expected = embed(model, split, resolution, 32, [4.5]).values[0]
-    raw, whitened = tmp_path / "new" / "raw.npy", tmp_path / "new" / "whitened.npy"
-    assert embed_to_files(model, split, raw, resolution, 32, 4.5) == (9, 2)
-    np.testing.assert_array_equal(np.load(raw), expected)
-    assert np.load(raw).dtype == np.float32
-    embed_to_files(model, split, whitened, resolution, 32, 4.5, whitening)
-    np.testing.assert_allclose(np.load(whitened), whitening.transform(expected), atol=1e-6)
-    for name in ("raw", "whitened"):
-        assert lines(tmp_path / "new" / f"{name}.txt") == [split.names[row] for row in GOOD]
-        unusable = [line.split("\t") for line in lines(tmp_path / "new" / f"{name}.unusable.txt")]
-        assert unusable == [[split.names[row], NO_PHOTO] for row in BROKEN]
-    kinds = ("json", "npy", "txt", "unusable.txt")
-    assert {path.name for path in (tmp_path / "new").iterdir()} == {
-        f"{n}.{k}" for n in ("raw", "whitened") for k in kinds
-    }
-
-
-def test_no_list_of_unusable_photos_without_any(folder, model, tmp_path):
-    # as if the array of an earlier call had been removed, and its lists forgotten
-    (tmp_path / "x.unusable.txt").write_text("old")
-    assert embed_to_files(model, photos(folder).subset(GOOD), tmp_path / "x.npy", 32, 32) == (9, 0)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["x.json", "x.npy", "x.txt"]
-
-
-def interrupt(model, split, path, resolution, stop_after):
-    """A call that fails on the way; returns how many photos it described."""
-    network = Counting(model, stop_after)
-    with pytest.raises(tf.errors.OpError, match="pulled the plug"):
-        embed_to_files(network, split, path, resolution, 32, 3.0, photos_a_shard=2)
-    assert not path.exists()
-    return network.count
-
-
-@pytest.mark.parametrize("resolution", [32, 40], ids=["square", "whole"])
-@pytest.mark.slow
-def test_a_call_that_was_stopped_goes_on(folder, model, small_batches, tmp_path, resolution):
-    split = photos(folder)
-    embed_to_files(model, split, tmp_path / "whole.npy", resolution, 32, 3.0)
-    done = interrupt(model, split, tmp_path / "x.npy", resolution, 5)
-    assert 5 <= done < 9
-    network = Counting(model)
-    assert embed_to_files(network, split, tmp_path / "x.npy", resolution, 32, 3.0) == (9, 2)
-    assert network.count == 9 - done, "what was embedded is embedded again"
-    for kind in ("npy", "txt", "unusable.txt"):
-        assert (tmp_path / f"x.{kind}").read_bytes() == (tmp_path / f"whole.{kind}").read_bytes()
-    # and once it is there, nothing is done but to remove what a kill left
-    shards.write(tmp_path / "x.npy.shards", shards.unusable_rows(shards.schema(6, "float32", {}), [0], ["a"], ["b"]))
-    network = Counting(model)
-    assert embed_to_files(network, split, tmp_path / "x.npy", resolution, 32, 3.0) == (9, 2)
-    assert network.count == 0
-    assert not (tmp_path / "x.npy.shards").exists()
-
-
-@pytest.mark.slow
-def test_a_broken_shard_is_made_anew(folder, model, small_batches, tmp_path, capsys):
-    split = photos(folder)
-    embed_to_files(model, split, tmp_path / "whole.npy", 40, 32, 3.0)
-    path = tmp_path / "x.npy"
-    done = interrupt(model, split, path, 40, 5)
-    broken = sorted((tmp_path / "x.npy.shards").iterdir())[0]
-    broken.write_bytes(broken.read_bytes()[:-10])
-    network = Counting(model)
-    embed_to_files(network, split, path, 40, 32, 3.0, label="photos")
-    assert f"{broken} was broken: its photos are embedded anew" in capsys.readouterr().err
-    assert 9 - done < network.count < 9
-    np.testing.assert_allclose(np.load(path), np.load(tmp_path / "whole.npy"), rtol=1e-5)
-
-
-@pytest.mark.parametrize("name", ["x.parquet", "x/"])
-@pytest.mark.slow
-def test_parquet_has_a_row_for_every_photo(folder, model, whitening, small_batches, tmp_path, name):
-    split = photos(folder)
-    path = f"{tmp_path}/{name}"
-    names = ["a", "b", "c", "d"]
-
-    def write(network=model):
-        return embed_to_files(network, split, path, 40, 32, 4.5, whitening, class_names=names, photos_a_shard=4)
-
-    assert write() == (9, 2)
-    assert [found.name for found in tmp_path.iterdir()] == [name.rstrip("/")]
-    # a folder of shards is read as one table
-    found = parquet.read_table(path).sort_by("id")
-    assert found["id"].to_pylist() == list(range(len(split)))
-    assert found["uri"].to_pylist() == split.files
-    reason = NO_PHOTO
-    assert found["error"].to_pylist() == [reason if row in BROKEN else None for row in range(len(split))]
-    sizes = zip(found["width"].to_pylist(), found["height"].to_pylist(), strict=True)
-    assert list(sizes) == [(None, None) if row in BROKEN else size for row, size in enumerate(SIZES)]
-    pooled = embed(model, split, 40, 32, [4.5]).values[0]
-    values = found["embedding"].combine_chunks()
-    assert values.type.value_type == pa.float16()
-    values = np.asarray(values.flatten()).reshape(len(split), -1)
-    np.testing.assert_allclose(values[GOOD], whitening.transform(pooled), rtol=1e-3, atol=1e-4)
-    assert np.isnan(values[list(BROKEN)]).all()
-    probabilities = keras.ops.softmax(model.classify(pooled)).numpy()
-    usable = found.filter(found["error"].is_null())
-    assert usable["class"].to_pylist() == [names[number] for number in probabilities.argmax(axis=1)]
-    np.testing.assert_allclose(usable["probability"], probabilities.max(axis=1), rtol=1e-5)
-    made_from = json.loads(found.schema.metadata[b"mg_keras"])
-    assert (made_from["network"], made_from["resolution"], made_from["pooling"]) == (model.fingerprint(), 40, 4.5)
-    # and once it is there, nothing is done
-    network = Counting(model)
-    assert write(network) == (9, 2)
-    assert network.count == 0
-    with pytest.raises(UserError, match="made from other resolution: remove it or choose another name"):
-        embed_to_files(model, split, path, 48, 32, 4.5, whitening, class_names=names)
-
-
-@pytest.mark.slow
-def test_what_the_classifier_cannot_read_has_no_class(folder, model, tmp_path):
-    split = photos(folder).subset([0, 1])
-    embed_to_files(model, split, tmp_path / "x.parquet", 32, 32, RMAC, class_names=["a", "b", "c", "d"])
-    found = parquet.read_table(tmp_path / "x.parquet")
-    assert found["class"].to_pylist() == found["probability"].to_pylist() == [None, None]
-    embed_to_files(model, split, tmp_path / "x.npy", 32, 32, dtype="float16")
-    np.testing.assert_array_equal(np.load(tmp_path / "x.npy"), embed(model, split, 32, 32).values[0].astype("float16"))
-
-
-def changes(split, model, whitening):
-    """What each argument may change to, by the word that names it."""
-    other = keras.models.clone_model(model.trunk)
-    return {
-        "photos": {"split": split.subset(range(len(split) - 1))},
-        "network": {"network": mg_keras.MultiGrain(other, num_classes=4, pooling_exponent=2.0)},
-        "precision": {"network": Rounding(model)},
-        "resolution": {"resolution": 48},
-        "train_resolution": {"train_resolution": 24},
-        "pooling": {"pooling": RMAC},
-        "whitening": {"whitening": whitening},
-        "class_names": {"class_names": ["a", "b", "c", "d"]},
-        "dtype": {"dtype": "float16"},
-    }
-
-
-@pytest.mark.slow
-def test_what_was_made_from_something_else_is_refused(folder, model, whitening, small_batches, tmp_path):
-    split, path = photos(folder), tmp_path / "x.npy"
-    interrupt(model, split, path, 40, 5)
-    arguments = {"network": model, "split": split, "resolution": 40, "train_resolution": 32, "pooling": 3.0}
-    changed = changes(split, model, whitening)
-    # while it is not done, and when it is
-    for _ in range(2):
-        before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-        for name, change in changed.items():
-            with pytest.raises(UserError, match=f"made from other {name}: remove it or choose another name"):
-                embed_to_files(path=path, **{**arguments, **change})
-        assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
-        embed_to_files(path=path, **arguments)
-
-
-def test_a_photo_replaced_under_its_name_is_another_photo(folder, model, tmp_path):
-    # a line break is an escape in the photo's name, which is no path then
-    file = tmp_path / "one\n.png"
-    file.write_bytes((folder / "00.png").read_bytes())
-    embed_to_files(model, photos(tmp_path), tmp_path / "x.npy", 32, 32)
-    file.write_bytes((folder / "01.png").read_bytes())
-    os.utime(file, ns=(0, 0))
-    with pytest.raises(UserError, match="other photos"):
-        embed_to_files(model, photos(tmp_path), tmp_path / "x.npy", 32, 32)
-
-
-def test_a_name_with_a_line_break_is_one_line(folder, model, tmp_path):
-    file = tmp_path / "two\nlines\u2028é.png"
-    file.write_bytes((folder / "00.png").read_bytes())
-    (tmp_path / "é.png").write_bytes((folder / "00.png").read_bytes())
-    embed_to_files(model, photos(tmp_path), tmp_path / "x.npy", 32, 32)
-    found = lines(tmp_path / "x.txt")
-    assert len(found) == 2
-    assert found[0].endswith(r"two\nlines\u2028" + "é.png")
-    assert found[1].endswith("é.png")
-
-
-@pytest.mark.slow
-def test_what_a_user_can_mend_is_said(folder, model, tmp_path):
-    write = functools.partial(embed_to_files, model, photos(folder), resolution=32, train_resolution=32)
-    with pytest.raises(UserError, match=r"a name in \.npy or \.parquet or to a folder, received .*features\.txt"):
-        write(path=tmp_path / "features.txt")
-    np.save(tmp_path / "mine.npy", np.arange(3))
-    with pytest.raises(UserError, match=r"mine\.npy exists already"):
-        write(path=tmp_path / "mine.npy")
-    (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"can't be written: (Not a directory|File exists)"):
-        write(path=tmp_path / "file" / "x.npy")
-    write(path=tmp_path / "x.npy")
-    (tmp_path / "x.txt").unlink()
-    with pytest.raises(UserError, match=r"its list .*x\.txt is gone"):
-        write(path=tmp_path / "x.npy")
-    with pytest.raises(UserError, match=r"none of the 2 photos can be used; the first, .*02.png: not a JPEG"):
-        embed_to_files(model, photos(folder).subset(BROKEN), tmp_path / "none.npy", 40, 32)
-    with pytest.raises(UserError, match=r"holds 00\.png, which is no shard"):
-        write(path=folder)
-    (tmp_path / "busy").mkdir()
-    other = os.open(tmp_path / "busy", os.O_RDONLY)
-    fcntl.flock(other, fcntl.LOCK_EX)
-    with pytest.raises(UserError, match="another process is writing"):
-        write(path=tmp_path / "busy")
-    os.close(other)

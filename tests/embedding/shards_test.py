@@ -27,6 +27,7 @@ def row(columns, number):
         np.array([[30, 40 + number]]),
         [f"class {number % 3}"],
         np.array([0.5]),
+        [f"{number:064x}"],
     )
 
 
@@ -47,6 +48,7 @@ def expected(dtype):
             "uri": f"{number}.jpg",
             "width": None if number in BROKEN else 40 + number,
             "height": None if number in BROKEN else 30,
+            "sha256": None if number in BROKEN else f"{number:064x}",
             "embedding": [0.0] * 5 if number in BROKEN else values[number],
             "class": None if number in BROKEN else f"class {number % 3}",
             "probability": None if number in BROKEN else 0.5,
@@ -66,9 +68,10 @@ def folder(tmp_path, dtype):
     """Shards of photos that were done out of order, some of them twice."""
     columns = shards.schema(5, dtype, MADE_FROM)
     order = np.argsort(np.arange(COUNT) + np.random.default_rng(1).uniform(0, 20, COUNT))
-    with shards.Writer(tmp_path / "x.shards", photos=7, seconds=1e9) as writer:
-        for number in [*order, 5, 30, 17]:
-            writer.add(row(columns, int(number)))
+    order = [*order, 5, 30, 17]
+    for start in range(0, len(order), 7):
+        rows = [row(columns, int(number)) for number in order[start : start + 7]]
+        shards.write(tmp_path / "x.shards", pa.concat_tables(rows))
     return tmp_path / "x.shards"
 
 
@@ -76,7 +79,7 @@ def test_rows_come_back_once_and_in_order(folder, dtype):
     sizes = [parquet.read_metadata(path).num_rows for path in sorted(folder.iterdir())]
     assert sorted(sizes) == [1, *[7] * 6], "six full shards, and what was left"
     assert [row for rows in shards.read(folder) for row in rows_of(rows)] == expected(dtype)
-    assert shards.done_ids(folder).tolist() == list(range(COUNT))
+    assert shards.done(folder, COUNT + 1).tolist() == [*[True] * COUNT, False]
     found = [rows.column_names for rows in shards.read(folder, ["error", "id"])]
     assert found[0] == ["id", "error"]
 
@@ -112,10 +115,10 @@ def test_a_broken_shard_is_found(tmp_path, share, zeros):
     (tmp_path / f".{paths[0].stem}.{'0' * 32}.parquet").write_bytes(b"of a writer that was killed")
     shards.check(tmp_path, MADE_FROM)
     with pytest.raises(UserError, match=r"shard-000000000008.*can't be read .*: remove it"):
-        shards.done_ids(tmp_path)
+        shards.done(tmp_path, 9)
     assert shards.remove_broken(tmp_path) == [paths[1]]
     assert list(tmp_path.iterdir()) == [paths[0]]
-    assert shards.done_ids(tmp_path).tolist() == [4]
+    assert np.flatnonzero(shards.done(tmp_path, 9)).tolist() == [4]
 
 
 def test_a_shard_that_may_not_be_read_is_kept(tmp_path, monkeypatch):
@@ -162,24 +165,6 @@ def test_what_does_not_fit_is_refused():
         shards.schema(5, "int8", MADE_FROM)
     with pytest.raises(UserError, match="up to 70000, beyond float16"):
         shards.usable_rows(shards.schema(2, "float16", {}), np.array([0]), ["a"], np.array([[1, 7e4]]))
-
-
-def test_what_was_collected_is_written_when_it_is_time_and_at_the_end(tmp_path):
-    columns = shards.schema(5, "float32", MADE_FROM)
-    with shards.Writer(tmp_path / "slow", seconds=0) as writer:
-        for number in range(3):
-            writer.add(row(columns, number))
-            assert shards.done_ids(tmp_path / "slow").tolist() == list(range(number + 1))
-
-    def stopped():
-        with shards.Writer(tmp_path / "stopped") as writer:
-            writer.add(row(columns, 6))
-            assert not (tmp_path / "stopped").exists()
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        stopped()
-    assert shards.done_ids(tmp_path / "stopped").tolist() == [6]
 
 
 def test_a_name_that_is_no_text_is_written_as_escapes(tmp_path):

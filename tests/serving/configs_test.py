@@ -444,3 +444,37 @@ def test_kustomize_builds_what_the_files_say():
     assert config["data"] == {path.name: path.read_text(encoding="utf-8") for path in SERVING.glob("*.config")}
     assert set(built) == set(manifests())
     assert {each["metadata"].get("namespace", "multigrain") for each in built.values()} == {"multigrain"}
+
+
+@pytest.mark.skipif(not shutil.which("kubectl"), reason="no kubectl on the PATH")
+def test_a_pool_of_gpus_is_two_lines_more(tmp_path):
+    shutil.copytree(SERVING, tmp_path / "serving")
+    with (tmp_path / "serving" / "kustomization.yaml").open("a") as file:
+        file.write("components:\n  - kubernetes/gpu\n")
+    done = subprocess.run(
+        ["kubectl", "kustomize", str(tmp_path / "serving")], capture_output=True, text=True, check=False
+    )
+    if "unknown command" in done.stderr:
+        pytest.skip("this kubectl has no kustomize")
+    assert done.returncode == 0, done.stderr
+    built = named(yaml.safe_load_all(done.stdout))
+    for manifest in built.values():
+        kubernetes_validate.validate(manifest, kubernetes_validate.latest_version(), strict=True)
+    plain, pod = server_pod(), built["Deployment", "multigrain"]["spec"]["template"]["spec"]
+    (only,) = pod["containers"]
+    assert only["image"] == f"{container()['image']}-gpu"
+    assert only["resources"]["limits"]["nvidia.com/gpu"] == only["resources"]["requests"]["nvidia.com/gpu"] == "1"
+    assert pod["nodeSelector"]
+    assert pod["tolerations"]
+    # and all the rest is what it was
+    assert [each for each in only["env"] if each["name"] == "CPUS"] == container()["env"]
+    kept = ("args", "command", "ports", "lifecycle", "securityContext", "livenessProbe", "volumeMounts")
+    assert {key: only[key] for key in kept} == {key: container()[key] for key in kept}
+    assert [each["name"] for each in pod["volumes"]] == ["tmp", "models", "config"]
+    assert pod["securityContext"] == plain["securityContext"]
+    config = built["ConfigMap", "multigrain-config"]["data"]
+    assert config.keys() == {path.name for path in SERVING.glob("*.config")}
+    batching = text_format.Parse(config["batching.config"], message_class("BatchingParameters")())
+    assert batching.max_batch_size.value == 64
+    assert config["models.config"] == (SERVING / "models.config").read_text(encoding="utf-8")
+    assert named(documents("kubernetes/gpu/autoscaling.yaml")).keys() <= built.keys()

@@ -135,7 +135,9 @@ def test_a_saved_model_describes_as_it_serves(folder, tmp_path, monkeypatch, cap
     ("more", "message"),
     [
         ({"folder": "empty"}, "no photo below empty"),
-        ({"folder": "/no/such/place"}, "no such folder: /no/such/place"),
+        ({"folder": "/no/such/place"}, "no such folder, photo or list: /no/such/place"),
+        ({"workers": 2}, "--workers is for --engine ray; received --engine local"),
+        ({"engine": "ray"}, "--engine ray takes a SavedModel: mg-keras export --run .* makes one for --model"),
         ({"out": "features.txt"}, r"a name in \.npy or \.parquet or to a folder, received features\.txt"),
         ({"resolution": 0}, "--resolution must be a whole number, at least 1; received '0'"),
         ({"p_star": -1}, "--p_star must be a number, above 0; received '-1'"),

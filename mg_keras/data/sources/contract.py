@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import os
-import sys
 import unicodedata
 import zlib
 from collections.abc import Callable, Sequence
@@ -246,9 +245,3 @@ def asked_columns(argument: str) -> tuple[str, tuple[str, ...]]:
 def cache_folder(data_dir: str | os.PathLike | None) -> Path:
     """Where files that were made or converted are kept: `data_dir`, or else the cache in the home folder."""
     return Path(data_dir).expanduser() if data_dir else Path.home() / ".cache" / "mg_keras"
-
-
-@functools.cache
-def say(line: str) -> None:
-    """Tells the user, on standard error, of what is not used, once though several stages open the same photos."""
-    print(line, file=sys.stderr, flush=True)

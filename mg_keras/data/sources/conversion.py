@@ -4,7 +4,7 @@ import hashlib
 import os
 import warnings
 
-from mg_keras.data.pillow_photos import opened
+from mg_keras.data.pillow_photos import opened, why_not, write
 from mg_keras.data.sources.contract import cache_folder
 from mg_keras.errors import UserError
 from mg_keras.files import atomic_path
@@ -14,9 +14,8 @@ from mg_keras.progress import mapped
 def convert(kinds: dict[str, str], data_dir: str | os.PathLike | None, label: str) -> tuple[dict, dict]:
     """Makes copies, upright, 8 bits a value, of photos that the decoder does not read, where there are none yet.
 
-    A TIFF becomes a PNG, without loss; AVIF and HEIC, which have lost something already, a JPEG of quality 95 with
-    colours at full resolution. Of several pictures in a file the first (of HEIC the primary one) is taken. Colour
-    profiles are passed over, as they are in other photos.
+    They are written as `mg_keras.data.pillow_photos.write` does. Of several pictures in a file the first (of HEIC the
+    primary one) is taken. Colour profiles are passed over, as they are in other photos.
 
     Args:
         kinds: path -> kind.
@@ -64,14 +63,10 @@ def _convert(path, kind, copy, folder):
     try:
         image = opened(path, kind)
     except Exception as error:  # decoders raise anything on broken files, and each means: not this photo
-        reason = str(error).strip().splitlines()[:1]
-        return f"{kind} that can't be converted: {reason[0] if reason else type(error).__name__}"
+        return why_not(error, kind)
     try:
         with atomic_path(copy) as partial:
-            if kind == "TIFF":
-                image.save(partial, "PNG", compress_level=3)
-            else:
-                image.save(partial, "JPEG", quality=95, subsampling=0)
+            write(image, kind, partial)
     except OSError as error:
         raise UserError(
             f"{folder} can't be written: {error.strerror or error}; photos converted from {kind} are kept there "

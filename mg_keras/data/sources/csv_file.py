@@ -11,7 +11,6 @@ The first row names the columns, in any order and case; `,`, `;` or tab stands b
 Other columns are passed over.
 """
 
-import csv
 import dataclasses
 import os
 import unicodedata
@@ -19,13 +18,13 @@ from pathlib import Path
 
 import numpy as np
 
-from mg_keras.data.finding import look_at
-from mg_keras.data.sources.contract import Source, SplitOptions, asked_columns, divide, say, usable
-from mg_keras.data.sources.file_splits import HELD_OUT, TRAINING, UNLABELLED, converted, file_split, told, why_none
+from mg_keras.data.finding import look_at, told, why_none
+from mg_keras.data.sources.contract import Source, SplitOptions, asked_columns, divide, usable
+from mg_keras.data.sources.file_splits import HELD_OUT, TRAINING, UNLABELLED, converted, file_split
+from mg_keras.data.tables import records
 from mg_keras.errors import UserError
 from mg_keras.files import printable_name
-
-_DELIMITERS = (",", ";", "\t")
+from mg_keras.progress import say
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,20 +150,9 @@ def _row(number, values, columns, file, place):
 
 def _records(file, place):
     """(number, values) of each row that is not blank, the header's first."""
-    number = 0
     try:
         with open(file, encoding="utf-8-sig", newline="") as lines:
-            delimiter = max(_DELIMITERS, key=lines.readline().count)
-            lines.seek(0)
-            for number, values in enumerate(
-                csv.reader(lines, delimiter=delimiter, skipinitialspace=True, strict=True), start=1
-            ):
-                if any(values):
-                    yield number, values
-    except UnicodeDecodeError:
-        raise UserError(f"{place} must be text in UTF-8, received other bytes: save it as CSV UTF-8") from None
-    except csv.Error as error:
-        raise UserError(f"{place}, row {number + 1} can't be read as a table: {error}") from None
+            yield from records(lines, place)
     except OSError as error:
         raise UserError(f"{place} can't be read: {error.strerror or error}") from None
 

@@ -13,21 +13,13 @@ from pathlib import Path
 
 import numpy as np
 
-from mg_keras.data.finding import KINDS, find_photos, subfolders
-from mg_keras.data.sources.contract import Source, SplitOptions, asked_columns, divide, say, usable
-from mg_keras.data.sources.file_splits import (
-    HELD_OUT,
-    TRAINING,
-    UNLABELLED,
-    converted,
-    existing,
-    file_split,
-    told,
-    why_none,
-)
+from mg_keras.data.finding import KINDS, existing, find_photos, subfolders, told, why_none
+from mg_keras.data.sources.contract import Source, SplitOptions, asked_columns, divide, usable
+from mg_keras.data.sources.file_splits import HELD_OUT, TRAINING, UNLABELLED, converted, file_split
 from mg_keras.data.sources.unlabelled import photos
 from mg_keras.errors import UserError
 from mg_keras.files import printable_name
+from mg_keras.progress import say
 
 # a contest's test photos come without labels
 _TESTS = ("test", "testing")

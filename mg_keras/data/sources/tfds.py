@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from mg_keras.data.apart import as_written
 from mg_keras.data.sources.contract import Source, Split, SplitOptions, asked_columns, divide, usable
-from mg_keras.data.stores import in_graph
+from mg_keras.data.stores.graph import in_graph
 from mg_keras.errors import UserError
 from mg_keras.files import printable_name
 from mg_keras.progress import Progress

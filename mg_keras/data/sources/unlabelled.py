@@ -5,9 +5,9 @@ import os
 
 import numpy as np
 
-from mg_keras.data.finding import find_photos
+from mg_keras.data.finding import existing, find_photos, told, why_none
 from mg_keras.data.sources.contract import Source, Split, SplitOptions, divide, usable
-from mg_keras.data.sources.file_splits import converted, existing, file_split, told, why_none
+from mg_keras.data.sources.file_splits import converted, file_split
 from mg_keras.errors import UserError
 from mg_keras.files import printable_name
 

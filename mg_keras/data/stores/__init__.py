@@ -1,0 +1,76 @@
+"""Where shards and photos lie: local files, what fsspec reads (`s3://`, `https://`, ...) and what TensorFlow does.
+
+A store finds files and reads them, whole or a range of bytes; its functions may be called from any thread. `store_of`
+is the store of a path or URL, and `read` reads from it patiently.
+"""
+
+import re
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+from mg_keras.data.stores.local import LocalStore
+from mg_keras.data.stores.through_fsspec import FsspecStore
+from mg_keras.errors import UserError
+
+_SCHEME = re.compile(r"[A-Za-z0-9+.:-]+://")
+# seconds before a store that did not answer is asked again
+_RETRIES = (0.5, 2.0, 8.0)
+_Answer = TypeVar("_Answer")
+
+
+def store_of(path: str) -> LocalStore | FsspecStore:
+    """The store that a path or URL lies in.
+
+    Raises:
+        UserError: nothing that is installed reads such URLs.
+    """
+    scheme = _SCHEME.match(path)
+    if not scheme:
+        return LocalStore()
+    try:
+        import fsspec
+
+        return FsspecStore(fsspec.core.url_to_fs(path)[0])
+    except (ImportError, ValueError) as error:
+        # asked last: most who read photos need no TensorFlow, which takes seconds to import
+        from mg_keras.data.stores.through_tensorflow import TensorFlowStore
+
+        if TensorFlowStore.reads(scheme[0].removesuffix("://")):
+            return TensorFlowStore()
+        raise UserError(
+            f"{path} can't be read: {error}; install mg-keras[fsspec] and fsspec's driver for {scheme[0]} (s3fs for s3://)"
+        ) from None
+
+
+def read(path: str, start: int = 0, end: int | None = None) -> bytes:
+    """What the store of a path or URL holds from `start` to before `end`, or to the file's end.
+
+    Raises:
+        OSError: the store does not give it; the message has the error's name.
+    """
+    return patiently(lambda: store_of(path).read(path, start, end))
+
+
+def is_url(path: str) -> bool:
+    """Whether a path is the URL of a store."""
+    return bool(_SCHEME.match(path))
+
+
+def patiently(request: Callable[[], _Answer]) -> _Answer:
+    """What a store answers, asked again where it does not; a file that is not there will not be there later.
+
+    Raises:
+        OSError: it does not answer.
+    """
+    for seconds in (*_RETRIES, None):
+        try:
+            return request()
+        except Exception as error:  # stores raise types of their own
+            missing = type(error).__name__ == "NotFoundError" or isinstance(
+                error, FileNotFoundError | PermissionError | IsADirectoryError | NotADirectoryError
+            )
+            if seconds is None or missing:
+                raise OSError(f"{type(error).__name__}: {error}") from error
+        time.sleep(seconds)
+    raise AssertionError("unreachable")
