@@ -5,9 +5,10 @@
 For each run and resolution a table of the exponents 1 to 10: mAP on `--holidays` (INRIA Holidays or a part of it, names
 as distributed), and the IN-aug score of versions by the recipes `full` (the paper's) and `copies` of `--in_aug` of the
 `--photos`, with the standard error of how far it is below the best (`pooling_exponent.paired_errors`); each with
-descriptors whitened at that exponent, by PCA of all `--photos` to `--dimensions`, and as pooled. Then what each rule
-chooses at every place, and how many points of mAP that is below the best exponent, with the standard error over the
-queries; and how often samples of fewer photos choose the same.
+descriptors whitened at that exponent, by PCA of all `--photos` to `--dimensions`, and as pooled; and how alike the
+latter are to those of the largest exponent. Then what each rule chooses at every place, and how many points of mAP that
+is below the best exponent, with the standard error over the queries, and the mean over all places; and what samples of
+fewer photos choose.
 
 The p* of a run has no part in this, and nothing is written into the run. With `--keep FOLDER` embeddings are kept
 there, in half precision, and a second call takes them from it.
@@ -30,6 +31,7 @@ RECIPES = ("full", "copies")
 DESCRIPTORS = ("whitened", "as pooled")
 SAMPLES = (10, 25, 50, 100, 200)
 _DRAWS = 200
+_CONSTANT = 5
 
 
 def main():
@@ -45,17 +47,26 @@ def main():
     parser.add_argument("--keep", type=Path)
     options = parser.parse_args()
     import_tensorflow()
-    choices, stable = [], []
+    choices, means, stable = [], {}, []
     for run in options.run:
         for size in options.resolutions:
             place = f"{Path(run).name}, {size} px"
-            precisions, counts = measured(run, size, options)
-            print_table(place, ["p", *columns(precisions, counts)], rows(precisions, counts))
+            precisions, counts, cosines = measured(run, size, options)
+            table = [[*cells, f"{cosine:.3f}"] for cells, cosine in zip(rows(precisions, counts), cosines, strict=True)]
+            print_table(place, ["p", *columns(precisions, counts), f"cosine with p = {EXPONENTS[-1]}"], table)
             training = opened(run).settings.pooling_exponent
-            choices += [[place, *cells] for cells in chosen(precisions, counts, training)]
+            for recipe, words, p in tried(counts, training):
+                losses = [lost(found, p) for found in precisions.values()]
+                choices.append([place, recipe, words, f"{p:g}", *map(with_error, losses)])
+                means.setdefault((recipe, words), []).append([100 * loss.mean() for loss in losses])
             stable.append([place, *stability(counts["copies", "as pooled"], training, options.seed)])
     columns_of_rules = ["", "IN-aug", "rule", "p*", *(f"{name}: mAP below the best" for name in DESCRIPTORS)]
     print_table("what is chosen", columns_of_rules, choices)
+    columns_of_rules.remove("p*")
+    of_all = [
+        ["mean of all", *key, *(f"{mean:.1f}" for mean in np.mean(found, axis=0))] for key, found in means.items()
+    ]
+    print_table(f"over {len(stable)} places", columns_of_rules, of_all)
     title = "copies, one standard error: spread (10 % to 90 %) of p* chosen from samples of so many photos"
     print_table(title, ["", *map(str, SAMPLES)], stable)
 
@@ -66,6 +77,7 @@ def measured(run, size, options):
     Returns:
         precisions: descriptors -> exponent -> float64 [queries].
         counts: (recipe, descriptors) -> exponent -> float64 [photos], as `pooling_exponent.in_aug_counts` gives them.
+        cosines: for each exponent the mean cosine of Holidays' descriptors with those at the largest, as pooled.
     """
     from mg_keras.embedding.whitening import Whitening
     from mg_keras.evaluation.metrics import group_counts
@@ -84,7 +96,8 @@ def measured(run, size, options):
                 _, photo = np.unique(of, return_inverse=True)
                 found = group_counts(describe(values[number]), of, VERSIONS)
                 counts[recipe, name][exponent] = np.bincount(photo, found) / np.bincount(photo)
-    return precisions, counts
+    pooled = [unit(values) for values in kinds["holidays"][0]]
+    return precisions, counts, [np.sum(values * pooled[-1], axis=1).mean() for values in pooled]
 
 
 def unit(values):
@@ -120,21 +133,23 @@ def rule(counts, training, tolerance):
     return best_exponent(means, paired_errors(counts), training, tolerance)
 
 
-def chosen(precisions, counts, training):
-    """Cells for each recipe and rule, and for the training exponent as it is."""
-    tried = [("–", "training exponent", training)]
-    for (recipe, name), found in counts.items():
+def tried(counts, training):
+    """(recipe, rule, exponent) for each recipe and rule, for the training exponent as it is, and for 5."""
+    found = [("–", "training exponent", training), ("–", f"always {_CONSTANT}", _CONSTANT)]
+    for (recipe, name), by_exponent in counts.items():
         for words, of, tolerance in (("best", None, 0), ("one standard error", training, 1)):
-            tried.append((f"{recipe}, {name}", words, rule(found, of, tolerance)))
-    return [
-        [recipe, words, f"{p:g}", *(below(found, p) for found in precisions.values())] for recipe, words, p in tried
-    ]
+            found.append((f"{recipe}, {name}", words, rule(by_exponent, of, tolerance)))
+    return found
 
 
-def below(precisions, exponent):
-    """How far the mAP of an exponent is below the best, in points, and the standard error of that."""
-    lost = max(precisions.values(), key=np.mean) - precisions[exponent]
-    return f"{100 * lost.mean():.1f} ± {100 * lost.std(ddof=1) / np.sqrt(len(lost)):.1f}"
+def lost(precisions, exponent):
+    """For each query, what an exponent lacks of the precision of the one with the best mAP."""
+    return max(precisions.values(), key=np.mean) - precisions[exponent]
+
+
+def with_error(loss):
+    """The mean of a loss in points, and its standard error."""
+    return f"{100 * loss.mean():.1f} ± {100 * loss.std(ddof=1) / np.sqrt(len(loss)):.1f}"
 
 
 def stability(counts, training, seed):

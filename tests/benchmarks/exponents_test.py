@@ -42,17 +42,22 @@ def test_tables_of_made_up_embeddings(monkeypatch, capsys, holidays):
     table = [[cell.strip() for cell in line.split("│")[1:-1]] for line in capsys.readouterr().out.splitlines()]
     rows = [cells for cells in table if cells and cells[0] == "4"]
     assert rows[0][1:3] == ["100.0", "100.0"]
-    assert rows[0][-1] == "5.000 ± 0.000"
+    assert rows[0][-2] == "5.000 ± 0.000"
+    assert [cells[-1] for cells in table if cells and cells[0] == "10"] == ["1.000"]
     choices = {tuple(cells[1:3]): cells[3:] for cells in table if cells and cells[0] == "a, 160 px" and len(cells) == 6}
     assert choices["copies, whitened", "one standard error"] == ["4", "0.0 ± 0.0", "0.0 ± 0.0"]
     assert choices["full, as pooled", "best"][0] == "1"
     assert choices["–", "training exponent"][0] == "3"
+    assert choices["–", "always 5"][0] == "5"
+    means = {tuple(cells[1:3]): cells[3:] for cells in table if cells and cells[0] == "mean of all"}
+    assert means["copies, whitened", "one standard error"] == ["0.0", "0.0"]
     # of six photos no samples of ten
     assert [cells[1:] for cells in table if cells and len(cells) == 6 and cells[1] == "–" and cells[2] == "–"]
 
 
 def test_how_far_an_exponent_is_below_the_best():
     precisions = {1: np.array([0.5, 0.5, 0.8]), 2: np.array([0.6, 0.8, 1.0])}
-    lost = np.array([0.1, 0.3, 0.2])
-    assert exponents.below(precisions, 1) == f"20.0 ± {100 * np.std(lost, ddof=1) / np.sqrt(3):.1f}"
-    assert exponents.below(precisions, 2) == "0.0 ± 0.0"
+    loss = exponents.lost(precisions, 1)
+    np.testing.assert_allclose(loss, [0.1, 0.3, 0.2])
+    assert exponents.with_error(loss) == f"20.0 ± {100 * np.std(loss, ddof=1) / np.sqrt(3):.1f}"
+    assert exponents.with_error(exponents.lost(precisions, 2)) == "0.0 ± 0.0"
