@@ -168,13 +168,19 @@ def scores(found, sets, options):
 
 def holidays_map(descriptors, files):
     """mAP over the queries, the first photo of each hundred, which is left out of its own ranking."""
+    return np.mean(holidays_precisions(descriptors, files))
+
+
+def holidays_precisions(descriptors, files):
+    """Average precision of each query of `holidays_map`."""
     numbers = np.array([int(path.stem) for path in files])
     groups, first = numbers // 100, numbers % 100 == 0
     # of a part of Holidays a query may be alone
     queries = [row for row in np.flatnonzero(first) if np.sum(groups == groups[row]) > 1]
     positives = [np.setdiff1d(np.flatnonzero(groups == groups[query]), [query]) for query in queries]
     rankings = np.argsort(-descriptors[queries] @ descriptors.T, axis=1, kind="stable")
-    return mean_average_precision(rankings, positives, [[query] for query in queries])
+    triples = zip(rankings, positives, queries, strict=True)
+    return np.array([mean_average_precision([ranking], [right], [[query]]) for ranking, right, query in triples])
 
 
 def objects_found(descriptors, files, distractors):

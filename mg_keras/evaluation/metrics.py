@@ -205,6 +205,21 @@ def group_score(embeddings: np.ndarray, groups: Sequence, k: int) -> float:
         >>> group_score([[1, 0], [0.9, 0.1], [0, 1], [0.1, 0.9]], ["cup", "cup", "key", "key"], k=2)
         2.0
     """
+    return float(np.mean(group_counts(embeddings, groups, k)))
+
+
+def group_counts(embeddings: np.ndarray, groups: Sequence, k: int) -> np.ndarray:
+    """What `group_score` is the mean of: for each query, the number of its group among its `k` nearest.
+
+    Args:
+        embeddings, groups, k: as `group_score` takes them.
+
+    Returns:
+        int64 [N].
+
+    Raises:
+        ValueError: as `group_score`.
+    """
     groups = np.asarray(groups)
     if groups.ndim != 1 or len(groups) != len(embeddings):
         raise ValueError(
@@ -212,7 +227,7 @@ def group_score(embeddings: np.ndarray, groups: Sequence, k: int) -> float:
             f"received the shape {groups.shape}"
         )
     _, indices = nearest(embeddings, embeddings, k)
-    return float(np.mean(np.sum(groups[indices] == groups[:, None], axis=1)))
+    return np.sum(groups[indices] == groups[:, None], axis=1)
 
 
 def micro_average_precision(scores: np.ndarray, is_positive: np.ndarray, num_positives: int) -> float:

@@ -6,16 +6,22 @@ from typing import Any
 
 import numpy as np
 
+from mg_keras.data.augmentations import AugmentationName
 from mg_keras.data.sources import Source, Split
 from mg_keras.embedding.photos import EmbeddingNetwork
 from mg_keras.errors import UserError
 from mg_keras.finishing.pooling_exponent import (
     EXPONENTS,
+    TOLERANCE,
     best_exponent,
     exponent_sweep,
     fine_tune_exponent,
-    in_aug_scores,
+    in_aug_counts,
+    paired_errors,
 )
+
+AUGMENTATION = "copies"
+"""The recipe of IN-aug's versions that p* is chosen on; the paper's is `full`."""
 
 METHODS = ("cross-validation", "fine-tuning", "both")
 
@@ -31,9 +37,12 @@ class Choosing:
         epochs: of fine-tuning.
         sweep: whether to measure class accuracy at each of the exponents and at the fine-tuned one, too.
         seed: of augmentations and of the photos to fine-tune on.
+        augmentation: the recipe of IN-aug's versions.
+        tolerance: how many standard errors below the best an exponent's score may be, at least 0; of those the one
+            nearest to that of training is taken.
 
     Raises:
-        UserError: an exponent, `per_class` or `epochs` is out of range.
+        UserError: an exponent, `per_class`, `epochs` or `tolerance` is out of range.
         ValueError: there is no such method.
     """
 
@@ -43,6 +52,8 @@ class Choosing:
     epochs: int = 1
     sweep: bool = False
     seed: int = 0
+    augmentation: AugmentationName = AUGMENTATION
+    tolerance: float = TOLERANCE
 
     def __post_init__(self):
         if self.method not in METHODS:
@@ -52,6 +63,8 @@ class Choosing:
         for name in ("per_class", "epochs"):
             if (value := getattr(self, name)) < 1:
                 raise UserError(f"{name} must be at least 1, received {value}")
+        if not 0 <= self.tolerance < np.inf:
+            raise UserError(f"tolerance must be a number of at least 0, received {self.tolerance}")
 
     def check(self, source: Source) -> None:
         """Refuses photos that the method can't choose by.
@@ -72,12 +85,14 @@ class Choice:
     Attributes:
         p_star: the exponent to use.
         scores: exponent -> IN-aug score, 1 to 5; None where it was fine-tuned only.
+        errors: exponent -> standard error of how far that is below the best, of `paired_errors`; None without.
         fine_tuned: `{"p_star", "initial", "photos"}`; None without.
         sweep: exponent -> `{"top1", "top5", "instance"}`; None without.
     """
 
     p_star: float
     scores: dict[float, float] | None
+    errors: dict[float, float] | None
     fine_tuned: dict[str, Any] | None
     sweep: dict[float, dict[str, float]] | None
 
@@ -90,6 +105,7 @@ def choose(
     train_resolution: int,
     how: Choosing,
     learnt_before: float | None = None,
+    training_exponent: float | None = None,
 ) -> Choice:
     """Chooses p* at one resolution.
 
@@ -101,6 +117,7 @@ def choose(
         train_resolution: pixels of the training crops.
         how: `Choosing`.
         learnt_before: an exponent fine-tuned at this resolution before, to be measured in the sweep, too.
+        training_exponent: p, which p* stays next to among equals; None: the best score counts alone.
 
     Returns:
         `Choice`.
@@ -108,7 +125,7 @@ def choose(
     Raises:
         UserError: no photo can be used.
     """
-    p_star, scores, fine_tuned, swept = None, None, None, None
+    p_star, scores, errors, fine_tuned, swept = None, None, None, None, None
     if how.method != "cross-validation":
         learnt = fine_tune_exponent(
             network,
@@ -122,14 +139,17 @@ def choose(
         )
         p_star = learnt_before = learnt.p_star
         fine_tuned = {"p_star": learnt.p_star, "initial": learnt.initial, "photos": learnt.photos}
+    if how.sweep or how.method != "fine-tuning":
+        also = [] if learnt_before is None or not how.sweep else [learnt_before]
+        tried = sorted({*how.exponents, *also})
+        label = f"p* at {size} px"
+        counts = in_aug_counts(network, in_aug, size, tried, how.seed, label, how.augmentation)
+        means = {exponent: float(np.mean(found)) for exponent, found in counts.items()}
+        scores = {exponent: means[exponent] for exponent in how.exponents}
+        errors = paired_errors({exponent: counts[exponent] for exponent in how.exponents})
     if how.sweep:
-        also = None if learnt_before is None else {size: [learnt_before]}
-        swept = exponent_sweep(
-            network, source.val, in_aug, [size], train_resolution, how.exponents, also, how.seed, "p sweep"
-        )[size]
-        scores = {exponent: swept[exponent]["instance"] for exponent in how.exponents}
-    elif how.method != "fine-tuning":
-        scores = in_aug_scores(network, in_aug, size, how.exponents, how.seed, f"p* at {size} px")
+        more = (how.exponents, {size: also}, how.seed, "p sweep", {size: means})
+        swept = exponent_sweep(network, source.val, in_aug, [size], train_resolution, *more)[size]
     if how.method != "fine-tuning":
-        p_star = best_exponent(scores)
-    return Choice(p_star, scores, fine_tuned, swept)
+        p_star = best_exponent(scores, errors, training_exponent, how.tolerance)
+    return Choice(p_star, scores, errors, fine_tuned, swept)

@@ -1,11 +1,13 @@
 """Chooses the test exponent p* of a run for each resolution: mg-keras choose-p-star --run runs/demo.
 
-By cross-validation on IN-aug over p* = 1 to 10, or by fine-tuning p alone on the training photos. Writes p_star.json
+By cross-validation on IN-aug over p* = 1 to 10, or by fine-tuning p alone on the training photos. Of exponents whose
+scores are within a standard error of the best, the one nearest to that of training is taken. Writes p_star.json
 and p_star.png into the run; with --sweep true also class accuracy by exponent, as sweep.json and sweep.png.
 """
 
 from collections.abc import Sequence
 
+from mg_keras.data.augmentations import NAMES
 from mg_keras.programs.common import list_of, number, stage_arguments
 from mg_keras.quiet import import_tensorflow
 
@@ -31,6 +33,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
         parser.add_argument("--epochs", type=at_least_one, default=1, help="of fine-tuning")
         parser.add_argument(
+            "--augmentation",
+            default="copies",
+            choices=list(NAMES),
+            help="the recipe of IN-aug's versions; the paper's is full",
+        )
+        parser.add_argument(
+            "--tolerance",
+            type=number(float, at_least=0),
+            default=1.0,
+            help="standard errors below the best within which an exponent is as good; 0: the best, as the paper has it",
+        )
+        parser.add_argument(
             "--sweep", type=bool, default=False, help="measure the validation photos at every exponent, too"
         )
 
@@ -40,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     from mg_keras.evaluation.scores import METRICS
     from mg_keras.evaluation.tables import sweep_table
-    from mg_keras.finishing.pooling_exponent import EXPONENTS, best_exponent
+    from mg_keras.finishing.pooling_exponent import EXPONENTS
     from mg_keras.programs import stages
 
     run, source = stages.open_run(options.run, options.resolutions, options.checkpoint, options.data)
@@ -52,9 +66,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         options.per_class,
         options.epochs,
         options.sweep,
+        augmentation=options.augmentation,
+        tolerance=options.tolerance,
     )
     scores, fine_tuned = run.results.p_star_scores, run.results.p_star_fine_tuned
-    best = {size: best_exponent(found) for size, found in scores.items()}
+    best = stages.cross_validated(scores, run.results.p_star_errors, run.results.p_star_rules)
     if options.sweep:
         learnt = {size: found["p_star"] for size, found in fine_tuned.items()}
         Console().print(sweep_table(run.results.exponent_sweep, best, learnt))

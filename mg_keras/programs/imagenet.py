@@ -50,4 +50,4 @@ def save_imagenet_run(folder: str | Path, data: str) -> "tuple[Run, str | None]"
 
     ids = set(class_ids())
     names = open_source(TrainConfig(data=data)).class_names
-    return save_run(imagenet_network(names if ids.issuperset(names) else None), folder, data)
+    return save_run(imagenet_network(names if names and ids.issuperset(names) else None), folder, data)

@@ -4,7 +4,8 @@
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -15,8 +16,14 @@ from mg_keras.errors import UserError
 from mg_keras.evaluation import pictures
 from mg_keras.files import check_writable
 from mg_keras.finishing import p_star, whitening
-from mg_keras.finishing.p_star import Choosing
-from mg_keras.finishing.pooling_exponent import EXPONENTS, VERSIONS, best_exponent, in_aug_photos
+from mg_keras.finishing.p_star import AUGMENTATION, Choosing
+from mg_keras.finishing.pooling_exponent import (
+    EXPONENTS,
+    TOLERANCE,
+    VERSIONS,
+    best_exponent,
+    in_aug_photos,
+)
 from mg_keras.poolings import RMAC
 from mg_keras.progress import announce
 from mg_keras.runs.photos import matched, open_source
@@ -91,6 +98,8 @@ def choose_p_star(
     epochs: int = 1,
     sweep: bool = False,
     resolutions: Sequence[int] | None = None,
+    augmentation: str = AUGMENTATION,
+    tolerance: float = TOLERANCE,
 ) -> dict[int, float]:
     """Chooses p* for each of the run's resolutions (`finishing.p_star.choose`).
 
@@ -100,7 +109,7 @@ def choose_p_star(
     Args:
         run: `Run`.
         source: its photos.
-        exponents, method, per_class, epochs, sweep: of `finishing.p_star.Choosing`.
+        exponents, method, per_class, epochs, sweep, augmentation, tolerance: of `finishing.p_star.Choosing`.
         resolutions: pixels; None: the run's.
 
     Returns:
@@ -110,11 +119,14 @@ def choose_p_star(
         UserError, ValueError: as `Choosing` and `choose` raise them.
     """
     config, results = run.settings, run.results
-    how = Choosing(exponents, method, per_class, epochs, sweep, config.seed)
+    how = Choosing(exponents, method, per_class, epochs, sweep, config.seed, augmentation, tolerance)
     how.check(source)
     photos = in_aug_photos(source.train, config.in_aug_per_class, config.seed)
     chosen, scores = results.p_star, results.p_star_scores
+    errors, rules = results.p_star_errors, results.p_star_rules
     fine_tuned, swept = results.p_star_fine_tuned, results.exponent_sweep
+    training = config.pooling_exponent
+    rule = {"augmentation": augmentation, "tolerance": tolerance, "training_exponent": training, "photos": len(photos)}
     sizes = resolutions or config.resolutions
     words = {
         "cross-validation": f"on {VERSIONS} versions of {len(photos):,} photos",
@@ -125,20 +137,48 @@ def choose_p_star(
     announce(f"choosing p* at {_pixels(sizes)} {said}{measured}")
     for size in sizes:
         learnt_before = fine_tuned[size]["p_star"] if size in fine_tuned else None
-        found = p_star.choose(run.model, source, photos, size, config.resolution, how, learnt_before)
+        found = p_star.choose(run.model, source, photos, size, config.resolution, how, learnt_before, training)
         chosen[size] = found.p_star
-        for table, entry in ((scores, found.scores), (fine_tuned, found.fine_tuned), (swept, found.sweep)):
+        found_rule = None if found.scores is None else rule
+        for table, entry in (
+            (scores, found.scores),
+            (errors, found.errors),
+            (rules, found_rule),
+            (fine_tuned, found.fine_tuned),
+            (swept, found.sweep),
+        ):
             if entry is not None:
                 table[size] = entry
-        results.save_p_star(chosen, scores, fine_tuned, photos=len(photos), versions=VERSIONS)
-        best = {key: best_exponent(by_exponent) for key, by_exponent in scores.items()}
+        results.save_p_star(chosen, scores, fine_tuned, errors, rules, photos=len(photos), versions=VERSIONS)
+        best = cross_validated(scores, errors, rules)
         tuned = {key: entry["p_star"] for key, entry in fine_tuned.items()}
         if scores:
-            pictures.exponent_picture(results.folder / "p_star.png", scores, best, tuned)
+            pictures.exponent_picture(results.folder / "p_star.png", scores, best, tuned, errors)
         if sweep:
             results.save_exponent_sweep(swept)
             pictures.sweep_picture(results.folder / "sweep.png", swept, best, tuned)
     return chosen
+
+
+def cross_validated(
+    scores: Mapping[int, Mapping[float, float]],
+    errors: Mapping[int, Mapping[float, float]],
+    rules: Mapping[int, Mapping[str, Any]],
+) -> dict[int, float]:
+    """What cross-validation chooses at each resolution, by the rule of its time.
+
+    Args:
+        scores, errors, rules: as `Results.p_star_scores`, `p_star_errors` and `p_star_rules` give them.
+
+    Returns:
+        dict resolution -> exponent.
+    """
+    return {
+        size: best_exponent(found, errors.get(size), rules[size]["training_exponent"], rules[size]["tolerance"])
+        if size in rules
+        else best_exponent(found)
+        for size, found in scores.items()
+    }
 
 
 def fit_whitening(

@@ -72,6 +72,18 @@ class Results:
         return {int(size): {float(p): score for p, score in scores.items()} for size, scores in table.items()}
 
     @property
+    def p_star_errors(self) -> dict[int, dict[float, float]]:
+        """Resolution -> {exponent: standard error of how far its score is below the best}; of older choices none."""
+        table = read_json(self.folder / "p_star.json").get("errors", {})
+        return {int(size): {float(p): error for p, error in errors.items()} for size, errors in table.items()}
+
+    @property
+    def p_star_rules(self) -> dict[int, dict[str, Any]]:
+        """Resolution -> `{"augmentation", "tolerance", "training_exponent", "photos"}` of the choice; of older choices
+        none: their versions are those of the recipe `full`, and the highest score was taken."""
+        return {int(size): rule for size, rule in read_json(self.folder / "p_star.json").get("rules", {}).items()}
+
+    @property
     def p_star_fine_tuned(self) -> dict[int, dict[str, Any]]:
         """Resolution -> `{"p_star", "initial", "photos"}` of the exponent learnt for it; empty before that."""
         return {
@@ -83,6 +95,8 @@ class Results:
         p_star: Mapping[int, float],
         scores: Mapping[int, Mapping[float, float]],
         fine_tuned: Mapping[int, Mapping[str, Any]],
+        errors: Mapping[int, Mapping[float, float]] | None = None,
+        rules: Mapping[int, Mapping[str, Any]] | None = None,
         **how,
     ) -> None:
         """Writes `p_star.json`.
@@ -91,9 +105,12 @@ class Results:
             p_star: resolution -> the exponent in use.
             scores: resolution -> {exponent: IN-aug score}.
             fine_tuned: resolution -> an entry of `p_star_fine_tuned`.
+            errors: resolution -> an entry of `p_star_errors`.
+            rules: resolution -> an entry of `p_star_rules`.
             how: how the scores were measured.
         """
-        content = {"p_star": p_star, "scores": _by_name(scores), "fine_tuned": fine_tuned, **how}
+        content = {"p_star": p_star, "scores": _by_name(scores), "fine_tuned": fine_tuned}
+        content |= {"errors": _by_name(errors or {}), "rules": rules or {}, **how}
         atomic_write_json(self.folder / "p_star.json", content)
 
     @property

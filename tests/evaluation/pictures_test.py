@@ -132,6 +132,14 @@ def test_exponent_picture_draws_a_line_a_resolution_and_marks_the_choice(tmp_pat
         ([4], [4.5]),
     ]
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["64 px, p* = 2.5", "96 px, p* = 4"]
+    assert not axes.collections
+
+
+def test_exponent_picture_draws_errors_where_they_are_known(tmp_path, figures):
+    table = {64: {1: 3.5, 2.5: 4.2}, 96: {1: 3.0, 2.5: 4.0}}
+    pictures.exponent_picture(tmp_path / "a.png", table, {64: 2.5, 96: 2.5}, errors={64: {1: 0.25, 2.5: 0.0}})
+    (bars,) = figures[0].axes[0].collections
+    np.testing.assert_allclose(bars.get_segments(), [[(1, 3.25), (1, 3.75)], [(2.5, 4.2), (2.5, 4.2)]])
 
 
 @pytest.mark.parametrize(

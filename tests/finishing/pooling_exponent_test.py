@@ -18,8 +18,10 @@ from mg_keras.finishing.pooling_exponent import (
     best_exponent,
     exponent_sweep,
     fine_tune_exponent,
+    in_aug_counts,
     in_aug_photos,
     in_aug_scores,
+    paired_errors,
 )
 
 CLASSES, TRAIN_SIZE, LARGER = 3, 24, 40
@@ -275,10 +277,43 @@ def test_in_aug_scores_are_those_of_the_versions(model, split):
     for exponent, score in scores.items():
         assert score == pytest.approx(naive_score(model(images, p_star=exponent)["embedding"].numpy(), numbers))
     assert scores[1] != scores[3.5]
+    counts = in_aug_counts(model, photos, LARGER, [1, 3.5], seed=4)
+    assert {exponent: found.shape for exponent, found in counts.items()} == {1: (6,), 3.5: (6,)}
+    assert {exponent: found.mean() for exponent, found in counts.items()} == pytest.approx(scores)
+    # the versions of another recipe are others
+    assert in_aug_scores(model, photos, LARGER, [1], seed=4, augmentation="standard")[1] != scores[1]
+
+
+def test_paired_errors_are_those_of_the_difference_photo_by_photo():
+    rng = np.random.default_rng(0)
+    found = {1: rng.uniform(1, 5, 30), 3: rng.uniform(3, 5, 30)}
+    found[2] = found[3] - 0.1
+    differences = found[3] - found[1]
+    naive = np.sqrt(np.sum((differences - differences.mean()) ** 2) / 29 / 30)
+    assert paired_errors(found) == {1: pytest.approx(naive), 2: pytest.approx(0, abs=1e-12), 3: 0}
+    assert paired_errors({1: np.ones(1), 2: np.zeros(1)}) == {1: 0, 2: 0}
 
 
 def test_best_exponent_is_the_smallest_of_equals():
     assert best_exponent({3: 4.0, 1: 3.9, 2.5: 4.0}) == 2.5
+
+
+@pytest.mark.parametrize(
+    ("errors", "training", "tolerance", "expected"),
+    [
+        ({}, 1, 1, 7),  # nothing is known of errors
+        ({1: 0.02, 3: 0.02, 5: 0.02}, 1, 1, 3),
+        ({1: 0.02, 3: 0.02, 5: 0.02}, 4, 1, 3),  # 3 and 5 are as near
+        ({1: 0.02, 3: 0.02, 5: 0.02}, 9, 1, 7),
+        ({1: 0.02, 3: 0.02, 5: 0.02}, 1, 0, 7),
+        ({1: 0.02, 3: 0.02, 5: 0.02}, 1, 11, 1),
+        ({1: 0.02, 3: 0.02, 5: 0.02}, None, 1, 7),
+    ],
+)
+def test_of_exponents_that_cant_be_told_apart_the_one_nearest_to_training_is_best(
+    errors, training, tolerance, expected
+):
+    assert best_exponent({1: 4.1, 3: 4.29, 5: 4.295, 7: 4.3}, errors, training, tolerance) == expected
 
 
 @pytest.mark.slow

@@ -46,15 +46,19 @@ def made_up(run, monkeypatch):
     def score(size, exponent):
         return 4 - abs(exponent - (2 if size == 32 else 3)) / 10
 
-    def in_aug_scores(network, photos, size, exponents, seed, label):
-        assert (network, len(photos), seed) == ("network", 3, 0)
-        return {exponent: score(size, exponent) for exponent in exponents}
+    def in_aug_counts(network, photos, size, exponents, seed, label, augmentation):
+        assert (network, len(photos), seed, augmentation) == ("network", 3, 0, "copies")
+        # exponents differ on all photos by as much: nothing is left to chance
+        return {exponent: score(size, exponent) + np.array([-0.5, 0, 0.5]) for exponent in exponents}
 
     def fine_tune_exponent(network, split, size, train_resolution, per_class, epochs, seed, label):
         assert (network, len(split), train_resolution, seed) == ("network", 12, 32, 0)
         return FineTuned(3.0, np.array([3.1, size / 10]), np.zeros(2), [np.arange(per_class), np.arange(epochs)])
 
-    def exponent_sweep(network, val, photos, sizes, train_resolution, exponents, also, seed, label):
+    def exponent_sweep(network, val, photos, sizes, train_resolution, exponents, also, seed, label, known):
+        assert {size: list(found) for size, found in known.items()} == {
+            size: sorted({*exponents, *also[size]}) for size in sizes
+        }
         assert (network, len(val), len(photos), train_resolution, seed) == ("network", 3, 3, 32, 0)
         return {
             size: {
@@ -64,7 +68,7 @@ def made_up(run, monkeypatch):
             for size in sizes
         }
 
-    for function in (in_aug_scores, fine_tune_exponent, exponent_sweep):
+    for function in (in_aug_counts, fine_tune_exponent, exponent_sweep):
         monkeypatch.setattr(p_star, function.__name__, function)
     run.pictures = pictures
     return run
@@ -84,7 +88,30 @@ def test_cross_validation_is_the_default(made_up):
     assert (content["photos"], content["versions"]) == (3, 5)
     assert made_up.results.p_star_scores[40][3.0] == 4.0
     assert made_up.pictures[-1][0] == "p_star.png"
-    assert made_up.pictures[-1][2:] == ({32: 2, 40: 3}, {})
+    assert made_up.pictures[-1][2:4] == ({32: 2, 40: 3}, {})
+    assert content["errors"]["40"]["3"] == 0
+    rule = {"augmentation": "copies", "tolerance": 1.0, "training_exponent": 3.0, "photos": 3}
+    assert content["rules"] == {"32": rule, "40": rule}
+
+
+def test_of_exponents_that_are_level_the_one_nearest_to_training_is_taken(made_up, monkeypatch):
+    levels = {2.0: [3, 4, 5], 4.0: [3, 4, 4.9], 6.0: [4, 4, 4.4]}
+
+    def in_aug_counts(network, photos, size, exponents, *how):
+        return {exponent: np.array(levels[exponent]) for exponent in exponents}
+
+    monkeypatch.setattr(p_star, "in_aug_counts", in_aug_counts)
+    source = run_photos.open_source(made_up.settings)
+    assert stages.choose_p_star(made_up, source, [2.0, 4.0, 6.0], tolerance=0, resolutions=[32]) == {32: 6}
+    assert stages.choose_p_star(made_up, source, [2.0, 4.0, 6.0], resolutions=[40]) == {32: 6, 40: 2}
+    differences = np.subtract(levels[6], levels[4])
+    assert made_up.results.p_star_errors[40] == {
+        2: pytest.approx(np.std(np.subtract(levels[6], levels[2]), ddof=1) / np.sqrt(3)),
+        4: pytest.approx(np.std(differences, ddof=1) / np.sqrt(3)),
+        6: 0,
+    }
+    # each resolution keeps the rule that it was chosen by
+    assert made_up.pictures[-1][2] == {32: 6, 40: 2}
 
 
 def test_what_is_not_asked_for_stays(made_up):
@@ -95,7 +122,7 @@ def test_what_is_not_asked_for_stays(made_up):
     content = written(made_up)
     assert content["fine_tuned"]["40"] == {"p_star": 4.0, "initial": 3.0, "photos": 4}
     assert content["scores"]["32"]["2"] == 4.0
-    assert made_up.pictures[-1][2:] == ({32: 2, 40: 3}, {32: 3.2, 40: 4.0})
+    assert made_up.pictures[-1][2:4] == ({32: 2, 40: 3}, {32: 3.2, 40: 4.0})
     # the list asked for now replaces what was tried at a resolution; fine-tuned values stay beside
     assert stages.choose_p_star(made_up, source, [2.5, 3.5]) == {32: 2.5, 40: 2.5}
     content = written(made_up)
@@ -120,8 +147,7 @@ def test_fine_tuning_alone_has_no_scores_to_draw(made_up):
 def test_a_sweep_brings_the_scores_of_cross_validation(made_up, monkeypatch):
     source = run_photos.open_source(made_up.settings)
     stages.choose_p_star(made_up, source, method="fine-tuning")
-    monkeypatch.setattr(p_star, "in_aug_scores", None)
-    assert stages.choose_p_star(made_up, source, [1.0, 3.0], sweep=True) == {32: 1.0, 40: 3.0}
+    assert stages.choose_p_star(made_up, source, [1.0, 3.0], sweep=True) == {32: 3.0, 40: 3.0}
     assert written(made_up)["scores"]["32"] == {"1": pytest.approx(3.9), "3": pytest.approx(3.9)}
     assert {size: list(found) for size, found in made_up.results.exponent_sweep.items()} == {
         32: [1.0, 3.0, 3.2],
@@ -129,18 +155,18 @@ def test_a_sweep_brings_the_scores_of_cross_validation(made_up, monkeypatch):
     }
     assert list(written(made_up, "sweep.json")["32"]) == ["1", "3", "3.2"]
     assert made_up.pictures[-1][0] == "sweep.png"
-    assert made_up.pictures[-1][2:] == ({32: 1.0, 40: 3.0}, {32: 3.2, 40: 4.0})
+    assert made_up.pictures[-1][2:4] == ({32: 3.0, 40: 3.0}, {32: 3.2, 40: 4.0})
 
 
 def test_a_resolution_is_written_as_soon_as_it_is_known(made_up, monkeypatch):
-    score = p_star.in_aug_scores
+    score = p_star.in_aug_counts
 
     def stopped(network, photos, size, *rest):
         if size == 40:
             raise KeyboardInterrupt
         return score(network, photos, size, *rest)
 
-    monkeypatch.setattr(p_star, "in_aug_scores", stopped)
+    monkeypatch.setattr(p_star, "in_aug_counts", stopped)
     with pytest.raises(KeyboardInterrupt):
         stages.choose_p_star(made_up, run_photos.open_source(made_up.settings))
     assert made_up.results.p_star == {32: 2}
@@ -158,6 +184,8 @@ def test_files_of_before_still_read(made_up):
     assert made_up.results.p_star_fine_tuned == {}
     assert stages.choose_p_star(made_up, run_photos.open_source(made_up.settings)) == {32: 2, 40: 3, 64: 7}
     assert written(made_up)["scores"]["64"] == {"7": 4.2}
+    assert set(written(made_up)["rules"]) == {"32", "40"}
+    assert made_up.pictures[-1][2] == {32: 2, 40: 3, 64: 7}
 
 
 @pytest.mark.parametrize(
@@ -169,6 +197,8 @@ def test_files_of_before_still_read(made_up):
         ({"exponents": [float("inf")]}, r"exponents .* received \[inf\]"),
         ({"per_class": 0}, "per_class must be at least 1, received 0"),
         ({"epochs": 0}, "epochs must be at least 1, received 0"),
+        ({"tolerance": -1.0}, "tolerance must be a number of at least 0, received -1.0"),
+        ({"tolerance": float("nan")}, "tolerance must be .* received nan"),
     ],
 )
 def test_wrong_arguments_are_the_users_to_mend(made_up, arguments, message):

@@ -21,6 +21,7 @@ def exponent_picture(
     table: Mapping[int, Mapping[float, float]],
     p_star: Mapping[int, float],
     fine_tuned: Mapping[int, float] | None = None,
+    errors: Mapping[int, Mapping[float, float]] | None = None,
     score: str = "IN-aug score (of 5)",
 ) -> None:
     """Draw the score by pooling exponent for each resolution, the chosen p* marked (MultiGrain, Figure 4's shape).
@@ -30,6 +31,7 @@ def exponent_picture(
         table: resolution in pixels -> exponent -> score.
         p_star: resolution -> the chosen exponent, one of its exponents in `table`.
         fine_tuned: resolution -> a learnt exponent, marked on the horizontal axis since its score is not known.
+        errors: resolution -> exponent -> standard error of how far its score is below the best, drawn as bars.
         score: what the vertical axis says.
 
     Raises:
@@ -53,6 +55,10 @@ def exponent_picture(
             by_exponent, chosen = table[resolution], p_star[resolution]
             names.append(f"p* = {chosen:g}")
             line = _exponent_line(axes, by_exponent, colour)
+            if known := (errors or {}).get(resolution):
+                bars = {p: known[p] for p in sorted(by_exponent) if p in known}
+                heights = [by_exponent[p] for p in bars]
+                axes.errorbar(list(bars), heights, list(bars.values()), fmt="none", ecolor=colour, capsize=3)
             axes.plot(chosen, by_exponent[chosen], color=colour, **_STAR)
         if learnt is not None:
             names.append(f"fine-tuned p = {learnt:.2f}")

@@ -1,0 +1,213 @@
+"""What the pooling exponent does at a test resolution: Holidays' mAP beside the IN-aug scores that p* is chosen by.
+
+    python -m benchmarks.exponents --holidays FOLDER --photos FOLDER --run RUN --run RUN
+
+For each run and resolution a table of the exponents 1 to 10: mAP on `--holidays` (INRIA Holidays or a part of it, names
+as distributed), and the IN-aug score of versions by the recipes `full` (the paper's) and `copies` of `--in_aug` of the
+`--photos`, with the standard error of how far it is below the best (`pooling_exponent.paired_errors`); each with
+descriptors whitened at that exponent, by PCA of all `--photos` to `--dimensions`, and as pooled; and how alike the
+latter are to those of the largest exponent. Then what each rule chooses at every place, and how many points of mAP that
+is below the best exponent, with the standard error over the queries, and the mean over all places; and what samples of
+fewer photos choose.
+
+The p* of a run has no part in this, and nothing is written into the run. With `--keep FOLDER` embeddings are kept
+there, in half precision, and a second call takes them from it.
+"""
+
+import argparse
+import functools
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.describers import holidays_precisions, photo_files
+from benchmarks.timing import print_table
+from mg_keras.programs.common import list_of, run_program
+from mg_keras.quiet import import_tensorflow
+
+EXPONENTS = tuple(range(1, 11))
+RECIPES = ("full", "copies")
+DESCRIPTORS = ("whitened", "as pooled")
+SAMPLES = (10, 25, 50, 100, 200)
+_DRAWS = 200
+_CONSTANT = 5
+
+
+def main():
+    """Arguments, embeddings, and the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--holidays", required=True)
+    parser.add_argument("--photos", required=True, help="others, for IN-aug and whitening")
+    parser.add_argument("--run", action="append", required=True, help="may be given again")
+    parser.add_argument("--resolutions", type=list_of(int), default=[160, 224, 320], help="pixels (160,224,320)")
+    parser.add_argument("--in_aug", type=int, default=400, help="photos that IN-aug is made of (400)")
+    parser.add_argument("--dimensions", type=int, default=512, help="of whitened descriptors (512)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--keep", type=Path)
+    options = parser.parse_args()
+    import_tensorflow()
+    choices, means, stable = [], {}, []
+    for run in options.run:
+        for size in options.resolutions:
+            place = f"{Path(run).name}, {size} px"
+            precisions, counts, cosines = measured(run, size, options)
+            table = [[*cells, f"{cosine:.3f}"] for cells, cosine in zip(rows(precisions, counts), cosines, strict=True)]
+            print_table(place, ["p", *columns(precisions, counts), f"cosine with p = {EXPONENTS[-1]}"], table)
+            training = opened(run).settings.pooling_exponent
+            for recipe, words, p in tried(counts, training):
+                losses = [lost(found, p) for found in precisions.values()]
+                choices.append([place, recipe, words, f"{p:g}", *map(with_error, losses)])
+                means.setdefault((recipe, words), []).append([100 * loss.mean() for loss in losses])
+            stable.append([place, *stability(counts["copies", "as pooled"], training, options.seed)])
+    columns_of_rules = ["", "IN-aug", "rule", "p*", *(f"{name}: mAP below the best" for name in DESCRIPTORS)]
+    print_table("what is chosen", columns_of_rules, choices)
+    columns_of_rules.remove("p*")
+    of_all = [
+        ["mean of all", *key, *(f"{mean:.1f}" for mean in np.mean(found, axis=0))] for key, found in means.items()
+    ]
+    print_table(f"over {len(stable)} places", columns_of_rules, of_all)
+    title = "copies, one standard error: spread (10 % to 90 %) of p* chosen from samples of so many photos"
+    print_table(title, ["", *map(str, SAMPLES)], stable)
+
+
+def measured(run, size, options):
+    """Average precisions and IN-aug counts.
+
+    Returns:
+        precisions: descriptors -> exponent -> float64 [queries].
+        counts: (recipe, descriptors) -> exponent -> float64 [photos], as `pooling_exponent.in_aug_counts` gives them.
+        cosines: for each exponent the mean cosine of Holidays' descriptors with those at the largest, as pooled.
+    """
+    from mg_keras.embedding.whitening import Whitening
+    from mg_keras.evaluation.metrics import group_counts
+    from mg_keras.finishing.pooling_exponent import VERSIONS
+
+    kinds = {kind: embedded(run, size, kind, options) for kind in ("holidays", "photos", *RECIPES)}
+    files = photo_files(options.holidays)
+    precisions = {name: {} for name in DESCRIPTORS}
+    counts = {(recipe, name): {} for recipe in RECIPES for name in DESCRIPTORS}
+    for number, exponent in enumerate(EXPONENTS):
+        whitening = Whitening.fit(kinds["photos"][0][number], dimensions=options.dimensions)
+        for name, describe in (("whitened", whitening.transform), ("as pooled", unit)):
+            precisions[name][exponent] = holidays_precisions(describe(kinds["holidays"][0][number]), files)
+            for recipe in RECIPES:
+                values, of = kinds[recipe]
+                _, photo = np.unique(of, return_inverse=True)
+                found = group_counts(describe(values[number]), of, VERSIONS)
+                counts[recipe, name][exponent] = np.bincount(photo, found) / np.bincount(photo)
+    pooled = [unit(values) for values in kinds["holidays"][0]]
+    return precisions, counts, [np.sum(values * pooled[-1], axis=1).mean() for values in pooled]
+
+
+def unit(values):
+    """Rows of norm 1."""
+    return values / np.linalg.norm(values, axis=1, keepdims=True)
+
+
+def columns(precisions, counts):
+    """The heads of a table of exponents."""
+    return [*(f"mAP, {name}" for name in precisions), *(f"IN-aug {recipe}, {name}" for recipe, name in counts)]
+
+
+def rows(precisions, counts):
+    """A row for each exponent."""
+    from mg_keras.finishing.pooling_exponent import paired_errors
+
+    errors = {key: paired_errors(found) for key, found in counts.items()}
+    return [
+        [
+            f"{exponent}",
+            *(f"{100 * found[exponent].mean():.1f}" for found in precisions.values()),
+            *(f"{found[exponent].mean():.3f} ± {errors[key][exponent]:.3f}" for key, found in counts.items()),
+        ]
+        for exponent in EXPONENTS
+    ]
+
+
+def rule(counts, training, tolerance):
+    """The exponent that is chosen within so many standard errors; `training` None: the best."""
+    from mg_keras.finishing.pooling_exponent import best_exponent, paired_errors
+
+    means = {exponent: found.mean() for exponent, found in counts.items()}
+    return best_exponent(means, paired_errors(counts), training, tolerance)
+
+
+def tried(counts, training):
+    """(recipe, rule, exponent) for each recipe and rule, for the training exponent as it is, and for 5."""
+    found = [("–", "training exponent", training), ("–", f"always {_CONSTANT}", _CONSTANT)]
+    for (recipe, name), by_exponent in counts.items():
+        for words, of, tolerance in (("best", None, 0), ("one standard error", training, 1)):
+            found.append((f"{recipe}, {name}", words, rule(by_exponent, of, tolerance)))
+    return found
+
+
+def lost(precisions, exponent):
+    """For each query, what an exponent lacks of the precision of the one with the best mAP."""
+    return max(precisions.values(), key=np.mean) - precisions[exponent]
+
+
+def with_error(loss):
+    """The mean of a loss in points, and its standard error."""
+    return f"{100 * loss.mean():.1f} ± {100 * loss.std(ddof=1) / np.sqrt(len(loss)):.1f}"
+
+
+def stability(counts, training, seed):
+    """For each of `SAMPLES`: the 10 % and 90 % quantiles of what samples of the photos choose.
+
+    Versions still are compared with those of all photos.
+    """
+    rng, photos = np.random.default_rng(seed), len(counts[EXPONENTS[0]])
+    cells = []
+    for size in SAMPLES:
+        if size > photos:
+            cells.append("–")
+            continue
+        draws = (rng.choice(photos, size, replace=False) for _ in range(_DRAWS))
+        found = [rule({p: found[some] for p, found in counts.items()}, training, 1) for some in draws]
+        low, high = np.quantile(found, [0.1, 0.9], method="nearest")
+        cells.append(f"{low:g} to {high:g}")
+    return cells
+
+
+def embedded(path, size, kind, options):
+    """Embeddings by each exponent, float32 [P, N, D], and the numbers of the photos that they are of.
+
+    `kind` is "holidays", "photos", or a recipe: five versions of each of `--in_aug` of the photos.
+    """
+    from mg_keras.data import augmentations, sources
+    from mg_keras.embedding.photos import embed, embed_versions
+    from mg_keras.finishing.pooling_exponent import VERSIONS
+
+    folder = options.holidays if kind == "holidays" else options.photos
+    about = f"{Path(path).resolve()} {folder} {options.in_aug} {options.seed}"
+    kept = options.keep and options.keep / f"{Path(path).name}-{size}-{kind}-{zlib.crc32(about.encode()):08x}.npz"
+    if kept and kept.exists():
+        with np.load(kept) as arrays:
+            return arrays["values"].astype(np.float32), arrays["numbers"]
+    run, photos = opened(path), sources.photos(folder)
+    label = f"{Path(path).name} at {size} px, {kind}"
+    if kind in ("holidays", "photos"):
+        found = embed(run.model, photos, size, run.settings.resolution, EXPONENTS, label)
+    else:
+        rows = np.random.default_rng(options.seed).permutation(len(photos))[: options.in_aug]
+        recipe = augmentations.get(kind)
+        found = embed_versions(
+            run.model, photos.subset(np.sort(rows)), recipe, size, VERSIONS, EXPONENTS, options.seed, label
+        )
+    if kept:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        np.savez(kept, values=found.values.astype(np.float16), numbers=found.rows)
+    return found.values, found.rows
+
+
+@functools.lru_cache(maxsize=1)
+def opened(path):
+    """The run."""
+    from mg_keras.runs.run import load_run
+
+    return load_run(path)
+
+
+if __name__ == "__main__":
+    run_program(main)

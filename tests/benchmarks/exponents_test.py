@@ -1,0 +1,63 @@
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from benchmarks import exponents
+
+
+@pytest.fixture
+def holidays(tmp_path):
+    """Six groups of two photos, by name."""
+    folder = tmp_path / "holidays"
+    folder.mkdir()
+    for group in range(6):
+        for place in range(2):
+            Image.new("RGB", (8, 8)).save(folder / f"{1000 + group}0{place}.jpg")
+    return folder
+
+
+def test_tables_of_made_up_embeddings(monkeypatch, capsys, holidays):
+    """Groups lie close together at p = 4, versions at p = 4 (copies) or 1 (full), elsewhere there is noise."""
+    rng = np.random.default_rng(0)
+    centres = rng.normal(size=(6, 12))
+
+    def embedded(path, size, kind, options):
+        if kind == "photos":
+            return rng.normal(size=(10, 40, 12)), np.arange(40)
+        numbers = np.repeat(np.arange(6), 2 if kind == "holidays" else 5)
+        best = 0 if kind == "full" else 3
+        noise = np.where(np.arange(10) == best, 0.01, 3)[:, None, None]
+        return centres[numbers] + noise * rng.normal(size=(10, len(numbers), 12)), numbers
+
+    monkeypatch.setattr(exponents, "embedded", embedded)
+    settings = SimpleNamespace(settings=SimpleNamespace(pooling_exponent=3.0))
+    monkeypatch.setattr(exponents, "opened", lambda path: settings)
+    monkeypatch.setenv("COLUMNS", "250")
+    arguments = ["--photos=photos", "--run=runs/a", "--resolutions=160", "--dimensions=12"]
+    monkeypatch.setattr(sys, "argv", ["exponents", f"--holidays={holidays}", *arguments])
+    exponents.main()
+    table = [[cell.strip() for cell in line.split("│")[1:-1]] for line in capsys.readouterr().out.splitlines()]
+    rows = [cells for cells in table if cells and cells[0] == "4"]
+    assert rows[0][1:3] == ["100.0", "100.0"]
+    assert rows[0][-2] == "5.000 ± 0.000"
+    assert [cells[-1] for cells in table if cells and cells[0] == "10"] == ["1.000"]
+    choices = {tuple(cells[1:3]): cells[3:] for cells in table if cells and cells[0] == "a, 160 px" and len(cells) == 6}
+    assert choices["copies, whitened", "one standard error"] == ["4", "0.0 ± 0.0", "0.0 ± 0.0"]
+    assert choices["full, as pooled", "best"][0] == "1"
+    assert choices["–", "training exponent"][0] == "3"
+    assert choices["–", "always 5"][0] == "5"
+    means = {tuple(cells[1:3]): cells[3:] for cells in table if cells and cells[0] == "mean of all"}
+    assert means["copies, whitened", "one standard error"] == ["0.0", "0.0"]
+    # of six photos no samples of ten
+    assert [cells[1:] for cells in table if cells and len(cells) == 6 and cells[1] == "–" and cells[2] == "–"]
+
+
+def test_how_far_an_exponent_is_below_the_best():
+    precisions = {1: np.array([0.5, 0.5, 0.8]), 2: np.array([0.6, 0.8, 1.0])}
+    loss = exponents.lost(precisions, 1)
+    np.testing.assert_allclose(loss, [0.1, 0.3, 0.2])
+    assert exponents.with_error(loss) == f"20.0 ± {100 * np.std(loss, ddof=1) / np.sqrt(3):.1f}"
+    assert exponents.with_error(exponents.lost(precisions, 2)) == "0.0 ± 0.0"
