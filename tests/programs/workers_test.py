@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import pty
 import shlex
 import signal
 import subprocess
@@ -92,37 +93,72 @@ def test_mistakes(line, message):
     assert message in str(refused.value)
 
 
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return draw_folder(tmp_path_factory.mktemp("photos"))
+
+
+def start_two(folder, run, **more):
+    """Two workers that train, measure and export the same each time."""
+    settings = {"batch_size": 12, "epochs": 1, "evaluation_resolutions": "[32]", "deterministic": "true"}
+    # the paper's schedule, of which no milestone is reached
+    command = arguments(folder, run, schedule="step", **settings)
+    return subprocess.Popen(
+        [sys.executable, "-m", "mg_keras", "workers", "--count", "2", "--", *command],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "tests/train/small_trunk"), str(ROOT)])},
+        stdout=subprocess.DEVNULL,
+        **more,
+    )
+
+
+@pytest.fixture(scope="module")
+def undisturbed(folder, tmp_path_factory):
+    """A run of two workers. One writes into a terminal, the other into a log: they show progress at other times."""
+    run = tmp_path_factory.mktemp("runs") / "whole"
+    reader, terminal = pty.openpty()
+    process = start_two(folder, run, stderr=terminal)
+    os.close(terminal)
+    shown = []
+    # what is written into a terminal, until its last writer has ended: that is an error of the reader's
+    with contextlib.suppress(OSError):
+        while chunk := os.read(reader, 4096):
+            shown.append(chunk)
+    os.close(reader)
+    said = b"".join(shown).decode(errors="replace")
+    assert process.wait() == 0, said
+    return run, said
+
+
 @pytest.mark.slow
-def test_a_worker_that_is_killed_comes_back_and_changes_nothing(tmp_path):
-    draw_folder(tmp_path / "photos")
-    settings = {"batch_size": 12, "evaluation_resolutions": "[32]", "deterministic": "true", "val_every": 2}
-    for name in ("whole", "broken"):
-        command = arguments(tmp_path / "photos", tmp_path / name, **settings)
-        process = subprocess.Popen(
-            [sys.executable, "-m", "mg_keras", "workers", "--count", "2", "--", *command],
-            cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "tests/train/small_trunk"), str(ROOT)])},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        errors = []
-        reader = threading.Thread(target=lambda to=errors, of=process: to.append(of.stderr.read()))
-        reader.start()
-        if name == "broken":
-            while not list((tmp_path / name).glob("checkpoints/step-*.npz")):
-                assert process.poll() is None, errors
-                time.sleep(0.05)
-            # the one that writes the run
-            os.kill(min(children(process.pid)), signal.SIGKILL)
-        assert process.wait() == 0, errors
-        reader.join()
-        assert ("worker 0 was ended by signal 9" in errors[0]) == (name == "broken")
-    last = [np.load(sorted((tmp_path / name / "checkpoints").glob("step-*.npz"))[-1]) for name in ("whole", "broken")]
-    assert set(last[0].files) == set(last[1].files)
-    for name in last[0].files:
-        if last[0][name].dtype.kind == "f":
-            np.testing.assert_allclose(last[1][name], last[0][name], rtol=0, atol=1e-6, err_msg=name)
+def test_two_workers_train_together(undisturbed):
+    run, said = undisturbed
+    assert "6/6 steps" in said
+    assert (run / "saved_model" / "1").is_dir()
+    assert len((run / "metrics.csv").read_text().splitlines()) == 2
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_killed_comes_back_and_changes_nothing(undisturbed, folder, tmp_path):
+    run = tmp_path / "broken"
+    process = start_two(folder, run, stderr=subprocess.PIPE, text=True)
+    errors = []
+    reader = threading.Thread(target=lambda: errors.append(process.stderr.read()))
+    reader.start()
+    while not list(run.glob("checkpoints/step-*.npz")):
+        assert process.poll() is None, errors
+        time.sleep(0.05)
+    # the one that writes the run
+    os.kill(min(children(process.pid)), signal.SIGKILL)
+    assert process.wait() == 0, errors
+    reader.join()
+    assert "worker 0 was ended by signal 9" in errors[0]
+    assert "starting again, 1 of 3" in errors[0]
+    whole, broken = (np.load(sorted(path.glob("checkpoints/step-*.npz"))[-1]) for path in (undisturbed[0], run))
+    assert set(whole.files) == set(broken.files)
+    for name in whole.files:
+        if whole[name].dtype.kind == "f":
+            np.testing.assert_allclose(broken[name], whole[name], rtol=0, atol=1e-6, err_msg=name)
 
 
 def children(parent):

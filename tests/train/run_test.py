@@ -1,18 +1,13 @@
 """Whole runs, as users start, break and resume them."""
 
-import contextlib
 import io
 import json
-import os
-import pty
 import resource
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import textwrap
-import threading
 import time
 
 import numpy as np
@@ -224,53 +219,6 @@ def test_a_full_disk_is_one_line_and_a_run_that_resumes(folder, tmp_path, monkey
     monkeypatch.setattr(train, "finish", lambda run: None)
     train.main(command)
     assert (tmp_path / "run" / "checkpoints" / "step-000000006.npz").exists()
-
-
-def test_two_workers_train_together(folder, tmp_path):
-    """One writes into a terminal, the other into a log: they show their progress at other times."""
-    ports = []
-    for _ in range(2):
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            ports.append(probe.getsockname()[1])
-    cluster = {"worker": [f"127.0.0.1:{port}" for port in ports]}
-    # the paper's schedule, of which no milestone is reached
-    options = {"batch_size": 16, "epochs": 1, "schedule": "step", "evaluation_resolutions": "[32]"}
-    command = arguments(folder, tmp_path / "run", strategy="multiworker", **options)
-    reader, terminal = pty.openpty()
-    workers = [
-        start(
-            "train/run.py",
-            *command,
-            env={
-                "TF_CONFIG": json.dumps({"cluster": cluster, "task": {"type": "worker", "index": index}}),
-                # two workers on two cores: threads for more only starve the heartbeats by which they know each other
-                "TF_NUM_INTRAOP_THREADS": "1",
-                "TF_NUM_INTEROP_THREADS": "1",
-            },
-            small_trunk=True,
-            **more,
-        )
-        for index, more in enumerate([{}, {"stderr": terminal}])
-    ]
-    os.close(terminal)
-    shown = []
-    thread = threading.Thread(target=read_terminal, args=(reader, shown))
-    thread.start()
-    ends = [finish(worker) for worker in workers]
-    thread.join()
-    assert [status for status, _, _ in ends] == [0, 0], f"{ends[0][2]}\n{b''.join(shown).decode(errors='replace')}"
-    assert b"6/6 steps" in b"".join(shown)
-    assert (tmp_path / "run" / "saved_model" / "1").is_dir()
-    assert len((tmp_path / "run" / "metrics.csv").read_text().splitlines()) == 2
-
-
-def read_terminal(reader, shown):
-    """Takes what is written into a terminal, until its last writer has ended: that is an error of the reader's."""
-    with contextlib.suppress(OSError):
-        while chunk := os.read(reader, 4096):
-            shown.append(chunk)
-    os.close(reader)
 
 
 def test_classes_are_those_of_the_folder(undisturbed):
