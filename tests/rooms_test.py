@@ -17,6 +17,7 @@ ROOMS = (
         "progress",
         "safe_pickle",
         "quiet",
+        "signals",
         "http_server",
         "poolings",
         "preparations",

@@ -25,6 +25,7 @@ from mg_keras.evaluation.records import ABLATION_SCORES
 from mg_keras.files import atomic_write_json, atomic_write_text, check_writable, try_lock, wait_for_lock
 from mg_keras.runs.config import PLACES, TrainConfig
 from mg_keras.runs.run import Run
+from mg_keras.signals import on_stop
 
 _NAME = re.compile(r"(?P<preset>.+)-seed\d+")
 
@@ -54,16 +55,9 @@ class Member:
         return Run(Path(self.out) / self.name, self.config)
 
 
-def trained_share(run: Run) -> float:
-    """How much of a run's training has been saved, 0-1."""
-    paths = run.checkpoints.paths()
-    step = int(paths[-1].stem.removeprefix("step-")) if paths else 0
-    return step / (run.settings.epochs * run.settings.iterations)
-
-
 def is_finished(run: Run) -> bool:
     """Whether a run is trained to its end and measured. Its checkpoints may have been removed since."""
-    return bool(run.results.metrics.get("resolutions")) and (not run.checkpoints.paths() or trained_share(run) >= 1)
+    return bool(run.results.metrics.get("resolutions")) and (not run.checkpoints.paths() or run.trained_share >= 1)
 
 
 def runs_in(out: str | os.PathLike) -> dict[str, list[Run]]:
@@ -147,7 +141,7 @@ def train_members(
                 continue
             left = _time_left(members[number - 1 :], seconds)
             print(f"run {number} of {len(members)}: {member.name}" + (f", {left}" if left else ""), flush=True)
-            fresh, began = not trained_share(member.run), time.monotonic()
+            fresh, began = not member.run.trained_share, time.monotonic()
             reason = _train_apart(member, train, relay)
             if reason is None:
                 if fresh:
@@ -166,7 +160,7 @@ def _time_left(members, seconds):
         return ""
     every = [value for values in seconds.values() for value in values]
     left = sum(
-        (1 - trained_share(member.run)) * np.mean(seconds.get(member.preset, every))
+        (1 - member.run.trained_share) * np.mean(seconds.get(member.preset, every))
         for member in members
         if not is_finished(member.run)
     )
@@ -179,8 +173,7 @@ class _Relay:
     def __init__(self):
         self.received = self.process = None
 
-    def handle(self, number, frame):
-        del frame
+    def handle(self, number):
         self.received = number
         self.send()
 
@@ -194,12 +187,8 @@ class _Relay:
 @contextlib.contextmanager
 def _pass_signals_on():
     relay = _Relay()
-    before = {number: signal.signal(number, relay.handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    with on_stop(relay.handle):
         yield relay
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _train_apart(member, train, relay):

@@ -31,12 +31,17 @@ def train_and_measure(config: TrainConfig, folder: str | os.PathLike, strategy_n
     from mg_keras.runs.networks import known_classes
     from mg_keras.runs.photos import check_same_photos, matched, open_source
     from mg_keras.runs.run import Run
-    from mg_keras.training.loop import Stopped, Trainer, enable_determinism, make_strategy
+    from mg_keras.training.loop import Stopped, Trainer, enable_determinism, is_first_worker, make_strategy
 
-    strategy = make_strategy(strategy_name)
-    enable_determinism(config)
     # what is refused is refused before anything is written: a finished run stays as it is
     run = Run.at(folder, config)
+    if strategy_name == "multiworker" and run.trained_share >= 1:
+        # what is left needs no others, who may have ended
+        if not is_first_worker():
+            return None
+        strategy_name = "single"
+    strategy = make_strategy(strategy_name)
+    enable_determinism(config)
     print(f"run {run.path}: {config.trunk} on {config.data}, strategy {strategy_name}", flush=True)
     source = matched(run, open_source(config))
     note = check_same_photos(run, source)

@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 
 from mg_keras.errors import UserError, WorkerLost
 from mg_keras.programs.common import Parser, given, list_of, number
+from mg_keras.signals import on_stop
 
 PATIENCE = 60.0
 """Seconds that the others have to notice that one is lost, before they are ended."""
@@ -40,6 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise UserError("workers have --strategy multiworker: leave it out")
     if (options.count is None) == (options.addresses is None):
         raise UserError("give either --count (workers on this machine) or --addresses and --index (one of several)")
+    if options.count and options.index is not None:
+        raise UserError("--index is one of --addresses: with --count all are of this machine")
     if options.addresses and (options.index is None or options.index >= len(options.addresses)):
         raise UserError(f"--index must be 0 to {len(options.addresses) - 1}; received {options.index}")
     command = [sys.executable, "-m", "mg_keras", "train", *training, "--strategy", "multiworker"]
@@ -68,22 +71,35 @@ def supervise(begin: Callable[[], dict[int, subprocess.Popen]], restarts: int, p
         another, as it would each time, or 75 where they were lost too often.
     """
     for again in range(restarts + 1):
-        workers = {}
-        with _passing_signals_on(workers) as signals:
-            workers.update(begin())
-            if signals:
-                _hand_on(workers)
-            statuses = _ends(workers, patience)
+        statuses, signals = _attempt(begin, patience)
         lost = {index: status for index, status in statuses.items() if status < 0 or status == WorkerLost.status}
         failed = [status for status in statuses.values() if status and status not in lost.values()]
-        if signals or failed or not lost:
-            return failed[0] if failed else 128 + signals[0] if signals else 0
+        if failed or not lost:
+            return failed[0] if failed else 0
+        if signals:
+            return 128 + signals[0]
         killed = [f"worker {index} was ended by signal {-status}" for index, status in lost.items() if status < 0]
         print(", ".join(killed) or "workers lost each other", file=sys.stderr, flush=True)
         if again < restarts:
             print(f"starting again, {again + 1} of {restarts}", file=sys.stderr, flush=True)
     print(f"lost {restarts + 1} times; the same command goes on from the last checkpoint", file=sys.stderr, flush=True)
     return WorkerLost.status
+
+
+def _attempt(begin, patience):
+    """(index -> exit status of workers, numbers of the signals that came meanwhile)."""
+    workers, signals = {}, []
+
+    def hand_on(number):
+        signals.append(number)
+        _stop(workers)
+
+    with on_stop(hand_on):
+        workers.update(begin())
+        if signals:
+            # it came while they were started
+            _stop(workers)
+        return _ends(workers, patience), signals
 
 
 def _ends(workers, patience):
@@ -105,24 +121,7 @@ def _ends(workers, patience):
     return {index: worker.returncode for index, worker in workers.items()}
 
 
-@contextlib.contextmanager
-def _passing_signals_on(workers):
-    """Gives the signals that came, each handed to the workers that there are."""
-    came = []
-
-    def note(number, frame):
-        came.append(number)
-        _hand_on(workers)
-
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield came
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _hand_on(workers):
+def _stop(workers):
     for worker in workers.values():
         if worker.poll() is None:
             worker.send_signal(signal.SIGTERM)

@@ -57,6 +57,13 @@ class Run:
         self.path, self.settings, self.checkpoint = Path(path), settings, checkpoint
         self.checkpoints = Checkpoints(self.path / "checkpoints", settings)
 
+    @property
+    def trained_share(self) -> float:
+        """How much of the training has been saved, 0-1."""
+        paths = self.checkpoints.paths()
+        step = int(paths[-1].stem.removeprefix("step-")) if paths else 0
+        return step / (self.settings.epochs * self.settings.iterations)
+
     @classmethod
     def at(cls, path: str | os.PathLike, config: TrainConfig) -> Self:
         """A new run, of which nothing is written yet, or the run in a folder, to go on with.

@@ -6,7 +6,6 @@ import dataclasses
 import io
 import math
 import os
-import signal
 import time
 from collections.abc import Sequence
 
@@ -32,6 +31,7 @@ from mg_keras.progress import Progress
 from mg_keras.runs.config import TrainConfig
 from mg_keras.runs.networks import build_model, build_objective
 from mg_keras.runs.run import Run
+from mg_keras.signals import on_stop
 from mg_keras.training.class_balance import class_weights
 
 FIXED = "objective.npz"
@@ -71,8 +71,7 @@ def make_strategy(name: str) -> tf.distribute.Strategy:
         devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
         return tf.distribute.MirroredStrategy([device.name for device in devices])
     if name == "multiworker":
-        if "TF_CONFIG" not in os.environ:
-            raise UserError("strategy multiworker needs TF_CONFIG in the environment, with the workers' addresses")
+        _check_cluster()
         try:
             return tf.distribute.MultiWorkerMirroredStrategy()
         except tf.errors.OpError as error:
@@ -80,6 +79,21 @@ def make_strategy(name: str) -> tf.distribute.Strategy:
     if name == "single":
         return tf.distribute.get_strategy()
     raise UserError(f"strategy must be one of {', '.join(STRATEGIES)}, received {name!r}")
+
+
+def is_first_worker() -> bool:
+    """Whether this process is the worker of TF_CONFIG that writes the run.
+
+    Raises:
+        UserError: there is no TF_CONFIG.
+    """
+    _check_cluster()
+    return tf.distribute.cluster_resolver.TFConfigClusterResolver().task_id == 0
+
+
+def _check_cluster():
+    if "TF_CONFIG" not in os.environ:
+        raise UserError("strategy multiworker needs TF_CONFIG in the environment, with the workers' addresses")
 
 
 def _reason(error):
@@ -492,18 +506,13 @@ class Trainer:
         """A list that gets the number of a signal that asks to stop; a second one stops at once."""
         received = []
 
-        def handle(number, frame):
-            del frame
+        def handle(number):
             if received:
                 raise KeyboardInterrupt
             received.append(number)
 
-        before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
+        with on_stop(handle):
             yield received
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
 
 def enable_determinism(config: TrainConfig) -> None:

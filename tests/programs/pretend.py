@@ -10,7 +10,6 @@ import numpy as np
 
 from mg_keras.errors import UserError
 from mg_keras.evaluation.records import ABLATION_SCORES
-from mg_keras.programs import ablations as ablation
 from mg_keras.programs.ablations import Member, train_members
 from mg_keras.runs.config import TrainConfig
 from mg_keras.runs.run import Run
@@ -47,7 +46,7 @@ def pretend(config, folder, log):
         raise ZeroDivisionError("by nought")
     if config.data == "crash":
         os.kill(os.getpid(), signal.SIGKILL)
-    if config.data == "slow" and not ablation.trained_share(run):
+    if config.data == "slow" and not run.trained_share:
         wait_for_a_signal(run, log)
     save(run)
     note(log, f"end {folder.name}")

@@ -1,6 +1,7 @@
 """Several workers: started, watched, and started again where one is lost."""
 
 import contextlib
+import json
 import os
 import pty
 import shlex
@@ -17,8 +18,8 @@ import pytest
 import yaml
 
 from mg_keras.errors import UserError, WorkerLost
-from mg_keras.programs import workers
-from tests.train.tiny import ROOT, arguments, draw_folder
+from mg_keras.programs import train, whole_run, workers
+from tests.train.tiny import ROOT, arguments, draw_folder, make_trunk_small
 
 
 def acting(rounds):
@@ -81,6 +82,7 @@ def waits():
     [
         ("", "give either --count"),
         ("--count 2 --addresses a:1", "give either --count"),
+        ("--count 2 --index 0", "--index is one of --addresses"),
         ("--count 0", "--count must be a whole number, at least 1; received '0'"),
         ("--addresses a:1,b:1", "--index must be 0 to 1; received None"),
         ("--addresses a:1,b:1 --index 2", "--index must be 0 to 1; received 2"),
@@ -98,13 +100,16 @@ def folder(tmp_path_factory):
     return draw_folder(tmp_path_factory.mktemp("photos"))
 
 
-def start_two(folder, run, **more):
-    """Two workers that train, measure and export the same each time."""
+def command(folder, run):
+    """A training that is the same each time, by the paper's schedule, of which no milestone is reached."""
     settings = {"batch_size": 12, "epochs": 1, "evaluation_resolutions": "[32]", "deterministic": "true"}
-    # the paper's schedule, of which no milestone is reached
-    command = arguments(folder, run, schedule="step", **settings)
+    return arguments(folder, run, schedule="step", **settings)
+
+
+def start_two(folder, run, **more):
+    """Two workers that train, measure and export."""
     return subprocess.Popen(
-        [sys.executable, "-m", "mg_keras", "workers", "--count", "2", "--", *command],
+        [sys.executable, "-m", "mg_keras", "workers", "--count", "2", "--", *command(folder, run)],
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "tests/train/small_trunk"), str(ROOT)])},
         stdout=subprocess.DEVNULL,
@@ -159,6 +164,19 @@ def test_a_worker_that_is_killed_comes_back_and_changes_nothing(undisturbed, fol
     for name in whole.files:
         if whole[name].dtype.kind == "f":
             np.testing.assert_allclose(broken[name], whole[name], rtol=0, atol=1e-6, err_msg=name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("index", [0, 1])
+def test_what_comes_after_training_needs_no_others(undisturbed, folder, monkeypatch, index):
+    make_trunk_small(monkeypatch)
+    measured = []
+    monkeypatch.setattr(whole_run, "_measure", lambda run, *_: measured.append(run.path))
+    monkeypatch.setattr(train, "finish", lambda run: None)
+    cluster = {"worker": ["127.0.0.1:1", "127.0.0.1:2"]}
+    monkeypatch.setenv("TF_CONFIG", json.dumps({"cluster": cluster, "task": {"type": "worker", "index": index}}))
+    train.main([*command(folder, undisturbed[0]), "--strategy=multiworker"])
+    assert measured == [undisturbed[0]][index:]
 
 
 def children(parent):
