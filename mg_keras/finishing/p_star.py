@@ -14,7 +14,7 @@ from mg_keras.finishing.pooling_exponent import (
     EXPONENTS,
     TOLERANCE,
     best_exponent,
-    exponent_sweep,
+    class_accuracies,
     fine_tune_exponent,
     in_aug_counts,
     paired_errors,
@@ -67,15 +67,17 @@ class Choosing:
             raise UserError(f"tolerance must be a number of at least 0, received {self.tolerance}")
 
     def check(self, source: Source) -> None:
-        """Refuses photos that the method can't choose by.
+        """Refuses, before anything is measured, photos that the method can't choose by.
 
         Raises:
-            UserError: they have no classes, and p is to be fine-tuned.
+            UserError: they have no classes, and p is to be fine-tuned, or accuracy to be measured.
         """
         if self.method != "cross-validation" and not source.train.labelled:
             raise UserError(
                 "p is fine-tuned on the classes of photos, and these have none: choose it by cross-validation"
             )
+        if self.sweep and not source.val.labelled:
+            raise UserError("a sweep measures the accuracy on classes, and these photos have none: leave it out")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,8 +150,9 @@ def choose(
         scores = {exponent: means[exponent] for exponent in how.exponents}
         errors = paired_errors({exponent: counts[exponent] for exponent in how.exponents})
     if how.sweep:
-        more = (how.exponents, {size: also}, how.seed, "p sweep", {size: means})
-        swept = exponent_sweep(network, source.val, in_aug, [size], train_resolution, *more)[size]
+        label = f"p sweep at {size} px, test photos"
+        accuracies = class_accuracies(network, source.val, size, train_resolution, tried, label)
+        swept = {exponent: {**accuracies[exponent], "instance": means[exponent]} for exponent in tried}
     if how.method != "fine-tuning":
         p_star = best_exponent(scores, errors, training_exponent, how.tolerance)
     return Choice(p_star, scores, errors, fine_tuned, swept)

@@ -55,20 +55,11 @@ def made_up(run, monkeypatch):
         assert (network, len(split), train_resolution, seed) == ("network", 12, 32, 0)
         return FineTuned(3.0, np.array([3.1, size / 10]), np.zeros(2), [np.arange(per_class), np.arange(epochs)])
 
-    def exponent_sweep(network, val, photos, sizes, train_resolution, exponents, also, seed, label, known):
-        assert {size: list(found) for size, found in known.items()} == {
-            size: sorted({*exponents, *also[size]}) for size in sizes
-        }
-        assert (network, len(val), len(photos), train_resolution, seed) == ("network", 3, 3, 32, 0)
-        return {
-            size: {
-                exponent: {"top1": 0.5, "top5": 1.0, "instance": score(size, exponent)}
-                for exponent in sorted([*exponents, *(also or {}).get(size, [])])
-            }
-            for size in sizes
-        }
+    def class_accuracies(network, val, size, train_resolution, exponents, label):
+        assert (network, len(val), train_resolution) == ("network", 3, 32)
+        return {exponent: {"top1": exponent / 100, "top5": 0.9} for exponent in exponents}
 
-    for function in (in_aug_counts, fine_tune_exponent, exponent_sweep):
+    for function in (in_aug_counts, fine_tune_exponent, class_accuracies):
         monkeypatch.setattr(p_star, function.__name__, function)
     run.pictures = pictures
     return run
@@ -153,6 +144,8 @@ def test_a_sweep_brings_the_scores_of_cross_validation(made_up, monkeypatch):
         32: [1.0, 3.0, 3.2],
         40: [1.0, 3.0, 4.0],
     }
+    scores = made_up.results.exponent_sweep[40][3.0]
+    assert scores == {"top1": 0.03, "top5": 0.9, "instance": 4.0}
     assert list(written(made_up, "sweep.json")["32"]) == ["1", "3", "3.2"]
     assert made_up.pictures[-1][0] == "sweep.png"
     assert made_up.pictures[-1][2:4] == ({32: 3.0, 40: 3.0}, {32: 3.2, 40: 4.0})
