@@ -23,10 +23,10 @@ import numpy as np
 
 from benchmarks.describers import holidays_precisions, photo_files
 from benchmarks.timing import print_table
+from mg_keras.finishing.settings import EXPONENTS
 from mg_keras.programs.common import list_of, run_program
 from mg_keras.quiet import import_tensorflow
 
-EXPONENTS = tuple(range(1, 11))
 RECIPES = ("full", "copies")
 DESCRIPTORS = ("whitened", "as pooled")
 SAMPLES = (10, 25, 50, 100, 200)

@@ -15,13 +15,12 @@ from mg_keras.data.sources import Split
 from mg_keras.embedding.photos import EmbeddingNetwork, embed, embed_versions, preparation_of, prepared_batches
 from mg_keras.errors import UserError
 from mg_keras.evaluation.metrics import group_counts, top_k_accuracy
+from mg_keras.finishing.settings import EXPONENTS, TOLERANCE
 from mg_keras.layers.gem import SMALLEST_EXPONENT
 from mg_keras.models import Network
 from mg_keras.progress import Progress
 
-EXPONENTS = tuple(range(1, 11))
 VERSIONS = 5
-TOLERANCE = 1.0
 
 # unlabelled photos are taken for IN-aug as if they were of so many classes
 _CLASSES_UNLABELLED = 100

@@ -149,7 +149,7 @@ def test_a_file_that_is_not_there(tmp_path):
 
 
 def test_settings_and_names_are_read_without_tensorflow():
-    modules = "mg_keras.runs.config, mg_keras.evaluation.folders, mg_keras.data.finding"
+    modules = "mg_keras.runs.config, mg_keras.evaluation.folders, mg_keras.finishing.settings, mg_keras.data.finding"
     code = f"import sys, {modules}; assert not {{'tensorflow', 'keras'}} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
