@@ -217,6 +217,8 @@ def test_objectives_and_what_does_not_go_with_them(settings, message):
 
 def test_every_objective_that_can_be_named_is_there():
     assert set(objectives._WHERE) == set(objectives.NAMES)
+    for name in objectives.NAMES:
+        assert objectives.needs_labels(name) == objectives.get(name).needs_labels
 
 
 def test_classification_needs_no_pairs_and_takes_mixed_labels():
