@@ -87,6 +87,11 @@ def edited_rows(photos, count, seed):
     return np.random.default_rng(seed).permutation(photos)[:count]
 
 
+def edits_found(edits, photos, seed):
+    """Whether the photo nearest to each of the `edits_of` photos is the one that it was made of: bool [edits]."""
+    return np.argmax(edits @ photos.T, axis=1) == edited_rows(len(photos), len(edits), seed)
+
+
 def opened(photo):
     """A file or a PIL image as an upright RGB image."""
     image = photo if isinstance(photo, Image.Image) else Image.open(photo)
@@ -155,8 +160,7 @@ def of_onnx(path, size):
 
 def scores(found, sets, options):
     """The column of a describer: its scores in %, a dash where a set is not given."""
-    rows = edited_rows(len(sets["photos"]), options.edits, options.seed)
-    right = np.argmax(found["edits"] @ found["photos"].T, axis=1) == rows
+    right = edits_found(found["edits"], found["photos"], options.seed)
     kinds = [100 * right[place :: len(STRONG_EDITS)].mean() for place in range(len(STRONG_EDITS))]
     values = [100 * right.mean(), *kinds]
     values.append(100 * holidays_map(found["holidays"], sets["holidays"]) if "holidays" in found else None)

@@ -16,17 +16,18 @@ there, in half precision, and a second call takes them from it.
 
 import argparse
 import functools
-import zlib
 from pathlib import Path
 
 import numpy as np
 
 from benchmarks.describers import holidays_precisions, photo_files
+from benchmarks.kept import embed_all, embed_some_versions, kept
 from benchmarks.timing import print_table
+from mg_keras.finishing.settings import EXPONENTS
 from mg_keras.programs.common import list_of, run_program
 from mg_keras.quiet import import_tensorflow
+from mg_keras.whitening_formulas import unit_rows
 
-EXPONENTS = tuple(range(1, 11))
 RECIPES = ("full", "copies")
 DESCRIPTORS = ("whitened", "as pooled")
 SAMPLES = (10, 25, 50, 100, 200)
@@ -83,6 +84,7 @@ def measured(run, size, options):
     from mg_keras.evaluation.metrics import group_counts
     from mg_keras.finishing.pooling_exponent import VERSIONS
 
+    unit = functools.partial(unit_rows, np)
     kinds = {kind: embedded(run, size, kind, options) for kind in ("holidays", "photos", *RECIPES)}
     files = photo_files(options.holidays)
     precisions = {name: {} for name in DESCRIPTORS}
@@ -98,11 +100,6 @@ def measured(run, size, options):
                 counts[recipe, name][exponent] = np.bincount(photo, found) / np.bincount(photo)
     pooled = [unit(values) for values in kinds["holidays"][0]]
     return precisions, counts, [np.sum(values * pooled[-1], axis=1).mean() for values in pooled]
-
-
-def unit(values):
-    """Rows of norm 1."""
-    return values / np.linalg.norm(values, axis=1, keepdims=True)
 
 
 def columns(precisions, counts):
@@ -175,30 +172,17 @@ def embedded(path, size, kind, options):
 
     `kind` is "holidays", "photos", or a recipe: five versions of each of `--in_aug` of the photos.
     """
-    from mg_keras.data import augmentations, sources
-    from mg_keras.embedding.photos import embed, embed_versions
-    from mg_keras.finishing.pooling_exponent import VERSIONS
-
     folder = options.holidays if kind == "holidays" else options.photos
-    about = f"{Path(path).resolve()} {folder} {options.in_aug} {options.seed}"
-    kept = options.keep and options.keep / f"{Path(path).name}-{size}-{kind}-{zlib.crc32(about.encode()):08x}.npz"
-    if kept and kept.exists():
-        with np.load(kept) as arrays:
-            return arrays["values"].astype(np.float32), arrays["numbers"]
-    run, photos = opened(path), sources.photos(folder)
-    label = f"{Path(path).name} at {size} px, {kind}"
-    if kind in ("holidays", "photos"):
-        found = embed(run.model, photos, size, run.settings.resolution, EXPONENTS, label)
-    else:
-        rows = np.random.default_rng(options.seed).permutation(len(photos))[: options.in_aug]
-        recipe = augmentations.get(kind)
-        found = embed_versions(
-            run.model, photos.subset(np.sort(rows)), recipe, size, VERSIONS, EXPONENTS, options.seed, label
-        )
-    if kept:
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        np.savez(kept, values=found.values.astype(np.float16), numbers=found.rows)
-    return found.values, found.rows
+    name, label = f"{Path(path).name}-{size}-{kind}", f"{Path(path).name} at {size} px, {kind}"
+
+    def embed():
+        run = opened(path)
+        if kind in ("holidays", "photos"):
+            return embed_all(run, photo_files(folder), size, EXPONENTS, label)
+        return embed_some_versions(run, folder, options.in_aug, kind, size, EXPONENTS, options.seed, label)
+
+    made_from = (Path(path).resolve(), Path(folder).resolve(), options.in_aug, options.seed, EXPONENTS)
+    return kept(options.keep, name, made_from, embed, np.float16)
 
 
 @functools.lru_cache(maxsize=1)

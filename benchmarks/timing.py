@@ -109,13 +109,14 @@ def print_table(title, headings, rows):
     from rich.console import Console
     from rich.table import Table
 
-    # a log file counts as 80 columns wide
-    console = Console(width=max(Console().width, 120))
-    # not as the table's title, which would be broken at the table's width
-    console.print(title, highlight=False)
-    table = Table()
+    console, table = Console(), Table()
     for heading in headings:
         table.add_column(heading, justify="right" if table.columns else "left", no_wrap=True)
     for row in rows:
         table.add_row(*row)
+    # a log file counts as 80 columns wide
+    unbound = console.options.update(max_width=10_000)
+    console.width = max(console.width, 120, console.measure(table, options=unbound).maximum)
+    # not as the table's title, which would be broken at the table's width
+    console.print(title, highlight=False)
     console.print(table)

@@ -14,15 +14,16 @@ The first row is without whitening. With `--keep FOLDER` embeddings are kept the
 """
 
 import argparse
-import zlib
 from pathlib import Path
 
 import numpy as np
 
-from benchmarks.describers import edited_rows, edits_of, holidays_map, photo_files
+from benchmarks.describers import edits_found, edits_of, holidays_map, photo_files
+from benchmarks.kept import embed_all, embed_some_versions, kept
 from benchmarks.timing import print_table
 from mg_keras.programs.common import list_of, run_program
 from mg_keras.quiet import import_tensorflow
+from mg_keras.whitening_formulas import unit_rows
 
 _IN_AUG = 200
 _SHRINKAGE = 0.1
@@ -77,36 +78,23 @@ def embedder(options):
 
     The name "versions" stands for versions of some of the photos.
     """
-    from mg_keras.data import augmentations, sources
-    from mg_keras.data.given import given_photos
-    from mg_keras.embedding.photos import embed, embed_versions
-    from mg_keras.finishing.pooling_exponent import VERSIONS
     from mg_keras.runs.run import load_run
 
-    run = load_run(options.run)
+    run, size, poolings = load_run(options.run), options.resolution, [options.exponent]
 
     def describe(name, photos):
-        asked = f"{options.run} {options.exponent} {options.seed} {options.edits} {options.photos} {len(photos)}"
-        kept = f"{Path(options.run).name}-{options.resolution}-{name}-{zlib.crc32(asked.encode()):08x}.npz"
-        kept = options.keep and options.keep / kept
-        if kept and kept.exists():
-            with np.load(kept) as arrays:
-                return arrays["values"], arrays["numbers"]
-        label = f"{name} at {options.resolution} px"
-        poolings = [options.exponent]
-        if name == "versions":
-            source = sources.photos(options.photos)
-            rows = np.sort(np.random.default_rng(options.seed).permutation(len(source))[:_IN_AUG])
-            recipe = augmentations.get("full")
-            of = source.subset(rows)
-            found = embed_versions(run.model, of, recipe, options.resolution, VERSIONS, poolings, options.seed, label)
-        else:
-            given = given_photos(photos)
-            found = embed(run.model, given, options.resolution, run.settings.resolution, poolings, label)
-        if kept:
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            np.savez(kept, values=found.values[0], numbers=found.rows)
-        return found.values[0], found.rows
+        label = f"{name} at {size} px"
+
+        def embed():
+            if name == "versions":
+                return embed_some_versions(run, options.photos, _IN_AUG, "full", size, poolings, options.seed, label)
+            return embed_all(run, photos, size, poolings, label)
+
+        # edits are pictures in memory, made of the photos by number
+        files = options.edits if name == "edits" else [path.resolve() for path in photos]
+        made_from = (Path(options.run).resolve(), Path(options.photos).resolve(), options.seed, poolings, files)
+        values, numbers = kept(options.keep, f"{Path(options.run).name}-{size}-{name}", made_from, embed)
+        return values[0], numbers
 
     return describe
 
@@ -118,10 +106,8 @@ def scores(sets, transform, options):
 
     found = {}
     for name in ("holidays", "photos", "edits"):
-        values = transform(sets[name])
-        found[name] = values / np.linalg.norm(values, axis=1, keepdims=True)
-    rows = edited_rows(len(found["photos"]), options.edits, options.seed)
-    copies = np.mean(np.argmax(found["edits"] @ found["photos"].T, axis=1) == rows)
+        found[name] = unit_rows(np, transform(sets[name]))
+    copies = np.mean(edits_found(found["edits"], found["photos"], options.seed))
     holidays = holidays_map(found["holidays"], photo_files(options.holidays))
     versions, of = sets["versions"]
     return [

@@ -15,13 +15,12 @@ from mg_keras.data.sources import Split
 from mg_keras.embedding.photos import EmbeddingNetwork, embed, embed_versions, preparation_of, prepared_batches
 from mg_keras.errors import UserError
 from mg_keras.evaluation.metrics import group_counts, top_k_accuracy
+from mg_keras.finishing.settings import EXPONENTS, TOLERANCE
 from mg_keras.layers.gem import SMALLEST_EXPONENT
 from mg_keras.models import Network
 from mg_keras.progress import Progress
 
-EXPONENTS = tuple(range(1, 11))
 VERSIONS = 5
-TOLERANCE = 1.0
 
 # unlabelled photos are taken for IN-aug as if they were of so many classes
 _CLASSES_UNLABELLED = 100
@@ -38,27 +37,6 @@ def in_aug_photos(split: Split, per_class: int, seed: int = 0) -> Split:
     if not split.labelled:
         per_class *= _CLASSES_UNLABELLED
     return split.subset(_rows_of_classes(split, per_class, seed))
-
-
-def in_aug_scores(
-    network: EmbeddingNetwork,
-    photos: Split,
-    resolution: int,
-    exponents: Sequence[float] = EXPONENTS,
-    seed: int = 0,
-    label: str | None = None,
-    augmentation: str = "full",
-) -> dict[float, float]:
-    """The IN-aug score of each exponent at one resolution: the mean over the photos of `in_aug_counts`.
-
-    Args:
-        network, photos, resolution, exponents, seed, label, augmentation: as `in_aug_counts` takes them.
-
-    Returns:
-        dict exponent -> score, 1 to 5.
-    """
-    found = in_aug_counts(network, photos, resolution, exponents, seed, label, augmentation)
-    return {exponent: float(counts.mean()) for exponent, counts in found.items()}
 
 
 def in_aug_counts(
@@ -85,7 +63,7 @@ def in_aug_counts(
         augmentation: the recipe of the versions, of `mg_keras.data.augmentations`; the paper's is `"full"`.
 
     Returns:
-        dict exponent -> float64 [n], for each of the n photos that have versions.
+        dict exponent -> float64 [n], for each of the n photos that have versions; the score is the mean.
     """
     recipe = augmentations.get(augmentation)
     found = embed_versions(network, photos, recipe, resolution, VERSIONS, exponents, seed, label)
@@ -143,67 +121,45 @@ def best_exponent(
     return min(level, key=lambda exponent: (abs(exponent - training), exponent))
 
 
-def exponent_sweep(
+def class_accuracies(
     network: EmbeddingNetwork,
     val: Split,
-    photos: Split,
-    sizes: Sequence[int],
+    resolution: int,
     train_resolution: int,
     exponents: Sequence[float] = EXPONENTS,
-    also: Mapping[int, Sequence[float]] | None = None,
-    seed: int = 0,
     label: str | None = None,
-    known: Mapping[int, Mapping[float, float]] | None = None,
-) -> dict[int, dict[float, dict[str, float]]]:
-    """Class accuracy and IN-aug score of each exponent at each resolution (Figure 4, with the accuracy beside it).
-
-    At each resolution the trunk runs once over the validation photos and once over the versions of IN-aug.
+) -> dict[float, dict[str, float]]:
+    """Class accuracy of each exponent at one resolution, from one run of the trunk over the validation photos.
 
     Args:
         network: `MultiGrain`, or another network with `embed_batch` and `classify` (`mg_keras.embedding.photos`).
-        val: split of the validation photos; those that can't be used are left out.
-        photos: split of `in_aug_photos`.
-        sizes: resolutions s*, pixels.
+        val: labelled split of the validation photos; those that can't be used are left out.
+        resolution: s*, pixels.
         train_resolution: pixels of the training crops.
-        exponents: the p* to measure at every resolution, each > 0.
-        also: dict resolution -> further exponents to measure there, such as a fine-tuned one.
-        seed: of the augmentations of IN-aug.
+        exponents: the p* to measure, each > 0.
         label: what to call it while it runs; None shows nothing.
-        known: resolution -> exponent -> IN-aug score, of all exponents there, where that has been measured.
 
     Returns:
-        dict resolution -> dict exponent, ascending -> `{"top1": share, "top5": share, "instance": IN-aug score}`.
-        With fewer than five classes `top5` looks at all of them.
+        dict exponent -> `{"top1": share, "top5": share}`. With fewer than five classes `top5` looks at all of them.
 
     Raises:
-        UserError: the validation photos have no labels, or none of them can be used.
+        UserError: none of the validation photos can be used.
 
     Example:
-        >>> sweep = exponent_sweep(model, source.val, in_aug_photos(source.train, 2), [224, 500], 224)  # doctest: +SKIP
-        >>> sweep[500][4]["top1"]  # doctest: +SKIP
+        >>> class_accuracies(model, source.val, 500, train_resolution=224)[4]["top1"]  # doctest: +SKIP
         0.786
     """
-    if not val.labelled:
-        raise UserError("a sweep measures the accuracy on classes, and these photos have none: leave it out")
-    sweep = {}
-    for size in sizes:
-        tried = sorted({*exponents, *(also or {}).get(size, ())})
-        found = embed(network, val, size, train_resolution, tried, label and f"{label} at {size} px, test photos")
-        if not len(found.rows):
-            raise UserError("none of the validation photos can be used: nothing to measure")
-        labels = val.labels[found.rows]
-        instance = (known or {}).get(size)
-        if instance is None:
-            instance = in_aug_scores(network, photos, size, tried, seed, label and f"{label} at {size} px, versions")
-        sweep[size] = {}
-        for number, exponent in enumerate(tried):
-            logits = found.logits(network, number)
-            sweep[size][exponent] = {
-                "top1": top_k_accuracy(logits, labels, 1),
-                "top5": top_k_accuracy(logits, labels, min(5, logits.shape[1])),
-                "instance": instance[exponent],
-            }
-    return sweep
+    found = embed(network, val, resolution, train_resolution, exponents, label)
+    if not len(found.rows):
+        raise UserError("none of the validation photos can be used: nothing to measure")
+    labels, accuracies = val.labels[found.rows], {}
+    for number, exponent in enumerate(exponents):
+        logits = found.logits(network, number)
+        accuracies[exponent] = {
+            "top1": top_k_accuracy(logits, labels, 1),
+            "top5": top_k_accuracy(logits, labels, min(5, logits.shape[1])),
+        }
+    return accuracies
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """What every objective is: what a step minimises, and all that a run says of it."""
 
+import abc
 from collections.abc import Sequence
 from typing import Any, ClassVar, NamedTuple, Self
 
@@ -30,12 +31,13 @@ class ParameterGroup(NamedTuple):
     rate_setting: str
 
 
-class Objective(keras.layers.Layer):
+class Objective(keras.layers.Layer, abc.ABC):
     """What a step minimises. A new method is a subclass in a file of its own, named in `mg_keras.objectives`.
 
     It is a Keras layer: its variables are saved with the run. Those that are trainable and in no group of
     `parameter_groups` are learnt as the network's weights are. The step (`mg_keras.multigrain.step`) does the rest:
-    gradients, accumulation, decay, rates, replicas.
+    gradients, accumulation, decay, rates, replicas. A subclass has at least a `loss`; one that runs name has
+    `from_settings`, too.
 
     Attributes:
         metrics: what `loss` and `after_step` measure, the first of them the loss itself, named `loss`.
@@ -68,7 +70,7 @@ class Objective(keras.layers.Layer):
             settings: the run's, `TrainConfig` or what else has their names.
             photos: how many there are to train on; the instance ids of batches are their numbers, 0 to `photos` - 1.
         """
-        raise NotImplementedError
+        raise NotImplementedError(f"{cls.__name__} has no from_settings, by which a run makes its objective")
 
     def start(self, network: Network) -> None:
         """Called once, before the first step of all, when the weights that training starts from are in place."""
@@ -88,6 +90,7 @@ class Objective(keras.layers.Layer):
         del network
         return ()
 
+    @abc.abstractmethod
     def loss(self, network: Network, batch: Batch, seed: tf.Tensor) -> tuple[tf.Tensor, dict[str, tf.Tensor], Any]:
         """The loss of one part of a replica's batch; within the tape, and perhaps within XLA.
 
@@ -100,7 +103,6 @@ class Objective(keras.layers.Layer):
         Returns:
             (scalar, name of a metric -> scalar, what `after_step` needs: tensors, or () for nothing).
         """
-        raise NotImplementedError
 
     def after_step(self, network: Network, carries: Sequence[Any]) -> dict[str, tf.Tensor]:
         """What follows the update, outside the tape and XLA, in the context of a replica: memories, moving averages.

@@ -5,9 +5,11 @@ scores are within a standard error of the best, the one nearest to that of train
 and p_star.png into the run; with --sweep true also class accuracy by exponent, as sweep.json and sweep.png.
 """
 
+import dataclasses
 from collections.abc import Sequence
 
 from mg_keras.data.augmentations import NAMES
+from mg_keras.finishing.settings import METHODS, Choosing
 from mg_keras.programs.common import list_of, number, stage_arguments
 from mg_keras.quiet import import_tensorflow
 
@@ -18,34 +20,38 @@ def main(arguments: Sequence[str] | None = None) -> None:
     def more(parser):
         parser.add_argument(
             "--method",
-            default="cross-validation",
-            choices=["cross-validation", "fine-tuning", "both"],
+            default=Choosing.method,
+            choices=list(METHODS),
             help="with both, the p* in use is cross-validation's and the fine-tuned one is noted beside",
         )
         parser.add_argument(
             "--exponents",
             type=list_of(float, above=0),
-            help="those that cross-validation tries, such as 1,2,3.5; default: 1 to 10",
+            default=list(Choosing.exponents),
+            help="those that cross-validation tries, such as 1,2,3.5",
         )
         at_least_one = number(int, at_least=1)
         parser.add_argument(
-            "--per_class", type=at_least_one, default=50, help="photos of each class to fine-tune on, at most"
+            "--per_class",
+            type=at_least_one,
+            default=Choosing.per_class,
+            help="photos of each class to fine-tune on, at most",
         )
-        parser.add_argument("--epochs", type=at_least_one, default=1, help="of fine-tuning")
+        parser.add_argument("--epochs", type=at_least_one, default=Choosing.epochs, help="of fine-tuning")
         parser.add_argument(
             "--augmentation",
-            default="copies",
+            default=Choosing.augmentation,
             choices=list(NAMES),
             help="the recipe of IN-aug's versions; the paper's is full",
         )
         parser.add_argument(
             "--tolerance",
             type=number(float, at_least=0),
-            default=1.0,
+            default=Choosing.tolerance,
             help="standard errors below the best within which an exponent is as good; 0: the best, as the paper has it",
         )
         parser.add_argument(
-            "--sweep", type=bool, default=False, help="measure the validation photos at every exponent, too"
+            "--sweep", type=bool, default=Choosing.sweep, help="measure the validation photos at every exponent, too"
         )
 
     options = stage_arguments("mg-keras choose-p-star", __doc__, arguments, more)
@@ -54,21 +60,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     from mg_keras.evaluation.scores import METRICS
     from mg_keras.evaluation.tables import sweep_table
-    from mg_keras.finishing.pooling_exponent import EXPONENTS
     from mg_keras.programs import stages
 
     run, source = stages.open_run(options.run, options.resolutions, options.checkpoint, options.data)
-    chosen = stages.choose_p_star(
-        run,
-        source,
-        options.exponents or EXPONENTS,
-        options.method,
-        options.per_class,
-        options.epochs,
-        options.sweep,
-        augmentation=options.augmentation,
-        tolerance=options.tolerance,
-    )
+    how = Choosing(**{field.name: getattr(options, field.name) for field in dataclasses.fields(Choosing)})
+    chosen = stages.choose_p_star(run, source, how)
     scores, fine_tuned = run.results.p_star_scores, run.results.p_star_fine_tuned
     best = stages.cross_validated(scores, run.results.p_star_errors, run.results.p_star_rules)
     if options.sweep:

@@ -16,14 +16,8 @@ from mg_keras.errors import UserError
 from mg_keras.evaluation import pictures
 from mg_keras.files import check_writable
 from mg_keras.finishing import p_star, whitening
-from mg_keras.finishing.p_star import AUGMENTATION, Choosing
-from mg_keras.finishing.pooling_exponent import (
-    EXPONENTS,
-    TOLERANCE,
-    VERSIONS,
-    best_exponent,
-    in_aug_photos,
-)
+from mg_keras.finishing.pooling_exponent import VERSIONS, best_exponent, in_aug_photos
+from mg_keras.finishing.settings import Choosing
 from mg_keras.poolings import RMAC
 from mg_keras.progress import announce
 from mg_keras.runs.photos import matched, open_source
@@ -92,14 +86,8 @@ def check_later_stages(run: Run, source: Source, embedding_dimension: int, proje
 def choose_p_star(
     run: Run,
     source: Source,
-    exponents: Sequence[float] = EXPONENTS,
-    method: str = "cross-validation",
-    per_class: int = 50,
-    epochs: int = 1,
-    sweep: bool = False,
+    how: Choosing | None = None,
     resolutions: Sequence[int] | None = None,
-    augmentation: str = AUGMENTATION,
-    tolerance: float = TOLERANCE,
 ) -> dict[int, float]:
     """Chooses p* for each of the run's resolutions (`finishing.p_star.choose`).
 
@@ -109,35 +97,38 @@ def choose_p_star(
     Args:
         run: `Run`.
         source: its photos.
-        exponents, method, per_class, epochs, sweep, augmentation, tolerance: of `finishing.p_star.Choosing`.
+        how: `mg_keras.finishing.settings.Choosing`; None: its defaults.
         resolutions: pixels; None: the run's.
 
     Returns:
         dict resolution -> exponent in use, of all resolutions that have one.
 
     Raises:
-        UserError, ValueError: as `Choosing` and `choose` raise them.
+        UserError: as `Choosing.check` and `choose` raise it.
     """
     config, results = run.settings, run.results
-    how = Choosing(exponents, method, per_class, epochs, sweep, config.seed, augmentation, tolerance)
+    how = how or Choosing()
     how.check(source)
     photos = in_aug_photos(source.train, config.in_aug_per_class, config.seed)
     chosen, scores = results.p_star, results.p_star_scores
     errors, rules = results.p_star_errors, results.p_star_rules
     fine_tuned, swept = results.p_star_fine_tuned, results.exponent_sweep
     training = config.pooling_exponent
-    rule = {"augmentation": augmentation, "tolerance": tolerance, "training_exponent": training, "photos": len(photos)}
+    rule = {"augmentation": how.augmentation, "tolerance": how.tolerance}
+    rule |= {"training_exponent": training, "photos": len(photos)}
     sizes = resolutions or config.resolutions
     words = {
         "cross-validation": f"on {VERSIONS} versions of {len(photos):,} photos",
-        "fine-tuning": f"by fine-tuning on {per_class} photos of each class at most",
+        "fine-tuning": f"by fine-tuning on {how.per_class} photos of each class at most",
     }
-    said = " and ".join(words.values() if method == "both" else [words[method]])
-    measured = f", and measuring {len(source.val):,} validation photos at each exponent" if sweep else ""
+    said = " and ".join(words.values() if how.method == "both" else [words[how.method]])
+    measured = f", and measuring {len(source.val):,} validation photos at each exponent" if how.sweep else ""
     announce(f"choosing p* at {_pixels(sizes)} {said}{measured}")
     for size in sizes:
         learnt_before = fine_tuned[size]["p_star"] if size in fine_tuned else None
-        found = p_star.choose(run.model, source, photos, size, config.resolution, how, learnt_before, training)
+        found = p_star.choose(
+            run.model, source, photos, size, config.resolution, how, learnt_before, training, config.seed
+        )
         chosen[size] = found.p_star
         found_rule = None if found.scores is None else rule
         for table, entry in (
@@ -154,7 +145,7 @@ def choose_p_star(
         tuned = {key: entry["p_star"] for key, entry in fine_tuned.items()}
         if scores:
             pictures.exponent_picture(results.folder / "p_star.png", scores, best, tuned, errors)
-        if sweep:
+        if how.sweep:
             results.save_exponent_sweep(swept)
             pictures.sweep_picture(results.folder / "sweep.png", swept, best, tuned)
     return chosen

@@ -154,7 +154,7 @@ class TrainConfig(
                 f"mixing {self.mixing} mixes labels, which the objective {self.objective} does not take: take "
                 f"--objective {' or '.join(takers)}, or mixing none"
             )
-        if self.objective.startswith("distilled_"):
+        if not objectives.needs_labels(self.objective):
             if self.init is None:
                 raise UserError(f"objective {self.objective} learns from the network it starts from: name it by init")
             if self.class_balance != "none":

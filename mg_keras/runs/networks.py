@@ -52,7 +52,7 @@ def known_classes(run: Any, source: Source) -> tuple[list[str], Source]:
         UserError: the objective needs labels, and the photos have none; or the network has no classes.
     """
     config = run.settings
-    if objectives.get(config.objective).needs_labels:
+    if objectives.needs_labels(config.objective):
         if not source.class_names:
             raise UserError(
                 f"{config.data} has no labels, which the objective {config.objective} needs: take --objective "

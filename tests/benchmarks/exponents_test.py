@@ -35,7 +35,6 @@ def test_tables_of_made_up_embeddings(monkeypatch, capsys, holidays):
     monkeypatch.setattr(exponents, "embedded", embedded)
     settings = SimpleNamespace(settings=SimpleNamespace(pooling_exponent=3.0))
     monkeypatch.setattr(exponents, "opened", lambda path: settings)
-    monkeypatch.setenv("COLUMNS", "250")
     arguments = ["--photos=photos", "--run=runs/a", "--resolutions=160", "--dimensions=12"]
     monkeypatch.setattr(sys, "argv", ["exponents", f"--holidays={holidays}", *arguments])
     exponents.main()

@@ -22,7 +22,6 @@ def test_a_row_for_each_whitening(monkeypatch, capsys, tmp_path):
         return content[: len(photos)], np.arange(len(photos))
 
     monkeypatch.setattr(whitenings, "embedder", lambda options: describe)
-    monkeypatch.setenv("COLUMNS", "200")
     folders = [f"--{name}={tmp_path / folder}" for name, folder in (("fit", "f"), ("photos", "p"), ("holidays", "h"))]
     more = ["--run=runs/a", "--counts=5,20,90", "--dimensions=3", "--edits=4"]
     monkeypatch.setattr(sys, "argv", ["whitenings", *folders, *more])

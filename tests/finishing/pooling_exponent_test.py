@@ -16,11 +16,10 @@ from mg_keras.finishing import pooling_exponent
 from mg_keras.finishing.pooling_exponent import (
     VERSIONS,
     best_exponent,
-    exponent_sweep,
+    class_accuracies,
     fine_tune_exponent,
     in_aug_counts,
     in_aug_photos,
-    in_aug_scores,
     paired_errors,
 )
 
@@ -258,7 +257,7 @@ def naive_score(embeddings, numbers):
 
 
 @pytest.mark.slow
-def test_in_aug_scores_are_those_of_the_versions(model, split):
+def test_in_aug_counts_are_those_of_the_versions(model, split):
     photos = in_aug_photos(split, 2, seed=4)
     assert np.bincount(photos.labels).tolist() == [2, 2, 2]
     assert photos.names != in_aug_photos(split, 2, seed=5).names
@@ -273,15 +272,14 @@ def test_in_aug_scores_are_those_of_the_versions(model, split):
         bad_images=BadImages(),
     )
     images, _, numbers = (np.concatenate(part) for part in zip(*batches.as_numpy_iterator(), strict=True))
-    scores = in_aug_scores(model, photos, LARGER, [1, 3.5], seed=4)
+    counts = in_aug_counts(model, photos, LARGER, [1, 3.5], seed=4)
+    assert {exponent: found.shape for exponent, found in counts.items()} == {1: (6,), 3.5: (6,)}
+    scores = {exponent: found.mean() for exponent, found in counts.items()}
     for exponent, score in scores.items():
         assert score == pytest.approx(naive_score(model(images, p_star=exponent)["embedding"].numpy(), numbers))
     assert scores[1] != scores[3.5]
-    counts = in_aug_counts(model, photos, LARGER, [1, 3.5], seed=4)
-    assert {exponent: found.shape for exponent, found in counts.items()} == {1: (6,), 3.5: (6,)}
-    assert {exponent: found.mean() for exponent, found in counts.items()} == pytest.approx(scores)
     # the versions of another recipe are others
-    assert in_aug_scores(model, photos, LARGER, [1], seed=4, augmentation="standard")[1] != scores[1]
+    assert in_aug_counts(model, photos, LARGER, [1], seed=4, augmentation="standard")[1].mean() != scores[1]
 
 
 def test_paired_errors_are_those_of_the_difference_photo_by_photo():
@@ -317,27 +315,20 @@ def test_of_exponents_that_cant_be_told_apart_the_one_nearest_to_training_is_bes
 
 
 @pytest.mark.slow
-def test_a_sweep_measures_each_exponent_at_each_resolution(model, split, monkeypatch):
-    photos = in_aug_photos(split, 2)
-
-    def made_up(network, given, size, exponents, seed, label):
-        assert (network, given, seed, label) == (model, photos, 9, None)
-        return {exponent: size + exponent for exponent in exponents}
-
-    monkeypatch.setattr(pooling_exponent, "in_aug_scores", made_up)
+@pytest.mark.parametrize(("size", "exponents"), [(TRAIN_SIZE, [0.5, 8]), (LARGER, [0.5, 2.7, 8])])
+def test_class_accuracy_is_measured_at_each_exponent(model, split, size, exponents):
     contents = [split.read(tf.constant(row)).numpy() for row in range(12)]
     val = split_of([b"no photo", *contents], split.labels[:13])
-    sweep = exponent_sweep(model, val, photos, [TRAIN_SIZE, LARGER], TRAIN_SIZE, [8, 0.5], {LARGER: [2.7]}, seed=9)
-    assert {size: list(found) for size, found in sweep.items()} == {TRAIN_SIZE: [0.5, 8], LARGER: [0.5, 2.7, 8]}
-    for size, by_exponent in sweep.items():
-        logits = [logits_of(model, val, row, size) for row in range(1, 13)]
-        for exponent, scores in by_exponent.items():
-            right = [np.argmax(of(exponent)) == label for of, label in zip(logits, val.labels[1:], strict=True)]
-            assert scores == {"top1": pytest.approx(np.mean(right)), "top5": 1.0, "instance": size + exponent}
-    assert len({scores["top1"] for found in sweep.values() for scores in found.values()}) > 1
+    found = class_accuracies(model, val, size, TRAIN_SIZE, exponents)
+    assert list(found) == exponents
+    logits = [logits_of(model, val, row, size) for row in range(1, 13)]
+    for exponent, scores in found.items():
+        right = [np.argmax(of(exponent)) == label for of, label in zip(logits, val.labels[1:], strict=True)]
+        assert scores == {"top1": pytest.approx(np.mean(right)), "top5": 1.0}
+    assert len({scores["top1"] for scores in found.values()}) > 1
 
 
 @pytest.mark.slow
-def test_a_sweep_without_photos_is_the_users_to_mend(model, split):
+def test_accuracy_without_photos_is_the_users_to_mend(model):
     with pytest.raises(UserError, match="none of the validation photos"):
-        exponent_sweep(model, split_of([b"x"], np.array([0])), in_aug_photos(split, 1), [24], 24, [1])
+        class_accuracies(model, split_of([b"x"], np.array([0])), 24, 24, [1])

@@ -5,6 +5,8 @@ import pytest
 
 from mg_keras.checkpoints import snapshot
 from mg_keras.errors import UserError
+from mg_keras.finishing import p_star
+from mg_keras.finishing.settings import Choosing
 from mg_keras.models import trunks
 from mg_keras.programs import scores, stages
 from mg_keras.runs import photos as run_photos
@@ -52,11 +54,12 @@ def test_what_needs_no_label_is_done(unlabelled):
     assert (run.path / "retrieval.png").is_file()
 
 
-def test_what_needs_labels_says_so(unlabelled):
+def test_what_needs_labels_says_so_before_anything_is_measured(unlabelled, monkeypatch):
     run, source = unlabelled
+    monkeypatch.setattr(p_star, "choose", None)
     with pytest.raises(UserError, match="classes needs photos of known classes, received 3 without labels"):
         scores.open_benchmarks(run, source, ["classes"])
     with pytest.raises(UserError, match=r"fine-tuned on the classes .* choose it by cross-validation"):
-        stages.choose_p_star(run, source, method="fine-tuning")
+        stages.choose_p_star(run, source, Choosing(method="fine-tuning"))
     with pytest.raises(UserError, match="a sweep measures the accuracy on classes"):
-        stages.choose_p_star(run, source, sweep=True)
+        stages.choose_p_star(run, source, Choosing(sweep=True))

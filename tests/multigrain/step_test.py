@@ -62,6 +62,16 @@ def test_an_objective_with_variables_of_its_own(parts, jit_compile):
     assert [metric.name for metric in model.metrics] == ["loss", "parts"]
 
 
+def test_what_a_subclass_lacks_is_named():
+    class Without(Objective):
+        pass
+
+    with pytest.raises(TypeError, match=r"Without .*\bloss"):
+        Without()
+    with pytest.raises(NotImplementedError, match="Toy has no from_settings"):
+        Toy.from_settings(None, None)
+
+
 def test_no_optimizer_for_a_group_that_is_not_there():
     with pytest.raises(ValueError, match="groups are scale, received an optimizer of beta"):
         build().compile(objective=Toy(), beta_optimizer="sgd")

@@ -149,7 +149,7 @@ def test_a_file_that_is_not_there(tmp_path):
 
 
 def test_settings_and_names_are_read_without_tensorflow():
-    modules = "mg_keras.runs.config, mg_keras.evaluation.folders, mg_keras.data.finding"
+    modules = "mg_keras.runs.config, mg_keras.evaluation.folders, mg_keras.finishing.settings, mg_keras.data.finding"
     code = f"import sys, {modules}; assert not {{'tensorflow', 'keras'}} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
@@ -217,6 +217,8 @@ def test_objectives_and_what_does_not_go_with_them(settings, message):
 
 def test_every_objective_that_can_be_named_is_there():
     assert set(objectives._WHERE) == set(objectives.NAMES)
+    for name in objectives.NAMES:
+        assert objectives.needs_labels(name) == objectives.get(name).needs_labels
 
 
 def test_classification_needs_no_pairs_and_takes_mixed_labels():

@@ -10,6 +10,7 @@ from mg_keras.errors import UserError
 from mg_keras.evaluation import pictures as drawn
 from mg_keras.finishing import p_star
 from mg_keras.finishing.pooling_exponent import FineTuned
+from mg_keras.finishing.settings import Choosing
 from mg_keras.programs import stages
 from mg_keras.runs import photos as run_photos
 from mg_keras.runs.config import TrainConfig
@@ -55,20 +56,11 @@ def made_up(run, monkeypatch):
         assert (network, len(split), train_resolution, seed) == ("network", 12, 32, 0)
         return FineTuned(3.0, np.array([3.1, size / 10]), np.zeros(2), [np.arange(per_class), np.arange(epochs)])
 
-    def exponent_sweep(network, val, photos, sizes, train_resolution, exponents, also, seed, label, known):
-        assert {size: list(found) for size, found in known.items()} == {
-            size: sorted({*exponents, *also[size]}) for size in sizes
-        }
-        assert (network, len(val), len(photos), train_resolution, seed) == ("network", 3, 3, 32, 0)
-        return {
-            size: {
-                exponent: {"top1": 0.5, "top5": 1.0, "instance": score(size, exponent)}
-                for exponent in sorted([*exponents, *(also or {}).get(size, [])])
-            }
-            for size in sizes
-        }
+    def class_accuracies(network, val, size, train_resolution, exponents, label):
+        assert (network, len(val), train_resolution) == ("network", 3, 32)
+        return {exponent: {"top1": exponent / 100, "top5": 0.9} for exponent in exponents}
 
-    for function in (in_aug_counts, fine_tune_exponent, exponent_sweep):
+    for function in (in_aug_counts, fine_tune_exponent, class_accuracies):
         monkeypatch.setattr(p_star, function.__name__, function)
     run.pictures = pictures
     return run
@@ -102,8 +94,8 @@ def test_of_exponents_that_are_level_the_one_nearest_to_training_is_taken(made_u
 
     monkeypatch.setattr(p_star, "in_aug_counts", in_aug_counts)
     source = run_photos.open_source(made_up.settings)
-    assert stages.choose_p_star(made_up, source, [2.0, 4.0, 6.0], tolerance=0, resolutions=[32]) == {32: 6}
-    assert stages.choose_p_star(made_up, source, [2.0, 4.0, 6.0], resolutions=[40]) == {32: 6, 40: 2}
+    assert stages.choose_p_star(made_up, source, Choosing([2.0, 4.0, 6.0], tolerance=0), [32]) == {32: 6}
+    assert stages.choose_p_star(made_up, source, Choosing([2.0, 4.0, 6.0]), [40]) == {32: 6, 40: 2}
     differences = np.subtract(levels[6], levels[4])
     assert made_up.results.p_star_errors[40] == {
         2: pytest.approx(np.std(np.subtract(levels[6], levels[2]), ddof=1) / np.sqrt(3)),
@@ -117,14 +109,14 @@ def test_of_exponents_that_are_level_the_one_nearest_to_training_is_taken(made_u
 def test_what_is_not_asked_for_stays(made_up):
     source = run_photos.open_source(made_up.settings)
     stages.choose_p_star(made_up, source)
-    found = stages.choose_p_star(made_up, source, method="fine-tuning", per_class=4)
+    found = stages.choose_p_star(made_up, source, Choosing(method="fine-tuning", per_class=4))
     assert found == {32: 3.2, 40: 4.0}
     content = written(made_up)
     assert content["fine_tuned"]["40"] == {"p_star": 4.0, "initial": 3.0, "photos": 4}
     assert content["scores"]["32"]["2"] == 4.0
     assert made_up.pictures[-1][2:4] == ({32: 2, 40: 3}, {32: 3.2, 40: 4.0})
     # the list asked for now replaces what was tried at a resolution; fine-tuned values stay beside
-    assert stages.choose_p_star(made_up, source, [2.5, 3.5]) == {32: 2.5, 40: 2.5}
+    assert stages.choose_p_star(made_up, source, Choosing([2.5, 3.5])) == {32: 2.5, 40: 2.5}
     content = written(made_up)
     assert list(content["scores"]["32"]) == ["2.5", "3.5"]
     assert content["fine_tuned"]["32"]["p_star"] == 3.2
@@ -132,12 +124,12 @@ def test_what_is_not_asked_for_stays(made_up):
 
 def test_with_both_the_choice_is_cross_validations(made_up):
     source = run_photos.open_source(made_up.settings)
-    assert stages.choose_p_star(made_up, source, method="both") == {32: 2, 40: 3}
+    assert stages.choose_p_star(made_up, source, Choosing(method="both")) == {32: 2, 40: 3}
     assert {size: entry["p_star"] for size, entry in made_up.results.p_star_fine_tuned.items()} == {32: 3.2, 40: 4.0}
 
 
 def test_fine_tuning_alone_has_no_scores_to_draw(made_up):
-    assert stages.choose_p_star(made_up, run_photos.open_source(made_up.settings), method="fine-tuning") == {
+    assert stages.choose_p_star(made_up, run_photos.open_source(made_up.settings), Choosing(method="fine-tuning")) == {
         32: 3.2,
         40: 4.0,
     }
@@ -146,13 +138,15 @@ def test_fine_tuning_alone_has_no_scores_to_draw(made_up):
 
 def test_a_sweep_brings_the_scores_of_cross_validation(made_up, monkeypatch):
     source = run_photos.open_source(made_up.settings)
-    stages.choose_p_star(made_up, source, method="fine-tuning")
-    assert stages.choose_p_star(made_up, source, [1.0, 3.0], sweep=True) == {32: 3.0, 40: 3.0}
+    stages.choose_p_star(made_up, source, Choosing(method="fine-tuning"))
+    assert stages.choose_p_star(made_up, source, Choosing([1.0, 3.0], sweep=True)) == {32: 3.0, 40: 3.0}
     assert written(made_up)["scores"]["32"] == {"1": pytest.approx(3.9), "3": pytest.approx(3.9)}
     assert {size: list(found) for size, found in made_up.results.exponent_sweep.items()} == {
         32: [1.0, 3.0, 3.2],
         40: [1.0, 3.0, 4.0],
     }
+    scores = made_up.results.exponent_sweep[40][3.0]
+    assert scores == {"top1": 0.03, "top5": 0.9, "instance": 4.0}
     assert list(written(made_up, "sweep.json")["32"]) == ["1", "3", "3.2"]
     assert made_up.pictures[-1][0] == "sweep.png"
     assert made_up.pictures[-1][2:4] == ({32: 3.0, 40: 3.0}, {32: 3.2, 40: 4.0})
@@ -201,9 +195,9 @@ def test_files_of_before_still_read(made_up):
         ({"tolerance": float("nan")}, "tolerance must be .* received nan"),
     ],
 )
-def test_wrong_arguments_are_the_users_to_mend(made_up, arguments, message):
+def test_wrong_arguments_are_the_users_to_mend(arguments, message):
     with pytest.raises(UserError, match=message):
-        stages.choose_p_star(made_up, run_photos.open_source(made_up.settings), **arguments)
+        Choosing(**arguments)
 
 
 @pytest.mark.slow

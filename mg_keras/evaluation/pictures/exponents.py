@@ -84,8 +84,7 @@ def sweep_picture(
 
     Args:
         path: the PNG to write, whole or not at all.
-        sweep: resolution in pixels -> exponent -> `{"top1": share, "instance": 1 to 5}`, as `exponent_sweep` of
-            `mg_keras.finishing.pooling_exponent` gives it.
+        sweep: resolution in pixels -> exponent -> `{"top1": share, "instance": 1 to 5}`.
         p_star: resolution -> the exponent that cross-validation chose, a star where it is in `sweep`.
         fine_tuned: resolution -> the exponent that was learnt, a diamond where it is in `sweep`.
 

@@ -8,7 +8,7 @@ from mg_keras.data.leaks import find_leaks
 from mg_keras.data.sources import SplitOptions, open_source
 from mg_keras.errors import UserError
 from mg_keras.evaluation import evaluators
-from mg_keras.finishing.pooling_exponent import exponent_sweep, in_aug_photos
+from mg_keras.finishing.pooling_exponent import in_aug_photos
 from tests.data.sources_test import encoded, grey, write
 
 
@@ -100,5 +100,3 @@ def test_what_needs_classes_says_so(album, tmp_path):
     source = open_source(f"photos:{album}", data_dir=tmp_path)
     with pytest.raises(UserError, match="benchmark classes needs photos of known classes, received 4 without labels"):
         evaluators.classes(source.val, ["cat", "dog"])
-    with pytest.raises(UserError, match="a sweep measures the accuracy on classes"):
-        exponent_sweep(None, source.val, source.train, [32], 32)

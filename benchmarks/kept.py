@@ -1,0 +1,51 @@
+"""What benchmarks.exponents and benchmarks.whitenings share: embeddings of a run, kept on disk for a second call."""
+
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+from mg_keras.errors import UserError
+
+
+def kept(folder, name, made_from, embed, dtype=np.float32):
+    """Embeddings float32 [P, N, D] and int64 [N], of which photo each is: those of an earlier call, or `embed()`.
+
+    Args:
+        folder: Path where they are kept as `dtype`; None: nothing is kept.
+        name: str, what the file's name begins with.
+        made_from: all that decides them; files of something else are not taken.
+        embed: function without arguments -> `mg_keras.embedding.photos.Embeddings`.
+        dtype: what they are kept as.
+    """
+    path = folder and folder / f"{name}-{zlib.crc32(repr(made_from).encode()):08x}.npz"
+    if path and path.exists():
+        with np.load(path) as arrays:
+            return arrays["values"].astype(np.float32), arrays["numbers"]
+    found = embed()
+    if path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.savez(path, values=found.values.astype(dtype), numbers=found.rows)
+    return found.values, found.rows
+
+
+def embed_all(run, photos, size, poolings, label):
+    """`embed` of files or PIL images, every one of which must be usable: scores go by their places."""
+    from mg_keras.data.given import given_photos
+    from mg_keras.embedding.photos import embed
+
+    found = embed(run.model, given_photos(photos), size, run.settings.resolution, poolings, label)
+    if len(found.unusable):
+        raise UserError(f"{photos[found.unusable[0]]} can't be used: take it out of the folder")
+    return found
+
+
+def embed_some_versions(run, folder, count, recipe, size, poolings, seed, label):
+    """`embed_versions` of `count` photos of a folder, IN-aug's number of each by the recipe called so."""
+    from mg_keras.data import augmentations, sources
+    from mg_keras.embedding.photos import embed_versions
+    from mg_keras.finishing.pooling_exponent import VERSIONS
+
+    photos = sources.photos(Path(folder))
+    some = photos.subset(np.sort(np.random.default_rng(seed).permutation(len(photos))[:count]))
+    return embed_versions(run.model, some, augmentations.get(recipe), size, VERSIONS, poolings, seed, label)
