@@ -144,7 +144,9 @@ def choose_p_star(
         best = cross_validated(scores, errors, rules)
         tuned = {key: entry["p_star"] for key, entry in fine_tuned.items()}
         if scores:
-            pictures.exponent_picture(results.folder / "p_star.png", scores, best, tuned, errors)
+            recipes = sorted({rules.get(key, {}).get("augmentation", "full") for key in scores})
+            score = f"IN-aug score (of 5), versions by {' and '.join(recipes)}"
+            pictures.exponent_picture(results.folder / "p_star.png", scores, best, tuned, errors, score=score)
         if how.sweep:
             results.save_exponent_sweep(swept)
             pictures.sweep_picture(results.folder / "sweep.png", swept, best, tuned)

@@ -41,7 +41,12 @@ def made_up(run, monkeypatch):
     """The run, its measures replaced: p* is 2 at 32 px and 3 at 40 px by cross-validation, SIZE / 10 by fine-tuning."""
     monkeypatch.setattr(Run, "model", "network")
     pictures = []
-    monkeypatch.setattr(drawn, "exponent_picture", lambda path, *shown: pictures.append((path.name, *map(dict, shown))))
+
+    def draw(path, *shown, score):
+        assert score.startswith("IN-aug score (of 5), versions by copies")
+        pictures.append((path.name, *map(dict, shown)))
+
+    monkeypatch.setattr(drawn, "exponent_picture", draw)
     monkeypatch.setattr(drawn, "sweep_picture", lambda path, *shown: pictures.append((path.name, *map(dict, shown))))
 
     def score(size, exponent):

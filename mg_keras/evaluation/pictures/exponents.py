@@ -67,7 +67,9 @@ def exponent_picture(
             line = line or mark
         line.set_label(f"{resolution} px, {', '.join(names)}")
     marks = "star: chosen p*" + (", diamond: fine-tuned p" if fine_tuned else "")
-    axes.set(xlabel="pooling exponent p", ylabel=score, title=f"Score by pooling exponent ({marks})")
+    if errors:
+        marks += ", bars: standard error below the best"
+    axes.set(xlabel="pooling exponent p", ylabel=score, title=f"Score by pooling exponent\n({marks})")
     _exponent_ticks(axes, {p for by_exponent in table.values() for p in by_exponent})
     axes.legend(facecolor="white", edgecolor="none", framealpha=1)
     plain_frame(axes)
