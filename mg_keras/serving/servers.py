@@ -151,6 +151,10 @@ class Servers:
         looked = time.monotonic()
         try:
             while True:
+                # however fast answers come: that is when more servers are added
+                if time.monotonic() - looked > _LOOK:
+                    looked = time.monotonic()
+                    start(self._look())
                 try:
                     yield answered.get(timeout=0.1)
                     continue
@@ -159,9 +163,6 @@ class Servers:
                         raise feed.failure from None
                 if feed.finished and answered.empty():
                     return
-                if time.monotonic() - looked > _LOOK:
-                    looked = time.monotonic()
-                    start(self._look())
         finally:
             feed.stop()
             for thread in threads:

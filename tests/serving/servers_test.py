@@ -144,8 +144,5 @@ def test_a_server_that_was_added_is_asked_too(clients, monkeypatch):
         answers = servers.answers(range(300), asked)
         next(answers)
         found.append("127.0.0.2:1")
-        # the look comes when nothing is answered for a moment
-        time.sleep(0.01)
-        monkeypatch.setattr(clients["127.0.0.1:1"], "ask", lambda request: time.sleep(0.15) or "late")
         assert len(list(answers)) == 299
-    assert clients["127.0.0.2:1"].asked > 100
+    assert clients["127.0.0.2:1"].asked > 100, "though there was an answer at any time"
