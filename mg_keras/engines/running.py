@@ -14,7 +14,7 @@ from mg_keras.embedding import shards
 from mg_keras.embedding.work import Work
 from mg_keras.engines.contract import Engine
 from mg_keras.errors import UserError
-from mg_keras.files import atomic_write_json, atomic_write_text, printable_name, try_lock
+from mg_keras.files import atomic_write_json, atomic_write_text, check_writable, printable_name, try_lock
 from mg_keras.progress import Progress
 
 # a list is cut into so many shards at least, of so many photos at least
@@ -78,8 +78,8 @@ def embed_to_files(
         raise UserError(f"descriptors are written to a name in .npy or .parquet or to a folder, received {path}")
     dtype = dtype or ("float32" if kind == ".npy" else "float16")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with Work(photos, path.parent) as work:
+        # nothing is made before it is known that all can be
+        with Work(photos, check_writable(path.parent if kind else path)) as work:
             made_from = {"photos": work.digest, **engine.made_from, "dtype": dtype}
             columns = shards.schema(engine.dimensions, dtype, made_from)
             place = path.with_name(f"{path.name}.shards") if kind else path

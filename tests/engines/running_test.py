@@ -236,8 +236,11 @@ def test_what_a_user_can_mend_is_said(folder, model, tmp_path):
     with pytest.raises(UserError, match=r"mine\.npy exists already"):
         again(path=tmp_path / "mine.npy")
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"can't be written: (Not a directory|File exists)"):
+    with pytest.raises(UserError, match=r"file can't be written to: .*file is no folder"):
         again(path=tmp_path / "file" / "x.npy")
+    with pytest.raises(UserError, match="no such folder, photo or list"):
+        write(model, tmp_path / "no", tmp_path / "new" / "x.npy")
+    assert not (tmp_path / "new").exists(), "what is refused makes nothing"
     again(path=tmp_path / "x.npy")
     (tmp_path / "x.txt").unlink()
     with pytest.raises(UserError, match=r"its list .*x\.txt is gone"):
