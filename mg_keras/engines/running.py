@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import glob
 import json
 import os
 import sys
@@ -14,11 +15,20 @@ from mg_keras.embedding import shards
 from mg_keras.embedding.work import Work
 from mg_keras.engines.contract import Engine
 from mg_keras.errors import UserError
-from mg_keras.files import atomic_write_json, atomic_write_text, check_writable, printable_name, try_lock
+from mg_keras.files import (
+    atomic_write_json,
+    atomic_write_text,
+    check_writable,
+    printable_name,
+    remove_leftovers,
+    try_lock,
+)
 from mg_keras.progress import Progress
 
 # a list is cut into so many shards at least, of so many photos at least
 _SHARDS, _FEWEST = 32, 256
+# what lies beside an array
+_LISTS = (".txt", ".unusable.txt", ".json")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,6 +101,8 @@ def embed_to_files(
             shards.check(place, made_from)
             place.mkdir(parents=True, exist_ok=True)
             with _locked(place):
+                if kind:
+                    _remove_leftovers(path)
                 _fill(engine, work, place, columns, label, photos_a_shard)
                 described = sum(rows["error"].null_count for rows in shards.read(place, ["error"]))
                 written = Written(described, len(work) - described)
@@ -131,6 +143,12 @@ def _fill(engine, work, place, columns, label, size):
 def _errors(place):
     """Why each photo can't be used, in order; None of those that can."""
     return (error for rows in shards.read(place, ["error"]) for error in rows["error"].to_pylist())
+
+
+def _remove_leftovers(path):
+    """What a process that was killed while it wrote the last files left of them."""
+    for suffix in (".npy", *_LISTS) if path.suffix == ".npy" else (path.suffix,):
+        remove_leftovers(path.parent, glob.escape(path.with_suffix(suffix).name))
 
 
 @contextlib.contextmanager

@@ -106,12 +106,17 @@ def test_a_call_that_was_stopped_goes_on_and_makes_what_is_broken_anew(folder, m
     # and one of its shards is cut off
     broken = sorted((tmp_path / "x.npy.shards").iterdir())[0]
     broken.write_bytes(broken.read_bytes()[:-10])
+    # of a process that was killed while it wrote what the shards become
+    leftovers = [tmp_path / f".x.{'0' * 32}.npy", tmp_path / f".x.unusable.{'0' * 32}.txt"]
+    for leftover in leftovers:
+        leftover.write_bytes(b"half")
     network = Counting(model)
     # in other pieces: what is left is what no shard has
     assert write(network, folder, tmp_path / "x.npy", 40, 32, 3.0, label="photos", photos_a_shard=3) == Written(9, 2)
     said = capsys.readouterr().err
     assert f"going on after {done} of 11 photos" in said
     assert f"{broken} was broken: its photos are embedded anew" in said
+    assert not any(leftover.exists() for leftover in leftovers)
     assert 9 - done <= network.count <= 11 - done, "what was embedded is embedded again"
     np.testing.assert_allclose(np.load(tmp_path / "x.npy"), np.load(tmp_path / "whole.npy"), rtol=1e-5)
     for kind in ("txt", "unusable.txt"):
