@@ -3,7 +3,6 @@
 import io
 from collections.abc import Callable, Iterator, Sequence
 
-import numpy as np
 import pyarrow as pa
 from PIL import Image
 
@@ -105,26 +104,29 @@ class Serving(Engine):
                 )
             errors |= {sent[place]: reason for place, reason in found.errors.items()}
         tables = []
-        for place, row in enumerate(sent):
-            if row in errors:
-                continue
-            size, classes = _size(photos[row]), None
-            if self._settings.named_classes is not None:
-                classes = [self._settings.named_classes[int(found.classes[place])]]
+        if usable := [place for place, row in enumerate(sent) if row not in errors]:
+            rows, (classes, probabilities) = [sent[place] for place in usable], (None, None)
+            if (names := self._settings.named_classes) is not None:
+                classes, probabilities = [names[number] for number in found.classes[usable]], found.probability[usable]
             tables.append(
                 shards.usable_rows(
                     columns,
-                    ids[[row]],
-                    [uris[row]],
-                    found.embedding[[place]],
-                    size and np.array([size], np.int32),
+                    ids[rows],
+                    [uris[row] for row in rows],
+                    found.embedding[usable],
+                    [_size(photos[row]) for row in rows],
                     classes,
-                    found.probability[[place]] if classes else None,
-                    [contents.sha256(row)],
+                    probabilities,
+                    [contents.sha256(row) for row in rows],
                 )
             )
-        for row, reason in errors.items():
-            tables.append(shards.unusable_rows(columns, ids[[row]], [uris[row]], [reason], [contents.sha256(row)]))
+        if errors:
+            hashes = [contents.sha256(row) for row in errors]
+            tables.append(
+                shards.unusable_rows(
+                    columns, ids[list(errors)], [uris[row] for row in errors], list(errors.values()), hashes
+                )
+            )
         return pa.concat_tables(tables)
 
 
@@ -147,11 +149,11 @@ class _Opened:
 
 
 def _size(contents):
-    """(height, width) of a photo, upright; None where its header is not understood."""
+    """(height, width) of a photo, upright; None of both where its header is not understood."""
     try:
         with Image.open(io.BytesIO(contents)) as image:
             width, height = image.size
             turned = image.getexif().get(_ORIENTATION, 1) >= 5
     except Exception:  # decoders raise anything
-        return None
+        return None, None
     return (width, height) if turned else (height, width)
