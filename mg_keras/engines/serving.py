@@ -1,5 +1,6 @@
 """Photos described by TF Serving, or what speaks as it does: one server or many."""
 
+import contextlib
 import io
 from collections.abc import Callable, Iterator, Sequence
 
@@ -69,9 +70,12 @@ class Serving(Engine):
     def rows(self, pieces: Iterator[Piece], columns: pa.Schema, counted: Callable[[int], None]) -> Iterator[pa.Table]:
         """As `Engine.rows`."""
 
+        under_way = set()
+
         def requests():
             for piece in pieces:
                 opened = _Opened(piece)
+                under_way.add(opened)
                 for start in range(0, len(piece.photos), self._batch):
                     yield opened, range(start, min(start + self._batch, len(piece.photos)))
 
@@ -79,12 +83,18 @@ class Serving(Engine):
             return self._table(client, *request, columns)
 
         try:
-            for (opened, rows), table in self._servers.answers(requests(), ask):
-                counted(len(rows))
-                if (whole := opened.whole(table)) is not None:
-                    yield whole
+            # closed at once, so that nobody asks for the photos of what is closed below
+            with contextlib.closing(self._servers.answers(requests(), ask)) as answers:
+                for (opened, rows), table in answers:
+                    counted(len(rows))
+                    if (whole := opened.whole(table)) is not None:
+                        under_way.remove(opened)
+                        yield whole
         except ServingError as error:
             raise UserError(f"{error}; the same command goes on where it was") from error
+        finally:
+            for opened in under_way:
+                opened.contents.close()
 
     def _table(self, client: Client, opened, rows, columns):
         """The rows of some photos of a piece."""
