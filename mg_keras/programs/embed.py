@@ -107,7 +107,7 @@ def _local(options: Namespace) -> "tuple[Engine, Settings, bool]":
     from mg_keras.export.opened import Exported
 
     network = Exported.load(options.model)
-    settings = _of_model(options, network.files)
+    settings = _of_model(options, network)
     return Local(network, settings), settings, network.whitened
 
 
