@@ -17,7 +17,6 @@ import mg_keras
 from mg_keras.data.formats import NO_PHOTO
 from mg_keras.data.given import given_photos
 from mg_keras.data.photo_lists import PhotoList
-from mg_keras.embedding import photos as embedding
 from mg_keras.embedding import shards
 from mg_keras.embedding.photos import embed
 from mg_keras.embedding.settings import Settings
@@ -27,26 +26,9 @@ from mg_keras.engines.local import Local
 from mg_keras.engines.running import Written, embed_to_files
 from mg_keras.errors import UserError
 from mg_keras.poolings import RMAC
-from tests.embedding import small
 from tests.embedding.small import BROKEN, GOOD, SIZES, Counting, Rounding
 
 PATHS = [f"{number:02}.png" for number in range(len(SIZES))]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return small.draw(tmp_path_factory.mktemp("photos"))
-
-
-@pytest.fixture(scope="module")
-def model():
-    return small.network()
-
-
-@pytest.fixture
-def small_batches(monkeypatch):
-    """Batches of at most three photos of 40x30."""
-    monkeypatch.setattr(embedding, "_PIXELS_A_BATCH", 3 * 40 * 30)
 
 
 @pytest.fixture
