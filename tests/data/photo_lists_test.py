@@ -137,6 +137,21 @@ def test_photos_that_are_converted_before_they_are_decoded(tmp_path):
         assert contents.trouble(2) == "could not be read: No such file or directory"
 
 
+@pytest.mark.parametrize("kind", ["csv", "txt", "parquet"])
+def test_a_store_that_fails_while_a_list_is_read_is_one_line(bucket, monkeypatch, kind):
+    class Throttled(io.RawIOBase):
+        def readable(self):
+            return True
+
+        def readinto(self, buffer):
+            raise RuntimeError("slow down\nsecond line")
+
+    monkeypatch.setattr(type(stores.store_of(bucket)), "open", lambda store, path: io.BufferedReader(Throttled()))
+    with pytest.raises(UserError, match=rf"list\.{kind} can't be read.*: \w+: ") as caught:
+        uris(f"{bucket}/list.{kind}")
+    assert "\n" not in str(caught.value)
+
+
 def test_mistakes_are_told(tmp_path, bucket):
     table = tmp_path / "x.csv"
     for text, message in [

@@ -4,9 +4,10 @@ A store finds files and reads them, whole or a range of bytes; its functions may
 is the store of a path or URL, and `read` reads from it patiently.
 """
 
+import contextlib
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 from mg_keras.data.stores.local import LocalStore
@@ -55,6 +56,21 @@ def read(path: str, start: int = 0, end: int | None = None) -> bytes:
 def is_url(path: str) -> bool:
     """Whether a path is the URL of a store."""
     return bool(_SCHEME.match(path))
+
+
+@contextlib.contextmanager
+def as_user_error(failure: str) -> Iterator[None]:
+    """What a store raises in the block, in types of its own, as a `UserError` of one line.
+
+    Args:
+        failure: what could not be done, such as "s3://bucket/photos can't be listed".
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{failure}: {type(error).__name__}: {error}".splitlines()[0]) from error
 
 
 def patiently(request: Callable[[], _Answer]) -> _Answer:
