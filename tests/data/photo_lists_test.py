@@ -137,6 +137,17 @@ def test_photos_that_are_converted_before_they_are_decoded(tmp_path):
         assert contents.trouble(2) == "could not be read: No such file or directory"
 
 
+def test_no_time_is_lost_on_what_is_no_name(monkeypatch):
+    monkeypatch.setattr(stores.time, "sleep", lambda seconds: pytest.fail("it will be none later"))
+    names = ["a" * 300 + ".jpg", "a\0b.jpg", "gone.jpg"]
+    with Contents([Photo(name, name) for name in names]) as contents:
+        assert [contents.decodable(row) for row in range(3)] == [b""] * 3
+        troubles = [contents.trouble(row) for row in range(3)]
+    assert troubles == [
+        f"could not be read: {why}" for why in ("File name too long", "embedded null byte", "No such file or directory")
+    ]
+
+
 @pytest.mark.parametrize("kind", ["csv", "txt", "parquet"])
 def test_a_store_that_fails_while_a_list_is_read_is_one_line(bucket, monkeypatch, kind):
     class Throttled(io.RawIOBase):

@@ -5,6 +5,7 @@ is the store of a path or URL, and `read` reads from it patiently.
 """
 
 import contextlib
+import errno
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -17,6 +18,9 @@ from mg_keras.errors import UserError
 _SCHEME = re.compile(r"[A-Za-z0-9+.:-]+://")
 # seconds before a store that did not answer is asked again
 _RETRIES = (0.5, 2.0, 8.0)
+# what will be the same then; ValueError: a path with a zero in it
+_LASTING = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, ValueError)
+_NO_NAMES = (errno.ENAMETOOLONG, errno.ELOOP)
 _Answer = TypeVar("_Answer")
 
 
@@ -74,7 +78,7 @@ def as_user_error(failure: str) -> Iterator[None]:
 
 
 def patiently(request: Callable[[], _Answer]) -> _Answer:
-    """What a store answers, asked again where it does not; a file that is not there will not be there later.
+    """What a store answers, asked again where it does not; a file that is not, or can't be, will not be there later.
 
     Raises:
         OSError: it does not answer.
@@ -83,10 +87,8 @@ def patiently(request: Callable[[], _Answer]) -> _Answer:
         try:
             return request()
         except Exception as error:  # stores raise types of their own
-            missing = type(error).__name__ == "NotFoundError" or isinstance(
-                error, FileNotFoundError | PermissionError | IsADirectoryError | NotADirectoryError
-            )
-            if seconds is None or missing:
+            missing = type(error).__name__ == "NotFoundError" or isinstance(error, _LASTING)
+            if seconds is None or missing or getattr(error, "errno", None) in _NO_NAMES:
                 raise OSError(f"{type(error).__name__}: {error}") from error
         time.sleep(seconds)
     raise AssertionError("unreachable")
