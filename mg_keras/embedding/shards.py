@@ -39,9 +39,6 @@ _PATTERN = "shard-*.parquet"
 KEY = b"mg_keras"
 """Of the metadata of a schema."""
 
-DECIDES = ("network", "resolution", "train_resolution", "pooling", "whitening")
-"""Of what descriptors were made from: what decides them, whatever the photos are and however values are rounded."""
-
 # embeddings don't compress, and the rest is small beside them; checksums tell a page that is damaged
 _FORMAT = {"compression": "none", "use_dictionary": ["class", "error"], "write_page_checksum": True}
 _BROKEN = (pa.ArrowException, OSError, KeyError, ValueError)
