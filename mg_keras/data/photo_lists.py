@@ -17,11 +17,12 @@ from typing import NamedTuple, Self
 
 from pyarrow import parquet
 
+from mg_keras.data import stores
 from mg_keras.data.finding import CONVERTED, existing, find_photos, is_ignored, kind_of, told, why_none
 from mg_keras.data.formats import EXTENSIONS
 from mg_keras.data.patterns import expand_braces
 from mg_keras.data.pillow_photos import opened, why_not, write
-from mg_keras.data.stores import as_user_error, is_url, patiently, store_of
+from mg_keras.data.stores import as_user_error, is_url, store_of
 from mg_keras.data.tables import records
 from mg_keras.errors import UserError
 from mg_keras.files import printable_name
@@ -304,7 +305,10 @@ class Contents:
             return b""
         photo = self.photos[row]
         try:
-            contents = patiently(lambda: _bytes_of(photo))
+            end = None if photo.length < 0 else photo.position + photo.length
+            contents = stores.read(photo.path, photo.position, end)
+            if len(contents) < photo.length:
+                raise OSError(f"{printable_name(photo.path)} is cut off")
         except (OSError, UserError) as error:
             cause = error.__cause__ or error
             why = getattr(cause, "strerror", None) or str(cause).strip() or type(cause).__name__
@@ -312,13 +316,3 @@ class Contents:
             return b""
         self._hashes[row] = sha256(contents).hexdigest()
         return contents
-
-
-def _bytes_of(photo):
-    store = store_of(photo.path)
-    if photo.length < 0:
-        return store.read(photo.path)
-    contents = store.read(photo.path, photo.position, photo.position + photo.length)
-    if len(contents) < photo.length:
-        raise FileNotFoundError(f"{printable_name(photo.path)} is cut off")
-    return contents

@@ -100,6 +100,10 @@ def test_tars_are_read_where_the_photos_lie(tmp_path, monkeypatch):
     ]
     with Contents(photos) as contents:
         assert [contents.decodable(row) for row in range(6)] == [jpeg(n) for n in (0, 1, 2, 0, 1, 2)]
+    (tmp_path / "1.tar").write_bytes((tmp_path / "1.tar").read_bytes()[: photos[5].position + 100])
+    with Contents(photos) as contents:
+        assert contents.decodable(5) == b""
+        assert contents.trouble(5) == f"could not be read: {tmp_path}/1.tar is cut off"
     with pytest.raises(UserError, match=r"give its tars as .*/\*\.tar"):
         list(PhotoList(tmp_path))
 
