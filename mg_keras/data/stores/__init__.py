@@ -54,7 +54,7 @@ def read(path: str, start: int = 0, end: int | None = None) -> bytes:
     Raises:
         OSError: the store does not give it; the message has the error's name.
     """
-    return patiently(lambda: store_of(path).read(path, start, end))
+    return _patiently(lambda: store_of(path).read(path, start, end))
 
 
 def is_url(path: str) -> bool:
@@ -77,7 +77,7 @@ def as_user_error(failure: str) -> Iterator[None]:
         raise UserError(f"{failure}: {type(error).__name__}: {error}".splitlines()[0]) from error
 
 
-def patiently(request: Callable[[], _Answer]) -> _Answer:
+def _patiently(request: Callable[[], _Answer]) -> _Answer:
     """What a store answers, asked again where it does not; a file that is not, or can't be, will not be there later.
 
     Raises:
