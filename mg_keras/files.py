@@ -143,11 +143,14 @@ def wait_for_lock(file: IO | int) -> None:
         fcntl.flock(file, fcntl.LOCK_EX)
 
 
-def check_writable(folder: str | os.PathLike) -> None:
+def check_writable(folder: str | os.PathLike) -> Path:
     """Refuse a folder in which no file can be written, before there is something to write; nothing is made or changed.
 
     Args:
         folder: it need not exist: then it is the one above that matters, in which it will be made.
+
+    Returns:
+        The folder, or the one above that is there.
 
     Raises:
         UserError: the right to write is missing, or a part of the path is a file.
@@ -158,6 +161,7 @@ def check_writable(folder: str | os.PathLike) -> None:
         raise UserError(f"{folder} can't be written to: {there} is no folder")
     if not os.access(there, os.W_OK | os.X_OK):
         raise UserError(f"{folder} can't be written to: {there} is read-only for you; choose another place")
+    return there
 
 
 def _plain(value: Any) -> Any:

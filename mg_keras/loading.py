@@ -15,7 +15,7 @@ import tensorflow as tf
 from mg_keras import MultiGrain, Whitening
 from mg_keras.data.given import given_photos
 from mg_keras.embedding.photos import embed, preparation_of
-from mg_keras.embedding.settings import hash_of
+from mg_keras.embedding.settings import DECIDES, Settings
 from mg_keras.errors import UserError
 from mg_keras.export.opened import Exported
 from mg_keras.export.optimize import PRECISIONS, computes_bfloat16
@@ -65,6 +65,7 @@ class Loaded:
 
     Attributes:
         path: Path of what was opened.
+        network: of `mg_keras.embedding.photos`: with `settings`, what `mg_keras.engines.local.Local` takes.
         class_names: list of str, in the order of the logits, `class 0` and so on where they are not known; None where
             there is no classifier.
         resolution: pixels that photos are embedded at where no other is given: of training, if the model doesn't say
@@ -91,12 +92,11 @@ class Loaded:
         default_resolution: int | None = None,
         thresholds: dict[str, dict[str, float]] | None = None,
     ):
-        self.path, self.class_names, self.whitened = path, class_names, whitened
+        self.path, self.network, self.class_names, self.whitened = path, network, class_names, whitened
         self.train_resolution, self.resolution = resolution, default_resolution or resolution
         self.pooling_exponent, self.p_star = float(pooling_exponent), dict(p_star)
         self.thresholds = thresholds or {}
         self.preparation = preparation_of(network)
-        self._network = network
         # None: the network's values are its descriptors
         self._whitening_at = whitening_at
         self._classifier = None if whitening_at else _Classifier(network)
@@ -131,12 +131,12 @@ class Loaded:
             >>> descriptors = mg_keras.load("runs/demo").embed(["a.jpg", "b.png"])  # doctest: +SKIP
             >>> similarity = descriptors @ descriptors.T  # doctest: +SKIP
         """
-        resolution = self._resolution(resolution)
-        rows, values, count = self._values(self._network, photos, resolution, p_star, on_error)
-        if self._whitening_at and len(rows):
-            values = self._whitening_at(resolution).transform(values)
-        elif self._whitening_at:
-            values = np.empty((0, self._whitening_at(resolution).projection_.shape[1]), np.float32)
+        settings = self.settings(resolution, p_star)
+        rows, values, count = self._values(self.network, photos, settings, on_error)
+        if settings.whitening and len(rows):
+            values = settings.whitening.transform(values)
+        elif settings.whitening:
+            values = np.empty((0, settings.whitening.projection_.shape[1]), np.float32)
         return _filled(rows, values, count)
 
     def classify(
@@ -169,13 +169,13 @@ class Loaded:
         """
         if self.class_names is None:
             raise UserError(f"{self.path} holds a trunk without a classifier: it embeds and can't classify")
-        resolution = self._resolution(resolution)
+        settings = self.settings(resolution, p_star)
         if getattr(photos_or_descriptors, "ndim", None) == 2:
-            logits = self._classes_of_descriptors(np.asarray(photos_or_descriptors), resolution)
+            logits = self._classes_of_descriptors(np.asarray(photos_or_descriptors), settings.whitening)
         else:
-            network = self._classifier or self._network
-            rows, values, count = self._values(network, photos_or_descriptors, resolution, p_star, on_error)
-            logits = _filled(rows, values if self._classifier else self._network.classify(values), count)
+            network = self._classifier or self.network
+            rows, values, count = self._values(network, photos_or_descriptors, settings, on_error)
+            logits = _filled(rows, values if self._classifier else self.network.classify(values), count)
         probabilities = _softmax(logits)
         likeliest = np.where(np.isnan(logits).any(axis=1), -1, np.argmax(logits, axis=1)) if len(logits) else []
         names = [self.class_names[number] if number >= 0 else None for number in likeliest]
@@ -195,7 +195,7 @@ class Loaded:
 
         It is read from the weights once, which takes about a second for each 500 MB.
         """
-        digest = hashlib.sha256(self._network.fingerprint().encode())
+        digest = hashlib.sha256(self.network.fingerprint().encode())
         digest.update(repr((self.pooling_exponent, sorted(self.p_star.items()))).encode())
         if self._whitening_at:
             for resolution in sorted({self.resolution, *self.p_star}):
@@ -203,33 +203,37 @@ class Loaded:
                 digest.update(whitening.mean_.tobytes() + whitening.projection_.tobytes())
         return digest.hexdigest()
 
+    def settings(self, resolution: int | None = None, p_star: float | None = None) -> Settings:
+        """How `embed` describes photos with the `network`.
+
+        Args:
+            resolution, p_star: as `embed` takes them.
+
+        Raises:
+            UserError: one of them is out of range.
+        """
+        if resolution is None:
+            resolution = self.resolution
+        elif not (isinstance(resolution, int | np.integer) and resolution >= 1):
+            raise UserError(f"resolution must be a whole number of pixels, at least 1, received {resolution!r}")
+        if p_star is None:
+            p_star = self.p_star.get(int(resolution), self.pooling_exponent)
+        elif not (isinstance(p_star, int | float | np.number) and 0 < p_star < math.inf):
+            raise UserError(f"p_star must be a number > 0, received {p_star!r}")
+        whitening = self._whitening_at(int(resolution)) if self._whitening_at else None
+        return Settings(int(resolution), self.train_resolution, float(p_star), whitening, self.class_names)
+
     def made_from(self, resolution: int) -> dict[str, Any]:
         """What `mg-keras embed` says of descriptors that it makes like this object, at a resolution in pixels."""
-        return {
-            "network": self._network.fingerprint(),
-            "resolution": resolution,
-            "train_resolution": self.train_resolution,
-            "pooling": self.p_star.get(resolution, self.pooling_exponent),
-            "whitening": hash_of(self._whitening_at(resolution)) if self._whitening_at else None,
-        }
+        told = self.settings(resolution).made_from(self.network.fingerprint(), None)
+        return {name: told[name] for name in DECIDES}
 
-    def _resolution(self, resolution):
-        if resolution is None:
-            return self.resolution
-        if not (isinstance(resolution, int | np.integer) and resolution >= 1):
-            raise UserError(f"resolution must be a whole number of pixels, at least 1, received {resolution!r}")
-        return int(resolution)
-
-    def _values(self, network, photos, resolution, p_star, on_error):
+    def _values(self, network, photos, settings, on_error):
         """(rows of the photos that can be used, what the network makes of them [n, ...], how many there are in all)."""
         if on_error not in ("raise", "skip"):
             raise UserError(f'on_error must be "raise" or "skip", received {on_error!r}')
-        if p_star is None:
-            p_star = self.p_star.get(resolution, self.pooling_exponent)
-        elif not (isinstance(p_star, int | float | np.number) and 0 < p_star < math.inf):
-            raise UserError(f"p_star must be a number > 0, received {p_star!r}")
         split = given_photos(photos)
-        found = embed(network, split, resolution, self.train_resolution, [float(p_star)])
+        found = embed(network, split, settings.resolution, settings.train_resolution, [settings.pooling])
         if len(found.unusable) and on_error == "raise":
             first = int(found.unusable[0])
             more = f", and {len(found.unusable) - 1} more" if len(found.unusable) > 1 else ""
@@ -239,17 +243,16 @@ class Loaded:
             )
         return found.rows, found.values[0], len(split)
 
-    def _classes_of_descriptors(self, descriptors, resolution):
+    def _classes_of_descriptors(self, descriptors, whitening):
         """Logits [N, C] of descriptors [N, D]."""
-        size = self._network.about["embedding_size"] if self._whitening_at is None else None
-        size = size or self._whitening_at(resolution).projection_.shape[1]
+        size = whitening.projection_.shape[1] if whitening else self.network.about["embedding_size"]
         if descriptors.shape[1] != size:
             raise UserError(f"descriptors of {self.path} have {size} values, received {descriptors.shape[1]}")
-        if self._whitening_at is None:
-            return self._network.classify(descriptors)
+        if whitening is None:
+            return self.network.classify(descriptors)
         rows = np.flatnonzero(~np.isnan(descriptors).any(axis=1))
-        unit = self._whitening_at(resolution).undo(descriptors[rows])
-        return _filled(rows, self._network.classify(unit[:, :-1] / unit[:, -1:]), len(descriptors))
+        unit = whitening.undo(descriptors[rows])
+        return _filled(rows, self.network.classify(unit[:, :-1] / unit[:, -1:]), len(descriptors))
 
 
 class _Classifier:

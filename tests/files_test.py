@@ -178,7 +178,7 @@ def test_a_system_without_locks_loads_everything_and_locks_nothing(tmp_path):
 def test_a_folder_is_known_to_be_writable_before_anything_is_written(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     for folder in (tmp_path, tmp_path / "new" / "run"):
-        check_writable(folder)
+        assert check_writable(folder) == tmp_path
     for folder in (tmp_path / "file", tmp_path / "file" / "run"):
         with pytest.raises(UserError, match=rf"{folder} can't be written to: {tmp_path / 'file'} is no folder"):
             check_writable(folder)

@@ -4,6 +4,7 @@ A list is read from one end to the other and never held, so it may have tens of 
 for tars alone, which it takes to index.
 """
 
+import contextlib
 import io
 import os
 import threading
@@ -14,13 +15,14 @@ from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple, Self
 
-from pyarrow import ArrowException, parquet
+from pyarrow import parquet
 
+from mg_keras.data import stores
 from mg_keras.data.finding import CONVERTED, existing, find_photos, is_ignored, kind_of, told, why_none
 from mg_keras.data.formats import EXTENSIONS
 from mg_keras.data.patterns import expand_braces
 from mg_keras.data.pillow_photos import opened, why_not, write
-from mg_keras.data.stores import is_url, patiently, store_of
+from mg_keras.data.stores import as_user_error, is_url, store_of
 from mg_keras.data.tables import records
 from mg_keras.errors import UserError
 from mg_keras.files import printable_name
@@ -118,12 +120,8 @@ class PhotoList:
 def _matching(pattern):
     if os.path.lexists(os.path.expanduser(pattern)):
         return [os.path.expanduser(pattern)]
-    try:
+    with as_user_error(f"{printable_name(pattern)} can't be listed"):
         paths = sorted(store_of(pattern).glob(pattern))
-    except UserError:
-        raise
-    except Exception as error:  # stores raise types of their own
-        raise UserError(f"{pattern} can't be listed: {type(error).__name__}: {error}".splitlines()[0]) from error
     if not paths:
         what = "nothing matches" if has_magic(pattern) else "no such folder, photo or list:"
         raise UserError(f"{what} {printable_name(pattern)}")
@@ -149,15 +147,11 @@ def _of_url(url):
         yield Photo(printable_name(url), url)
         return
     found = False
-    try:
+    with as_user_error(f"{url} can't be listed"):
         for path, inside, stamp in store_of(url).listing(url):
             if os.path.splitext(path)[1].lower() in _ENDINGS and not any(map(is_ignored, inside.split("/"))):
                 found = True
                 yield Photo(printable_name(path), path, stamp=stamp)
-    except UserError:
-        raise
-    except Exception as error:  # stores raise types of their own
-        raise UserError(f"{url} can't be listed: {type(error).__name__}: {error}".splitlines()[0]) from error
     if not found:
         raise UserError(f"no photo below {url}: none of its files ends in {', '.join(_ENDINGS)}")
 
@@ -183,13 +177,13 @@ def _column(columns, of):
     return place
 
 
+@contextlib.contextmanager
 def _text_of(path):
-    try:
-        return io.TextIOWrapper(store_of(path).open(path), encoding="utf-8-sig", newline="")
-    except UserError:
-        raise
-    except Exception as error:  # stores raise types of their own
-        raise UserError(f"{printable_name(path)} can't be read: {error}".splitlines()[0]) from error
+    with (
+        as_user_error(f"{printable_name(path)} can't be read"),
+        io.TextIOWrapper(store_of(path).open(path), encoding="utf-8-sig", newline="") as lines,
+    ):
+        yield lines
 
 
 def _of_table(path):
@@ -216,17 +210,17 @@ def _of_lines(path):
 
 
 def _of_parquet(path):
-    try:
-        with store_of(path).open(path) as opened_file:
-            file = parquet.ParquetFile(opened_file)
-            name = file.schema_arrow.names[_column(file.schema_arrow.names, path)]
-            for batch in file.iter_batches(_ROWS_AT_ONCE, columns=[name]):
-                names = batch.column(0).to_pylist()
-                if not all(isinstance(each, str) and each for each in names):
-                    raise UserError(f"{printable_name(path)}: {name} must hold the name of a photo in every row")
-                yield from _of_names(names, path)
-    except (ArrowException, OSError) as error:
-        raise UserError(f"{printable_name(path)} can't be read as Parquet: {error}".splitlines()[0]) from error
+    with (
+        as_user_error(f"{printable_name(path)} can't be read as Parquet"),
+        store_of(path).open(path) as opened_file,
+    ):
+        file = parquet.ParquetFile(opened_file)
+        name = file.schema_arrow.names[_column(file.schema_arrow.names, path)]
+        for batch in file.iter_batches(_ROWS_AT_ONCE, columns=[name]):
+            names = batch.column(0).to_pylist()
+            if not all(isinstance(each, str) and each for each in names):
+                raise UserError(f"{printable_name(path)}: {name} must hold the name of a photo in every row")
+            yield from _of_names(names, path)
 
 
 def _of_tars(paths):
@@ -311,7 +305,10 @@ class Contents:
             return b""
         photo = self.photos[row]
         try:
-            contents = patiently(lambda: _bytes_of(photo))
+            end = None if photo.length < 0 else photo.position + photo.length
+            contents = stores.read(photo.path, photo.position, end)
+            if len(contents) < photo.length:
+                raise OSError(f"{printable_name(photo.path)} is cut off")
         except (OSError, UserError) as error:
             cause = error.__cause__ or error
             why = getattr(cause, "strerror", None) or str(cause).strip() or type(cause).__name__
@@ -319,13 +316,3 @@ class Contents:
             return b""
         self._hashes[row] = sha256(contents).hexdigest()
         return contents
-
-
-def _bytes_of(photo):
-    store = store_of(photo.path)
-    if photo.length < 0:
-        return store.read(photo.path)
-    contents = store.read(photo.path, photo.position, photo.position + photo.length)
-    if len(contents) < photo.length:
-        raise FileNotFoundError(f"{printable_name(photo.path)} is cut off")
-    return contents

@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from mg_keras.databases.collection import PAYLOAD, Away, Collection, Photos, digest_of, key_of
 from mg_keras.embedding import shards
+from mg_keras.embedding.settings import DECIDES
 from mg_keras.errors import UserError
 from mg_keras.progress import Progress, announce, mapped
 
@@ -79,9 +80,9 @@ def _description(files, about):
     for file, (made_from, size, _) in zip(files, about, strict=True):
         if size != dimensions:
             raise UserError(f"{file} has descriptors of {size} values, {files[0]} of {dimensions}: push one at a time")
-        if different := shards.differences({name: first.get(name) for name in shards.DECIDES}, made_from):
+        if different := shards.differences({name: first.get(name) for name in DECIDES}, made_from):
             raise UserError(f"{file} was made from other {different} than {files[0]}: push one at a time")
-    return {"dimensions": dimensions, **{name: first.get(name) for name in shards.DECIDES}}
+    return {"dimensions": dimensions, **{name: first.get(name) for name in DECIDES}}
 
 
 def _check_same(collection, description):

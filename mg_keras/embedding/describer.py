@@ -11,6 +11,7 @@ import tensorflow as tf
 from mg_keras.data.images import problem
 from mg_keras.data.photo_lists import Contents
 from mg_keras.data.sources import Split
+from mg_keras.data.stores.graph import in_graph
 from mg_keras.embedding import shards
 from mg_keras.embedding.photos import EmbeddingNetwork, forward_function, preparation_of, prepared_batches
 from mg_keras.embedding.settings import Settings
@@ -55,12 +56,7 @@ class Describer:
         settings, uris = self.settings, [photo.uri for photo in piece.photos]
         tables = []
         with Contents(piece.photos) as contents:
-
-            def read(row):
-                found = tf.numpy_function(lambda row: contents.decodable(int(row)), [row], tf.string, stateful=False)
-                return tf.ensure_shape(found, [])
-
-            split = Split(uris, read, lambda: np.full(len(uris), -1))
+            split = Split(uris, in_graph(contents.decodable), lambda: np.full(len(uris), -1))
             for batch in prepared_batches(
                 split,
                 settings.resolution,

@@ -8,6 +8,9 @@ from typing import Any
 from mg_keras.embedding.whitening import Whitening
 from mg_keras.poolings import RMAC, checked
 
+DECIDES = ("network", "resolution", "train_resolution", "pooling", "whitening")
+"""Of what descriptors were made from: what decides them, whatever the photos are and however values are rounded."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
@@ -47,21 +50,16 @@ class Settings:
             fingerprint: the network's.
             precision: of `mg_keras.export.optimize.PRECISIONS`, what it computes in; None: it doesn't say.
         """
-        names = self.class_names
+        names, whitening = self.class_names, self.whitening
         return {
             "network": fingerprint,
             "precision": precision,
             "resolution": self.resolution,
             "train_resolution": self.train_resolution,
             "pooling": "training" if self.pooling is None else self.pooling,
-            "whitening": self.whitening and hash_of(self.whitening),
+            "whitening": whitening and _hash(whitening.mean_.tobytes() + whitening.projection_.tobytes()),
             "class_names": None if names is None else _hash("\n".join(names).encode()),
         }
-
-
-def hash_of(whitening: Whitening) -> str:
-    """What files of descriptors say of a whitening: equal for equal ones."""
-    return _hash(whitening.mean_.tobytes() + whitening.projection_.tobytes())
 
 
 def _hash(content):

@@ -39,9 +39,6 @@ _PATTERN = "shard-*.parquet"
 KEY = b"mg_keras"
 """Of the metadata of a schema."""
 
-DECIDES = ("network", "resolution", "train_resolution", "pooling", "whitening")
-"""Of what descriptors were made from: what decides them, whatever the photos are and however values are rounded."""
-
 # embeddings don't compress, and the rest is small beside them; checksums tell a page that is damaged
 _FORMAT = {"compression": "none", "use_dictionary": ["class", "error"], "write_page_checksum": True}
 _BROKEN = (pa.ArrowException, OSError, KeyError, ValueError)
@@ -81,7 +78,7 @@ def usable_rows(
     ids: np.ndarray,
     uris: Sequence[str],
     embeddings: np.ndarray,
-    sizes: np.ndarray | None = None,
+    sizes: np.ndarray | Sequence[tuple[int | None, int | None]] | None = None,
     classes: Sequence[str] | None = None,
     probabilities: np.ndarray | None = None,
     hashes: Sequence[str | None] | None = None,
@@ -93,7 +90,7 @@ def usable_rows(
         ids: int64 [b].
         uris: b paths; bytes of them that are no UTF-8 become escapes.
         embeddings: [b, D].
-        sizes: int [b, 2], heights and widths.
+        sizes: int [b, 2], heights and widths; None among them: not known.
         classes, probabilities: of the likeliest class, b each.
         hashes: SHA-256 of the files, b of them.
 
@@ -109,8 +106,8 @@ def usable_rows(
         columns,
         id=ids,
         uri=[_text(uri) for uri in uris],
-        height=None if sizes is None else sizes[:, 0],
-        width=None if sizes is None else sizes[:, 1],
+        height=None if sizes is None else [height for height, _ in sizes],
+        width=None if sizes is None else [width for _, width in sizes],
         embedding=pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), dimensions),
         **{"class": classes, "probability": probabilities, "sha256": hashes},
     )

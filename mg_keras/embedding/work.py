@@ -1,11 +1,10 @@
 """What is to be described: a list of photos that stands still, in pieces of which each becomes one shard."""
 
-import contextlib
 import hashlib
+import mmap
 import os
-import uuid
+import tempfile
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import NamedTuple, Self
 
 import numpy as np
@@ -39,7 +38,7 @@ class Work:
 
     Args:
         photos: read once.
-        folder: of the file, which goes when the process does; 100 bytes a photo or so.
+        folder: of the file, which has no name there and so goes when the process does; 100 bytes a photo or so.
 
     Attributes:
         digest: equal for lists of the same photos, as far as listing them tells.
@@ -50,18 +49,16 @@ class Work:
 
     def __init__(self, photos: Iterable[Photo], folder: str | os.PathLike):
         digest, hashes = hashlib.sha256(), []
-        path = Path(folder) / f".photos-{uuid.uuid4().hex}.arrow"
-        try:
-            with pa.OSFile(os.fspath(path), "wb") as file, pa.ipc.new_file(file, _COLUMNS) as writer:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            with pa.ipc.new_file(file, _COLUMNS) as writer:
                 for rows in _batches(photos):
                     digest.update(repr([(photo.uri, photo.stamp) for photo in rows]).encode())
                     hashes.append(np.array([_short_hash(photo.uri) for photo in rows], np.uint64))
                     writer.write_batch(_record_batch(rows))
-            self._file = pa.memory_map(os.fspath(path))
-        finally:
-            # it stays as long as it is open, and is gone even after kill -9
-            path.unlink(missing_ok=True)
-        reader = pa.ipc.open_file(self._file)
+            file.flush()
+            # holds the file when it is closed
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        reader = pa.ipc.open_file(pa.py_buffer(mapped))
         # a batch is a view of the file, no more
         self._rows = pa.Table.from_batches([reader.get_batch(n) for n in range(reader.num_record_batches)], _COLUMNS)
         self.digest = digest.hexdigest()
@@ -83,10 +80,8 @@ class Work:
         self.close()
 
     def close(self) -> None:
-        """Closes the file."""
-        self._rows = self._rows.slice(0, 0)
-        with contextlib.suppress(OSError):
-            self._file.close()
+        """Lets go of the file."""
+        self._rows = _COLUMNS.empty_table()
 
     def uris(self) -> Iterator[str]:
         """What rows call the photos, in their order."""

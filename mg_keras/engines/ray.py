@@ -6,6 +6,7 @@ those that are there, and another one is asked for, which starts when a machine 
 """
 
 import contextlib
+import math
 import os
 import socket
 import sys
@@ -79,6 +80,8 @@ class Ray(Engine):
         self._crew: dict[Any, int] = {}
         self._starting: dict[Any, Any] = {}
         self._started = False
+        # when it was looked for machines, and when there was a worker or it was said that there is none
+        self._looked, self._seen = -math.inf, math.inf
 
     def start(self) -> None:
         """Joins the cluster, or makes one, and has the first worker ready."""
@@ -92,7 +95,7 @@ class Ray(Engine):
         except (ConnectionError, ValueError, RuntimeError, OSError) as error:
             what = str(error).strip().splitlines() or [type(error).__name__]
             raise UserError(f"no Ray cluster at {self._address or 'this machine'}: {what[0]}") from error
-        self._started = True
+        self._started, self._seen = True, time.monotonic()
         self._cpus = self._cpus or min(
             _CPUS_A_WORKER, max([1, *(int(each.get("CPU", 0)) for each in self._machines())])
         )
@@ -107,14 +110,8 @@ class Ray(Engine):
         )
         if not self._room() and not self._limit:
             raise UserError(f"no machine of the Ray cluster has {self._needs()}: see --cpus_a_worker, --gpus_a_worker")
-        self._hire()
-        began = time.monotonic()
         while not self._crew:
-            self._meet(self._ray.wait(list(self._starting), timeout=_LOOK)[0])
-            if time.monotonic() - began > _SAY:
-                began = time.monotonic()
-                print(f"waiting for a worker of {self._needs()}", file=sys.stderr, flush=True)
-            self._hire()
+            self._ready({})
 
     def close(self) -> None:
         """Leaves the cluster; its workers end."""
@@ -127,22 +124,14 @@ class Ray(Engine):
         ray = self._ray
         # reference of the rows -> (worker, piece); pieces that have lost their worker, and how often
         under_way, again, lost, given_up = {}, deque(), {}, []
-        looked = time.monotonic()
         try:
             while True:
                 self._give(pieces, again, columns, under_way)
-                if not under_way and not again and (piece := next(pieces, None)) is None:
-                    break
                 if not under_way and not again:
+                    if (piece := next(pieces, None)) is None:
+                        break
                     again.append(piece)
-                if not under_way and not self._starting:
-                    # all are gone, and no machine has room for another one yet
-                    time.sleep(_LOOK / 2)
-                    self._hire()
-                    continue
-                ready, _ = ray.wait([*under_way, *self._starting], timeout=_LOOK / 2)
-                self._meet([each for each in ready if each in self._starting])
-                for reference in (each for each in ready if each in under_way):
+                for reference in self._ready(under_way):
                     worker, piece = under_way.pop(reference)
                     try:
                         rows = ray.get(reference)
@@ -154,15 +143,11 @@ class Ray(Engine):
                             again.append(piece)
                         else:
                             given_up.append((piece, error))
-                        looked = -_LOOK
                         continue
                     if worker in self._crew:
                         self._crew[worker] -= 1
                     counted(len(piece.ids))
                     yield rows
-                if time.monotonic() - looked > _LOOK:
-                    looked = time.monotonic()
-                    self._hire()
         except ray.exceptions.RayTaskError as error:
             raise (error.cause if isinstance(error.cause, Exception) else error) from error
         except ray.exceptions.RayError as error:
@@ -184,6 +169,25 @@ class Ray(Engine):
                     return
                 self._crew[worker] += 1
                 under_way[worker.rows.remote(piece, columns)] = worker, piece
+
+    def _ready(self, under_way):
+        """Which of the rows under way are there, after seconds at most; workers join the crew meanwhile."""
+        now = time.monotonic()
+        if now - self._looked > _LOOK:
+            self._looked = now
+            self._hire()
+        if self._crew:
+            self._seen = now
+        elif now - self._seen > _SAY:
+            self._seen = now
+            print(f"waiting for a worker of {self._needs()}", file=sys.stderr, flush=True)
+        if not under_way and not self._starting:
+            # all are gone, and no machine has room for another one yet
+            time.sleep(_LOOK / 2)
+            return []
+        ready, _ = self._ray.wait([*under_way, *self._starting], timeout=_LOOK / 2)
+        self._meet([each for each in ready if each in self._starting])
+        return [each for each in ready if each in under_way]
 
     def _machines(self):
         """The resources of each machine that is there."""
@@ -225,6 +229,7 @@ class Ray(Engine):
 
     def _dismiss(self, worker):
         if self._crew.pop(worker, None) is not None:
+            self._looked = -math.inf
             with contextlib.suppress(Exception):
                 self._ray.kill(worker)
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import glob
 import json
 import os
 import sys
@@ -14,11 +15,20 @@ from mg_keras.embedding import shards
 from mg_keras.embedding.work import Work
 from mg_keras.engines.contract import Engine
 from mg_keras.errors import UserError
-from mg_keras.files import atomic_write_json, atomic_write_text, printable_name, try_lock
+from mg_keras.files import (
+    atomic_write_json,
+    atomic_write_text,
+    check_writable,
+    printable_name,
+    remove_leftovers,
+    try_lock,
+)
 from mg_keras.progress import Progress
 
 # a list is cut into so many shards at least, of so many photos at least
 _SHARDS, _FEWEST = 32, 256
+# what lies beside an array
+_LISTS = (".txt", ".unusable.txt", ".json")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,8 +88,8 @@ def embed_to_files(
         raise UserError(f"descriptors are written to a name in .npy or .parquet or to a folder, received {path}")
     dtype = dtype or ("float32" if kind == ".npy" else "float16")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with Work(photos, path.parent) as work:
+        # nothing is made before it is known that all can be
+        with Work(photos, check_writable(path.parent if kind else path)) as work:
             made_from = {"photos": work.digest, **engine.made_from, "dtype": dtype}
             columns = shards.schema(engine.dimensions, dtype, made_from)
             place = path.with_name(f"{path.name}.shards") if kind else path
@@ -91,17 +101,20 @@ def embed_to_files(
             shards.check(place, made_from)
             place.mkdir(parents=True, exist_ok=True)
             with _locked(place):
+                if kind:
+                    _remove_leftovers(path)
                 _fill(engine, work, place, columns, label, photos_a_shard)
-                errors = _errors(place)
-                if len(errors) == len(work):
-                    first = next(work.uris())
-                    raise UserError(f"none of the {len(work):,} photos can be used; the first, {first}: {errors[0]}")
+                described = sum(rows["error"].null_count for rows in shards.read(place, ["error"]))
+                written = Written(described, len(work) - described)
+                if not described:
+                    first = f"{next(work.uris())}: {next(_errors(place))}"
+                    raise UserError(f"none of the {len(work):,} photos can be used; the first, {first}")
                 if kind == ".npy":
-                    _write_lists(path, work, errors, getattr(photos, "passed_over", ()), made_from)
+                    _write_lists(path, work, _errors(place), getattr(photos, "passed_over", ()), made_from, written)
                 if kind:
                     shards.join(place, path)
                     shards.remove(place)
-            return Written(len(work) - len(errors), len(errors))
+            return written
     except OSError as error:
         raise UserError(f"{path} can't be written: {error.strerror or error}") from error
 
@@ -128,9 +141,14 @@ def _fill(engine, work, place, columns, label, size):
 
 
 def _errors(place):
-    """{photo: why it can't be used}, in order."""
-    tables = (rows.filter(rows["error"].is_valid()) for rows in shards.read(place, ["error"]))
-    return {row: error for rows in tables for row, error in zip(*rows.to_pydict().values(), strict=True)}
+    """Why each photo can't be used, in order; None of those that can."""
+    return (error for rows in shards.read(place, ["error"]) for error in rows["error"].to_pylist())
+
+
+def _remove_leftovers(path):
+    """What a process that was killed while it wrote the last files left of them."""
+    for suffix in (".npy", *_LISTS) if path.suffix == ".npy" else (path.suffix,):
+        remove_leftovers(path.parent, glob.escape(path.with_suffix(suffix).name))
 
 
 @contextlib.contextmanager
@@ -164,20 +182,19 @@ def _check_complete(path: Path, made_from: dict[str, Any]) -> Written:
     raise UserError(f"{path} exists already and {reason}: remove it or choose another name")
 
 
-def _write_lists(path, work, errors, passed_over, made_from):
+def _write_lists(path, work, errors, passed_over, made_from, written):
     """What lies beside an array: written before it, so that where the array is, all is."""
     # a name with a line break in it would put the list out of step with the array: `uris` are lines of text
     usable, unusable = [], []
-    for row, name in enumerate(work.uris()):
-        if row in errors:
-            unusable.append((name, printable_name(errors[row])))
-        else:
+    for name, error in zip(work.uris(), errors, strict=True):
+        if error is None:
             usable.append(name)
+        else:
+            unusable.append((name, printable_name(error)))
     atomic_write_text(path.with_suffix(".txt"), "".join(f"{name}\n" for name in usable))
     text = "".join(f"{name}\t{reason}\n" for name, reason in [*unusable, *passed_over])
     if text:
         atomic_write_text(path.with_suffix(".unusable.txt"), text)
     else:
         path.with_suffix(".unusable.txt").unlink(missing_ok=True)
-    about = {"described": len(usable), "unusable": len(errors), "made_from": made_from}
-    atomic_write_json(path.with_suffix(".json"), about)
+    atomic_write_json(path.with_suffix(".json"), {**dataclasses.asdict(written), "made_from": made_from})

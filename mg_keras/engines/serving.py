@@ -1,9 +1,9 @@
 """Photos described by TF Serving, or what speaks as it does: one server or many."""
 
+import contextlib
 import io
 from collections.abc import Callable, Iterator, Sequence
 
-import numpy as np
 import pyarrow as pa
 from PIL import Image
 
@@ -70,9 +70,12 @@ class Serving(Engine):
     def rows(self, pieces: Iterator[Piece], columns: pa.Schema, counted: Callable[[int], None]) -> Iterator[pa.Table]:
         """As `Engine.rows`."""
 
+        under_way = set()
+
         def requests():
             for piece in pieces:
                 opened = _Opened(piece)
+                under_way.add(opened)
                 for start in range(0, len(piece.photos), self._batch):
                     yield opened, range(start, min(start + self._batch, len(piece.photos)))
 
@@ -80,12 +83,18 @@ class Serving(Engine):
             return self._table(client, *request, columns)
 
         try:
-            for (opened, rows), table in self._servers.answers(requests(), ask):
-                counted(len(rows))
-                if (whole := opened.whole(table)) is not None:
-                    yield whole
+            # closed at once, so that nobody asks for the photos of what is closed below
+            with contextlib.closing(self._servers.answers(requests(), ask)) as answers:
+                for (opened, rows), table in answers:
+                    counted(len(rows))
+                    if (whole := opened.whole(table)) is not None:
+                        under_way.remove(opened)
+                        yield whole
         except ServingError as error:
             raise UserError(f"{error}; the same command goes on where it was") from error
+        finally:
+            for opened in under_way:
+                opened.contents.close()
 
     def _table(self, client: Client, opened, rows, columns):
         """The rows of some photos of a piece."""
@@ -105,26 +114,29 @@ class Serving(Engine):
                 )
             errors |= {sent[place]: reason for place, reason in found.errors.items()}
         tables = []
-        for place, row in enumerate(sent):
-            if row in errors:
-                continue
-            size, classes = _size(photos[row]), None
-            if self._settings.named_classes is not None:
-                classes = [self._settings.named_classes[int(found.classes[place])]]
+        if usable := [place for place, row in enumerate(sent) if row not in errors]:
+            rows, (classes, probabilities) = [sent[place] for place in usable], (None, None)
+            if (names := self._settings.named_classes) is not None:
+                classes, probabilities = [names[number] for number in found.classes[usable]], found.probability[usable]
             tables.append(
                 shards.usable_rows(
                     columns,
-                    ids[[row]],
-                    [uris[row]],
-                    found.embedding[[place]],
-                    size and np.array([size], np.int32),
+                    ids[rows],
+                    [uris[row] for row in rows],
+                    found.embedding[usable],
+                    [_size(photos[row]) for row in rows],
                     classes,
-                    found.probability[[place]] if classes else None,
-                    [contents.sha256(row)],
+                    probabilities,
+                    [contents.sha256(row) for row in rows],
                 )
             )
-        for row, reason in errors.items():
-            tables.append(shards.unusable_rows(columns, ids[[row]], [uris[row]], [reason], [contents.sha256(row)]))
+        if errors:
+            hashes = [contents.sha256(row) for row in errors]
+            tables.append(
+                shards.unusable_rows(
+                    columns, ids[list(errors)], [uris[row] for row in errors], list(errors.values()), hashes
+                )
+            )
         return pa.concat_tables(tables)
 
 
@@ -147,11 +159,11 @@ class _Opened:
 
 
 def _size(contents):
-    """(height, width) of a photo, upright; None where its header is not understood."""
+    """(height, width) of a photo, upright; None of both where its header is not understood."""
     try:
         with Image.open(io.BytesIO(contents)) as image:
             width, height = image.size
             turned = image.getexif().get(_ORIENTATION, 1) >= 5
     except Exception:  # decoders raise anything
-        return None
+        return None, None
     return (width, height) if turned else (height, width)

@@ -50,10 +50,11 @@ class ExportedFiles:
                 f"{self.path} is a SavedModel, but mg-keras export did not write it: it lacks {notes}"
             ) from error
         except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
-            raise UserError(
-                f"{self.path} can't be loaded as a SavedModel of mg-keras export: "
-                f"{(str(error).strip() or type(error).__name__).splitlines()[0]}"
-            ) from error
+            raise self._not_exported(error) from error
+
+    def _not_exported(self, error):
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        return UserError(f"{self.path} can't be loaded as a SavedModel of mg-keras export: {reason}")
 
     def fingerprint(self) -> str:
         """A str that is equal for SavedModels that embed and classify alike: a hash of its graph and weights."""

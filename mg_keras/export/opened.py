@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import tensorflow as tf
@@ -12,27 +12,27 @@ from mg_keras.export.files import ExportedFiles
 from mg_keras.poolings import RMAC
 
 
-class Exported:
+class Exported(ExportedFiles):
     """A SavedModel that mg-keras export wrote; a network of `mg_keras.embedding.photos`.
 
     Its descriptors are those that it serves: of unit norm and, where it was exported with a whitening, whitened.
     The graph takes one exponent an image, so unlike `MultiGrain` it runs the trunk anew for each pooling.
+    What is known of it is what `ExportedFiles` says.
 
     Attributes:
-        files: `ExportedFiles`, what lies there; all that it says of the model is said here, too: path, about,
-            class_names, p_star, pooling_exponent, train_resolution, whitened, preparation, precision.
         served: (images float32 [B, H, W, 3], p_star float32 [B]) -> dict of tensors: the signature `serving_default`.
     """
 
-    def __init__(self, files: ExportedFiles, loaded: Any):
-        self.files, self.path, self.about = files, files.path, files.about
-        self.class_names, self.p_star = files.class_names, files.p_star
-        self.pooling_exponent, self.train_resolution = files.pooling_exponent, files.train_resolution
-        self.whitened, self.precision, self.preparation = files.whitened, files.precision, files.preparation
-        # the signatures work only as long as the object they came with
-        self._loaded = loaded
-        self.served = loaded.signatures["serving_default"]
-        self._classify = loaded.signatures["classify_embedding"]
+    def __init__(self, path: str | os.PathLike):
+        super().__init__(path)
+        try:
+            # the signatures work only as long as the object they came with
+            self._loaded = tf.saved_model.load(str(self.path))
+            self.served = self._loaded.signatures["serving_default"]
+            self._classify = self._loaded.signatures["classify_embedding"]
+        # what a damaged file makes TensorFlow raise is one of many types
+        except (OSError, ValueError, TypeError, AttributeError, KeyError, RuntimeError, tf.errors.OpError) as error:
+            raise self._not_exported(error) from error
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> Self:
@@ -52,16 +52,7 @@ class Exported:
             >>> network = Exported.load("models/multigrain")  # doctest: +SKIP
             >>> found = embed(network, photos("holiday"), 500, network.train_resolution, [4.0])  # doctest: +SKIP
         """
-        files = ExportedFiles(path)
-        path = files.path
-        try:
-            return cls(files, tf.saved_model.load(str(path)))
-        # what a damaged file makes TensorFlow raise is one of many types
-        except (OSError, ValueError, TypeError, AttributeError, KeyError, RuntimeError, tf.errors.OpError) as error:
-            raise UserError(
-                f"{path} can't be loaded as a SavedModel of mg-keras export: "
-                f"{(str(error).strip() or type(error).__name__).splitlines()[0]}"
-            ) from error
+        return cls(path)
 
     def embed_batch(self, images: tf.Tensor, poolings: Sequence[float | str | None]) -> tf.Tensor:
         """Descriptors of images at several exponents.
@@ -109,7 +100,3 @@ class Exported:
         if known.any():
             logits[known] = self._classify(embedding=tf.constant(embeddings[known]))["logits"]
         return logits
-
-    def fingerprint(self) -> str:
-        """A str that is equal for SavedModels that embed and classify alike: a hash of its graph and weights."""
-        return self.files.fingerprint()

@@ -1,8 +1,9 @@
 """Writes the descriptors of photos: mg-keras embed --run runs/demo --photos FOLDER --out features.parquet.
 
 --photos takes folders, photos, globs, lists (.csv, .tsv, .txt, .parquet) and WebDataset tars, here or where fsspec
-reads (s3://bucket/photos/). The network is a run's (--run) or a SavedModel (--model). A run's descriptors are of unit
-norm where they are whitened, and as pooled otherwise; a SavedModel's are those that it serves. --out is one of
+reads (s3://bucket/photos/). The network is a run's (--run), a SavedModel or the one in the package (--model). A run's
+descriptors are of unit norm where they are whitened, and as pooled otherwise; a SavedModel's are those that it serves,
+the package's those of mg_keras.load(). --out is one of
 
 * features.parquet: a row a photo, with its id, uri, width, height, sha256, embedding, class, probability, error;
 * features/: the same as a folder of Parquet shards, however many photos there are;
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mg_keras.errors import UserError
-from mg_keras.programs.common import Parser, number
+from mg_keras.programs.common import PACKAGED, Parser, number
 from mg_keras.quiet import import_tensorflow
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = Parser("mg-keras embed", __doc__)
     network = parser.add_mutually_exclusive_group(required=True)
     network.add_argument("--run", type=str, help="the run's folder, such as runs/demo")
-    network.add_argument("--model", type=str, help="a SavedModel of mg-keras export, such as models/multigrain")
+    network.add_argument("--model", type=str, help="a SavedModel, such as models/mine, or package: the model in it")
     add = parser.add_argument
     add("--photos", type=str, nargs="+", required=True, help="folders, globs, lists or tars, as above")
     add("--out", type=str, required=True, help="features.parquet, features/ or features.npy")
@@ -43,12 +44,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("--p_star", type=number(float, above=0), help="exponent; default: the one chosen for the resolution")
     add("--whiten", type=bool, help="true or false; default: where one was fitted for the resolution and p*")
     add("--engine", choices=list(ENGINES), default="local", help="where photos are described")
-    of_ray = parser.add_argument_group("--engine ray, with --model")
+    of_ray = parser.add_argument_group("--engine ray, with a SavedModel")
     of_ray.add_argument("--address", type=str, help="of the cluster, such as auto; default: RAY_ADDRESS, or none")
     of_ray.add_argument("--workers", type=number(int, at_least=1), help="default: as many as there is room for")
     of_ray.add_argument("--cpus_a_worker", type=number(int, at_least=1), help="cores it uses; default: 2")
     of_ray.add_argument("--gpus_a_worker", type=number(float, above=0), help="such as 1 or 0.5; default: none")
-    of_serving = parser.add_argument_group("--engine serving, with the --model that is served")
+    of_serving = parser.add_argument_group("--engine serving, with the SavedModel that is served")
     of_serving.add_argument("--servers", type=str, nargs="+", help="HOST:PORT of gRPC or http://HOST:PORT of REST")
     of_serving.add_argument("--name", type=str, help="the model's name there; default: multigrain")
     of_serving.add_argument("--in_flight", type=number(int, at_least=1), help="requests to a server; default: 4")
@@ -89,11 +90,9 @@ def _check_flags(options):
         for flag in flags:
             if options.engine != engine and options[flag] is not None:
                 raise UserError(f"--{flag} is for --engine {engine}; received --engine {options.engine}")
-    if options.engine != "local" and options.run:
-        raise UserError(
-            f"--engine {options.engine} takes a SavedModel: mg-keras export --run {options.run} --out models/NAME "
-            "makes one for --model"
-        )
+    if options.engine != "local" and (options.run or options.model == PACKAGED):
+        export = f"--run {options.run} --out models/NAME" if options.run else "--out models/package"
+        raise UserError(f"--engine {options.engine} takes a SavedModel: mg-keras export {export} makes one for --model")
     if options.engine == "serving" and not options.servers:
         raise UserError("--engine serving needs --servers, such as 10.0.0.1:8500 or http://10.0.0.1:8501")
 
@@ -103,11 +102,13 @@ def _local(options: Namespace) -> "tuple[Engine, Settings, bool]":
     import_tensorflow()
     if options.run:
         return _of_run(options)
+    if options.model == PACKAGED:
+        return _of_package(options)
     from mg_keras.engines.local import Local
     from mg_keras.export.opened import Exported
 
     network = Exported.load(options.model)
-    settings = _of_model(options, network.files)
+    settings = _of_model(options, network)
     return Local(network, settings), settings, network.whitened
 
 
@@ -133,13 +134,28 @@ def _of_run(options):
     return Local(run.model, settings), settings, whitening is not None
 
 
+def _of_package(options):
+    """As search and duplicates describe photos where no model is named."""
+    from mg_keras.engines.local import Local
+    from mg_keras.loading import load
+
+    model = load()
+    _check_whiten(options, "the model in the package", model.whitened)
+    settings = model.settings(options.resolution, options.p_star)
+    return Local(model.network, settings), settings, model.whitened
+
+
+def _check_whiten(options, what, whitened):
+    if options.whiten not in (None, whitened):
+        there = "are whitened" if whitened else "are not whitened"
+        raise UserError(f"--whiten must be left out with --model: the descriptors of {what} {there}")
+
+
 def _of_model(options: Namespace, files: "ExportedFiles") -> "Settings":
     """As the SavedModel says where the options don't."""
     from mg_keras.embedding.settings import Settings
 
-    if options.whiten not in (None, files.whitened):
-        there = "are whitened" if files.whitened else "are not whitened"
-        raise UserError(f"--whiten must be left out with --model: the descriptors of {files.path} {there}")
+    _check_whiten(options, files.path, files.whitened)
     if files.train_resolution is None:
         raise UserError(f"{files.path} does not say at which resolution it was trained: export it with mg-keras export")
     resolution = options.resolution or files.default_resolution

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from mg_keras.errors import UserError
 from mg_keras.evaluation.folders import NAMES, Options
-from mg_keras.programs.common import list_of, number, stage_arguments
+from mg_keras.programs.common import PACKAGED, list_of, number, stage_arguments
 from mg_keras.quiet import import_tensorflow
 
 OWN = ("classes", "in_aug", "copies", "views", "categories", "probe")
@@ -110,7 +110,7 @@ def evaluate_model(options: Namespace) -> None:
     from mg_keras.programs.scores import evaluate_exported, evaluate_packed
 
     asked = options.benchmarks, options.resolutions, _needs(options)
-    if options.model == "package":
+    if options.model == PACKAGED:
         metrics = evaluate_packed(Packed(PACKAGE), *asked)
     else:
         metrics = evaluate_exported(Exported.load(options.model), *asked)

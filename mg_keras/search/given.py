@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pyarrow import ArrowException, parquet
 
 from mg_keras.data.photo_lists import NAME_COLUMNS
 from mg_keras.errors import UserError
@@ -115,11 +116,6 @@ def _parquet_files(path):
 
 def _of_parquet(files, path):
     """Photos in the order of the files, each once; those without a descriptor have NaN."""
-    try:
-        # an extra, which may be missing
-        from pyarrow import ArrowException, parquet
-    except ModuleNotFoundError as error:
-        raise UserError(f"{path} needs pyarrow: pip install pyarrow") from error
     try:
         embedding, name = columns_of(parquet.read_schema(files[0]), path)
         seen, found, parts, width = set(), [], [], 0

@@ -29,6 +29,7 @@ import faiss
 import numpy as np
 
 from mg_keras.embedding import shards as parquet_shards
+from mg_keras.embedding.settings import DECIDES
 from mg_keras.errors import UserError
 from mg_keras.files import atomic_path, atomic_write_json, printable_name, remove_leftovers, try_lock
 from mg_keras.progress import Progress, announce, mapped
@@ -204,7 +205,7 @@ def looked_at(paths: Sequence[str | os.PathLike]) -> list[File]:
 
 def _model_of(made_from):
     """What decides descriptors."""
-    return made_from and {name: made_from.get(name) for name in parquet_shards.DECIDES}
+    return made_from and {name: made_from.get(name) for name in DECIDES}
 
 
 def _checked_bytes(count, dimensions):

@@ -1,5 +1,6 @@
 """Several servers of one model: work is spread over them, and goes on as long as one is there."""
 
+import itertools
 import queue
 import socket
 import threading
@@ -17,7 +18,7 @@ _Answer = TypeVar("_Answer")
 
 # what another server, or the same one later, may answer
 _PASSES = ("UNAVAILABLE", "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED", "CANCELLED", "ABORTED")
-# a request that was handed on so often is to blame
+# a request that was handed on so often, for longer than all servers may be away, is to blame
 _TRIES = 10
 # of a client: quick, since another server may be there
 _RETRIES = 2
@@ -70,7 +71,7 @@ class Servers:
     Args:
         servers: as `addresses` takes them.
         in_flight: requests under way at a server.
-        patience: seconds for which all servers may be away.
+        patience: seconds for which all servers may be away or too busy.
         keywords: of `mg_keras.serving.client.Client`, such as `name` and `version`.
 
     Raises:
@@ -111,21 +112,25 @@ class Servers:
             (request, answer) in any order; as many as are under way may wait to be taken, no more.
 
         Raises:
-            ServingError: a request was refused, or all servers are away for longer than `patience`.
+            ServingError: a request was refused, or all servers are away, or too busy for one, for longer than
+                `patience`.
         """
         feed, answered, threads = _Feed(requests), queue.Queue(self._in_flight), []
+        # who was away the last time has the same patience again
+        self._away.clear()
 
         def work(address):
             client = self._clients[address]
             while (taken := feed.take()) is not None:
-                request, tries = taken
+                request, tries, since = taken
                 try:
                     answer = ask(client, request)
                 except ServingError as error:
-                    if error.code not in _PASSES or tries + 1 >= _TRIES or error.http_status == 413:
+                    late = tries + 1 >= _TRIES and time.monotonic() - since > self._patience
+                    if error.code not in _PASSES or late or error.http_status == 413:
                         feed.fail(error)
                         return
-                    feed.give_back(request, tries + 1)
+                    feed.give_back(request, tries + 1, since)
                     if not self._is_back(address, error, feed):
                         return
                 except BaseException as error:
@@ -151,6 +156,10 @@ class Servers:
         looked = time.monotonic()
         try:
             while True:
+                # however fast answers come: that is when more servers are added
+                if time.monotonic() - looked > _LOOK:
+                    looked = time.monotonic()
+                    start(self._look())
                 try:
                     yield answered.get(timeout=0.1)
                     continue
@@ -159,9 +168,6 @@ class Servers:
                         raise feed.failure from None
                 if feed.finished and answered.empty():
                     return
-                if time.monotonic() - looked > _LOOK:
-                    looked = time.monotonic()
-                    start(self._look())
         finally:
             feed.stop()
             for thread in threads:
@@ -188,8 +194,8 @@ class Servers:
     def _is_back(self, address, error, feed):
         """Waits until a server is there; False: there is nothing left to do, or it is for nobody to do."""
         self._away.setdefault(address, time.monotonic())
-        for count in range(1 << 30):
-            if feed.wait(_WAITS[min(count, len(_WAITS) - 1)]):
+        for seconds in itertools.chain(_WAITS, itertools.repeat(_WAITS[-1])):
+            if feed.wait(seconds):
                 return False
             if error.code == "RESOURCE_EXHAUSTED":
                 # it is there, and has enough to do
@@ -207,7 +213,7 @@ class Servers:
                 why = error.args[0].removeprefix(f"{address}: ")
                 feed.fail(ServingError("UNAVAILABLE", f"{what} away: {address}: {why}"))
                 return False
-        return False
+        raise AssertionError("unreachable")
 
 
 class _Feed:
@@ -224,7 +230,7 @@ class _Feed:
             return self._exhausted and not self._back and not self._under_way
 
     def take(self):
-        """(request, how often it was handed back); None: there is none any more."""
+        """(request, how often it was handed back, when it was first taken); None: there is none any more."""
         with self._changed:
             while not self.stopped:
                 if self._back:
@@ -240,7 +246,7 @@ class _Feed:
                         self._fail(error)
                         return None
                     self._under_way += 1
-                    return request, 0
+                    return request, 0, time.monotonic()
                 if not self._under_way:
                     self._changed.notify_all()
                     return None
@@ -248,10 +254,10 @@ class _Feed:
                 self._changed.wait()
             return None
 
-    def give_back(self, request, tries):
+    def give_back(self, request, tries, since):
         with self._changed:
             self._under_way -= 1
-            self._back.append((request, tries))
+            self._back.append((request, tries, since))
             self._changed.notify_all()
 
     def done(self):

@@ -100,6 +100,10 @@ def test_tars_are_read_where_the_photos_lie(tmp_path, monkeypatch):
     ]
     with Contents(photos) as contents:
         assert [contents.decodable(row) for row in range(6)] == [jpeg(n) for n in (0, 1, 2, 0, 1, 2)]
+    (tmp_path / "1.tar").write_bytes((tmp_path / "1.tar").read_bytes()[: photos[5].position + 100])
+    with Contents(photos) as contents:
+        assert contents.decodable(5) == b""
+        assert contents.trouble(5) == f"could not be read: {tmp_path}/1.tar is cut off"
     with pytest.raises(UserError, match=r"give its tars as .*/\*\.tar"):
         list(PhotoList(tmp_path))
 
@@ -135,6 +139,32 @@ def test_photos_that_are_converted_before_they_are_decoded(tmp_path):
         assert [contents.decodable(row) for row in (1, 2)] == [b"", b""]
         assert contents.trouble(1).startswith("TIFF that can't be converted: ")
         assert contents.trouble(2) == "could not be read: No such file or directory"
+
+
+def test_no_time_is_lost_on_what_is_no_name(monkeypatch):
+    monkeypatch.setattr(stores.time, "sleep", lambda seconds: pytest.fail("it will be none later"))
+    names = ["a" * 300 + ".jpg", "a\0b.jpg", "gone.jpg"]
+    with Contents([Photo(name, name) for name in names]) as contents:
+        assert [contents.decodable(row) for row in range(3)] == [b""] * 3
+        troubles = [contents.trouble(row) for row in range(3)]
+    assert troubles == [
+        f"could not be read: {why}" for why in ("File name too long", "embedded null byte", "No such file or directory")
+    ]
+
+
+@pytest.mark.parametrize("kind", ["csv", "txt", "parquet"])
+def test_a_store_that_fails_while_a_list_is_read_is_one_line(bucket, monkeypatch, kind):
+    class Throttled(io.RawIOBase):
+        def readable(self):
+            return True
+
+        def readinto(self, buffer):
+            raise RuntimeError("slow down\nsecond line")
+
+    monkeypatch.setattr(type(stores.store_of(bucket)), "open", lambda store, path: io.BufferedReader(Throttled()))
+    with pytest.raises(UserError, match=rf"list\.{kind} can't be read.*: \w+: ") as caught:
+        uris(f"{bucket}/list.{kind}")
+    assert "\n" not in str(caught.value)
 
 
 def test_mistakes_are_told(tmp_path, bucket):

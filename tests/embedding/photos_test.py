@@ -12,25 +12,7 @@ from mg_keras.embedding import photos as embedding
 from mg_keras.embedding.photos import embed, embed_versions, prepared_batches
 from mg_keras.layers import RMAC as RegionalPooling
 from mg_keras.poolings import RMAC
-from tests.embedding import small
 from tests.embedding.small import BROKEN, SIZES
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return small.draw(tmp_path_factory.mktemp("photos"))
-
-
-@pytest.fixture(scope="module")
-def model():
-    return small.network()
-
-
-@pytest.fixture
-def small_batches(monkeypatch):
-    """Batches of at most three photos of 40x30, and no more than seven of them waiting."""
-    monkeypatch.setattr(embedding, "_PIXELS_A_BATCH", 3 * 40 * 30)
-    monkeypatch.setattr(embedding, "_PIXELS_WAITING", 7 * 40 * 30)
 
 
 def slowly(model, path, resolution, train_resolution):

@@ -1,11 +1,13 @@
-"""Photos of several shapes and a network of a moment, for what embeds them."""
+"""Photos of several shapes and a network of a moment, for what embeds them; its fixtures are those of two folders."""
 
 import keras
 import numpy as np
+import pytest
 import tensorflow as tf
 from PIL import Image
 
 import mg_keras
+from mg_keras.embedding import photos
 
 SIZES = [(40, 30), (30, 40), (40, 30), (64, 32), (30, 40), (33, 40), (40, 30), (20, 50), (40, 30), (60, 45), (30, 40)]
 BROKEN = (2, 7)
@@ -55,3 +57,21 @@ class Rounding(Counting):
     """A network that says what it computes in."""
 
     precision = "mixed"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """The photos, two of them broken."""
+    return draw(tmp_path_factory.mktemp("photos"))
+
+
+@pytest.fixture(scope="module")
+def model():
+    return network()
+
+
+@pytest.fixture
+def small_batches(monkeypatch):
+    """Batches of at most three photos of 40x30, and no more than seven of them waiting."""
+    monkeypatch.setattr(photos, "_PIXELS_A_BATCH", 3 * 40 * 30)
+    monkeypatch.setattr(photos, "_PIXELS_WAITING", 7 * 40 * 30)

@@ -15,7 +15,13 @@ def small_batches(monkeypatch):
 
 
 def test_pieces_are_what_is_left_of_fixed_stretches(tmp_path):
-    with Work(iter(PHOTOS), tmp_path) as found:
+    def listed():
+        for photo in PHOTOS:
+            # nor while the list is read, which may take minutes: nothing stays after kill -9
+            assert list(tmp_path.iterdir()) == []
+            yield photo
+
+    with Work(listed(), tmp_path) as found:
         assert len(found) == 20
         assert list(found.uris()) == [photo.uri for photo in PHOTOS]
         done = np.isin(np.arange(20), [0, 8, 9, 10, 11, 12, 13, 14, 15, 17])

@@ -1,11 +1,15 @@
 """Files of descriptors by a Ray cluster, of which a machine vanishes in the middle."""
 
+import time
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from pyarrow import parquet
 
 from mg_keras.data.photo_lists import PhotoList
 from mg_keras.embedding.settings import Settings
+from mg_keras.engines import ray as module
 from mg_keras.engines.ray import Ray
 from mg_keras.engines.running import Written, embed_to_files
 from mg_keras.errors import UserError
@@ -69,6 +73,19 @@ def test_a_machine_that_vanishes_takes_nothing_with_it(exported, squares, tmp_pa
     np.testing.assert_allclose(values[good], expected["embedding"], atol=1e-3)
     assert [found["class"][row].as_py() for row in good] == [CLASSES[number] for number in expected["class"]]
     assert [found["error"][row].as_py() for row in (7, 31)] == ["the file is empty"] * 2
+
+
+def test_nobody_waits_in_silence_where_all_machines_are_gone(exported, monkeypatch, capsys):
+    monkeypatch.setattr(module, "_LOOK", 0.02)
+    monkeypatch.setattr(module, "_SAY", 0.05)
+    opened = engine(exported, cpus=2)
+    # no machine, and so nothing that starts
+    opened._ray, opened._seen = SimpleNamespace(nodes=list), time.monotonic()
+    began = time.monotonic()
+    for _ in range(8):
+        assert opened._ready({}) == []
+    assert time.monotonic() - began >= 0.08, "without using a core for it"
+    assert capsys.readouterr().err.startswith("waiting for a worker of 2 CPUs\n")
 
 
 def test_a_cluster_that_is_not_there_is_one_line(exported):

@@ -17,7 +17,6 @@ import mg_keras
 from mg_keras.data.formats import NO_PHOTO
 from mg_keras.data.given import given_photos
 from mg_keras.data.photo_lists import PhotoList
-from mg_keras.embedding import photos as embedding
 from mg_keras.embedding import shards
 from mg_keras.embedding.photos import embed
 from mg_keras.embedding.settings import Settings
@@ -27,26 +26,9 @@ from mg_keras.engines.local import Local
 from mg_keras.engines.running import Written, embed_to_files
 from mg_keras.errors import UserError
 from mg_keras.poolings import RMAC
-from tests.embedding import small
 from tests.embedding.small import BROKEN, GOOD, SIZES, Counting, Rounding
 
 PATHS = [f"{number:02}.png" for number in range(len(SIZES))]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return small.draw(tmp_path_factory.mktemp("photos"))
-
-
-@pytest.fixture(scope="module")
-def model():
-    return small.network()
-
-
-@pytest.fixture
-def small_batches(monkeypatch):
-    """Batches of at most three photos of 40x30."""
-    monkeypatch.setattr(embedding, "_PIXELS_A_BATCH", 3 * 40 * 30)
 
 
 @pytest.fixture
@@ -106,12 +88,17 @@ def test_a_call_that_was_stopped_goes_on_and_makes_what_is_broken_anew(folder, m
     # and one of its shards is cut off
     broken = sorted((tmp_path / "x.npy.shards").iterdir())[0]
     broken.write_bytes(broken.read_bytes()[:-10])
+    # of a process that was killed while it wrote what the shards become
+    leftovers = [tmp_path / f".x.{'0' * 32}.npy", tmp_path / f".x.unusable.{'0' * 32}.txt"]
+    for leftover in leftovers:
+        leftover.write_bytes(b"half")
     network = Counting(model)
     # in other pieces: what is left is what no shard has
     assert write(network, folder, tmp_path / "x.npy", 40, 32, 3.0, label="photos", photos_a_shard=3) == Written(9, 2)
     said = capsys.readouterr().err
     assert f"going on after {done} of 11 photos" in said
     assert f"{broken} was broken: its photos are embedded anew" in said
+    assert not any(leftover.exists() for leftover in leftovers)
     assert 9 - done <= network.count <= 11 - done, "what was embedded is embedded again"
     np.testing.assert_allclose(np.load(tmp_path / "x.npy"), np.load(tmp_path / "whole.npy"), rtol=1e-5)
     for kind in ("txt", "unusable.txt"):
@@ -236,8 +223,11 @@ def test_what_a_user_can_mend_is_said(folder, model, tmp_path):
     with pytest.raises(UserError, match=r"mine\.npy exists already"):
         again(path=tmp_path / "mine.npy")
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"can't be written: (Not a directory|File exists)"):
+    with pytest.raises(UserError, match=r"file can't be written to: .*file is no folder"):
         again(path=tmp_path / "file" / "x.npy")
+    with pytest.raises(UserError, match="no such folder, photo or list"):
+        write(model, tmp_path / "no", tmp_path / "new" / "x.npy")
+    assert not (tmp_path / "new").exists(), "what is refused makes nothing"
     again(path=tmp_path / "x.npy")
     (tmp_path / "x.txt").unlink()
     with pytest.raises(UserError, match=r"its list .*x\.txt is gone"):

@@ -1,15 +1,19 @@
 """Files of descriptors by servers: two of them, of which one goes in the middle, and then both."""
 
 import io
+import threading
 from contextlib import ExitStack
 
+import fsspec
 import numpy as np
 import pytest
 from PIL import Image
 from pyarrow import parquet
 
 from mg_keras.data.photo_lists import PhotoList
+from mg_keras.embedding import shards
 from mg_keras.embedding.settings import Settings
+from mg_keras.embedding.work import Piece
 from mg_keras.engines.running import Written, embed_to_files
 from mg_keras.engines.serving import Serving
 from mg_keras.errors import UserError
@@ -93,3 +97,17 @@ def test_servers_that_are_not_there_or_are_none(exported):
     files.preparation = "aspect"
     with pytest.raises(UserError, match=rf"a square of their middle up to the {SIDE} px .* received {SIDE}"):
         Serving(files, Settings(SIDE, SIDE, 3.0), ["http://127.0.0.1:1"])
+
+
+def test_nothing_is_read_ahead_for_servers_that_are_away(exported):
+    files = fsspec.filesystem("memory")
+    try:
+        for number in range(40):
+            files.pipe(f"/served/{number:02}.png", stand_in.png(stand_in.photo(number, SIDE, SIDE)))
+        photos = list(PhotoList("memory://served/"))
+        columns, before = shards.schema(4, "float16", {}), set(threading.enumerate())
+        with engine(exported, ["http://127.0.0.1:1"]) as opened, pytest.raises(UserError, match="the server is away"):
+            list(opened.rows(iter([Piece(np.arange(40), photos)]), columns, lambda photos: None))
+        assert set(threading.enumerate()) <= before, "no thread is left"
+    finally:
+        files.rm("/served", recursive=True)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import mg_keras
+from mg_keras import loading
 from mg_keras.errors import UserError
 from mg_keras.export.opened import Exported
 from mg_keras.pretrained import packed
@@ -77,6 +78,21 @@ def test_it_is_exported_without_a_run(out, folder, tmp_path, monkeypatch, capsys
     assert served.resolution == expected.resolution
     similar = np.sum(served.embed(folder) * expected.embed(folder), axis=1)
     assert similar.min() > 0.9999
+
+
+@pytest.mark.slow
+def test_the_model_in_the_package_is_embedded_with_by_name(out, folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(loading, "PACKAGE", out)
+    where = [f"--photos={folder}", f"--out={tmp_path / 'x.npy'}"]
+    command.main(["embed", "--model=package", *where])
+    model = mg_keras.load()
+    np.testing.assert_allclose(np.load(tmp_path / "x.npy"), model.embed(folder), atol=1e-5)
+    told = json.loads((tmp_path / "x.json").read_text())["made_from"]
+    assert model.made_from(SIZE).items() <= told.items(), "an index of them is opened without --model"
+    with pytest.raises(UserError, match="--engine ray takes a SavedModel: mg-keras export --out models/package makes"):
+        command.main(["embed", "--model=package", "--engine=ray", *where])
+    with pytest.raises(UserError, match="the descriptors of the model in the package are whitened"):
+        command.main(["embed", "--model=package", "--whiten=false", *where])
 
 
 @pytest.mark.parametrize(

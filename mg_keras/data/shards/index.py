@@ -95,7 +95,7 @@ _NUMBERS = ("position", "length", "label")
 
 def _of_shard(path, layout, cache):
     """Column -> values of one shard."""
-    try:
+    with stores.as_user_error(f"{path} can't be read"):
         store = stores.store_of(path)
         size, stamp = store.stat(path)
         identity = json.dumps([_VERSION, layout, path if "://" in path else os.path.abspath(path), size, stamp])
@@ -103,17 +103,16 @@ def _of_shard(path, layout, cache):
         if kept.exists():
             with np.load(kept) as columns:
                 return dict(columns)
-        with store.open(path) as file:
-            if file.read(2) == b"\x1f\x8b":
-                raise BrokenShardError("is compressed: photos are so already, and are read where they lie; unpack it")
-            file.seek(0)
-            entries = list(LAYOUTS[layout](file, size))
-    except BrokenShardError as error:
-        raise UserError(f"{path} {error}") from None
-    except UserError:
-        raise
-    except Exception as error:  # stores raise types of their own
-        raise UserError(f"{path} can't be read: {type(error).__name__}: {error}".splitlines()[0]) from error
+        try:
+            with store.open(path) as file:
+                if file.read(2) == b"\x1f\x8b":
+                    raise BrokenShardError(
+                        "is compressed: photos are so already, and are read where they lie; unpack it"
+                    )
+                file.seek(0)
+                entries = list(LAYOUTS[layout](file, size))
+        except BrokenShardError as error:
+            raise UserError(f"{path} {error}") from None
     columns = {
         name: np.array([getattr(entry, name) for entry in entries], np.int64 if name in _NUMBERS else np.str_)
         for name in Entry._fields

@@ -15,7 +15,7 @@ import numpy as np
 from mg_keras.data.patterns import expand_braces
 from mg_keras.data.shards import Index, Stream, open_index
 from mg_keras.data.sources.contract import Source, Split, SplitOptions, cache_folder, divide, usable
-from mg_keras.data.stores import store_of
+from mg_keras.data.stores import as_user_error, store_of
 from mg_keras.data.stores.graph import in_graph
 from mg_keras.errors import UserError
 from mg_keras.files import printable_name
@@ -100,12 +100,8 @@ def find_shards(argument: str, layout: str) -> list[str]:
     """
     found = set()
     for pattern in expand_braces(argument):
-        try:
+        with as_user_error(f"{pattern} can't be listed"):
             found.update(_matches(pattern, _SHARDS[layout]))
-        except UserError:
-            raise
-        except Exception as error:  # stores raise types of their own
-            raise UserError(f"{pattern} can't be listed: {type(error).__name__}: {error}".splitlines()[0]) from error
     if not found:
         raise UserError(f"no shard is named by {argument!r}")
     return sorted(found)

@@ -4,9 +4,11 @@ A store finds files and reads them, whole or a range of bytes; its functions may
 is the store of a path or URL, and `read` reads from it patiently.
 """
 
+import contextlib
+import errno
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 from mg_keras.data.stores.local import LocalStore
@@ -16,6 +18,9 @@ from mg_keras.errors import UserError
 _SCHEME = re.compile(r"[A-Za-z0-9+.:-]+://")
 # seconds before a store that did not answer is asked again
 _RETRIES = (0.5, 2.0, 8.0)
+# what will be the same then; ValueError: a path with a zero in it
+_LASTING = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, ValueError)
+_NO_NAMES = (errno.ENAMETOOLONG, errno.ELOOP)
 _Answer = TypeVar("_Answer")
 
 
@@ -49,7 +54,7 @@ def read(path: str, start: int = 0, end: int | None = None) -> bytes:
     Raises:
         OSError: the store does not give it; the message has the error's name.
     """
-    return patiently(lambda: store_of(path).read(path, start, end))
+    return _patiently(lambda: store_of(path).read(path, start, end))
 
 
 def is_url(path: str) -> bool:
@@ -57,8 +62,23 @@ def is_url(path: str) -> bool:
     return bool(_SCHEME.match(path))
 
 
-def patiently(request: Callable[[], _Answer]) -> _Answer:
-    """What a store answers, asked again where it does not; a file that is not there will not be there later.
+@contextlib.contextmanager
+def as_user_error(failure: str) -> Iterator[None]:
+    """What a store raises in the block, in types of its own, as a `UserError` of one line.
+
+    Args:
+        failure: what could not be done, such as "s3://bucket/photos can't be listed".
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{failure}: {type(error).__name__}: {error}".splitlines()[0]) from error
+
+
+def _patiently(request: Callable[[], _Answer]) -> _Answer:
+    """What a store answers, asked again where it does not; a file that is not, or can't be, will not be there later.
 
     Raises:
         OSError: it does not answer.
@@ -67,10 +87,8 @@ def patiently(request: Callable[[], _Answer]) -> _Answer:
         try:
             return request()
         except Exception as error:  # stores raise types of their own
-            missing = type(error).__name__ == "NotFoundError" or isinstance(
-                error, FileNotFoundError | PermissionError | IsADirectoryError | NotADirectoryError
-            )
-            if seconds is None or missing:
+            missing = type(error).__name__ == "NotFoundError" or isinstance(error, _LASTING)
+            if seconds is None or missing or getattr(error, "errno", None) in _NO_NAMES:
                 raise OSError(f"{type(error).__name__}: {error}") from error
         time.sleep(seconds)
     raise AssertionError("unreachable")
