@@ -15,7 +15,7 @@ from mg_keras.errors import UserError
 from mg_keras.export.opened import Exported
 from mg_keras.export.saved_model import export_saved_model
 from mg_keras.poolings import RMAC
-from tests.embedding.photos_test import folder  # noqa: F401
+from tests.embedding.small import folder  # noqa: F401
 
 METADATA = {"class_names": ["a", "b", "c"], "p_star": {32: 3.0, 48: 4.5}, "training": {"resolution": 32}}
 
