@@ -9,13 +9,16 @@ from mg_keras.models import trunks
 from tests.export.small import TINY_RESNET, photos
 
 
-def answers(turned=0.0, other_classes=()):
-    """A pair that agree: (served module's answer, expected), the one turned away from the other by an angle."""
+def answers(turned=0.0, other_classes=(), lead=1.0):
+    """A pair that agree: (served module's answer, expected), the one turned away from the other by an angle.
+
+    `other_classes` are the photos that are served another class than the expected, whose logit leads by `lead`.
+    """
 
     def expected(images, p_star):
         count = len(images)
         descriptors = np.tile([1.0, 0.0], (count, 1))
-        return descriptors, np.tile([0.0, 1.0], (count, 1))
+        return descriptors, np.tile([0.0, lead], (count, 1))
 
     def served(count):
         embedding = tf.tile(tf.constant([[np.cos(turned), np.sin(turned)]], tf.float32), [count, 1])
@@ -83,6 +86,14 @@ def test_one_photo_of_few_may_get_another_class_but_not_two(tmp_path):
     assert figures[0]["max_logits_difference"] == pytest.approx(np.sqrt(2))
     with pytest.raises(UserError, match="2 photos get another class"):
         checked(tmp_path / "two", other_classes=[3, 5])
+
+
+@pytest.mark.parametrize(("precision", "share"), [("float32", 0.99), ("mixed", 0.8)])
+def test_a_class_that_is_nearly_tied_is_no_other_class(precision, share, tmp_path):
+    figures = checked(tmp_path / "tied", precision, other_classes=list(range(8)), lead=-np.log(share + 0.001))
+    assert figures[0]["class_agreement"] == 0
+    with pytest.raises(UserError, match="8 photos get another class"):
+        checked(tmp_path / "behind", precision, other_classes=list(range(8)), lead=-np.log(share - 0.001))
 
 
 def test_a_trunk_of_mixed_precision_gets_a_float32_copy():
