@@ -139,6 +139,13 @@ def test_a_queue_holds_the_last_ones():
     np.testing.assert_allclose(bank.embeddings, [last[place][2] for place in range(7)], atol=1e-6)
     with pytest.raises(ValueError, match="a queue must hold a step's 8 photos at least, received 7"):
         bank.update(np.arange(8), np.arange(8), rng.normal(size=(8, 4)))
+    # of a batch whose size no graph knows the last ones stay
+    before = bank.next.numpy()
+    update = tf.function(
+        bank.update, input_signature=[tf.TensorSpec([None], tf.int32)] * 2 + [tf.TensorSpec([None, 4])]
+    )
+    update(np.arange(9, dtype="int32"), np.arange(9, dtype="int32"), rng.normal(size=(9, 4)).astype("float32"))
+    np.testing.assert_array_equal(np.roll(bank.ids, -before), np.arange(2, 9))
 
 
 @pytest.mark.parametrize("versions", [[2, 3, 1], [4, 4, 4], [1, 1, 1]])

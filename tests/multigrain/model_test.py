@@ -522,6 +522,11 @@ def test_two_replicas_take_one_step_at_a_time(replicas):
 
 
 @pytest.mark.slow
+def test_two_replicas_fill_one_queue(replicas):
+    assert "a queue must hold a step's 4 photos at least, received 3" in str(replicas["small_queue"])
+
+
+@pytest.mark.slow
 def test_two_replicas_draw_different_negatives(replicas):
     first, second = replicas["draws"]
     assert (first >= 0).all()
