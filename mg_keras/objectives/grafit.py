@@ -89,8 +89,8 @@ class InstanceTerm(keras.layers.Layer):
         predictor_width: of q's hidden layer.
         momentum: m in [0, 1): after each step `target <- m target + (1 - m) network`.
         versions: how many versions of a photo stand one after the other in a batch.
-        target_versions: of how many of them the target is asked, the first ones; None: of all. The target's forward
-            pass is what the term costs.
+        target_versions: of how many of them the target is asked, the first ones; None: of half of them, rounded up. The
+            target's forward pass is what the term costs.
 
     Raises:
         ValueError: a value is out of range.
@@ -112,7 +112,7 @@ class InstanceTerm(keras.layers.Layer):
             raise ValueError(f"target_versions must be at least 1, received {target_versions}")
         super().__init__(autocast=False, **kwargs)
         self.momentum, self.versions = momentum, versions
-        self.target_versions = None if target_versions is None or target_versions >= versions else target_versions
+        self.target_versions = min(versions, -(-versions // 2) if target_versions is None else target_versions)
         self.predictor = keras.Sequential(
             [
                 keras.Input((dimensions,)),
@@ -136,7 +136,7 @@ class InstanceTerm(keras.layers.Layer):
     def loss(self, batch: Batch, projections: tf.Tensor) -> tf.Tensor:
         """The loss of a batch in whose order the projections [B, d] stand."""
         images, rows = batch.images, None
-        if self.target_versions:
+        if self.target_versions < self.versions:
             count = images.shape[0] or tf.shape(images)[0]
             rows = tf.range(count)
             rows = tf.concat([rows[first :: self.versions] for first in range(self.target_versions)], axis=0)
@@ -158,7 +158,7 @@ class Grafit(SNCA):
         network, memory, versions, temperature: as `SNCA` takes them; of at least two versions.
         predictor_width: of the predictor's hidden layer.
         target_momentum: of the moving average that the targets come from.
-        target_versions: of how many versions it is asked; None: of all.
+        target_versions: of how many versions it is asked; None: of half of them, rounded up.
 
     Raises:
         ValueError: a value is out of range.
