@@ -131,6 +131,8 @@ class InstanceTerm(keras.layers.Layer):
     def start(self, network: Network, projector: keras.layers.Dense) -> None:
         """The target begins as the network and its projector are."""
         self.target.take_weights(network)
+        for variable, other in zip(self.target.pool.variables, network.pool.variables, strict=True):
+            variable.assign(other.numpy())
         self.target_projector.set_weights([weight.numpy() for weight in projector.weights])
 
     def loss(self, batch: Batch, projections: tf.Tensor) -> tf.Tensor:

@@ -43,11 +43,12 @@ def predicted(objective, rows):
 @pytest.mark.parametrize(("with_xla", "batch_norm"), [(False, True), (True, False)])
 @pytest.mark.slow
 def test_a_step_of_grafit(with_xla, batch_norm):
-    model = build(plain_trunk(batch_norm))
+    model = build(plain_trunk(batch_norm), trainable_exponent=True)
     objective = Grafit(model, full_memory(), VERSIONS, 0.2, 5, MOMENTUM, target_versions=VERSIONS)
     # the target begins as the network is when training starts
     model.classifier.bias.assign_add(tf.ones(6))
     model.trunk.weights[0].assign_add(0.01 * tf.ones_like(model.trunk.weights[0]))
+    model.pool.pooling_exponent.assign(2.0)
     objective.start(model)
     model.compile(keras.optimizers.SGD(0.1), objective=objective, jit_compile=with_xla)
     images, labels, ids = batch()
