@@ -286,7 +286,10 @@ class MultiGrain(Network):
         objective = self.objective
         batch = self._checked(batches.unpack(data), objective.takes_mixed_labels, objective.needs_labels)
         if objective.needs_instances:
-            batches.need_instances(batch, self.step.jit_compile)
+            what, instead = "the joint loss", ", or compile with classification_weight=1"
+            if self._given_objective:
+                what, instead = type(objective).__name__, ""
+            batches.need_instances(batch, what, self.step.jit_compile, instead)
         else:
             batch = batch._replace(instance_ids=None)
         return self._track(self.step.update(batch._replace(weights=self._image_weights(batch))))

@@ -60,7 +60,13 @@ class SNCA(Projected):
         return loss + values["classification_loss"], {"loss": loss, "neighbor_loss": loss, **values}, carry
 
     def neighbors(self, projections: tf.Tensor, batch: Batch) -> tuple[tf.Tensor, tuple[tf.Tensor, ...]]:
-        """(the mean loss of a batch's photos, what the memory takes up), of projections [n, d] of first versions."""
+        """(the mean loss of a batch's photos, what the memory takes up), of projections [n, d] of first versions.
+
+        Raises:
+            ValueError: instance ids that are no numbers.
+        """
+        if batch.instance_ids.dtype == tf.string:
+            raise ValueError("a memory knows photos by numbers: instance_ids must be integers, received strings")
         ids, labels = (tf.cast(values[:: self.versions], tf.int32) for values in (batch.instance_ids, batch.labels))
         places = None if self.memory.ids is None else self.memory.ids.value
         losses = self.neighbor_loss(

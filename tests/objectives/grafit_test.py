@@ -130,6 +130,28 @@ def test_grafit_fc_is_cross_entropy_and_instances(target_versions, count):
     assert float(values["loss"]) == pytest.approx(cross_entropy(outputs["logits"], labels) + instances, abs=1e-4)
 
 
+def test_photos_are_weighed_in_the_neighbor_loss_too():
+    model, of_class = build(), np.float32([0.5, 1, 2, 0, 3, 1.5])
+    objective = SNCA(model, full_memory(), VERSIONS, 0.2)
+    model.compile(keras.optimizers.SGD(0.1), objective=objective, class_weights=of_class)
+    images, labels, ids = (value[::VERSIONS] for value in batch())
+    projections = objective.projector(model(images)["embedding"]).numpy()
+    memory = objective.memory.embeddings.numpy(), objective.memory.labels.numpy(), range(PHOTOS)
+    losses = slow_nearest_neighbor_loss(projections, labels, ids, *memory, 0.2)
+    values = model.train_step(tensors(batch()))
+    assert float(values["neighbor_loss"]) == pytest.approx(np.mean(of_class[labels] * losses), rel=1e-3)
+
+
+def test_instance_ids_are_the_numbers_of_photos():
+    model = build()
+    model.compile(objective=SNCA(model, full_memory(), VERSIONS))
+    images, labels, ids = tensors(batch())
+    with pytest.raises(ValueError, match="a memory knows photos by numbers: .* integers, received strings"):
+        model.train_step((images, labels, tf.strings.as_string(ids)))
+    with pytest.raises(ValueError, match=r"^SNCA needs instance_ids, received 2 parts: give .* weights\)$"):
+        model.train_step((images, labels))
+
+
 def test_supervised_contrast_and_info_nce():
     model = build()
     objective = SupConInfoNCE(model, DIMENSIONS, 0.25, 0.2)
