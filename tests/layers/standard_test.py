@@ -15,7 +15,6 @@ from mg_keras.layers import (
 )
 from tests.layers import standard
 
-
 IDS = np.repeat(np.arange(3, dtype="int32"), 2)
 
 

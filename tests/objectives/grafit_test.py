@@ -146,7 +146,7 @@ def test_instance_ids_are_the_numbers_of_photos():
     model = build()
     model.compile(objective=SNCA(model, full_memory(), VERSIONS))
     images, labels, ids = tensors(batch())
-    with pytest.raises(ValueError, match="a memory knows photos by numbers: .* integers, received strings"):
+    with pytest.raises(ValueError, match=r"a memory knows photos by numbers: .* integers, received strings"):
         model.train_step((images, labels, tf.strings.as_string(ids)))
     with pytest.raises(ValueError, match=r"^SNCA needs instance_ids, received 2 parts: give .* weights\)$"):
         model.train_step((images, labels))
