@@ -96,7 +96,7 @@ def test_a_step_of_grafit(with_xla, batch_norm):
     }
 
 
-def test_the_classifier_reads_along_and_changes_no_descriptor():
+def test_the_online_classifier_learns_and_changes_no_descriptor():
     found = []
     for shift in (0.0, 1.0):
         model = build()
