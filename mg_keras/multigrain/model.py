@@ -221,7 +221,11 @@ class MultiGrain(Network):
         self.step.build()
 
     def get_compile_config(self) -> dict[str, Any]:
-        """What `compile` was given: a saved model comes back ready to train on."""
+        """What `compile` was given: a saved model comes back ready to train on.
+
+        Raises:
+            ValueError: an objective that Keras can't save, such as one with networks of its own.
+        """
         if not self.compiled:
             return {}
         step = self.step
@@ -237,7 +241,13 @@ class MultiGrain(Network):
             "steps_per_execution": self.steps_per_execution,
         }
         if self._given_objective:
-            config["objective"] = step.objective
+            try:
+                config["objective"] = keras.saving.serialize_keras_object(step.objective)
+            except NotImplementedError:
+                what = type(step.objective).__name__
+                raise ValueError(
+                    f"a model is not saved with the objective {what}: take save_weights, or compile() it before save"
+                ) from None
         else:
             config["classification_weight"] = step.objective.classification_weight
         return keras.saving.serialize_keras_object(config)

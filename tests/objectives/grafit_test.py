@@ -165,6 +165,17 @@ def test_supervised_contrast_and_info_nce():
     assert values["loss"] == pytest.approx(expected, rel=1e-5)
 
 
+def test_a_model_is_saved_without_it(tmp_path):
+    model = build()
+    model.compile(objective=SNCA(model, full_memory(), VERSIONS))
+    with pytest.raises(ValueError, match=r"not saved with the objective SNCA: take save_weights, or compile\(\) it"):
+        model.save(tmp_path / "model.keras")
+    model.compile()
+    model.save(tmp_path / "model.keras")
+    again = keras.saving.load_model(tmp_path / "model.keras")
+    np.testing.assert_array_equal(again.trunk.weights[0], model.trunk.weights[0])
+
+
 def test_versions_are_those_of_the_network():
     model = build()
     with pytest.raises(ValueError, match=f"versions must be the network's, {model.versions}, received"):
