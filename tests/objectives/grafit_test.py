@@ -19,7 +19,16 @@ from tests.layers.grafit_test import (
     slow_supervised_contrast,
     unit,
 )
-from tests.multigrain.model_test import VERSIONS, batch, build, cross_entropy, plain_trunk, tensors, weights
+from tests.multigrain.model_test import (
+    VERSIONS,
+    batch,
+    build,
+    cross_entropy,
+    plain_trunk,
+    tensors,
+    tiny_resnet,
+    weights,
+)
 
 PHOTOS, DIMENSIONS, MOMENTUM = 100, 4, 0.75
 
@@ -140,6 +149,26 @@ def test_photos_are_weighed_in_the_neighbor_loss_too():
     losses = slow_nearest_neighbor_loss(projections, labels, ids, *memory, 0.2)
     values = model.train_step(tensors(batch()))
     assert float(values["neighbor_loss"]) == pytest.approx(np.mean(of_class[labels] * losses), rel=1e-3)
+
+
+def test_similarities_are_of_float32_whatever_the_network_computes_in():
+    """At the paper's temperature, over a queue of float16 that has the photos themselves among others."""
+    model = build(tiny_resnet(dtype="mixed_bfloat16"), dtype="mixed_bfloat16")
+    memory, rng = MemoryBank(12, DIMENSIONS, queue=True, dtype="float16"), np.random.default_rng(2)
+    images, labels, ids = batch()
+    memory.update(np.r_[ids[::VERSIONS], np.arange(200, 208)], np.arange(12) % 2, rng.normal(size=(12, DIMENSIONS)))
+    objective = SNCA(model, memory, VERSIONS, 0.05)
+    model.compile(keras.optimizers.SGD(0.1), objective=objective)
+    kernel, bias = (w.numpy() for w in objective.projection)
+    projections = (model(images, training=True)["embedding"].numpy() @ kernel + bias)[::VERSIONS]
+    entries = [value.numpy() for value in (memory.embeddings, memory.labels, memory.ids)]
+    first = labels[::VERSIONS] % 2, ids[::VERSIONS]
+    expected = slow_nearest_neighbor_loss(projections, *first, *entries, 0.05)
+    values = model.train_step(tensors((images, labels % 2, ids)))
+    assert float(values["neighbor_loss"]) == pytest.approx(np.mean(expected), rel=1e-3)
+    # which took the places of the oldest
+    assert memory.ids.numpy().tolist() == [*ids[::VERSIONS], *range(200, 208)]
+    np.testing.assert_allclose(memory.embeddings[:4], unit(projections), atol=1e-3)
 
 
 def test_instance_ids_are_the_numbers_of_photos():
