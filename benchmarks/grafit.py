@@ -8,63 +8,47 @@
   values in float16, and the memory's update, against the products of float32 matrices of that size: queries times
   memory, and, as a gradient needs it, their result times the memory again.
 
-`--part step` or `--part memory` runs one alone. Contestants take turns; the tables give medians.
+`--part step` or `--part memory` runs one alone. Contestants take turns; the tables give medians of the
+processor time (`benchmarks.timing.work_clock`).
 """
 
 import argparse
+import dataclasses
 
 import numpy as np
 
-from benchmarks.timing import interleaved_times, machine, print_ratios, ratio, timed
+from benchmarks.timing import interleaved_times, machine, print_ratios, timed, work_clock
 from mg_keras.errors import UserError
 from mg_keras.programs.common import run_program
 from mg_keras.quiet import import_tensorflow
 
 NUM_CLASSES, DIMENSIONS = 20, 256
-HALF = "grafit, targets of half"
-OBJECTIVES = ("classification", "snca", "grafit_fc", "grafit", HALF)
-
-
-def trainer(name, batch, options):
-    """A contestant: one step of a new model, always on the same batch."""
-    import keras
-    import tensorflow as tf
-
-    from mg_keras import MultiGrain, objectives
-    from mg_keras.runs.config import TrainConfig
-
-    keras.utils.set_random_seed(0)
-    keras.mixed_precision.set_dtype_policy(options.dtype)
-    model = MultiGrain(options.trunk, NUM_CLASSES, versions=options.versions, seed=0)
-    settings = TrainConfig(versions=options.versions, target_versions=options.versions // 2 if name == HALF else None)
-    objective = objectives.get(name.partition(",")[0]).from_settings(model, settings, 10_000)
-    objective.start(model)
-    model.compile(
-        keras.optimizers.SGD(0.01, momentum=0.9),
-        objective=objective,
-        weight_decay=1e-4,
-        jit_compile=options.jit_compile,
-    )
-    batch = tuple(tf.constant(value) for value in batch)
-    step = tf.function(model.train_step)
-    return timed(lambda: tf.nest.map_structure(lambda tensor: tensor.numpy(), step(batch)))
+ALL = "grafit, targets of all versions"
+OBJECTIVES = ("classification", "snca", "grafit_fc", "grafit", ALL)
 
 
 def step_part(options):
     """Prints the table of whole training steps."""
-    random, size = np.random.default_rng(0), options.resolution
-    images = random.integers(0, 256, (options.batch_size, size, size, 3), dtype=np.uint8)
-    ids = np.arange(options.batch_size, dtype=np.int32) // options.versions
-    steps = {name: trainer(name, (images, ids % NUM_CLASSES, ids), options) for name in OBJECTIVES}
-    times = interleaved_times(steps, options.repeats)
-    title = (
-        f"A training step, {options.trunk} at {size} px, batch {options.batch_size}, {options.versions} versions, "
-        f"{options.dtype}{', XLA' * options.jit_compile}"
+    from benchmarks.steps import compare, made_up_batch, trainer
+    from mg_keras.runs.config import TrainConfig
+
+    config = TrainConfig(
+        trunk=options.trunk,
+        frozen_stages=options.frozen_stages,
+        resolution=options.resolution,
+        batch_size=options.batch_size,
+        versions=options.versions,
+        dtype=options.dtype,
+        jit_compile=options.jit_compile,
     )
-    print_ratios(title, "objective", times, "classification", options.repeats)
-    for name in (name for name in ("grafit", HALF) if name in steps):
-        print(f"{name} step / plain cross-entropy: {ratio(times, name, 'classification'):.3f} (to be at most 1.25)")
-    print()
+    batch = made_up_batch(config, NUM_CLASSES)
+    steps = {}
+    for name in OBJECTIVES:
+        targets = options.versions if name == ALL else None
+        of_step = dataclasses.replace(config, objective=name.partition(",")[0], target_versions=targets)
+        steps[name] = trainer(of_step, batch, NUM_CLASSES)
+    aims = {name: 1.25 for name in ("grafit", ALL) if name in steps}
+    compare(steps, "classification", aims, config, options.repeats)
 
 
 def memory_part(options):
@@ -112,13 +96,16 @@ def memory_part(options):
         "loss and gradient": loss_and_gradient,
         "update": update,
     }
+    clock, measured = work_clock()
     timers = {
-        name: timed(lambda run=run: tf.nest.map_structure(lambda tensor: tensor.numpy(), run()))
+        name: timed(lambda run=run: tf.nest.map_structure(lambda tensor: tensor.numpy(), run()), clock)
         for name, run in contestants.items()
     }
     times = interleaved_times(timers, options.repeats)
     size = sum(np.prod(value.shape) * tf.as_dtype(value.dtype).size for value in memory.variables) / 1e9
-    title = f"A memory of {options.photos:,} photos x {DIMENSIONS} in float16, {size:.3f} GB; {count} queries"
+    title = (
+        f"A memory of {options.photos:,} photos x {DIMENSIONS} in float16, {size:.3f} GB; {count} queries; {measured}"
+    )
     print_ratios(title, "what", times, "queries x memory x memory", options.repeats)
 
 
@@ -132,6 +119,7 @@ def main():
     parser.add_argument("--repeats", type=int, default=15, help="timed calls of each contestant (15)")
     step = parser.add_argument_group("of --part step")
     step.add_argument("--trunk", default="resnet18", help="name of a trunk (resnet18)")
+    step.add_argument("--frozen-stages", type=int, default=0, help="of the trunk, not trained (0)")
     step.add_argument("--resolution", type=int, default=96, help="pixels (96)")
     step.add_argument("--batch-size", type=int, default=64, help="versions in a batch (64)")
     step.add_argument("--versions", type=int, default=4, help="of a photo (4)")

@@ -8,14 +8,16 @@
   versions an image), against pytorch-metric-learning's DistanceWeightedMiner and MarginLoss
   (`pip install torch pytorch-metric-learning`, in the same environment).
 
-`--part step` or `--part loss` runs one alone. Contestants take turns; the tables give medians.
+`--part step` or `--part loss` runs one alone. Contestants take turns; the tables give medians, those of
+steps in processor time (`benchmarks.timing.work_clock`).
 """
 
 import argparse
+import dataclasses
 
 import numpy as np
 
-from benchmarks.timing import interleaved_times, machine, milliseconds, print_ratios, print_table, ratio, timed
+from benchmarks.timing import interleaved_times, machine, milliseconds, print_table, ratio, timed
 from mg_keras.errors import UserError
 from mg_keras.programs.common import run_program
 from mg_keras.quiet import import_tensorflow
@@ -25,41 +27,25 @@ VERSIONS = 3  # of an image in a batch
 NUM_CLASSES = 101
 
 
-def trainer(classification_weight, images, labels, instance_ids, options):
-    """A contestant: one step of a new model, always on the same batch."""
-    import keras
-    import tensorflow as tf
-
-    from mg_keras import MultiGrain
-
-    keras.utils.set_random_seed(0)
-    keras.mixed_precision.set_dtype_policy(options.dtype)
-    model = MultiGrain(options.trunk, NUM_CLASSES, versions=VERSIONS, seed=0)
-    model.compile(
-        keras.optimizers.SGD(0.01, momentum=0.9), classification_weight=classification_weight, weight_decay=1e-4
-    )
-    batch = tuple(tf.constant(value) for value in (images, labels, instance_ids))
-    step = tf.function(model.train_step)
-    return timed(lambda: tf.nest.map_structure(lambda tensor: tensor.numpy(), step(batch)))
-
-
 def step_part(options):
     """Prints the table of whole training steps."""
-    random = np.random.default_rng(0)
-    images = random.integers(0, 256, (options.batch_size, options.resolution, options.resolution, 3), dtype=np.uint8)
-    instance_ids = np.arange(options.batch_size, dtype=np.int32) // VERSIONS
-    labels = instance_ids % NUM_CLASSES
-    steps = {
-        "cross-entropy": trainer(1.0, images, labels, instance_ids, options),
-        "joint": trainer(0.5, images, labels, instance_ids, options),
-    }
-    times = interleaved_times(steps, options.repeats)
-    title = (
-        f"A training step, {options.trunk} at {options.resolution} px, batch {options.batch_size}, m = {VERSIONS}, "
-        f"{options.dtype}"
+    from benchmarks.steps import compare, made_up_batch, trainer
+    from mg_keras.runs.config import TrainConfig
+
+    config = TrainConfig(
+        trunk=options.trunk,
+        resolution=options.resolution,
+        batch_size=options.batch_size,
+        versions=VERSIONS,
+        dtype=options.dtype,
     )
-    print_ratios(title, "step", times, "cross-entropy", options.repeats)
-    print(f"joint step / plain cross-entropy: {ratio(times, 'joint', 'cross-entropy'):.3f} (to be at most 1.05)\n")
+    batch = made_up_batch(config, NUM_CLASSES)
+    weights = {"cross-entropy": 1.0, "joint": 0.5}
+    steps = {
+        name: trainer(dataclasses.replace(config, classification_weight=weight), batch, NUM_CLASSES)
+        for name, weight in weights.items()
+    }
+    compare(steps, "cross-entropy", {"joint": 1.05}, config, options.repeats)
 
 
 def ours(embeddings, instance_ids):

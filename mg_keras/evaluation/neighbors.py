@@ -20,12 +20,12 @@ def vote(
     Args:
         queries: [Q, d] descriptors, of any norm.
         database: [N, d] descriptors, at least one.
-        labels: integers >= 0 [N], of the database.
+        labels: [N], of the database, numbers or names.
         k: neighbours that vote, at least 1; of fewer than `k` rows all vote.
         temperature: > 0.
 
     Returns:
-        int64 [Q], the class with the largest sum; of equal ones the lowest.
+        [Q], in the kind of `labels`: the one with the largest sum; of equal ones the first in order.
 
     Raises:
         ValueError: a number out of range, no database, or labels that don't fit.
@@ -45,13 +45,14 @@ def vote(
             f"{np.shape(database)}"
         )
     if not len(queries):
-        return np.zeros(0, np.int64)
+        return labels[:0]
     cosines, rows = nearest(queries, database, min(k, len(database)))
-    votes = np.zeros((len(cosines), labels.max() + 1))
+    classes, numbers = np.unique(labels, return_inverse=True)
+    votes = np.zeros((len(cosines), len(classes)))
     # relative to the nearest: no weight overflows
     weights = np.exp((cosines - cosines[:, :1]) / temperature)
-    np.add.at(votes, (np.arange(len(cosines))[:, None], labels[rows]), weights)
-    return np.argmax(votes, axis=1)
+    np.add.at(votes, (np.arange(len(cosines))[:, None], numbers[rows]), weights)
+    return classes[np.argmax(votes, axis=1)]
 
 
 def category_average_precisions(

@@ -77,6 +77,10 @@ class MemoryBank(keras.layers.Layer):
             ValueError: a queue that is smaller than a step of all replicas.
         """
         rows = tf.cast(embeddings, tf.float32)
+        # by shapes of one replica: those of gathered rows are not known
+        photos = (rows.shape[0] or 0) * tf.distribute.get_strategy().num_replicas_in_sync
+        if self.queue and photos > self.size:
+            raise ValueError(f"a queue must hold a step's {photos} photos at least, received {self.size}")
         ids, labels, rows = gathered(tf.cast(ids, tf.int32), tf.cast(labels, tf.int32), rows)
         rows = tf.math.l2_normalize(rows, axis=-1, epsilon=1e-12)
         variables = [self.embeddings, self.labels]
@@ -88,8 +92,8 @@ class MemoryBank(keras.layers.Layer):
             mixed = tf.math.l2_normalize(self.momentum * old + (1 - self.momentum) * rows, axis=-1, epsilon=1e-12)
             values, places = [tf.where(known, mixed, rows), labels], ids
         else:
-            if rows.shape[0] is not None and rows.shape[0] > self.size:
-                raise ValueError(f"a queue must hold a step's {rows.shape[0]} photos at least, received {self.size}")
+            # no place twice, should a batch of unknown size not fit
+            ids, labels, rows = (value[-self.size :] for value in (ids, labels, rows))
             places = (self.next.value + tf.range(tf.shape(ids)[0])) % self.size
             after = (self.next.value + tf.shape(ids)[0]) % self.size
             variables, values = [*variables, self.ids], [rows, labels, ids]

@@ -221,7 +221,11 @@ class MultiGrain(Network):
         self.step.build()
 
     def get_compile_config(self) -> dict[str, Any]:
-        """What `compile` was given: a saved model comes back ready to train on."""
+        """What `compile` was given: a saved model comes back ready to train on.
+
+        Raises:
+            ValueError: an objective that Keras can't save, such as one with networks of its own.
+        """
         if not self.compiled:
             return {}
         step = self.step
@@ -237,7 +241,13 @@ class MultiGrain(Network):
             "steps_per_execution": self.steps_per_execution,
         }
         if self._given_objective:
-            config["objective"] = step.objective
+            try:
+                config["objective"] = keras.saving.serialize_keras_object(step.objective)
+            except NotImplementedError:
+                what = type(step.objective).__name__
+                raise ValueError(
+                    f"a model is not saved with the objective {what}: take save_weights, or compile() it before save"
+                ) from None
         else:
             config["classification_weight"] = step.objective.classification_weight
         return keras.saving.serialize_keras_object(config)
@@ -286,7 +296,10 @@ class MultiGrain(Network):
         objective = self.objective
         batch = self._checked(batches.unpack(data), objective.takes_mixed_labels, objective.needs_labels)
         if objective.needs_instances:
-            batches.need_instances(batch, self.step.jit_compile)
+            what, instead = "the joint loss", ", or compile with classification_weight=1"
+            if self._given_objective:
+                what, instead = type(objective).__name__, ""
+            batches.need_instances(batch, what, self.step.jit_compile, instead)
         else:
             batch = batch._replace(instance_ids=None)
         return self._track(self.step.update(batch._replace(weights=self._image_weights(batch))))

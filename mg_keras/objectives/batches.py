@@ -50,18 +50,24 @@ def unpack(data: Any) -> Batch:
     return batch
 
 
-def need_instances(batch: Batch, with_xla: bool) -> None:
-    """Checks that the batch has the instance ids that the joint loss samples by.
+def need_instances(batch: Batch, what: str, with_xla: bool, instead: str = "") -> None:
+    """Checks that the batch has instance ids.
+
+    Args:
+        batch: `Batch`.
+        what: needs them.
+        with_xla: whether it is compiled with XLA.
+        instead: what else could be done without them.
 
     Raises:
-        ValueError: it has not, or has strings, which XLA (`with_xla`) knows nothing of.
+        ValueError: it has not, or has strings, which XLA knows nothing of.
     """
     if batch.instance_ids is None:
         parts = [part for part in batch if part is not None]
         weighted = "" if batch.weights is None else " (the last, floats, is weights)"
         raise ValueError(
-            f"the joint loss needs instance_ids, received {_count(parts)}{weighted}: give batches (images, labels, "
-            "instance_ids) or (images, labels, instance_ids, weights), or compile with classification_weight=1"
+            f"{what} needs instance_ids, received {_count(parts)}{weighted}: give batches (images, labels, "
+            f"instance_ids) or (images, labels, instance_ids, weights){instead}"
         )
     if with_xla and batch.instance_ids.dtype == tf.string:
         raise ValueError("with jit_compile, instance_ids must be integers, received strings")

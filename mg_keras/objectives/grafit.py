@@ -1,6 +1,5 @@
 """Grafit (Touvron et al. 2021) and its parts: fine-grained descriptors from coarse labels."""
 
-import dataclasses
 from collections.abc import Sequence
 from typing import Any, Self
 
@@ -14,13 +13,12 @@ from mg_keras.models.moving_average import follow
 from mg_keras.objectives.batches import Batch
 from mg_keras.objectives.classification import CLASSIFICATION_LOSS, LOSS, TOP1, TOP5, classification_values
 from mg_keras.objectives.objective import LOSSES
-from mg_keras.objectives.projected import Projected, projector_of
+from mg_keras.objectives.projected import ONLINE_CLASSIFIER, Projected, projector_of
 
 NEIGHBOR_LOSS = TrainingMetric(
     "neighbour loss", "", digits=3, name="neighbor_loss", panel=LOSSES, curve="nearest neighbours"
 )
 INSTANCE_LOSS = TrainingMetric("instance loss", "", digits=3, name="instance_loss", panel=LOSSES, curve="instances")
-READS_ALONG = dataclasses.replace(CLASSIFICATION_LOSS, curve="classifier, which reads along")
 
 
 class SNCA(Projected):
@@ -38,7 +36,7 @@ class SNCA(Projected):
         ValueError: a value is out of range.
     """
 
-    metrics = (LOSS, NEIGHBOR_LOSS, READS_ALONG, TOP1, TOP5)
+    metrics = (LOSS, NEIGHBOR_LOSS, ONLINE_CLASSIFIER, TOP1, TOP5)
 
     def __init__(self, network: Network, memory: MemoryBank, versions: int = 1, temperature: float = 0.05, **kwargs):
         self.check_versions(network, versions)
@@ -55,12 +53,18 @@ class SNCA(Projected):
         """See `Objective.loss`."""
         del seed
         embedding = network(batch.images, training=True)["embedding"]
-        values = self.read_along(network, batch, embedding)
+        values = self.online_classifier(network, batch, embedding)
         loss, carry = self.neighbors(self.projector(embedding[:: self.versions]), batch)
         return loss + values["classification_loss"], {"loss": loss, "neighbor_loss": loss, **values}, carry
 
     def neighbors(self, projections: tf.Tensor, batch: Batch) -> tuple[tf.Tensor, tuple[tf.Tensor, ...]]:
-        """(the mean loss of a batch's photos, what the memory takes up), of projections [n, d] of first versions."""
+        """(the mean loss of a batch's photos, what the memory takes up), of projections [n, d] of first versions.
+
+        Raises:
+            ValueError: instance ids that are no numbers.
+        """
+        if batch.instance_ids.dtype == tf.string:
+            raise ValueError("a memory knows photos by numbers: instance_ids must be integers, received strings")
         ids, labels = (tf.cast(values[:: self.versions], tf.int32) for values in (batch.instance_ids, batch.labels))
         places = None if self.memory.ids is None else self.memory.ids.value
         losses = self.neighbor_loss(
@@ -80,7 +84,7 @@ class SNCA(Projected):
 class InstanceTerm(keras.layers.Layer):
     """The instance loss with all that it needs: a predictor q, and a network and a projector that follow the trained.
 
-    q is linear, batch normalisation, ReLU, linear. The target is asked as in a test: with the moving average of the
+    q is linear, batch normalisation, ReLU, linear. The target runs in inference mode: on the moving average of the
     statistics of batch normalisation, too.
 
     Args:
@@ -89,8 +93,8 @@ class InstanceTerm(keras.layers.Layer):
         predictor_width: of q's hidden layer.
         momentum: m in [0, 1): after each step `target <- m target + (1 - m) network`.
         versions: how many versions of a photo stand one after the other in a batch.
-        target_versions: of how many of them the target is asked, the first ones; None: of all. The target's forward
-            pass is what the term costs.
+        target_versions: of how many of them there are targets, the first ones; None: half of them, rounded up. The
+            target's forward pass is what the term costs.
 
     Raises:
         ValueError: a value is out of range.
@@ -112,7 +116,7 @@ class InstanceTerm(keras.layers.Layer):
             raise ValueError(f"target_versions must be at least 1, received {target_versions}")
         super().__init__(autocast=False, **kwargs)
         self.momentum, self.versions = momentum, versions
-        self.target_versions = None if target_versions is None or target_versions >= versions else target_versions
+        self.target_versions = min(versions, -(-versions // 2) if target_versions is None else target_versions)
         self.predictor = keras.Sequential(
             [
                 keras.Input((dimensions,)),
@@ -131,12 +135,14 @@ class InstanceTerm(keras.layers.Layer):
     def start(self, network: Network, projector: keras.layers.Dense) -> None:
         """The target begins as the network and its projector are."""
         self.target.take_weights(network)
+        for variable, other in zip(self.target.pool.variables, network.pool.variables, strict=True):
+            variable.assign(other.numpy())
         self.target_projector.set_weights([weight.numpy() for weight in projector.weights])
 
     def loss(self, batch: Batch, projections: tf.Tensor) -> tf.Tensor:
         """The loss of a batch in whose order the projections [B, d] stand."""
         images, rows = batch.images, None
-        if self.target_versions:
+        if self.target_versions < self.versions:
             count = images.shape[0] or tf.shape(images)[0]
             rows = tf.range(count)
             rows = tf.concat([rows[first :: self.versions] for first in range(self.target_versions)], axis=0)
@@ -158,7 +164,7 @@ class Grafit(SNCA):
         network, memory, versions, temperature: as `SNCA` takes them; of at least two versions.
         predictor_width: of the predictor's hidden layer.
         target_momentum: of the moving average that the targets come from.
-        target_versions: of how many versions it is asked; None: of all.
+        target_versions: of how many versions there are targets; None: half of them, rounded up.
 
     Raises:
         ValueError: a value is out of range.
@@ -171,7 +177,7 @@ class Grafit(SNCA):
     >>> model.compile("sgd", objective=objective)  # doctest: +SKIP
     """
 
-    metrics = (LOSS, NEIGHBOR_LOSS, INSTANCE_LOSS, READS_ALONG, TOP1, TOP5)
+    metrics = (LOSS, NEIGHBOR_LOSS, INSTANCE_LOSS, ONLINE_CLASSIFIER, TOP1, TOP5)
     needs_pairs = True
 
     def __init__(
@@ -218,7 +224,7 @@ class Grafit(SNCA):
         del seed
         embedding = network(batch.images, training=True)["embedding"]
         projections = self.projector(embedding)
-        values = self.read_along(network, batch, embedding)
+        values = self.online_classifier(network, batch, embedding)
         neighbors, carry = self.neighbors(projections[:: self.versions], batch)
         instances = self.instances.loss(batch, projections)
         loss = neighbors + instances

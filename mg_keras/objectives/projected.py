@@ -1,18 +1,22 @@
-"""What the objectives share that compare a linear projection of the embedding, beside a classifier that reads along."""
+"""What the objectives share that compare a linear projection of the embedding, beside an online classifier."""
+
+import dataclasses
 
 import keras
 import tensorflow as tf
 
 from mg_keras.models import Network
 from mg_keras.objectives.batches import Batch
-from mg_keras.objectives.classification import classification_values
+from mg_keras.objectives.classification import CLASSIFICATION_LOSS, classification_values
 from mg_keras.objectives.objective import Objective
+
+ONLINE_CLASSIFIER = dataclasses.replace(CLASSIFICATION_LOSS, curve="online classifier")
 
 
 class Projected(Objective):
     """An objective with a projector g, linear, whose L2-normalised answers are compared.
 
-    Where no term of it is the classifier's, the classifier learns all the same, from embeddings that get no gradient of
+    Where no term of it is the classifier's, the classifier is trained online, on embeddings that get no gradient from
     it: accuracies, the choice of the best checkpoint and an exported model have their classes, and the descriptor is
     what it would be without.
 
@@ -42,7 +46,7 @@ class Projected(Objective):
         """See `Objective.projection`."""
         return self.projector.kernel, self.projector.bias
 
-    def read_along(self, network: Network, batch: Batch, embedding: tf.Tensor) -> dict[str, tf.Tensor]:
+    def online_classifier(self, network: Network, batch: Batch, embedding: tf.Tensor) -> dict[str, tf.Tensor]:
         """`classification_loss`, `top1` and `top5` of a classifier whose gradient ends at the embedding."""
         logits = network.classifier(tf.stop_gradient(embedding))
         return classification_values(batch.labels, logits, batch.weights)

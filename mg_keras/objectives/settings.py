@@ -34,9 +34,10 @@ class ObjectiveSettings:
         predictor_width: of the hidden layer of the predictor in `grafit` and `grafit_fc`.
         target_momentum: in `grafit` and `grafit_fc`, of the moving average of the network that gives the targets.
         target_versions: in `grafit` and `grafit_fc`, of how many versions of a photo there are targets, at a cost of a
-            forward pass each; null: of all.
-        class_balance: `weights` weighs the cross-entropy of an image by its class, inversely to the class's number of
-            training photos (`mg_keras.training.class_balance`); `none` counts images alike.
+            forward pass each; null: half of them, rounded up.
+        class_balance: `weights` weighs the cross-entropy of an image, and the nearest-neighbour loss of a photo, by its
+            class, inversely to the class's number of training photos (`mg_keras.training.class_balance`); `none` counts
+            images alike.
         margin: alpha of the margin loss.
         initial_beta: where the learnt threshold of the margin loss starts.
         margin_normalization: `pairs` (the paper's) or `active` (the reference's).

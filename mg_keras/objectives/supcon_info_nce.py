@@ -10,9 +10,8 @@ from mg_keras.models import Network
 from mg_keras.objectives.batches import Batch
 from mg_keras.objectives.classification import LOSS, TOP1, TOP5
 from mg_keras.objectives.distilled_copies import INFO_NCE
-from mg_keras.objectives.grafit import READS_ALONG
 from mg_keras.objectives.objective import LOSSES
-from mg_keras.objectives.projected import Projected
+from mg_keras.objectives.projected import ONLINE_CLASSIFIER, Projected
 
 CONTRAST = TrainingMetric(
     "supervised contrast", "", digits=3, name="supervised_contrast", panel=LOSSES, curve="supervised contrast"
@@ -35,7 +34,7 @@ class SupConInfoNCE(Projected):
         ValueError: a value is out of range.
     """
 
-    metrics = (LOSS, CONTRAST, INFO_NCE, READS_ALONG, TOP1, TOP5)
+    metrics = (LOSS, CONTRAST, INFO_NCE, ONLINE_CLASSIFIER, TOP1, TOP5)
 
     def __init__(
         self,
@@ -69,7 +68,7 @@ class SupConInfoNCE(Projected):
         """See `Objective.loss`."""
         del seed
         embedding = network(batch.images, training=True)["embedding"]
-        values = self.read_along(network, batch, embedding)
+        values = self.online_classifier(network, batch, embedding)
         unit = tf.math.l2_normalize(self.projector(embedding), axis=-1, epsilon=1e-12)
         contrast, info_nce = self.contrast(unit, batch.labels), self.info_nce(unit, batch.instance_ids)
         loss = self.classification_weight * contrast + (1.0 - self.classification_weight) * info_nce

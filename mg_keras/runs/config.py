@@ -179,7 +179,8 @@ class TrainConfig(
         """Items in one part of one replica's batch.
 
         Raises:
-            UserError: the batch can't be divided so, or a part can't hold two photos in `versions` versions.
+            UserError: the batch can't be divided so, a part can't hold two photos in `versions` versions, or a memory
+                of `memory_size` the photos of a step.
         """
         parts = replicas * self.accumulation_steps
         if self.batch_size % parts:
@@ -193,6 +194,9 @@ class TrainConfig(
                 f"a batch of {size} for each replica and accumulation step is too small for {self.versions} versions "
                 f"of an image: take at least {self.versions + 1}, so that every image has another to differ from"
             )
+        photos = -(-size // self.versions) * parts
+        if self.memory_size is not None and self.memory_size < photos:
+            raise UserError(f"memory_size must be at least {photos}, the photos of a step, received {self.memory_size}")
         return size
 
     def save(self, path: str | os.PathLike) -> None:

@@ -55,7 +55,8 @@ def test_grafit(monkeypatch):
     assert set(rows(done)) == {"queries x memory", "queries x memory x memory", "loss and gradient", "update"}
     monkeypatch.setattr("benchmarks.grafit.OBJECTIVES", ("classification", "grafit"))
     small = ["--resolution", 32, "--batch-size", 6, "--versions", 2]
-    done = run_here("grafit", "--part", "step", "--repeats", 1, *small)
+    done = run_here("grafit", "--part", "step", "--repeats", 1, "--frozen-stages", 2, *small)
+    assert "2 stages frozen, batch 6, m = 2, float32; processor time" in done.stdout
     assert f"grafit step / plain cross-entropy: {rows(done)['grafit'][-1]} " in done.stdout
 
 

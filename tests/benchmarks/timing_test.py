@@ -1,3 +1,5 @@
+import time
+
 import pytest
 
 from benchmarks import timing
@@ -53,3 +55,14 @@ def test_a_table_is_printed_whole_in_a_narrow_log(capsys, monkeypatch):
     printed = capsys.readouterr().out
     for text in ("What it shows", "a heading of many letters", *cells[0], *cells[1]):
         assert text.strip() in printed
+
+
+def test_work_is_timed_by_the_clock_that_is_asked_for(monkeypatch):
+    clock = iter([3.0, 10.0])
+    assert timing.timed(lambda: None, lambda: next(clock))() == 7
+    devices = []
+    monkeypatch.setattr("tensorflow.config.list_physical_devices", lambda kind: devices)
+    assert timing.work_clock()[0] is time.process_time
+    # of whose work the processor knows nothing
+    devices.append("GPU:0")
+    assert timing.work_clock()[0] is time.perf_counter

@@ -118,6 +118,26 @@ def test_one_level_is_called_class_and_one_photo_of_a_label_asks_nothing():
     np.testing.assert_array_equal(precisions, [1, 1, np.nan])
 
 
+def test_labels_that_lie_in_two_coarse_ones_are_named():
+    assert categories(source_of()).warnings == ()
+    source = source_of()
+    source.val.label_columns["coarse"][source.val.label_columns["fine"] == 3] = 2
+    benchmark = categories(source)
+    # 3 is `x`, which has `b` among the photos for training
+    assert benchmark.warnings == (
+        "no fine kNN in coarse, as fine labels lie in several coarse ones: 'x' is in 'b' and in 'c'",
+    )
+    assert "fine kNN in coarse" not in benchmark.chance
+
+
+def test_neighbors_vote_for_names_too():
+    rows, names = [[1.0, 0], [1, 0.1], [0, 1]], ["new", "new", "a longer name"]
+    assert vote([[0.1, 1.0], [1, 0]], rows, names, 3).tolist() == ["a longer name", "new"]
+    # numbers are no places: any will do
+    assert vote([[0.1, 1.0], [1, 0]], rows, [-1, -1, 10**9], 3).tolist() == [10**9, -1]
+    assert vote(np.zeros((0, 2)), rows, names).tolist() == []
+
+
 def test_a_probe_is_linear():
     source = source_of()
     rows = descriptors_of(source, noise=0.01)

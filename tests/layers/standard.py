@@ -23,7 +23,7 @@ class Holder(keras.Model):
         return self.held(*inputs)
 
 
-def check(kind, arguments, inputs, tmp_path, *, draws=False, half_precision=False):
+def check(kind, arguments, inputs, tmp_path, *, draws=False, half_precision=False, given=()):
     """Takes a layer through everything.
 
     Args:
@@ -33,6 +33,7 @@ def check(kind, arguments, inputs, tmp_path, *, draws=False, half_precision=Fals
         tmp_path: a folder to save in.
         draws: whether its outputs differ from call to call.
         half_precision: whether a mixed policy rounds inside of it.
+        given: places of those float inputs that get no gradient.
     """
     layer = kind(**arguments)
     _check_configuration(kind, layer)
@@ -40,7 +41,7 @@ def check(kind, arguments, inputs, tmp_path, *, draws=False, half_precision=Fals
     for policy in POLICIES:
         _check_policy(kind, arguments, inputs, policy, None if draws else layer, half_precision)
     if not draws:
-        _check_gradient(layer, inputs)
+        _check_gradient(layer, inputs, given)
     _check_xla(layer, inputs, draws)
     _check_saving(kind, layer, inputs, tmp_path, draws)
     _check_summary(kind(**arguments), inputs)
@@ -95,15 +96,14 @@ def _check_policy(kind, arguments, inputs, policy, reference, half_precision):
         _assert_equal(layer(*inputs), reference(*inputs))
 
 
-def _check_gradient(layer, inputs):
-    floats = [tf.constant(x) for x in inputs if x.dtype.kind == "f"]
+def _check_gradient(layer, inputs, given):
+    floats = {place: tf.constant(x) for place, x in enumerate(inputs) if x.dtype.kind == "f"}
     with tf.GradientTape() as tape:
-        tape.watch(floats)
-        rest = iter(floats)
-        outputs = layer(*(next(rest) if x.dtype.kind == "f" else x for x in inputs))
+        tape.watch(list(floats.values()))
+        outputs = layer(*(floats.get(place, x) for place, x in enumerate(inputs)))
         total = sum(tf.reduce_sum(output) for output in keras.tree.flatten(outputs))
-    gradients = tape.gradient(total, [*floats, *(w.value for w in layer.trainable_weights)])
-    assert all(gradient is not None for gradient in gradients[: len(floats)])
+    gradients = tape.gradient(total, [*floats.values(), *(w.value for w in layer.trainable_weights)])
+    assert {place for place, gradient in zip(floats, gradients, strict=False) if gradient is None} == set(given)
     # a model may have weights that training alone needs
     assert all(np.isfinite(gradient).all() for gradient in gradients if gradient is not None)
 

@@ -460,6 +460,8 @@ def test_fit_and_evaluate():
 def test_compiled_by_xla_the_update_is_the_same():
     found = []
     for jit_compile in (False, True):
+        # the trunk is made before `build` sets the seed
+        keras.utils.set_random_seed(0)
         model = build(plain_trunk(batch_norm=True))
         model.compile(
             keras.optimizers.SGD(0.1, momentum=0.9),
@@ -519,6 +521,11 @@ def test_two_replicas_train_like_one(replicas, kind):
 def test_two_replicas_take_one_step_at_a_time(replicas):
     # Keras's own loop fails in the middle of a graph
     assert "steps_per_execution 2 is for one replica" in str(replicas["refusal"])
+
+
+@pytest.mark.slow
+def test_two_replicas_fill_one_queue(replicas):
+    assert "a queue must hold a step's 4 photos at least, received 3" in str(replicas["small_queue"])
 
 
 @pytest.mark.slow

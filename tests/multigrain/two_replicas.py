@@ -135,6 +135,15 @@ def distributed_ids(strategy, batch_size, parts):
     return np.stack([[v.numpy() for v in strategy.experimental_local_results(next(data)[2])] for _ in range(5)])
 
 
+def small_queue(strategy):
+    """What a step says whose replicas overflow the queue together."""
+    try:
+        train(strategy, build(strategy, functools.partial(grafit, size=3, queue=True)))
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
 def refusal(strategy):
     """What compile says to several steps at a time."""
     try:
@@ -170,7 +179,7 @@ def main(path):
             found["draws"] = draws(strategy, model)
     found["whole_ids"] = distributed_ids(two, batch_size=6, parts=1)
     found["cut_ids"] = distributed_ids(two, batch_size=5, parts=2)
-    found["refusal"] = refusal(two)
+    found["refusal"], found["small_queue"] = refusal(two), small_queue(two)
     np.savez(path, **found)
 
 

@@ -19,7 +19,16 @@ from tests.layers.grafit_test import (
     slow_supervised_contrast,
     unit,
 )
-from tests.multigrain.model_test import VERSIONS, batch, build, cross_entropy, plain_trunk, tensors, weights
+from tests.multigrain.model_test import (
+    VERSIONS,
+    batch,
+    build,
+    cross_entropy,
+    plain_trunk,
+    tensors,
+    tiny_resnet,
+    weights,
+)
 
 PHOTOS, DIMENSIONS, MOMENTUM = 100, 4, 0.75
 
@@ -43,11 +52,12 @@ def predicted(objective, rows):
 @pytest.mark.parametrize(("with_xla", "batch_norm"), [(False, True), (True, False)])
 @pytest.mark.slow
 def test_a_step_of_grafit(with_xla, batch_norm):
-    model = build(plain_trunk(batch_norm))
-    objective = Grafit(model, full_memory(), VERSIONS, 0.2, predictor_width=5, target_momentum=MOMENTUM)
+    model = build(plain_trunk(batch_norm), trainable_exponent=True)
+    objective = Grafit(model, full_memory(), VERSIONS, 0.2, 5, MOMENTUM, target_versions=VERSIONS)
     # the target begins as the network is when training starts
     model.classifier.bias.assign_add(tf.ones(6))
     model.trunk.weights[0].assign_add(0.01 * tf.ones_like(model.trunk.weights[0]))
+    model.pool.pooling_exponent.assign(2.0)
     objective.start(model)
     model.compile(keras.optimizers.SGD(0.1), objective=objective, jit_compile=with_xla)
     images, labels, ids = batch()
@@ -95,7 +105,7 @@ def test_a_step_of_grafit(with_xla, batch_norm):
     }
 
 
-def test_the_classifier_reads_along_and_changes_no_descriptor():
+def test_the_online_classifier_learns_and_changes_no_descriptor():
     found = []
     for shift in (0.0, 1.0):
         model = build()
@@ -112,8 +122,8 @@ def test_the_classifier_reads_along_and_changes_no_descriptor():
         np.testing.assert_array_equal(one, other)
 
 
-@pytest.mark.parametrize("target_versions", [None, 1, 2, 7])
-def test_grafit_fc_is_cross_entropy_and_instances(target_versions):
+@pytest.mark.parametrize(("target_versions", "count"), [(None, 2), (1, 1), (7, 3)])
+def test_grafit_fc_is_cross_entropy_and_instances(target_versions, count):
     model = build()
     objective = GrafitFC(model, DIMENSIONS, 5, MOMENTUM, VERSIONS, target_versions)
     objective.start(model)
@@ -121,11 +131,54 @@ def test_grafit_fc_is_cross_entropy_and_instances(target_versions):
     images, labels, ids = batch()
     outputs = model(images)
     projections = objective.projector(outputs["embedding"]).numpy()
-    known = [row for row in range(len(ids)) if row % VERSIONS < (target_versions or VERSIONS)]
+    # of half of three versions, rounded up, where no number is given
+    known = [row for row in range(len(ids)) if row % VERSIONS < count]
     instances = slow_instance_loss(predicted(objective, projections), projections, ids, known)
     values = model.train_step(tensors((images, labels, ids)))
     assert float(values["instance_loss"]) == pytest.approx(instances, abs=1e-4)
     assert float(values["loss"]) == pytest.approx(cross_entropy(outputs["logits"], labels) + instances, abs=1e-4)
+
+
+def test_photos_are_weighed_in_the_neighbor_loss_too():
+    model, of_class = build(), np.float32([0.5, 1, 2, 0, 3, 1.5])
+    objective = SNCA(model, full_memory(), VERSIONS, 0.2)
+    model.compile(keras.optimizers.SGD(0.1), objective=objective, class_weights=of_class)
+    images, labels, ids = (value[::VERSIONS] for value in batch())
+    projections = objective.projector(model(images)["embedding"]).numpy()
+    memory = objective.memory.embeddings.numpy(), objective.memory.labels.numpy(), range(PHOTOS)
+    losses = slow_nearest_neighbor_loss(projections, labels, ids, *memory, 0.2)
+    values = model.train_step(tensors(batch()))
+    assert float(values["neighbor_loss"]) == pytest.approx(np.mean(of_class[labels] * losses), rel=1e-3)
+
+
+def test_similarities_are_of_float32_whatever_the_network_computes_in():
+    """At the paper's temperature, over a queue of float16 that has the photos themselves among others."""
+    model = build(tiny_resnet(dtype="mixed_bfloat16"), dtype="mixed_bfloat16")
+    memory, rng = MemoryBank(12, DIMENSIONS, queue=True, dtype="float16"), np.random.default_rng(2)
+    images, labels, ids = batch()
+    memory.update(np.r_[ids[::VERSIONS], np.arange(200, 208)], np.arange(12) % 2, rng.normal(size=(12, DIMENSIONS)))
+    objective = SNCA(model, memory, VERSIONS, 0.05)
+    model.compile(keras.optimizers.SGD(0.1), objective=objective)
+    kernel, bias = (w.numpy() for w in objective.projection)
+    projections = (model(images, training=True)["embedding"].numpy() @ kernel + bias)[::VERSIONS]
+    entries = [value.numpy() for value in (memory.embeddings, memory.labels, memory.ids)]
+    first = labels[::VERSIONS] % 2, ids[::VERSIONS]
+    expected = slow_nearest_neighbor_loss(projections, *first, *entries, 0.05)
+    values = model.train_step(tensors((images, labels % 2, ids)))
+    assert float(values["neighbor_loss"]) == pytest.approx(np.mean(expected), rel=1e-3)
+    # which took the places of the oldest
+    assert memory.ids.numpy().tolist() == [*ids[::VERSIONS], *range(200, 208)]
+    np.testing.assert_allclose(memory.embeddings[:4], unit(projections), atol=1e-3)
+
+
+def test_instance_ids_are_the_numbers_of_photos():
+    model = build()
+    model.compile(objective=SNCA(model, full_memory(), VERSIONS))
+    images, labels, ids = tensors(batch())
+    with pytest.raises(ValueError, match=r"a memory knows photos by numbers: .* integers, received strings"):
+        model.train_step((images, labels, tf.strings.as_string(ids)))
+    with pytest.raises(ValueError, match=r"^SNCA needs instance_ids, received 2 parts: give .* weights\)$"):
+        model.train_step((images, labels))
 
 
 def test_supervised_contrast_and_info_nce():
@@ -139,6 +192,17 @@ def test_supervised_contrast_and_info_nce():
     assert values["info_nce"] == pytest.approx(slow_info_nce(rows, ids, 0.2), rel=1e-3)
     expected = 0.25 * values["supervised_contrast"] + 0.75 * values["info_nce"]
     assert values["loss"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_model_is_saved_without_it(tmp_path):
+    model = build()
+    model.compile(objective=SNCA(model, full_memory(), VERSIONS))
+    with pytest.raises(ValueError, match=r"not saved with the objective SNCA: take save_weights, or compile\(\) it"):
+        model.save(tmp_path / "model.keras")
+    model.compile()
+    model.save(tmp_path / "model.keras")
+    again = keras.saving.load_model(tmp_path / "model.keras")
+    np.testing.assert_array_equal(again.trunk.weights[0], model.trunk.weights[0])
 
 
 def test_versions_are_those_of_the_network():

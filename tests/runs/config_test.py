@@ -224,3 +224,11 @@ def test_every_objective_that_can_be_named_is_there():
 def test_classification_needs_no_pairs_and_takes_mixed_labels():
     config = TrainConfig(objective="classification", versions=1, mixing="cutmix", batch_size=8)
     assert config.part_size(8) == 1
+
+
+def test_a_queue_holds_a_step():
+    config = TrainConfig(objective="snca", versions=2, batch_size=20, accumulation_steps=2, memory_size=12)
+    assert config.part_size(1) == 10
+    # of two replicas with two parts of three photos each, the last in one version
+    with pytest.raises(UserError, match="memory_size must be at least 12, the photos of a step, received 11"):
+        dataclasses.replace(config, memory_size=11).part_size(2)

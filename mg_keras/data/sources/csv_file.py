@@ -144,7 +144,8 @@ def _row(number, values, columns, file, place):
         labels = {column: printable_name(unicodedata.normalize("NFC", name)) for column, name in written.items()}
         for column, name in labels.items():
             if not name:
-                raise UserError(f"{place}, row {number}: {column!r} is empty: every photo has a label")
+                without = f", or take ?label={columns[0]} alone" if column != columns[0] else ""
+                raise UserError(f"{place}, row {number}: {column!r} is empty: every photo has a label{without}")
     return _Row(number, os.path.join(file.parent, os.path.expanduser(path)), labels, part)
 
 

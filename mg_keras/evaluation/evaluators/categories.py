@@ -87,6 +87,7 @@ def categories(
         joined(source.train, source.val),
         measure,
         _chance(levels, inside),
+        warnings=_crossing(levels, source.label_columns) if len(levels) > 1 and not inside else (),
     )
 
 
@@ -186,6 +187,19 @@ def _nested(levels):
             if counts[0] == counts[2] > counts[1]:
                 pairs.append((fine, coarse))
     return pairs
+
+
+def _crossing(levels, names):
+    """A sentence on a class of the finest level that lies in two of the coarsest; none where there is no such class."""
+    by_size = sorted(levels, key=lambda level: len(names[level]))
+    coarse, fine = by_size[0], by_size[-1]
+    pairs = np.unique(np.stack([np.concatenate(levels[level]) for level in (fine, coarse)], axis=1), axis=0)
+    again = np.flatnonzero(np.diff(pairs[:, 0]) == 0)
+    if not len(again):
+        return ()
+    first, second = (f"{names[coarse][label]!r}" for label in pairs[again[0] : again[0] + 2, 1])
+    both = f"{names[fine][pairs[again[0], 0]]!r} is in {first} and in {second}"
+    return (f"no {fine} kNN in {coarse}, as {fine} labels lie in several {coarse} ones: {both}",)
 
 
 def _chance(levels, inside):

@@ -136,6 +136,10 @@ def test_several_labels(folder):
     assert source.class_names == sorted(kinds)
     assert source.label_columns == {"fine": sorted(kinds), "coarse": ["cat", "dog"]}
     check(source, kinds)
+    with pytest.raises(
+        UserError, match=r"row 4: 'fine' is empty: every photo has a label, or take \?label=coarse alone$"
+    ):
+        open_source(table(folder, pets(("path", "coarse", "fine")).replace("manx", "")) + "?label=coarse,fine")
     # the other columns go with the photos, and a run's order of its classes does not touch them
     part = source.with_classes(kinds).train.subset([5, 2])
     for row, name in enumerate(part.names):
