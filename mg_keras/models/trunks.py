@@ -26,17 +26,35 @@ def _resnet(blocks, block_type):
     }
 
 
-def _resnet_of_small_images(image_shape, dtype=None, **arguments):
-    """A ResNet as CIFAR's photos of 32 px are trained with: a 3x3 convolution of stride 1 first, and no pooling."""
-    backbone = keras_hub.models.ResNetBackbone(image_shape=image_shape, dtype=dtype, **arguments)
-    blocks = keras.Function(backbone.get_layer("pool1_pool").output, backbone.output)
+def _resnet_of_small_images(image_shape, filters=64, blocks=(2, 2, 2, 2), dtype=None):
+    """A ResNet as CIFAR's photos of 32 px are trained with: a 3x3 convolution of stride 1 first, and no pooling.
+
+    keras-hub's begins with 64 filters and a pooling; the layers have its names.
+    """
+
+    def convolved(maps, filters, name, size=3, strides=1):
+        convolution = keras.layers.Conv2D(
+            filters, size, strides, padding="same", use_bias=False, dtype=dtype, name=f"{name}_conv"
+        )
+        normalized = keras.layers.BatchNormalization(epsilon=1e-5, momentum=0.9, dtype=dtype, name=f"{name}_bn")
+        return normalized(convolution(maps))
+
+    def relu(maps, name):
+        return keras.layers.Activation("relu", dtype=dtype, name=name)(maps)
+
     images = keras.Input(image_shape)
-    filters = arguments["input_conv_filters"][0]
-    maps = keras.layers.Conv2D(filters, 3, padding="same", use_bias=False, dtype=dtype, name="conv1_conv")(images)
-    maps = keras.layers.BatchNormalization(epsilon=1e-5, momentum=0.9, dtype=dtype, name="conv1_bn")(maps)
-    maps = keras.layers.Activation("relu", dtype=dtype, name="conv1_relu")(maps)
-    # called as an operation, it would hide its layers in one; and of layers in two models the outputs are the first's
-    return keras.Model.from_config(keras.Model(images, blocks.call(maps)).get_config())
+    maps = relu(convolved(images, filters, "conv1"), "conv1_relu")
+    for stack, count in enumerate(blocks):
+        for number in range(count):
+            name = f"stack{stack}_block{number}"
+            width, strides = filters * 2**stack, 2 if stack and not number else 1
+            shortcut = maps
+            if maps.shape[-1] != width:
+                shortcut = convolved(maps, width, f"{name}_0", size=1, strides=strides)
+            inner = relu(convolved(maps, width, f"{name}_1", strides=strides), f"{name}_1_relu")
+            inner = convolved(inner, width, f"{name}_2")
+            maps = relu(keras.layers.Add(dtype=dtype, name=f"{name}_add")([shortcut, inner]), f"{name}_out")
+    return keras.Model(images, maps)
 
 
 def _efficientnet(width, depth):
@@ -107,7 +125,8 @@ def _vgg(repeats):
 
 TRUNKS = {
     "resnet18": _resnet([2, 2, 2, 2], "basic_block"),
-    "resnet18_32px": (_resnet_of_small_images, _resnet([2, 2, 2, 2], "basic_block")[1]),
+    "resnet18_32px": (_resnet_of_small_images, {}),
+    "resnet18_32px_narrow": (_resnet_of_small_images, {"filters": 16}),
     "resnet34": _resnet([3, 4, 6, 3], "basic_block"),
     "resnet50": _resnet([3, 4, 6, 3], "bottleneck_block"),
     "resnet101": _resnet([3, 4, 23, 3], "bottleneck_block"),
@@ -184,7 +203,8 @@ def build(name: str, **overrides) -> keras.Model:
     The convolutions of ResNets start as the paper's do: normal with variance 2 / fan-out (He et al. 2015), which
     Keras's default (Glorot) is not; the other families start as keras-hub has them. Seed with
     `keras.utils.set_random_seed`. `resnet18_32px` is ResNet-18 for photos of 32 px, such as CIFAR's: its first
-    convolution is 3x3 and takes no second pixel away, nor does a pooling follow.
+    convolution is 3x3 and takes no second pixel away, nor does a pooling follow; `resnet18_32px_narrow` has a
+    quarter of its filters.
 
     Args:
         name: str, a key of `TRUNKS`.

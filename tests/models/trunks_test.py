@@ -26,11 +26,7 @@ TINY = {
         "stackwise_num_blocks": [1, 1],
         "stackwise_num_strides": [1, 2],
     },
-    "resnet18_32px": {
-        "stackwise_num_filters": [64, 128],
-        "stackwise_num_blocks": [1, 1],
-        "stackwise_num_strides": [1, 2],
-    },
+    "resnet18_32px": {"filters": 64, "blocks": [1, 1]},
     "resnet50": {
         "stackwise_num_filters": [64, 128],
         "stackwise_num_blocks": [1, 1],
@@ -52,6 +48,8 @@ PARAMETERS = {
     "resnet18": 11_689_512 - 513 * 1000,
     # a first convolution of 3x3 in place of 7x7
     "resnet18_32px": 11_689_512 - 513 * 1000 - 40 * 3 * 64,
+    # a sixteenth of what joins two convolutions; of what joins the image with the first, and of the rest, a quarter
+    "resnet18_32px_narrow": (11_689_512 - 513 * 1000 - 49 * 3 * 64 - 9_600) // 16 + (9 * 3 * 64 + 9_600) // 4,
     "resnet34": 21_797_672 - 513 * 1000,
     "resnet50": 25_557_032 - 2049 * 1000,
     "resnet101": 44_549_160 - 2049 * 1000,
@@ -104,7 +102,7 @@ def test_every_name_has_the_published_size(name):
     with keras.StatelessScope():
         trunk = trunks.build(name)
         assert sum(int(np.prod(weight.shape)) for weight in trunk.trainable_variables) == PARAMETERS[name]
-        small = 4 if name.endswith("_32px") else 1
+        small = 4 if "_32px" in name else 1
         assert trunk.compute_output_shape((2, 224, 160, 3)) == (2, 7 * small, 5 * small, trunk.output_shape[-1])
 
 
