@@ -136,8 +136,8 @@ def test_later_programs_take_the_run_alone(undisturbed, monkeypatch, capsys):
     run, _ = undisturbed
     make_trunk_small(monkeypatch)
     for program, more, expected in (
-        (choose_p_star, ["--resolutions=[40]"], "40 px: p* ="),
-        (whiten, ["--shrinkage=0.2"], "training photos"),
+        (choose_p_star, ["--resolutions=[40]", "--augmentation=standard"], "40 px: p* ="),
+        (whiten, ["--shrinkage=0.2", "--resolutions=[40]"], "training photos"),
         (evaluate, ["--benchmarks=classes", "--comparison=false"], "metrics.json"),
     ):
         program.main([f"--run={run}", *more])

@@ -86,6 +86,19 @@ def make_trunk_small(monkeypatch):
     monkeypatch.setitem(trunks.TRUNKS, "resnet18", (backbone, {**arguments, **STAGES}))
 
 
+def decode_jpegs_alone(monkeypatch):
+    """In this process training takes JPEGs alone, and none that is broken: all kinds take nearly a second to set up."""
+    import tensorflow as tf
+
+    from mg_keras.data import repeated
+
+    def decode(contents):
+        return tf.io.decode_jpeg(contents, channels=3)
+
+    monkeypatch.setattr(repeated, "decode", decode)
+    monkeypatch.setattr(repeated, "try_decode", lambda read, key: (tf.constant(True), decode(read(key))))
+
+
 def run_in_process(program, command, monkeypatch, capsys):
     """The program's exit status and the last line it wrote to standard error; quicker than a process of its own."""
     monkeypatch.setattr(sys, "argv", [program, *map(str, command)])

@@ -1,16 +1,11 @@
-"""What keeps whole trainings fast, whose photos are sound JPEGs."""
+"""What keeps whole trainings fast."""
 
 import pytest
-import tensorflow as tf
 
-from mg_keras.data import repeated
+from tests.train.tiny import decode_jpegs_alone
 
 
 @pytest.fixture(autouse=True)
 def jpegs_alone(monkeypatch):
-    """What tells all kinds of photos apart takes nearly a second to set up: tests/data and tests/train have it."""
-
-    def decode(read, key):
-        return tf.constant(True), tf.io.decode_jpeg(read(key), channels=3)
-
-    monkeypatch.setattr(repeated, "try_decode", decode)
+    """All photos here are sound; tests/data and tests/train have others."""
+    decode_jpegs_alone(monkeypatch)
