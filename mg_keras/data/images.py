@@ -89,7 +89,7 @@ def decode_common(contents: tf.Tensor, reduction: Callable | None = None) -> tup
 
 
 def try_decode(read: Callable, key: tf.Tensor, reduction: Callable | None = None) -> tuple[tf.Tensor, tf.Tensor]:
-    """Reads and decodes a photo in a pipeline that a broken one must not stop.
+    """Reads and decodes a photo where a broken one must stop nothing: in a pipeline, or at once.
 
     Args:
         read: key -> string scalar tensor, the bytes; its errors are caught too.
@@ -99,6 +99,13 @@ def try_decode(read: Callable, key: tf.Tensor, reduction: Callable | None = None
     Returns:
         (ok, image): a bool scalar, and the photo, or one of 1x1 pixel where it can't be used.
     """
+    if tf.executing_eagerly() and reduction is None:
+        # the graph below as it was traced once
+        try:
+            reason, image = _examined(read(key))
+        except (tf.errors.OpError, OSError):
+            return tf.constant(False), _no_photo()
+        return reason == "", image
 
     def attempt(key):
         contents = tf.ensure_shape(read(key), [])

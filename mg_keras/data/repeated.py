@@ -130,24 +130,27 @@ def repeated_batches(
         return places.map(lambda position, photo: (position, *photo))
 
     def fetch(position, index, *contents):
-        # the first attempt; what takes its place is read by number
-        read, key = (tf.identity, *contents) if contents else (split.read, index)
         if bad_images is None:
-            return position, index, decode(read(key))
+            return position, index, decode(*contents or [split.read(index)])
 
-        def attempt_again(ok, attempt, index, image):
+        def attempt_at(ok, attempt, index, image):
             del ok, image
-            noted = tf.numpy_function(note, [index], tf.bool)
-            with tf.control_dependencies([noted]):
-                index = photo_number(position, attempt)
-            ok, image = try_decode(split.read, index)
-            return ok, attempt + 1, index, image
+            is_first = attempt == 0
+            index = tf.cond(is_first, lambda: index, lambda: photo_number(position, attempt))
 
-        ok, image = try_decode(read, key)
+            def its_own_or_by_number(index):
+                return tf.cond(is_first, lambda: contents[0], lambda: split.read(index))
+
+            ok, image = try_decode(its_own_or_by_number if contents else split.read, index)
+            noted = tf.cond(ok, lambda: True, lambda: tf.ensure_shape(tf.numpy_function(note, [index], tf.bool), []))
+            with tf.control_dependencies([noted]):
+                return tf.identity(ok), attempt + 1, index, image
+
+        # a loop from the first attempt on: decoding is in the graph once
         ok, _, index, image = tf.while_loop(
             lambda ok, attempt, index, image: ~ok & (attempt < _ATTEMPTS),
-            attempt_again,
-            (ok, tf.constant(1, tf.int64), index, image),
+            attempt_at,
+            (tf.constant(False), tf.constant(0, tf.int64), index, tf.zeros([1, 1, 3], tf.uint8)),
             shape_invariants=(
                 tf.TensorShape([]),
                 tf.TensorShape([]),
@@ -162,7 +165,9 @@ def repeated_batches(
     def transform(position, index, image):
         seeds = tf.stack([tf.fill([versions], position * versions) + tf.range(versions, dtype=tf.int64)], 1)
         seeds = tf.concat([tf.fill([versions, 1], tf.constant(seed, tf.int64)), seeds], 1)
-        images = tf.stack([augment(image, size, seeds[version]) for version in range(versions)])
+        # a loop in the graph, not as many graphs as versions: a recipe is traced and set up once
+        picture = tf.TensorSpec([size, size, 3], tf.float32)
+        images = tf.map_fn(lambda one: augment(image, size, one), seeds, fn_output_signature=picture)
         return images, tf.repeat(labels[index], versions), tf.repeat(tf.cast(index, tf.int32), versions)
 
     def one_part(images, labels, instance_ids):

@@ -16,6 +16,7 @@ A *pooling* is an exponent p* > 0 of GeM, or `RMAC`. A *network* is anything wit
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
@@ -38,6 +39,8 @@ _PIXELS_A_BATCH = 64 * 224 * 224
 # more, rare shapes would make fuller batches; on CPUs that gains nothing. TensorFlow itself keeps the
 # convolutions that it compiled for each shape of batch: some 100 MB of ResNet-50 in the first 200, ever less a shape
 _PIXELS_WAITING = 7 * _PIXELS_A_BATCH
+# photos that are loaded one after the other sooner than a pipeline is set up
+_FEW = 8
 
 
 class EmbeddingNetwork(Protocol):
@@ -212,31 +215,32 @@ def prepared_batches(
     """
     prepare = resolutions.for_resolution(resolution, train_resolution, preparation)
     decode, size = _decoder(resolution, prepare), _photos_a_batch(resolution, resolution)
+    prepared = _preparer(resolution, prepare)
 
     def load_common(row):
         image, photo = split.common_image(row, decode)
-        return row, True, photo, prepare(image, resolution)
+        return row, True, photo, prepared(image)
 
     def load(row):
         ok, image = split.image(row)
         # an unusable photo goes on as a black one, since a pipeline has no other way to say nothing
         image = tf.cond(ok, lambda: image, lambda: tf.zeros((resolution, resolution, 3), image.dtype))
-        return row, ok, tf.shape(image)[:2], prepare(tf.ensure_shape(image, [None, None, 3]), resolution)
+        return row, ok, tf.shape(image)[:2], prepared(tf.ensure_shape(image, [None, None, 3]))
 
     rows = np.arange(len(split)) if rows is None else np.asarray(rows, np.int64)
-
-    def loaded(by, of):
-        return tf.data.Dataset.from_tensor_slices(of).map(as_written(by), num_parallel_calls=tf.data.AUTOTUNE)
-
     all_squares = prepare is not resolutions.largest_side
 
-    def fetched(loaded):
-        return loaded.batch(size).prefetch(2) if all_squares else loaded.prefetch(2 * size)
+    def fetched(by, of, ignore_errors=False):
+        if len(of) <= _FEW:
+            found = _one_by_one(by, of, ignore_errors)
+            return _stacked(found, size) if all_squares else found
+        found = tf.data.Dataset.from_tensor_slices(of).map(as_written(by), num_parallel_calls=tf.data.AUTOTUNE)
+        found = found.ignore_errors() if ignore_errors else found
+        return found.batch(size).prefetch(2) if all_squares else found.prefetch(2 * size)
 
     # Catching an error photo by photo takes longer than decoding a small one: those of the common kinds, which cause
     # none, come first, and what is missing then comes with care
-    common = fetched(loaded(load_common, rows).ignore_errors())
-    found = _with_missing(common, rows, lambda missing: fetched(loaded(load, missing)))
+    found = _with_missing(fetched(load_common, rows, ignore_errors=True), rows, lambda missing: fetched(load, missing))
     return _batches_of_squares(found) if all_squares else _batches_by_shape(found)
 
 
@@ -271,6 +275,31 @@ def _decoder(resolution, prepare):
         return decode_common(contents, reduction)
 
     return decode
+
+
+@functools.lru_cache(maxsize=16)
+def _preparer(resolution, prepare):
+    """`prepare` for one resolution, traced once for each type of pixels."""
+    return tf.function(lambda image: prepare(image, resolution), reduce_retracing=True, autograph=False)
+
+
+def _one_by_one(load, rows, ignore_errors):
+    """What `load` gives of each of the rows, without a pipeline."""
+    for row in rows:
+        try:
+            found = load(tf.constant(row))
+        except (tf.errors.OpError, OSError):
+            if not ignore_errors:
+                raise
+        else:
+            yield found
+
+
+def _stacked(elements, size):
+    """Batches of `size` elements, the last one perhaps of fewer, as `tf.data` makes them."""
+    elements = iter(elements)
+    while batch := list(itertools.islice(elements, size)):
+        yield tuple(tf.stack(parts) for parts in zip(*batch, strict=True))
 
 
 def _with_missing(found, rows, load):

@@ -15,7 +15,7 @@ from PIL import Image
 
 from benchmarks import input_pipeline
 from mg_keras.programs.common import run_program
-from tests.train.tiny import make_trunk_small
+from tests.train.tiny import decode_jpegs_alone, make_trunk_small
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -77,10 +77,16 @@ def test_the_loss_beside_its_peer():
     assert all(cells[-1].startswith("1/") for cells in table.values())
 
 
+@pytest.fixture
+def jpegs_alone(monkeypatch):
+    decode_jpegs_alone(monkeypatch)
+
+
 PIPELINE = ("--size", 32, "--batch-size", 6, "--steps", 1, "--repeats", 1)
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("jpegs_alone")
 def test_input_pipeline_with_generated_photos(monkeypatch):
     monkeypatch.setattr(input_pipeline, "WARM_UP_BATCHES", 1)
     done = run_here("input_pipeline", "--part", "reading", *PIPELINE, "--latency", 1)

@@ -174,6 +174,21 @@ def test_broken_photos_do_not_stop_a_pipeline_unless_it_asks_for_that():
     assert [bool(ok) for ok, _ in tried] == [True, *[False] * len(BROKEN), True]
     with pytest.raises(tf.errors.InvalidArgumentError, match="the file is empty"):
         list(dataset.map(images.decode))
+    # at once it is the same
+    for contents, (ok, image) in zip(files, tried, strict=True):
+        found = images.try_decode(tf.identity, contents)
+        assert bool(found[0]) == bool(ok)
+        np.testing.assert_array_equal(found[1], image)
+
+
+@pytest.mark.parametrize("error", [tf.errors.NotFoundError(None, None, "gone"), OSError("gone")], ids=["tf", "python"])
+def test_what_can_not_be_read_at_once_is_unusable(error):
+    def read(key):
+        raise error
+
+    ok, image = images.try_decode(read, tf.constant(0))
+    assert not ok
+    assert image.shape == (1, 1, 3)
 
 
 def test_wide_panorama_is_usable():

@@ -7,7 +7,8 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from mg_keras.data import augmentations
+from mg_keras.data import augmentations, repeated
+from mg_keras.data import images as decoding
 from mg_keras.data.formats import NO_PHOTO
 from mg_keras.data.images import BadImages
 from mg_keras.data.repeated import repeated_batches
@@ -51,10 +52,21 @@ def noisy(image, size, seed):
     return tf.cast(image[0, 0, 0], tf.float32) + noise
 
 
-def take(split, **options):
-    """All batches: images [S, B, size, size, 3], labels [S, B], instance ids [S, B]."""
+def decode_png(contents):
+    return tf.io.decode_png(contents, channels=3)
+
+
+def take(split, decode=decode_png, **options):
+    """All batches: images [S, B, size, size, 3], labels [S, B], instance ids [S, B].
+
+    Where unusable photos are not noted, photos are PNGs that `decode` reads: what tells all kinds of photos apart takes
+    a second to set up.
+    """
     options = {"size": SIZE, "batch_size": 6, "versions": 3, "steps": 10, **options}
-    batches = list(repeated_batches(split, options.pop("augment", noisy), **options).as_numpy_iterator())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(repeated, "decode", decode)
+        batches = repeated_batches(split, options.pop("augment", noisy), **options)
+    batches = list(batches.as_numpy_iterator())
     return tuple(np.stack(values) for values in zip(*batches, strict=True))
 
 
@@ -159,7 +171,7 @@ def test_stream_of_seed_zero_stays_as_it_is():
 @pytest.mark.slow
 def test_resumed_stream_is_the_tail_of_the_undisturbed_one():
     split = memory_split(11)
-    options = {"augment": augmentations.get("full"), "batch_size": 7, "parts": 2, "seed": 2}
+    options = {"augment": augmentations.get("full"), "decode": decoding.decode, "batch_size": 7, "parts": 2, "seed": 2}
     whole = take(split, steps=12, **options)
     for start in (1, 6):
         tail = take(split, start_step=start, steps=12 - start, **options)
@@ -245,7 +257,7 @@ def test_policy_fail_names_the_photo():
 @pytest.mark.slow
 def test_an_unusable_photo_stops_where_nobody_notes_it():
     with pytest.raises(tf.errors.InvalidArgumentError):
-        take(memory_split(6, broken=(2,)), steps=6)
+        take(memory_split(6, broken=(2,)), decoding.decode, steps=6)
 
 
 @pytest.mark.slow

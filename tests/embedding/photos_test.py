@@ -8,6 +8,7 @@ from mg_keras.data.given import given_photos
 from mg_keras.data.images import load
 from mg_keras.data.repeated import repeated_batches
 from mg_keras.data.sources import photos
+from mg_keras.data.stores.graph import in_graph
 from mg_keras.embedding import photos as embedding
 from mg_keras.embedding.photos import embed, embed_versions, prepared_batches
 from mg_keras.layers import RMAC as RegionalPooling
@@ -73,6 +74,27 @@ def test_a_large_jpeg_is_reduced_while_it_is_decoded_and_keeps_its_size(model, t
         (both,) = prepared_batches(given_photos([other, tmp_path / "a.jpg"]), 32, 16, preparation="squash")
         np.testing.assert_array_equal(both.images[1], batch.images[0])
         np.testing.assert_array_equal(both.sizes, [[48, 8], [300, 400]])
+
+
+@pytest.mark.parametrize("resolution", [32, 40], ids=["square", "whole"])
+@pytest.mark.slow
+def test_few_photos_are_loaded_without_a_pipeline_as_by_one(folder, monkeypatch, resolution):
+    few = photos(folder).subset([0, 1, 2, 3, 9])
+
+    def read(row):
+        if row == 3:
+            raise OSError("the store is away")
+        return tf.io.read_file(few.names[int(row)])
+
+    split = type(few)(few.names, in_graph(lambda row: read(row).numpy()), lambda: np.zeros(5, "int32"))
+    found = {}
+    for most in (0, 8):
+        monkeypatch.setattr(embedding, "_FEW", most)
+        found[most] = list(prepared_batches(split, resolution, 32))
+    assert [row for batch in found[8] for row in batch.unusable] == [2, 3]
+    for mine, theirs in zip(found[8], found[0], strict=True):
+        for part, expected in zip(mine, theirs, strict=True):
+            np.testing.assert_array_equal(part, expected)
 
 
 @pytest.mark.slow

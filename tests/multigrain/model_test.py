@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 
 from mg_keras import MultiGrain
-from mg_keras.data import augmentations
+from mg_keras.data import augmentations, repeated
 from mg_keras.data.repeated import repeated_batches
 from mg_keras.data.sources import Split
 from mg_keras.models import trunks
@@ -406,6 +406,8 @@ def test_parts_give_the_update_of_the_whole_batch():
 def test_parts_keep_the_versions_of_a_photo_together(monkeypatch):
     photos = tf.stack([tf.io.encode_png(tf.fill([24, 24, 3], tf.cast(i, tf.uint8))) for i in range(12)])
     split = Split([str(i) for i in range(12)], lambda index: photos[index], lambda: np.zeros(12, "int32"))
+    # what tells all kinds of photos apart takes a second to set up
+    monkeypatch.setattr(repeated, "decode", lambda contents: tf.io.decode_png(contents, channels=3))
     data = repeated_batches(
         split, augmentations.get("none"), size=20, batch_size=5, versions=VERSIONS, parts=3, steps=1
     )

@@ -14,7 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from mg_keras import MultiGrain
-from mg_keras.data import augmentations
+from mg_keras.data import augmentations, repeated
 from mg_keras.data.repeated import repeated_batches
 from mg_keras.data.sources import Split
 from mg_keras.layers import MemoryBank
@@ -131,6 +131,8 @@ def distributed_ids(strategy, batch_size, parts):
             steps=5,
         )
 
+    # what tells all kinds of photos apart takes a second to set up
+    repeated.decode = lambda contents: tf.io.decode_png(contents, channels=3)
     data = iter(strategy.distribute_datasets_from_function(feed))
     return np.stack([[v.numpy() for v in strategy.experimental_local_results(next(data)[2])] for _ in range(5)])
 

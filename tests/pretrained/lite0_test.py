@@ -185,7 +185,7 @@ def test_a_run_of_it_chooses_p_star_by_both_methods(photos, tmp_path, capsys):
     assert run.model.pixel_mean == (127 / 255,) * 3
     assert run.model.pixel_std == (128 / 255,) * 3
     source = run_photos.open_source(run.settings)
-    stages.choose_p_star(run, source, Choosing((1.0, 3.0), "both", per_class=2), [96])
+    stages.choose_p_star(run, source, Choosing((1.0, 3.0), "both", per_class=2, augmentation="standard"), [96])
     assert run.results.p_star[96] in (1.0, 3.0)
     learnt = run.results.p_star_fine_tuned[96]
     assert learnt["initial"] == 1.0

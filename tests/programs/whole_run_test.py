@@ -16,7 +16,7 @@ from mg_keras.runs import photos as run_photos
 from mg_keras.runs.config import TrainConfig
 from mg_keras.runs.networks import build_model
 from mg_keras.training import loop
-from tests.train.tiny import draw_folder
+from tests.train.tiny import decode_jpegs_alone, draw_folder
 
 STAGES = {"stackwise_num_filters": [64, 24], "stackwise_num_blocks": [1, 1], "stackwise_num_strides": [1, 2]}
 
@@ -48,6 +48,7 @@ def measured(tmp_path_factory):
         whitening_dimensions=4,
     )
     with pytest.MonkeyPatch.context() as patch:
+        decode_jpegs_alone(patch)
         patch.setitem(trunks.TRUNKS, "resnet18", (backbone, {**arguments, **STAGES}))
         for module in (embedder, loop):
             patch.setattr(module, "embed", counted)

@@ -19,7 +19,7 @@ import yaml
 
 from mg_keras.errors import UserError, WorkerLost
 from mg_keras.programs import train, whole_run, workers
-from tests.train.tiny import ROOT, arguments, draw_folder, make_trunk_small
+from tests.train.tiny import ROOT, arguments, draw_folder, make_trunk_small, small_environment
 
 
 def acting(rounds):
@@ -106,12 +106,12 @@ def command(folder, run):
     return arguments(folder, run, schedule="step", **settings)
 
 
-def start_two(folder, run, **more):
+def start_two(folder, run, training_alone=False, **more):
     """Two workers that train, measure and export."""
     return subprocess.Popen(
         [sys.executable, "-m", "mg_keras", "workers", "--count", "2", "--", *command(folder, run)],
         cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "tests/train/small_trunk"), str(ROOT)])},
+        env=small_environment(training_alone),
         stdout=subprocess.DEVNULL,
         **more,
     )
@@ -146,7 +146,7 @@ def test_two_workers_train_together(undisturbed):
 @pytest.mark.slow
 def test_a_worker_that_is_killed_comes_back_and_changes_nothing(undisturbed, folder, tmp_path):
     run = tmp_path / "broken"
-    process = start_two(folder, run, stderr=subprocess.PIPE, text=True)
+    process = start_two(folder, run, training_alone=True, stderr=subprocess.PIPE, text=True)
     errors = []
     reader = threading.Thread(target=lambda: errors.append(process.stderr.read()))
     reader.start()

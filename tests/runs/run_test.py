@@ -20,7 +20,7 @@ from mg_keras.runs import photos as run_photos
 from mg_keras.runs.config import TrainConfig, add_settings, settings_of
 from mg_keras.runs.run import Run, load_run
 from mg_keras.training.loop import Trainer
-from tests.train.tiny import CLASSES, draw_folder, pinhole, run_in_process
+from tests.train.tiny import CLASSES, decode_jpegs_alone, draw_folder, pinhole, run_in_process
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -31,6 +31,7 @@ def quick():
         patched.setattr(pictures, "training_curves", lambda *given: None)
         patched.setattr(trunks, "build", pinhole)
         patched.setattr(whole_run, "_measure", lambda *of_a_run: None)
+        decode_jpegs_alone(patched)
         yield
 
 

@@ -16,7 +16,7 @@ from mg_keras.runs import photos as run_photos
 from mg_keras.runs.config import TrainConfig
 from mg_keras.runs.networks import build_model
 from mg_keras.runs.run import Run
-from tests.train.tiny import CLASSES, draw_folder, finish, start
+from tests.train.tiny import CLASSES, draw_folder, finish, make_trunk_small, start
 
 
 @pytest.fixture(scope="module")
@@ -25,8 +25,9 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture
-def run(folder, tmp_path):
+def run(folder, tmp_path, monkeypatch):
     """A run with a network that has learnt nothing."""
+    make_trunk_small(monkeypatch)
     config = TrainConfig(
         data=f"folder:{folder}", trunk="resnet18", resolution=32, evaluation_resolutions=[40], in_aug_per_class=1
     )
@@ -208,7 +209,9 @@ def test_wrong_arguments_are_the_users_to_mend(arguments, message):
 @pytest.mark.slow
 def test_the_program_chooses_learns_and_measures(run):
     options = ["--method=both", "--exponents=[1,3.5]", "--resolutions=[32]", "--per_class=2", "--sweep=true"]
-    status, output, errors = finish(start("train/choose_p_star.py", f"--run={run.path}", *options))
+    # another recipe than the default, which takes longer to set up
+    options.append("--augmentation=standard")
+    status, output, errors = finish(start("train/choose_p_star.py", f"--run={run.path}", *options, small_trunk=True))
     assert status == 0, errors
     assert "32 px: p* = " in output
     assert "on 6 photos" in output
@@ -218,6 +221,7 @@ def test_the_program_chooses_learns_and_measures(run):
     sweep, learnt = run.results.exponent_sweep, run.results.p_star_fine_tuned
     assert run.results.p_star[32] in (1.0, 3.5)
     assert set(run.results.p_star_scores[32]) == {1.0, 3.5}
+    assert run.results.p_star_rules[32]["augmentation"] == "standard"
     assert set(sweep[32]) == {1.0, 3.5, learnt[32]["p_star"]}
     assert learnt[32]["initial"] == 3.0
     assert f"{learnt[32]['p_star']:.4g}" in output

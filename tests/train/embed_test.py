@@ -21,15 +21,20 @@ from mg_keras.export.saved_model import export_saved_model
 from mg_keras.runs.config import TrainConfig
 from mg_keras.runs.networks import build_model
 from mg_keras.runs.run import Run
-from tests.train.tiny import CLASSES, ROOT, draw_folder, finish, run_in_process, start
+from tests.train.tiny import CLASSES, ROOT, draw_folder, finish, make_trunk_small, run_in_process, start
 
-TRUNK = "mobilenet_v3_small"
+
+@pytest.fixture(scope="module", autouse=True)
+def small_trunk():
+    with pytest.MonkeyPatch.context() as patch:
+        make_trunk_small(patch)
+        yield
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """A run whose network was never trained, with its p* and a whitening at 48 px."""
-    config = TrainConfig(trunk=TRUNK, resolution=32, pooling_exponent=2.0)
+    config = TrainConfig(trunk="resnet18", resolution=32, pooling_exponent=2.0)
     run = Run.start(tmp_path_factory.mktemp("runs") / "tiny", config)
     run.save_class_names(CLASSES)
     model = build_model(config, len(CLASSES))
@@ -59,7 +64,7 @@ def command(run, folder, out, **more):
 def test_a_killed_program_goes_on_to_the_same_file(run, folder, tmp_path, monkeypatch, capsys):
     out, shards = tmp_path / "features.npy", tmp_path / "features.npy.shards"
     arguments = command(run, folder, out, resolution=700, photos_a_shard=1)
-    process = start("train/embed.py", *arguments)
+    process = start("train/embed.py", *arguments, small_trunk=True)
     deadline = time.monotonic() + 300
     while not list(shards.glob("shard-*.parquet")):
         assert process.poll() is None, process.communicate()[1]

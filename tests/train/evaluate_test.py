@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mg_keras.programs import evaluate
+from mg_keras.programs import evaluate, train
 from tests.train.tiny import arguments, draw_folder, finish, make_trunk_small, run_in_process, start
 
 pytestmark = pytest.mark.slow
@@ -15,11 +15,12 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A run trained and measured by train/run.py."""
+    """A run trained, measured and exported."""
     folder = draw_folder(tmp_path_factory.mktemp("photos"))
     run = tmp_path_factory.mktemp("runs") / "run"
-    status, _, errors = finish(start("train/run.py", *arguments(folder, run, epochs=1), small_trunk=True))
-    assert status == 0, errors
+    with pytest.MonkeyPatch.context() as patch:
+        make_trunk_small(patch)
+        train.main(arguments(folder, run, epochs=1))
     return run
 
 

@@ -136,8 +136,8 @@ def test_later_programs_take_the_run_alone(undisturbed, monkeypatch, capsys):
     run, _ = undisturbed
     make_trunk_small(monkeypatch)
     for program, more, expected in (
-        (choose_p_star, ["--resolutions=[40]"], "40 px: p* ="),
-        (whiten, ["--shrinkage=0.2"], "training photos"),
+        (choose_p_star, ["--resolutions=[40]", "--augmentation=standard"], "40 px: p* ="),
+        (whiten, ["--shrinkage=0.2", "--resolutions=[40]"], "training photos"),
         (evaluate, ["--benchmarks=classes", "--comparison=false"], "metrics.json"),
     ):
         program.main([f"--run={run}", *more])
@@ -155,32 +155,34 @@ def wait_for(condition, process, seconds=200):
         time.sleep(0.02)
 
 
-def train_only(command, run, last):
-    """Ends a run when its last checkpoint is written: what comes after training is not looked at. Its output."""
-    process = start("train/run.py", *command, small_trunk=True)
-    wait_for((run / "checkpoints" / f"step-{last:09}.npz").exists, process)
-    # the log of the last epoch is written right after its checkpoint, the next stage begins after that
-    wait_for(lambda: len((run / "metrics.csv").read_text().splitlines()) == 3, process)
-    process.kill()
-    return finish(process)[1]
+def begin(command, **more):
+    """The program that trains: what comes after training is not looked at."""
+    return start("train/run.py", *command, small_trunk=True, training_alone=True, **more)
+
+
+def train_only(command):
+    """Its output."""
+    status, output, errors = finish(begin(command))
+    assert status == 0, errors
+    return output
 
 
 def test_killed_runs_resume_to_the_same_weights(folder, tmp_path):
     """kill -9 in the middle of the second epoch, Ctrl-C after it resumed: the end is that of a run left alone."""
     # the signals come many steps before the end, of steps that take a hundredth of a second
     options = {"epochs": 2, "iterations": 80, "checkpoint_every": 29, "deterministic": True}
-    train_only(arguments(folder, tmp_path / "whole", **options), tmp_path / "whole", 160)
+    train_only(arguments(folder, tmp_path / "whole", **options))
 
     run = tmp_path / "broken"
     command = arguments(folder, run, **options)
-    process = start("train/run.py", *command, small_trunk=True)
+    process = begin(command)
     wait_for((run / "checkpoints" / "step-000000087.npz").exists, process)
     process.kill()
     finish(process)
     steps = [int(path.stem[5:]) for path in (run / "checkpoints").glob("step-*.npz")]
     assert max(steps) < 160, "it ended before it was killed: the test shows nothing"
 
-    process = start("train/run.py", *command, small_trunk=True)
+    process = begin(command)
     wait_for((run / "checkpoints" / "step-000000116.npz").exists, process)
     process.send_signal(signal.SIGINT)
     status, output, errors = finish(process)
@@ -188,7 +190,7 @@ def test_killed_runs_resume_to_the_same_weights(folder, tmp_path):
     assert "going on from step" in output
     assert "the same command goes on" in errors
 
-    assert "going on from step" in train_only(command, run, 160)
+    assert "going on from step" in train_only(command)
     whole, broken = weights(tmp_path / "whole"), weights(run)
     assert whole.keys() == broken.keys()
     for name, value in whole.items():
@@ -209,7 +211,7 @@ def test_a_full_disk_is_one_line_and_a_run_that_resumes(folder, tmp_path, monkey
     def no_large_files():
         resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
 
-    status, _, errors = finish(start("train/run.py", *command, small_trunk=True, preexec_fn=no_large_files))
+    status, _, errors = finish(begin(command, preexec_fn=no_large_files))
     assert status == 2
     assert errors.splitlines()[-1].startswith("error: checkpoint of step 4 could not be written")
     assert "Traceback" not in errors

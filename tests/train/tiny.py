@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.train.small_trunk.sitecustomize import STAGES
+from tests.train.small_trunk.sitecustomize import STAGES, TRAINING_ALONE
 
 ROOT = Path(__file__).resolve().parents[2]
 CLASSES = ("crosses", "disks", "squares")
@@ -58,17 +58,24 @@ def arguments(folder, run, **changes):
     return [f"--{name}={value}" for name, value in settings.items()]
 
 
-def start(program, *arguments, small_trunk=False, **options):
+def start(program, *arguments, small_trunk=False, training_alone=False, **options):
     """Starts a program as a user does; its output is collected.
 
-    With `small_trunk`, resnet18 is two small blocks, in the processes that it starts too.
+    With `small_trunk`, resnet18 is two small blocks, in the processes that it starts too; with `training_alone` also,
+    they measure and export nothing after training.
     """
-    # the checkout that is tested, whichever is installed
-    places = [str(ROOT / "tests" / "train" / "small_trunk")] * small_trunk + [str(ROOT)]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(places), **options.pop("env", {})}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    environment = small_environment(training_alone) if small_trunk else {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment |= options.pop("env", {})
     command = [sys.executable, str(ROOT / program), *map(str, arguments)]
     return subprocess.Popen(command, text=True, env=environment, **{**pipes, **options})
+
+
+def small_environment(training_alone=False):
+    """The environment of a process whose resnet18 is small, as `start` takes it."""
+    # the checkout that is tested, whichever is installed
+    places = [str(ROOT / "tests" / "train" / "small_trunk"), str(ROOT)]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(places)} | ({TRAINING_ALONE: "1"} if training_alone else {})
 
 
 def make_trunk_small(monkeypatch):
@@ -77,6 +84,19 @@ def make_trunk_small(monkeypatch):
 
     backbone, arguments = trunks.TRUNKS["resnet18"]
     monkeypatch.setitem(trunks.TRUNKS, "resnet18", (backbone, {**arguments, **STAGES}))
+
+
+def decode_jpegs_alone(monkeypatch):
+    """In this process training takes JPEGs alone, and none that is broken: all kinds take nearly a second to set up."""
+    import tensorflow as tf
+
+    from mg_keras.data import repeated
+
+    def decode(contents):
+        return tf.io.decode_jpeg(contents, channels=3)
+
+    monkeypatch.setattr(repeated, "decode", decode)
+    monkeypatch.setattr(repeated, "try_decode", lambda read, key: (tf.constant(True), decode(read(key))))
 
 
 def run_in_process(program, command, monkeypatch, capsys):

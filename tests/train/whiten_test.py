@@ -23,7 +23,7 @@ from mg_keras.runs import photos as run_photos
 from mg_keras.runs.config import TrainConfig
 from mg_keras.runs.networks import build_model
 from mg_keras.runs.run import Run, load_run
-from tests.train.tiny import CLASSES, SETTINGS, draw_folder, finish, run_in_process, start
+from tests.train.tiny import CLASSES, SETTINGS, draw_folder, finish, make_trunk_small, run_in_process, start
 
 
 @pytest.fixture(scope="module")
@@ -70,11 +70,12 @@ def embeddings(run, split, size, pooling):
 
 
 @pytest.mark.slow
-def test_the_program_reports_what_was_lost(data, tmp_path):
+def test_the_program_reports_what_was_lost(data, tmp_path, monkeypatch):
+    make_trunk_small(monkeypatch)
     run = start_run(data, tmp_path / "run")
     run.results.save_p_star({48: 2.0}, {}, {})
     options = [f"--run={run.path}", "--dimensions=8", "--unlabelled=training", "--comparison=true"]
-    status, output, errors = finish(start("train/whiten.py", *options))
+    status, output, errors = finish(start("train/whiten.py", *options, small_trunk=True))
     assert status == 0, errors
     assert "whitening fitted on 30 training photos\n" in output
     source = run_photos.open_source(run.settings)
@@ -84,7 +85,7 @@ def test_the_program_reports_what_was_lost(data, tmp_path):
     kernel, bias = (np.asarray(weight, np.float64) for weight in run.model.classifier.weights)
     for size, p_star in ((32, 3.0), (48, 2.0)):
         whitening, entry = run.results.whitening_at(size), report[str(size)]
-        assert whitening.projection_.shape == (513, 8)
+        assert whitening.projection_.shape == (17, 8)
         expected = Whitening.fit(embeddings(run, source.train, size, p_star), dimensions=8)
         np.testing.assert_allclose(whitening.mean_, expected.mean_, atol=1e-6)
         np.testing.assert_allclose(whitening.discarded_variance_, expected.discarded_variance_, rtol=1e-3)
@@ -97,7 +98,7 @@ def test_the_program_reports_what_was_lost(data, tmp_path):
         assert entry == {
             "p_star": p_star,
             "dimensions": 8,
-            "embedding_dimensions": 513,
+            "embedding_dimensions": 17,
             "variance_kept": pytest.approx(whitening.variance_kept_),
             "shrinkage": None,
             "photos": 30,
@@ -107,9 +108,9 @@ def test_the_program_reports_what_was_lost(data, tmp_path):
             "top1_descriptor": pytest.approx(reduced / 6),
             "validation_photos": 6,
         }
-        assert f"{size} px, p* {p_star:g}: 8 of 513 dimensions, {entry['variance_kept']:.2%} of the variance" in output
+        assert f"{size} px, p* {p_star:g}: 8 of 17 dimensions, {entry['variance_kept']:.2%} of the variance" in output
         assert f"{same / 6:.2%} of 6 validation photos" in output
-        assert run.results.whitening_at(size, RMAC).projection_.shape == (513, 8)
+        assert run.results.whitening_at(size, RMAC).projection_.shape == (17, 8)
 
 
 @pytest.mark.slow

@@ -4,6 +4,8 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
+from mg_keras.data.apart import as_written
+
 
 def caught(function: Callable, value: tf.Tensor, otherwise: tuple) -> tuple[tf.Tensor, ...]:
     """(True, *function(value)), or (False, *otherwise) where that fails; graph code.
@@ -16,7 +18,7 @@ def caught(function: Callable, value: tf.Tensor, otherwise: tuple) -> tuple[tf.T
         value: the tensor.
         otherwise: tuple of tensors of the same types.
     """
-    found = tf.data.Dataset.from_tensors(value).map(lambda value: (True, *function(value))).ignore_errors()
+    found = tf.data.Dataset.from_tensors(value).map(as_written(lambda value: (True, *function(value)))).ignore_errors()
     sentinel = tf.data.Dataset.from_tensors((False, *otherwise))
     ok, *results = found.concatenate(sentinel).take(1).get_single_element()
     return tf.ensure_shape(ok, []), *results

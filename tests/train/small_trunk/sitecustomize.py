@@ -1,22 +1,40 @@
 """Python runs this at its start where this folder is on PYTHONPATH: there `resnet18` is two small blocks.
 
 So programs and the processes that they start can be run as a user runs them, in less time: `tests.train.tiny.start`.
+Where TRAINING_ALONE is in the environment, too, runs end after training: nothing is measured and exported.
 """
 
 import gc
 import importlib.abc
 import importlib.util
+import os
 import sys
 
-WHERE = "mg_keras.models.trunks"
+TRAINING_ALONE = "MG_KERAS_TESTS_TRAINING_ALONE"
 STAGES = {"stackwise_num_filters": [64, 16], "stackwise_num_blocks": [1, 1], "stackwise_num_strides": [1, 2]}
 
 
-class _SmallTrunk(importlib.abc.MetaPathFinder):
-    """Changes the table of trunks as it is imported: no process that does without TensorFlow imports it for this."""
+def _small_trunk(trunks):
+    backbone, arguments = trunks.TRUNKS["resnet18"]
+    trunks.TRUNKS["resnet18"] = backbone, {**arguments, **STAGES}
+
+
+def _nothing_measured(whole_run):
+    whole_run._measure = lambda *of_a_run: None
+
+
+def _nothing_exported(train):
+    train.finish = lambda run: None
+
+
+class _Changed(importlib.abc.MetaPathFinder):
+    """Changes a module as it is imported: no process that does without TensorFlow imports it for this."""
+
+    def __init__(self, name, change):
+        self.name, self.change = name, change
 
     def find_spec(self, name, path, target=None):
-        if name != WHERE:
+        if name != self.name:
             return None
         sys.meta_path.remove(self)
         spec = importlib.util.find_spec(name)
@@ -24,8 +42,7 @@ class _SmallTrunk(importlib.abc.MetaPathFinder):
 
         def execute_and_change(module):
             execute(module)
-            backbone, arguments = module.TRUNKS["resnet18"]
-            module.TRUNKS["resnet18"] = backbone, {**arguments, **STAGES}
+            self.change(module)
 
         spec.loader.exec_module = execute_and_change
         return spec
@@ -34,4 +51,7 @@ class _SmallTrunk(importlib.abc.MetaPathFinder):
 if __name__ == "sitecustomize":
     # see tests/conftest.py
     gc.set_threshold(100_000, 50, 100)
-    sys.meta_path.insert(0, _SmallTrunk())
+    sys.meta_path.insert(0, _Changed("mg_keras.models.trunks", _small_trunk))
+    if TRAINING_ALONE in os.environ:
+        sys.meta_path.insert(0, _Changed("mg_keras.programs.whole_run", _nothing_measured))
+        sys.meta_path.insert(0, _Changed("mg_keras.programs.train", _nothing_exported))
