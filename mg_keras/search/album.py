@@ -20,8 +20,9 @@ from mg_keras.data.bounds import MAX_PIXELS, MIN_SIDE
 from mg_keras.errors import UserError
 from mg_keras.files import printable_name
 from mg_keras.search.decisions import Decision, Decisions, key_of
+from mg_keras.search.describing import Model
 from mg_keras.search.duplicates import Duplicates, Group, find_duplicates
-from mg_keras.search.index import Answer, Index, Model
+from mg_keras.search.index import Answer, Index
 from mg_keras.search.store import Photo, is_index
 from mg_keras.search.thumbnails import Thumbnails, small
 from mg_keras.search.verification import SIDE, Picture, compare, grey_of, picture_of

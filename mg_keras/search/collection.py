@@ -13,8 +13,9 @@ from mg_keras.databases.collection import Collection, Found, key_of
 from mg_keras.errors import UserError
 from mg_keras.search import thresholds
 from mg_keras.search.album import Album
+from mg_keras.search.describing import Model, check_model, classes_of, embedded_query, expanded, unit
 from mg_keras.search.given import Descriptors
-from mg_keras.search.index import Answer, Hit, Model, check_model, classes_of, embedded_query, expanded, unit
+from mg_keras.search.index import Answer, Hit
 from mg_keras.search.store import Photo
 
 # photos that are listed; thresholds are estimated from them, and files that are here are looked for among them

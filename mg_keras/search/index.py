@@ -7,48 +7,31 @@ import os
 import re
 import tempfile
 import threading
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 import numpy as np
 
-from mg_keras.data import finding
 from mg_keras.errors import UserError
 from mg_keras.files import printable_name
-from mg_keras.progress import Progress, mapped
 from mg_keras.search import neighbors, sharded, thresholds
+from mg_keras.search.describing import (
+    LOOKED_AT,
+    Model,
+    check_made_by,
+    check_model,
+    classes_of,
+    embedded_query,
+    expanded,
+    unit,
+)
 from mg_keras.search.given import Descriptors, descriptors_of, nameless
 from mg_keras.search.neighbors import Neighbors
-from mg_keras.search.photos import Facts, look_at, look_at_file, pixels, stamp
 from mg_keras.search.store import Photo, State, Writer, is_index, state_number
+from mg_keras.search.writing import Changes, Work, check_same, folder_of, name_of, named
 
-# photos of the first chunk and of the largest: results come soon, and what a chunk costs besides is little
-_FIRST_CHUNK, _LARGEST_CHUNK = 32, 512
-_ROWS_AT_ONCE = 65_536
-# classes that are kept of a photo, if they have a share worth the name
-_CLASSES, _LEAST_PROBABILITY = 5, 0.01
-# photos of an array of descriptors that are embedded to see that the model is the one that made it
-_CHECKED, _SAME = 3, 0.98
-# rows of an index of shards among whose photos such are looked for
-_LOOKED_AT = 100
-_SMALLEST_APPROXIMATE = 1024
 _GIGABYTE = 1 << 30
-
-
-class Model(Protocol):
-    """What describes photos: `mg_keras.load` opens one."""
-
-    class_names: list[str] | None
-    resolution: int
-    fingerprint: str
-
-    def embed(self, photos: Any, resolution: int | None = None, *, on_error: str = "raise") -> np.ndarray:
-        """float32 [N, D], unit norm; with `on_error="skip"` NaN for a photo that can't be used."""
-
-    def classify(self, descriptors: np.ndarray, resolution: int | None = None) -> Any:
-        """An object whose `probabilities` are float [N, C]."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,27 +62,6 @@ class Answer:
     instances: list[Hit]
     kind: list[Hit]
     classes: list[tuple[str, float]]
-
-
-@dataclasses.dataclass
-class Changes:
-    """What an update found.
-
-    Attributes:
-        added, changed, removed: how many photos.
-        moved: how many lie under another name than before, and kept their descriptor.
-        embedded: how many had to be described.
-        unusable: how many of those that were looked at can't be used.
-        passed_over: (name, reason) of files and folders that are no photos, in order of name.
-    """
-
-    added: int = 0
-    changed: int = 0
-    removed: int = 0
-    moved: int = 0
-    embedded: int = 0
-    unusable: int = 0
-    passed_over: tuple[tuple[str, str], ...] = ()
 
 
 class Index:
@@ -195,7 +157,7 @@ class Index:
         if given is None:
             if model is None:
                 raise UserError("photos need a model to describe them: mg_keras.load opens one")
-            root = _folder(what)
+            root = folder_of(what)
         elif model is not None:
             check_made_by(given, model, resolution)
         about = {
@@ -216,14 +178,14 @@ class Index:
             path = keep.name
         path = Path(path).expanduser()
         with Writer(path, about) as writer:
-            _check_same(writer, about)
-            work = _Work(writer, model, label, report)
+            check_same(writer, about)
+            work = Work(writer, model, label, report)
             if given is not None:
                 work.add_descriptors(given)
             elif root:
                 work.update()
             else:
-                work.add_photos(_named(what, names, None))
+                work.add_photos(named(what, names, None))
         return cls(path, model, keep)
 
     @classmethod
@@ -245,7 +207,7 @@ class Index:
             state = index._view.state
 
             def some():
-                few = min(_LOOKED_AT, len(state.used))
+                few = min(LOOKED_AT, len(state.used))
                 names = [state.descriptors.facts(row)["name"] for row in range(few)]
                 return Descriptors(state.descriptors[:few], names, printable_name(path))
 
@@ -325,7 +287,7 @@ class Index:
             )
         if given is None:
             root = self._view.state.about["root"]
-            return self._write(lambda work: work.add_photos(_named(what, names, root)), label, report)
+            return self._write(lambda work: work.add_photos(named(what, names, root)), label, report)
         if self.model is not None:
             check_made_by(given, self.model, self._view.state.about["resolution"])
         return self._write(lambda work: work.add_descriptors(given), label, report)
@@ -334,7 +296,9 @@ class Index:
         """Takes photos out of the index, by name or path; the files stay. Returns how many there were."""
         names = [names] if isinstance(names, str | os.PathLike) else list(names)
         root = self._view.state.about["root"]
-        return self._write(lambda work: work.remove([(os.fsencode(name), _name(name, root)) for name in names])).removed
+        return self._write(
+            lambda work: work.remove([(os.fsencode(name), name_of(name, root)) for name in names])
+        ).removed
 
     def _check_changeable(self):
         if sharded.is_sharded(self.path):
@@ -344,7 +308,7 @@ class Index:
         self._check_changeable()
         with self._lock:
             with Writer(self.path) as writer:
-                changes = do(_Work(writer, self.model, label, report))
+                changes = do(Work(writer, self.model, label, report))
             self.refresh()
         return changes
 
@@ -473,7 +437,7 @@ class Index:
             found = state.select("WHERE photos.id = ?", [which])
         else:
             found = state.select("WHERE photos.name = ?", [os.fsencode(which)])
-            found = found or state.select("WHERE photos.name = ?", [_name(which, state.about["root"])])
+            found = found or state.select("WHERE photos.name = ?", [name_of(which, state.about["root"])])
         return found[0] if found else None
 
     def unusable(self) -> list[Photo]:
@@ -594,398 +558,10 @@ def _base(path, state, before):
     return neighbors.exact(state.descriptors)
 
 
-class _Work:
-    """What a writer does with photos and descriptors."""
-
-    def __init__(self, writer, model, label, report):
-        self.writer, self.model, self.label, self.report = writer, model, label, report
-        self.changes = Changes()
-
-    def update(self):
-        """The folder as it is now."""
-        about = self.writer.about
-        if about["root"] is None:
-            raise UserError(f"{self.writer.folder} is no index of a folder: add and remove say what changes in it")
-        self._needs_model()
-        root = Path(about["root"])
-        _check_there(root, self.writer.folder)
-        found = finding.find_photos(root, recursive=about["recursive"])
-        self.changes.passed_over = tuple(
-            (printable_name(path), printable_name(reason)) for path, reason in sorted(found.passed_over.items())
-        )
-        known = self._known()
-        # what was added from elsewhere is not the folder's to take away
-        inside = {name for name in known if not os.path.isabs(os.fsdecode(name))}
-        if inside and not found.files:
-            raise UserError(
-                f"no photo is left below {printable_name(root)}, where {self.writer.folder} has {len(inside):,}: is "
-                "the disk there? Index.remove takes photos out"
-            )
-        names = [_name(path, root) for path in found.files]
-        stamps = mapped(stamp, found.files, f"looking at {printable_name(root)}")
-        todo = [
-            (name, path, found.kinds.get(path))
-            for name, path, now in zip(names, found.files, stamps, strict=True)
-            if now is not None and (name not in known or known[name].stamp != now)
-        ]
-        unread = [_name(path, root) + os.fsencode(os.sep) for path in found.passed_over if os.path.isdir(path)]
-        there = {name for name, now in zip(names, stamps, strict=True) if now is not None}
-        gone = {name for name in inside - there if not name.startswith(tuple(unread))}
-        self._take(todo, known, gone, root)
-        _check_there(root, self.writer.folder)
-        self._delete(gone)
-        self._settle()
-        return self.changes
-
-    def add_photos(self, items):
-        """Photos as (name, photo, kind)."""
-        self._needs_model()
-        known = self._known()
-        self._take(list(items), known, set(), None)
-        self._settle()
-        return self.changes
-
-    def add_descriptors(self, given: Descriptors):
-        """Rows of descriptors with names, and perhaps classes."""
-        writer = self.writer
-        size = writer.about["dimensions"] or given.values.shape[1]
-        count = len(given.names)
-        with Progress(self.label or "", count if self.label else 0, "descriptors") as progress:
-            for start in range(0, count, _ROWS_AT_ONCE):
-                part = slice(start, start + _ROWS_AT_ONCE)
-                values = np.asarray(given.values[part], np.float32)
-                usable = np.isfinite(values).all(axis=1) & (np.abs(values).max(axis=1, initial=0) > 0)
-                units = unit(values[usable], size, given.what)
-                rows = np.full(len(values), -1)
-                with writer.transaction():
-                    rows[usable] = writer.append(units)
-                    self._classify(rows[usable], units)
-                    for name, row in zip(given.names[part], rows, strict=True):
-                        problem = None if row >= 0 else "no descriptor"
-                        writer.put(os.fsencode(name), Facts(), row if row >= 0 else None, problem)
-                self.changes.added += len(values)
-                self.changes.unusable += int((~usable).sum())
-                if self.label:
-                    progress.advance(len(values))
-                if self.report:
-                    self.report(min(start + _ROWS_AT_ONCE, count), count)
-        self._settle()
-        return self.changes
-
-    def remove(self, names):
-        """Photos, each by its name or, where there is none of that name, by what its path is called."""
-        known = self._known()
-        self._delete([name if name in known else path for name, path in names])
-        self._settle()
-        return self.changes
-
-    def _known(self):
-        state = State(self.writer.folder)
-        try:
-            return state.known()
-        finally:
-            state.close()
-
-    def _needs_model(self):
-        writer = self.writer
-        if self.model is None:
-            raise UserError(f"photos are added to {writer.folder} with the model that made it: Index.open(..., model)")
-        if writer.about["fingerprint"] not in (None, self.model.fingerprint):
-            raise UserError(f"{writer.folder} was made by another model ({writer.about['model']})")
-
-    def _take(self, todo, known, gone, root):
-        """Looks at photos, (name, photo, kind), chunk by chunk; each is in the index when its chunk is."""
-        gone_contents = Counter(known[name].sha256 for name in gone)
-        done, total = 0, len(todo)
-        with Progress(self.label or "", total if self.label else 0, "photos") as progress:
-            for chunk in _chunks(todo):
-                facts = mapped(_facts, [photo for _, photo, _ in chunk], "looking at photos")
-                if root:
-                    # what vanished on the way is seen by the next look; but not when it is all of them
-                    _check_there(root, self.writer.folder)
-                    pairs = [pair for pair in zip(chunk, facts, strict=True) if pair[1].problem != "no such file"]
-                else:
-                    pairs = list(zip(chunk, facts, strict=True))
-                self._put(pairs, known, gone_contents)
-                done += len(chunk)
-                if self.label:
-                    progress.advance(len(chunk))
-                if self.report:
-                    self.report(done, total)
-                if done < total:
-                    self._settle(growing=True)
-
-    def _put(self, pairs, known, gone_contents):
-        writer, rows, new = self.writer, {}, {}
-        for (name, photo, kind), facts in pairs:
-            before = known.get(name)
-            if facts.problem:
-                continue
-            if before and before.row is not None and facts.sha256 and before.sha256 == facts.sha256:
-                rows[name] = before.row
-            elif facts.sha256 and (row := writer.row_of_content(facts.sha256)) is not None:
-                rows[name] = row
-            else:
-                # of equal ones, the first is described
-                new.setdefault(facts.sha256 or name, []).append((name, photo, kind))
-        firsts = [items[0] for items in new.values()]
-        descriptors, problems = self._embed(firsts)
-        usable = [not problem for problem in problems]
-        with writer.transaction():
-            numbers = iter(writer.append(descriptors) if len(descriptors) else ())
-            appended = []
-            for items, problem in zip(new.values(), problems, strict=True):
-                row = None if problem else next(numbers)
-                if row is not None:
-                    appended.append(row)
-                for name, _, _ in items:
-                    rows[name] = row
-            reasons = {name: why for items, why in zip(new.values(), problems, strict=True) for name, _, _ in items}
-            self._classify(np.array(appended, np.int64), descriptors)
-            for (name, _, _), facts in pairs:
-                row = rows.get(name)
-                writer.put(name, facts, row, reasons.get(name))
-                self.changes.unusable += row is None
-                if name in known:
-                    self.changes.changed += 1
-                elif facts.sha256 and gone_contents[facts.sha256] > 0:
-                    gone_contents[facts.sha256] -= 1
-                    self.changes.moved += 1
-                else:
-                    self.changes.added += 1
-        self.changes.embedded += sum(usable)
-
-    def _embed(self, items):
-        """(descriptors of those that can be used, why or None for each) of (name, photo, kind)."""
-        resolution = self.writer.about["resolution"]
-        problems: list[str | None] = [None] * len(items)
-        photos, places = [], []
-        for place, (_, photo, kind) in enumerate(items):
-            given = photo
-            if kind:
-                given, problems[place] = pixels(photo, kind, resolution)
-            if problems[place] is None:
-                photos.append(given)
-                places.append(place)
-        if not photos:
-            return np.empty((0, self.writer.about["dimensions"] or 0), np.float32), problems
-        values = self.model.embed(photos, resolution, on_error="skip")
-        usable = np.isfinite(values).all(axis=1) & (np.abs(values).max(axis=1) > 0)
-        for place, photo, good in zip(places, photos, usable, strict=True):
-            if not good:
-                problems[place] = _why(self.model, photo)
-        return unit(values[usable], self.writer.about["dimensions"] or values.shape[1], "the model"), problems
-
-    def _classify(self, rows, descriptors):
-        if self.model is None or not self.model.class_names or not len(rows):
-            return
-        # as they are stored
-        stored = np.asarray(np.asarray(descriptors, np.float16), np.float32)
-        probabilities = self.model.classify(stored, self.writer.about["resolution"]).probabilities
-        classes = np.argsort(-probabilities, axis=1, kind="stable")[:, :_CLASSES]
-        shares = np.take_along_axis(np.asarray(probabilities, np.float64), classes, 1)
-        shares[:, 1:][shares[:, 1:] < _LEAST_PROBABILITY] = np.nan
-        self.writer.classify(rows, classes, shares)
-
-    def _delete(self, names):
-        if names:
-            with self.writer.transaction():
-                deleted = self.writer.delete(names)
-            self.changes.removed += deleted - min(deleted, self.changes.moved)
-
-    def _settle(self, growing=False):
-        """What finds neighbours follows the descriptors."""
-        writer = self.writer
-        about = writer.about
-        rows = about["rows"]
-        if not growing and rows > _SMALLEST_APPROXIMATE and rows > 2 * writer.used_rows():
-            writer.compact()
-            rows = about["rows"]
-        kind = neighbors.choose(rows, about["dimensions"] or 1, about["kind"], about["memory"])
-        current = about["neighbors"]
-        if kind == "exact" or rows < _SMALLEST_APPROXIMATE:
-            writer.drop_neighbors()
-            return
-        if current and current["kind"] == kind and rows <= 2 * current["trained"]:
-            if rows - current["rows"] <= max(neighbors.TAIL_ROWS, rows // 50):
-                return
-            state = State(writer.folder)
-            base = neighbors.read(
-                writer.folder / current["file"], kind, current["rows"], current["effort"], mapped=False
-            )
-            base = neighbors.extended(base, state.descriptors, bool(self.label))
-            reached, trained = current["recall"], current["trained"]
-        else:
-            state = State(writer.folder)
-            base, reached = neighbors.build(state.descriptors, state.used, kind, show=bool(self.label))
-            trained = rows
-        state.close()
-        found = {"kind": kind, "rows": rows, "effort": base.effort, "trained": trained, "recall": round(reached, 4)}
-        writer.set_neighbors(lambda path: neighbors.write(base, path), found)
-
-
-def _chunks(items: list) -> Iterator[list]:
-    start, size = 0, _FIRST_CHUNK
-    while start < len(items):
-        yield items[start : start + size]
-        start, size = start + size, min(2 * size, _LARGEST_CHUNK)
-
-
-def _facts(photo):
-    return look_at_file(photo) if isinstance(photo, str | os.PathLike) else look_at(photo)
-
-
-def _check_there(root, folder):
-    if not root.is_dir():
-        raise UserError(f"no such folder any more: {printable_name(root)}; {folder} keeps what it has of its photos")
-
-
-def _check_same(writer, about):
-    """Refuses to go on with an index of something else."""
-    there = writer.about
-    if None not in (there["fingerprint"], about["fingerprint"]) and there["fingerprint"] != about["fingerprint"]:
-        raise UserError(
-            f"{writer.folder} was made by another model ({there['model']}): choose another folder for this one's index"
-        )
-    for key, word in (("root", "of the folder"), ("resolution", "of photos at the resolution")):
-        if there[key] != about[key]:
-            raise UserError(f"{writer.folder} is an index {word} {there[key]}, received {about[key]}")
-    changed = {key: about[key] for key in ("recursive", "kind", "memory", "thresholds") if there[key] != about[key]}
-    if changed:
-        with writer.transaction():
-            writer.about |= changed
-
-
-def check_model(
-    model: Model,
-    made_from: Mapping[str, Any] | None,
-    resolution: int | None,
-    some: Callable[[], Descriptors],
-    where: str,
-) -> None:
-    """That the model made the descriptors of `where`: both say so, or it makes the same of photos that are here.
-
-    Args:
-        model: the one that is given.
-        made_from: what the descriptors say of it; None or empty: nothing.
-        resolution: pixels that they were made at; None: the model's.
-        some: gives a few of them.
-        where: what to call them.
-
-    Raises:
-        UserError: it makes others, or that can't be told.
-    """
-    told = getattr(model, "made_from", lambda _: {})(resolution or model.resolution)
-    if told and made_from and all(made_from.get(name) == value for name, value in told.items()):
-        return
-    given = some()
-    if not any(map(os.path.isfile, given.names)):
-        raise UserError(
-            f"{where} was made by another model than {getattr(model, 'path', 'this one')}, as far as can be told: give "
-            "the one that described its photos"
-        )
-    if not check_made_by(given, model, resolution):
-        raise UserError(f"{where}: no photo of those that are here can be embedded, by which the model would be told")
-
-
-def check_made_by(given: Descriptors, model: Model, resolution: int | None) -> int:
-    """That the model makes such descriptors: of the first photos that are there, it makes the same.
-
-    Returns:
-        How many were looked at.
-
-    Raises:
-        UserError: it makes others.
-    """
-    checked = 0
-    for place, name in enumerate(given.names):
-        if checked == _CHECKED or place >= _LOOKED_AT:
-            break
-        if not os.path.isfile(name) or not np.isfinite(given.values[place]).all():
-            continue
-        own = model.embed([name], resolution, on_error="skip")[0]
-        if not np.isfinite(own).all():
-            continue
-        if len(own) != given.values.shape[1]:
-            raise UserError(
-                f"{given.what} has {given.values.shape[1]} values a photo, where the model makes {len(own)}"
-            )
-        stored = np.asarray(given.values[place], np.float32)
-        cosine = float(own @ stored / max(np.linalg.norm(stored), 1e-12))
-        if cosine < _SAME:
-            raise UserError(
-                f"{given.what} was made by another model, or at another resolution: of {printable_name(name)} it has a "
-                f"descriptor of cosine {cosine:.2f} with this model's"
-            )
-        checked += 1
-    return checked
-
-
-def unit(values: np.ndarray, size: int, what: str) -> np.ndarray:
-    """Rows of unit norm, float32.
-
-    Raises:
-        UserError: they are of another size, or have no direction.
-    """
-    if values.shape[1] != size:
-        raise UserError(f"{what} has descriptors of {values.shape[1]} values, where the index's have {size}")
-    if not np.isfinite(values).all():
-        raise UserError(f"{what} has a descriptor with a NaN or an infinity")
-    norms = np.linalg.norm(values, axis=1, keepdims=True)
-    if not norms.all():
-        raise UserError(f"{what} has a descriptor that is all 0")
-    return values / norms
-
-
-def embedded_query(model: Model, query: Any, resolution: int | None) -> np.ndarray:
-    """float32 [D] of unit norm, of a photo.
-
-    Raises:
-        UserError: it can't be used; the message names it and says why.
-    """
-    photo, name = query, "the query"
-    if isinstance(query, str | os.PathLike):
-        photo = os.path.expanduser(os.fspath(query))
-        name = printable_name(photo)
-        found, missing = finding.look_at([photo], "query")
-        if missing:
-            raise UserError(f"no such file: {name}")
-        if found.passed_over:
-            raise UserError(f"{name}: {found.passed_over[photo]}")
-        if photo in found.kinds:
-            photo, problem = pixels(photo, found.kinds[photo], resolution or model.resolution)
-            if problem:
-                raise UserError(f"{name}: {problem}")
-    values = model.embed([photo], resolution, on_error="skip")
-    if not np.isfinite(values).all() or not values.any():
-        raise UserError(f"{name}: {_why(model, photo)}")
-    return unit(values, values.shape[1], "the model")[0]
-
-
-def classes_of(
-    model: Model, names: Sequence[str], descriptor: np.ndarray, resolution: int | None
-) -> list[tuple[str, float]]:
-    """(name, probability) of the likeliest classes of a descriptor, likeliest first."""
-    probabilities = model.classify(descriptor[None], resolution).probabilities[0]
-    order = np.argsort(-probabilities, kind="stable")[:_CLASSES]
-    return [(names[number], float(probabilities[number])) for number in order]
-
-
-def _why(model, photo):
-    why = getattr(model, "why_unusable", None)
-    return printable_name(why(photo)) if why else "can't be used"
-
-
 def _expanded(view, descriptor, count, least):
     values, rows = view.neighbors.nearest(descriptor[None], count)
     kept = (rows[0] >= 0) & (values[0] >= least)
     return expanded(descriptor, values[0][kept], view.state.descriptors[rows[0][kept]])
-
-
-def expanded(descriptor: np.ndarray, similarities: np.ndarray, near: np.ndarray) -> np.ndarray:
-    """Query expansion: float32 [D] of unit norm, from a query [D], neighbours [n, D] and their similarities to it."""
-    mean = descriptor + (similarities[:, None] ** 3 * np.asarray(near, np.float32)).sum(axis=0)
-    return mean / np.linalg.norm(mean)
 
 
 def _within(found: Neighbors, descriptor, threshold, among):
@@ -1035,47 +611,3 @@ def _class_number(name, names, path):
     if names and name in names:
         return names.index(name)
     return _classes_called(name, names, path)[0]
-
-
-def _folder(what):
-    """The folder that is given, absolute, or None where it is something else."""
-    if not isinstance(what, str | os.PathLike):
-        return None
-    folder = Path(what).expanduser()
-    if folder.is_dir():
-        return Path(os.path.abspath(folder))
-    if not folder.exists():
-        raise UserError(f"no such folder: {printable_name(folder)}")
-    return None
-
-
-def _named(what, names, root):
-    """(name, photo, kind) of photos that are given one by one, or as a folder."""
-    if isinstance(what, str | os.PathLike):
-        folder = _folder(what)
-        what = finding.find_photos(folder).files if folder else [what]
-    elif isinstance(what, bytes | bytearray) or hasattr(what, "mode") or np.ndim(what) == 3:
-        what = [what]
-    what = list(what)
-    if names is not None and len(names) != len(what):
-        raise UserError(f"names must be as many as photos, {len(what)}, received {len(names)}")
-    paths = [os.path.expanduser(os.fspath(item)) for item in what if isinstance(item, str | os.PathLike)]
-    kinds = finding.look_at(paths, "looking at photos")[0].kinds if paths else {}
-    for place, item in enumerate(what):
-        if isinstance(item, str | os.PathLike):
-            path = os.path.expanduser(os.fspath(item))
-            name = _name(path, root) if names is None else os.fsencode(names[place])
-            yield name, os.path.abspath(path), kinds.get(path)
-        else:
-            yield os.fsencode(f"photo {place + 1}" if names is None else names[place]), item, None
-
-
-def _name(path, root):
-    """What a photo is called in the index: its path below the folder, else the absolute one; a name stays one."""
-    path = os.path.expanduser(os.fspath(path))
-    if root is None:
-        return os.fsencode(os.path.abspath(path) if os.path.exists(path) else path)
-    prefix = os.path.join(os.fspath(root), "")
-    if os.path.isabs(path) and path.startswith(prefix):
-        return os.fsencode(path[len(prefix) :])
-    return os.fsencode(os.path.abspath(path) if os.path.exists(path) and not os.path.isabs(path) else path)

@@ -304,8 +304,8 @@ def test_the_description_names_every_route(served):
 
 
 def test_results_come_while_the_index_grows(tmp_path, monkeypatch):
-    monkeypatch.setattr("mg_keras.search.index._FIRST_CHUNK", 4)
-    monkeypatch.setattr("mg_keras.search.index._LARGEST_CHUNK", 4)
+    monkeypatch.setattr("mg_keras.search.writing._FIRST_CHUNK", 4)
+    monkeypatch.setattr("mg_keras.search.writing._LARGEST_CHUNK", 4)
     album(tmp_path / "photos", 8)
     model, going_on = FakeModel(), threading.Event()
     embed, slow = model.embed, []

@@ -9,7 +9,8 @@ from pyarrow import parquet
 
 from mg_keras.errors import UserError
 from mg_keras.search import thresholds
-from mg_keras.search.index import Changes, Index
+from mg_keras.search.index import Index
+from mg_keras.search.writing import Changes
 from tests.search.fake import FakeModel, album, noise
 
 

@@ -169,7 +169,7 @@ def test_a_full_disk_is_one_line_and_changes_nothing(tmp_path, monkeypatch):
 
 
 def test_rows_of_nobody_are_given_up(tmp_path, monkeypatch):
-    monkeypatch.setattr("mg_keras.search.index._SMALLEST_APPROXIMATE", 16)
+    monkeypatch.setattr("mg_keras.search.writing._SMALLEST_APPROXIMATE", 16)
     values = np.stack([extra(number) for number in range(40)])
     with Index.build(values, path=tmp_path, names=[f"extra-{number}" for number in range(40)], kind="ivf") as index:
         before = os.path.getsize(tmp_path / "descriptors-0.f16")

@@ -1,0 +1,379 @@
+"""Changes of an index: a folder as it is now, photos or descriptors that come, and photos that go."""
+
+import dataclasses
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mg_keras.data import finding
+from mg_keras.errors import UserError
+from mg_keras.files import printable_name
+from mg_keras.progress import Progress, mapped
+from mg_keras.search import neighbors
+from mg_keras.search.describing import MOST_CLASSES, Model, unit, why_unusable
+from mg_keras.search.given import Descriptors
+from mg_keras.search.photos import Facts, look_at, look_at_file, pixels, stamp
+from mg_keras.search.store import State, Writer
+
+# photos of the first chunk and of the largest: results come soon, and what a chunk costs besides is little
+_FIRST_CHUNK, _LARGEST_CHUNK = 32, 512
+_ROWS_AT_ONCE = 65_536
+# further classes are kept of a photo if they have a share worth the name
+_LEAST_PROBABILITY = 0.01
+_SMALLEST_APPROXIMATE = 1024
+
+
+@dataclasses.dataclass
+class Changes:
+    """What an update found.
+
+    Attributes:
+        added, changed, removed: how many photos.
+        moved: how many lie under another name than before, and kept their descriptor.
+        embedded: how many had to be described.
+        unusable: how many of those that were looked at can't be used.
+        passed_over: (name, reason) of files and folders that are no photos, in order of name.
+    """
+
+    added: int = 0
+    changed: int = 0
+    removed: int = 0
+    moved: int = 0
+    embedded: int = 0
+    unusable: int = 0
+    passed_over: tuple[tuple[str, str], ...] = ()
+
+
+class Work:
+    """What a writer does with photos and descriptors.
+
+    Args:
+        writer: of the index.
+        model: what describes photos; None where none are added.
+        label: what to call the work where it shows its progress; None: it shows none.
+        report: called with (done, all) after each part, or None.
+    """
+
+    def __init__(
+        self, writer: Writer, model: Model | None, label: str | None, report: Callable[[int, int], None] | None
+    ):
+        self.writer, self.model, self.label, self.report = writer, model, label, report
+        self.changes = Changes()
+
+    def update(self) -> Changes:
+        """The folder as it is now.
+
+        Raises:
+            UserError: the index is of no folder, the folder is gone, or the model is another.
+        """
+        about = self.writer.about
+        if about["root"] is None:
+            raise UserError(f"{self.writer.folder} is no index of a folder: add and remove say what changes in it")
+        self._needs_model()
+        root = Path(about["root"])
+        _check_there(root, self.writer.folder)
+        found = finding.find_photos(root, recursive=about["recursive"])
+        self.changes.passed_over = tuple(
+            (printable_name(path), printable_name(reason)) for path, reason in sorted(found.passed_over.items())
+        )
+        known = self._known()
+        # what was added from elsewhere is not the folder's to take away
+        inside = {name for name in known if not os.path.isabs(os.fsdecode(name))}
+        if inside and not found.files:
+            raise UserError(
+                f"no photo is left below {printable_name(root)}, where {self.writer.folder} has {len(inside):,}: is "
+                "the disk there? Index.remove takes photos out"
+            )
+        names = [name_of(path, root) for path in found.files]
+        stamps = mapped(stamp, found.files, f"looking at {printable_name(root)}")
+        todo = [
+            (name, path, found.kinds.get(path))
+            for name, path, now in zip(names, found.files, stamps, strict=True)
+            if now is not None and (name not in known or known[name].stamp != now)
+        ]
+        unread = [name_of(path, root) + os.fsencode(os.sep) for path in found.passed_over if os.path.isdir(path)]
+        there = {name for name, now in zip(names, stamps, strict=True) if now is not None}
+        gone = {name for name in inside - there if not name.startswith(tuple(unread))}
+        self._take(todo, known, gone, root)
+        _check_there(root, self.writer.folder)
+        self._delete(gone)
+        self._settle()
+        return self.changes
+
+    def add_photos(self, items: Iterable[tuple[bytes, Any, str | None]]) -> Changes:
+        """Photos as (name, photo, kind), as `named` gives them."""
+        self._needs_model()
+        known = self._known()
+        self._take(list(items), known, set(), None)
+        self._settle()
+        return self.changes
+
+    def add_descriptors(self, given: Descriptors) -> Changes:
+        """Rows of descriptors with names, and perhaps classes."""
+        writer = self.writer
+        size = writer.about["dimensions"] or given.values.shape[1]
+        count = len(given.names)
+        with Progress(self.label or "", count if self.label else 0, "descriptors") as progress:
+            for start in range(0, count, _ROWS_AT_ONCE):
+                part = slice(start, start + _ROWS_AT_ONCE)
+                values = np.asarray(given.values[part], np.float32)
+                usable = np.isfinite(values).all(axis=1) & (np.abs(values).max(axis=1, initial=0) > 0)
+                units = unit(values[usable], size, given.what)
+                rows = np.full(len(values), -1)
+                with writer.transaction():
+                    rows[usable] = writer.append(units)
+                    self._classify(rows[usable], units)
+                    for name, row in zip(given.names[part], rows, strict=True):
+                        problem = None if row >= 0 else "no descriptor"
+                        writer.put(os.fsencode(name), Facts(), row if row >= 0 else None, problem)
+                self.changes.added += len(values)
+                self.changes.unusable += int((~usable).sum())
+                if self.label:
+                    progress.advance(len(values))
+                if self.report:
+                    self.report(min(start + _ROWS_AT_ONCE, count), count)
+        self._settle()
+        return self.changes
+
+    def remove(self, names: Iterable[tuple[bytes, bytes]]) -> Changes:
+        """Photos, each by its name or, where there is none of that name, by what its path is called."""
+        known = self._known()
+        self._delete([name if name in known else path for name, path in names])
+        self._settle()
+        return self.changes
+
+    def _known(self):
+        state = State(self.writer.folder)
+        try:
+            return state.known()
+        finally:
+            state.close()
+
+    def _needs_model(self):
+        writer = self.writer
+        if self.model is None:
+            raise UserError(f"photos are added to {writer.folder} with the model that made it: Index.open(..., model)")
+        if writer.about["fingerprint"] not in (None, self.model.fingerprint):
+            raise UserError(f"{writer.folder} was made by another model ({writer.about['model']})")
+
+    def _take(self, todo, known, gone, root):
+        """Looks at photos, (name, photo, kind), chunk by chunk; each is in the index when its chunk is."""
+        gone_contents = Counter(known[name].sha256 for name in gone)
+        done, total = 0, len(todo)
+        with Progress(self.label or "", total if self.label else 0, "photos") as progress:
+            for chunk in _chunks(todo):
+                facts = mapped(_facts, [photo for _, photo, _ in chunk], "looking at photos")
+                if root:
+                    # what vanished on the way is seen by the next look; but not when it is all of them
+                    _check_there(root, self.writer.folder)
+                    pairs = [pair for pair in zip(chunk, facts, strict=True) if pair[1].problem != "no such file"]
+                else:
+                    pairs = list(zip(chunk, facts, strict=True))
+                self._put(pairs, known, gone_contents)
+                done += len(chunk)
+                if self.label:
+                    progress.advance(len(chunk))
+                if self.report:
+                    self.report(done, total)
+                if done < total:
+                    self._settle(growing=True)
+
+    def _put(self, pairs, known, gone_contents):
+        writer, rows, new = self.writer, {}, {}
+        for (name, photo, kind), facts in pairs:
+            before = known.get(name)
+            if facts.problem:
+                continue
+            if before and before.row is not None and facts.sha256 and before.sha256 == facts.sha256:
+                rows[name] = before.row
+            elif facts.sha256 and (row := writer.row_of_content(facts.sha256)) is not None:
+                rows[name] = row
+            else:
+                # of equal ones, the first is described
+                new.setdefault(facts.sha256 or name, []).append((name, photo, kind))
+        firsts = [items[0] for items in new.values()]
+        descriptors, problems = self._embed(firsts)
+        usable = [not problem for problem in problems]
+        with writer.transaction():
+            numbers = iter(writer.append(descriptors) if len(descriptors) else ())
+            appended = []
+            for items, problem in zip(new.values(), problems, strict=True):
+                row = None if problem else next(numbers)
+                if row is not None:
+                    appended.append(row)
+                for name, _, _ in items:
+                    rows[name] = row
+            reasons = {name: why for items, why in zip(new.values(), problems, strict=True) for name, _, _ in items}
+            self._classify(np.array(appended, np.int64), descriptors)
+            for (name, _, _), facts in pairs:
+                row = rows.get(name)
+                writer.put(name, facts, row, reasons.get(name))
+                self.changes.unusable += row is None
+                if name in known:
+                    self.changes.changed += 1
+                elif facts.sha256 and gone_contents[facts.sha256] > 0:
+                    gone_contents[facts.sha256] -= 1
+                    self.changes.moved += 1
+                else:
+                    self.changes.added += 1
+        self.changes.embedded += sum(usable)
+
+    def _embed(self, items):
+        """(descriptors of those that can be used, why or None for each) of (name, photo, kind)."""
+        resolution = self.writer.about["resolution"]
+        problems: list[str | None] = [None] * len(items)
+        photos, places = [], []
+        for place, (_, photo, kind) in enumerate(items):
+            given = photo
+            if kind:
+                given, problems[place] = pixels(photo, kind, resolution)
+            if problems[place] is None:
+                photos.append(given)
+                places.append(place)
+        if not photos:
+            return np.empty((0, self.writer.about["dimensions"] or 0), np.float32), problems
+        values = self.model.embed(photos, resolution, on_error="skip")
+        usable = np.isfinite(values).all(axis=1) & (np.abs(values).max(axis=1) > 0)
+        for place, photo, good in zip(places, photos, usable, strict=True):
+            if not good:
+                problems[place] = why_unusable(self.model, photo)
+        return unit(values[usable], self.writer.about["dimensions"] or values.shape[1], "the model"), problems
+
+    def _classify(self, rows, descriptors):
+        if self.model is None or not self.model.class_names or not len(rows):
+            return
+        # as they are stored
+        stored = np.asarray(np.asarray(descriptors, np.float16), np.float32)
+        probabilities = self.model.classify(stored, self.writer.about["resolution"]).probabilities
+        classes = np.argsort(-probabilities, axis=1, kind="stable")[:, :MOST_CLASSES]
+        shares = np.take_along_axis(np.asarray(probabilities, np.float64), classes, 1)
+        shares[:, 1:][shares[:, 1:] < _LEAST_PROBABILITY] = np.nan
+        self.writer.classify(rows, classes, shares)
+
+    def _delete(self, names):
+        if names:
+            with self.writer.transaction():
+                deleted = self.writer.delete(names)
+            self.changes.removed += deleted - min(deleted, self.changes.moved)
+
+    def _settle(self, growing=False):
+        """What finds neighbours follows the descriptors."""
+        writer = self.writer
+        about = writer.about
+        rows = about["rows"]
+        if not growing and rows > _SMALLEST_APPROXIMATE and rows > 2 * writer.used_rows():
+            writer.compact()
+            rows = about["rows"]
+        kind = neighbors.choose(rows, about["dimensions"] or 1, about["kind"], about["memory"])
+        current = about["neighbors"]
+        if kind == "exact" or rows < _SMALLEST_APPROXIMATE:
+            writer.drop_neighbors()
+            return
+        if current and current["kind"] == kind and rows <= 2 * current["trained"]:
+            if rows - current["rows"] <= max(neighbors.TAIL_ROWS, rows // 50):
+                return
+            state = State(writer.folder)
+            base = neighbors.read(
+                writer.folder / current["file"], kind, current["rows"], current["effort"], mapped=False
+            )
+            base = neighbors.extended(base, state.descriptors, bool(self.label))
+            reached, trained = current["recall"], current["trained"]
+        else:
+            state = State(writer.folder)
+            base, reached = neighbors.build(state.descriptors, state.used, kind, show=bool(self.label))
+            trained = rows
+        state.close()
+        found = {"kind": kind, "rows": rows, "effort": base.effort, "trained": trained, "recall": round(reached, 4)}
+        writer.set_neighbors(lambda path: neighbors.write(base, path), found)
+
+
+def _chunks(items: list) -> Iterator[list]:
+    start, size = 0, _FIRST_CHUNK
+    while start < len(items):
+        yield items[start : start + size]
+        start, size = start + size, min(2 * size, _LARGEST_CHUNK)
+
+
+def _facts(photo):
+    return look_at_file(photo) if isinstance(photo, str | os.PathLike) else look_at(photo)
+
+
+def _check_there(root, folder):
+    if not root.is_dir():
+        raise UserError(f"no such folder any more: {printable_name(root)}; {folder} keeps what it has of its photos")
+
+
+def check_same(writer: Writer, about: dict[str, Any]) -> None:
+    """Takes over settings that may change.
+
+    Raises:
+        UserError: the index is of something else than `about` says.
+    """
+    there = writer.about
+    if None not in (there["fingerprint"], about["fingerprint"]) and there["fingerprint"] != about["fingerprint"]:
+        raise UserError(
+            f"{writer.folder} was made by another model ({there['model']}): choose another folder for this one's index"
+        )
+    for key, word in (("root", "of the folder"), ("resolution", "of photos at the resolution")):
+        if there[key] != about[key]:
+            raise UserError(f"{writer.folder} is an index {word} {there[key]}, received {about[key]}")
+    changed = {key: about[key] for key in ("recursive", "kind", "memory", "thresholds") if there[key] != about[key]}
+    if changed:
+        with writer.transaction():
+            writer.about |= changed
+
+
+def folder_of(what: Any) -> Path | None:
+    """The folder that is given, absolute, or None where it is something else.
+
+    Raises:
+        UserError: there is nothing of that name.
+    """
+    if not isinstance(what, str | os.PathLike):
+        return None
+    folder = Path(what).expanduser()
+    if folder.is_dir():
+        return Path(os.path.abspath(folder))
+    if not folder.exists():
+        raise UserError(f"no such folder: {printable_name(folder)}")
+    return None
+
+
+def named(what: Any, names: Sequence[str] | None, root: str | None) -> Iterator[tuple[bytes, Any, str | None]]:
+    """(name, photo, kind) of photos that are given one by one, or as a folder; kind is None but for files of odd kinds.
+
+    Raises:
+        UserError: `names` are not as many as photos.
+    """
+    if isinstance(what, str | os.PathLike):
+        folder = folder_of(what)
+        what = finding.find_photos(folder).files if folder else [what]
+    elif isinstance(what, bytes | bytearray) or hasattr(what, "mode") or np.ndim(what) == 3:
+        what = [what]
+    what = list(what)
+    if names is not None and len(names) != len(what):
+        raise UserError(f"names must be as many as photos, {len(what)}, received {len(names)}")
+    paths = [os.path.expanduser(os.fspath(item)) for item in what if isinstance(item, str | os.PathLike)]
+    kinds = finding.look_at(paths, "looking at photos")[0].kinds if paths else {}
+    for place, item in enumerate(what):
+        if isinstance(item, str | os.PathLike):
+            path = os.path.expanduser(os.fspath(item))
+            name = name_of(path, root) if names is None else os.fsencode(names[place])
+            yield name, os.path.abspath(path), kinds.get(path)
+        else:
+            yield os.fsencode(f"photo {place + 1}" if names is None else names[place]), item, None
+
+
+def name_of(path: str | os.PathLike, root: str | os.PathLike | None) -> bytes:
+    """What a photo is called in the index: its path below the folder, else the absolute one; a name stays one."""
+    path = os.path.expanduser(os.fspath(path))
+    if root is None:
+        return os.fsencode(os.path.abspath(path) if os.path.exists(path) else path)
+    prefix = os.path.join(os.fspath(root), "")
+    if os.path.isabs(path) and path.startswith(prefix):
+        return os.fsencode(path[len(prefix) :])
+    return os.fsencode(os.path.abspath(path) if os.path.exists(path) and not os.path.isabs(path) else path)
