@@ -149,7 +149,7 @@ class Servers:
         def start(new):
             for address in new:
                 for _ in range(self._in_flight):
-                    threads.append(threading.Thread(target=work, args=(address,), daemon=True))
+                    threads.append(threading.Thread(target=work, args=(address,), name=f"ask {address}", daemon=True))
                     threads[-1].start()
 
         start(self._clients)
