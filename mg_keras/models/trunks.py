@@ -29,12 +29,16 @@ def _resnet(blocks, block_type):
 def _resnet_of_small_images(image_shape, filters=64, blocks=(2, 2, 2, 2), dtype=None):
     """A ResNet as CIFAR's photos of 32 px are trained with: a 3x3 convolution of stride 1 first, and no pooling.
 
-    keras-hub's begins with 64 filters and a pooling; the layers have its names.
+    keras-hub's begins with 64 filters and a pooling. From there on this one is the same: layers have its names, and the
+    convolutions of stride 2 torch's padding.
     """
 
     def convolved(maps, filters, name, size=3, strides=1):
+        padding = "same"
+        if size > 1 and strides > 1:
+            maps, padding = keras.layers.ZeroPadding2D(1, dtype=dtype, name=f"{name}_pad")(maps), "valid"
         convolution = keras.layers.Conv2D(
-            filters, size, strides, padding="same", use_bias=False, dtype=dtype, name=f"{name}_conv"
+            filters, size, strides, padding=padding, use_bias=False, dtype=dtype, name=f"{name}_conv"
         )
         normalized = keras.layers.BatchNormalization(epsilon=1e-5, momentum=0.9, dtype=dtype, name=f"{name}_bn")
         return normalized(convolution(maps))
