@@ -95,6 +95,19 @@ def test_a_resnet_of_small_images_keeps_their_pixels():
     assert joined.compute_output_shape((1, 32, 48, 3)) == [(1, 16, 24, 128), (1, 32, 48, 64)]
 
 
+def test_a_resnet_of_small_images_has_the_blocks_of_any_resnet():
+    small = trunks.build("resnet18_32px", **TINY["resnet18_32px"])
+    usual = trunks.build("resnet18", **TINY["resnet18"])
+    for layer in usual.layers:
+        if layer.weights and layer.name.startswith("stack"):
+            layer.set_weights(small.get_layer(layer.name).get_weights())
+    blocks = keras.Function(usual.get_layer("pool1_pool").output, usual.output)
+    first = keras.Function(small.input, small.get_layer("conv1_relu").output)
+    # an even side and an odd one: there paddings differ
+    images = np.random.default_rng(0).standard_normal((1, 32, 45, 3)).astype("float32")
+    np.testing.assert_allclose(small(images), blocks(first(images)), rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("name", trunks.TRUNKS)
 @pytest.mark.slow
 def test_every_name_has_the_published_size(name):
