@@ -5,7 +5,6 @@ import numpy as np
 import tensorflow as tf
 
 from benchmarks.timing import interleaved_times, print_ratios, ratio, timed, work_clock
-from mg_keras.models.trunks import freeze_stages
 from mg_keras.runs.config import TrainConfig
 from mg_keras.runs.networks import build_model, build_objective
 
@@ -31,7 +30,7 @@ def trainer(config: TrainConfig, batch: tuple[tf.Tensor, tf.Tensor, tf.Tensor], 
         A function without arguments -> seconds, on `timing.work_clock`.
     """
     model = build_model(config, num_classes)
-    freeze_stages(model.trunk, config.frozen_stages)
+    model.freeze_stages(config.frozen_stages)
     objective = build_objective(config, model, photos)
     objective.start(model)
     model.compile(

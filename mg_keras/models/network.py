@@ -13,7 +13,7 @@ from mg_keras import layers
 from mg_keras.layers import GeM
 from mg_keras.layers.gem import check_exponents
 from mg_keras.models import trunks
-from mg_keras.models.levels import as_list, with_levels
+from mg_keras.models.levels import as_list, in_two, with_levels
 from mg_keras.models.trunks import IMAGENET_MEAN, IMAGENET_STD
 from mg_keras.poolings import RMAC, Level
 from mg_keras.preparations import ASPECT, checked
@@ -95,6 +95,7 @@ class Network(keras.Model):
         mapper = with_levels(self.trunk, self.levels)
         # in a function, where Keras does not find a second model with the trunk's weights
         self._mapper = lambda: mapper
+        self.frozen_stages, self._halves = 0, None
         shapes = mapper.output_shape if self.levels else [shape]
         self.map_channels = tuple(shape[-1] for shape in shapes)
         self.embedding_dimension = sum(self.map_channels)
@@ -171,9 +172,35 @@ class Network(keras.Model):
         embedding = self.pooled(self.feature_maps(images, training=training), p_star)
         return {"embedding": embedding, "logits": self.classifier(embedding)}
 
+    def freeze_stages(self, count: int) -> None:
+        """Keeps the trunk's first stages in training as they are in a test: weights, statistics, no drop paths.
+
+        See `mg_keras.models.trunks.freeze_stages`; it is said once, before training, and not kept in what is saved.
+
+        Raises:
+            UserError: the trunk has no stage of that number, or none would be left to train.
+        """
+        end = trunks.freeze_stages(self.trunk, count)
+        if end is not None:
+            halves = in_two(self.trunk, self.levels, end)
+            self.frozen_stages, self._halves = count, lambda: halves
+
     def feature_maps(self, images: tf.Tensor | np.ndarray, training: bool = False) -> list[tf.Tensor]:
         """Images as `call` takes them -> list of maps [B, h, w, c]: the trunk's last, then that of each level."""
-        return as_list(self.mapper(self.normalize(images), training=training))
+        return self.trained_maps(self.frozen_maps(images), training=training)
+
+    def frozen_maps(self, images: tf.Tensor | np.ndarray) -> list[tf.Tensor]:
+        """What the frozen stages make of images, a list of [B, ...]; without any, the normalised images."""
+        images = self.normalize(images)
+        return as_list(self._halves()[0](images, training=False)) if self._halves else [images]
+
+    def trained_maps(self, frozen: Sequence[tf.Tensor], training: bool = False) -> list[tf.Tensor]:
+        """`feature_maps` of what `frozen_maps` gives, of this network or of one with the same frozen stages."""
+        if not self._halves:
+            return as_list(self.mapper(frozen[0], training=training))
+        _, trained, places = self._halves()
+        maps = [*as_list(trained(frozen[0], training=training)), *frozen[1:]]
+        return [maps[place] for place in places]
 
     @property
     def mapper(self) -> keras.Model:

@@ -159,7 +159,7 @@ def normalization(name: str) -> tuple[Sequence[float], Sequence[float]]:
     return _NORMALIZATIONS.get(name, (IMAGENET_MEAN, IMAGENET_STD))
 
 
-def freeze_stages(trunk: keras.Model, count: int) -> None:
+def freeze_stages(trunk: keras.Model, count: int) -> keras.KerasTensor | None:
     """Keeps the first stages of a trunk as they are in training: weights and batch normalisation's statistics.
 
     Stage k ends with the last layer whose feature map has 1 / 2^k of the image's side, so stages have the numbers of
@@ -169,18 +169,22 @@ def freeze_stages(trunk: keras.Model, count: int) -> None:
         trunk: a keras-hub backbone with a feature pyramid.
         count: int, how many stages; 0 freezes nothing.
 
+    Returns:
+        The feature map that the frozen stages end with, a tensor of the functional trunk; None without any.
+
     Raises:
         UserError: the trunk has no stage of that number, or none would be left to train.
 
     Example:
 
     >>> trunk = build("resnet18")
-    >>> freeze_stages(trunk, 2)
+    >>> freeze_stages(trunk, 2).shape
+    (None, None, None, 64)
     >>> trunk.get_layer("conv1_conv").trainable, trunk.get_layer("stack1_block0_1_conv").trainable
     (False, True)
     """
     if not count:
-        return
+        return None
     levels = {int(level[1:]): output for level, output in getattr(trunk, "pyramid_outputs", {}).items()}
     known = sorted(levels)[:-1]
     if count not in known:
@@ -188,6 +192,7 @@ def freeze_stages(trunk: keras.Model, count: int) -> None:
         raise UserError(f"frozen_stages must be one of {numbers} for this trunk, received {count}")
     for layer in keras.Model(trunk.inputs, levels[count]).layers:
         layer.trainable = False
+    return levels[count]
 
 
 def freeze_statistics(trunk: keras.Model) -> None:

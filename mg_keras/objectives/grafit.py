@@ -128,6 +128,7 @@ class InstanceTerm(keras.layers.Layer):
             name="predictor",
         )
         self.target, self.target_projector = network.twin(), projector_of(network, dimensions, "target_projector")
+        self.target.freeze_stages(network.frozen_stages)
         self.target.trainable = self.target_projector.trainable = False
         self.instance_loss = InstanceLoss(name="instance_loss")
         self.built = True
@@ -139,15 +140,17 @@ class InstanceTerm(keras.layers.Layer):
             variable.assign(other.numpy())
         self.target_projector.set_weights([weight.numpy() for weight in projector.weights])
 
-    def loss(self, batch: Batch, projections: tf.Tensor) -> tf.Tensor:
-        """The loss of a batch in whose order the projections [B, d] stand."""
-        images, rows = batch.images, None
+    def loss(self, batch: Batch, frozen: Sequence[tf.Tensor], projections: tf.Tensor) -> tf.Tensor:
+        """The loss of a batch, of whose images [B, ...] `frozen` is the network's `frozen_maps` and these projections.
+
+        What the frozen stages make of the images is the target's, too: it is computed once.
+        """
+        rows = None
         if self.target_versions < self.versions:
-            count = images.shape[0] or tf.shape(images)[0]
-            rows = tf.range(count)
+            rows = tf.range(batch.images.shape[0] or tf.shape(batch.images)[0])
             rows = tf.concat([rows[first :: self.versions] for first in range(self.target_versions)], axis=0)
-            images = tf.gather(images, rows)
-        targets = self.target_projector(self.target(images, training=False)["embedding"])
+            frozen = [tf.gather(maps, rows) for maps in frozen]
+        targets = self.target_projector(self.target.pooled(self.target.trained_maps(frozen)))
         return self.instance_loss(self.predictor(projections, training=True), targets, batch.instance_ids, rows)
 
     def follow(self, network: Network, projector: keras.layers.Dense) -> None:
@@ -222,11 +225,12 @@ class Grafit(SNCA):
     def loss(self, network: Network, batch: Batch, seed: tf.Tensor) -> tuple[tf.Tensor, dict[str, tf.Tensor], Any]:
         """See `Objective.loss`."""
         del seed
-        embedding = network(batch.images, training=True)["embedding"]
+        frozen = network.frozen_maps(batch.images)
+        embedding = network.pooled(network.trained_maps(frozen, training=True))
         projections = self.projector(embedding)
         values = self.online_classifier(network, batch, embedding)
         neighbors, carry = self.neighbors(projections[:: self.versions], batch)
-        instances = self.instances.loss(batch, projections)
+        instances = self.instances.loss(batch, frozen, projections)
         loss = neighbors + instances
         found = {"loss": loss, "neighbor_loss": neighbors, "instance_loss": instances, **values}
         return loss + values["classification_loss"], found, carry
@@ -288,9 +292,10 @@ class GrafitFC(Projected):
     def loss(self, network: Network, batch: Batch, seed: tf.Tensor) -> tuple[tf.Tensor, dict[str, tf.Tensor], Any]:
         """See `Objective.loss`."""
         del seed
-        outputs = network(batch.images, training=True)
-        values = classification_values(batch.labels, outputs["logits"], batch.weights)
-        instances = self.instances.loss(batch, self.projector(outputs["embedding"]))
+        frozen = network.frozen_maps(batch.images)
+        embedding = network.pooled(network.trained_maps(frozen, training=True))
+        values = classification_values(batch.labels, network.classifier(embedding), batch.weights)
+        instances = self.instances.loss(batch, frozen, self.projector(embedding))
         loss = values["classification_loss"] + instances
         return loss, {"loss": loss, "instance_loss": instances, **values}, ()
 

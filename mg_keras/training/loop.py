@@ -26,7 +26,7 @@ from mg_keras.evaluation import pictures
 from mg_keras.evaluation.metrics import top_k_accuracy
 from mg_keras.evaluation.scores import METRICS
 from mg_keras.files import atomic_write_text
-from mg_keras.models.trunks import freeze_stages, freeze_statistics
+from mg_keras.models.trunks import freeze_statistics
 from mg_keras.progress import Progress
 from mg_keras.runs.config import TrainConfig
 from mg_keras.runs.networks import build_model, build_objective
@@ -164,7 +164,7 @@ class Trainer:
         self.rate = rate_schedule(config, config.learning_rate)
         with strategy.scope():
             self.model = build_model(config, len(self.class_names))
-            freeze_stages(self.model.trunk, config.frozen_stages)
+            self.model.freeze_stages(config.frozen_stages)
             if config.frozen_statistics:
                 freeze_statistics(self.model.trunk)
             self.objective = build_objective(config, self.model, len(source.train))

@@ -13,6 +13,7 @@ from mg_keras.models import Network, trunks
 from mg_keras.poolings import RMAC, Level
 from mg_keras.runs.config import TrainConfig
 from tests.export.small import METADATA, TINY_RESNET, made_up_statistics, photos, random_images
+from tests.models.trunks_test import TINY
 
 # the activation after the residual of the first stage, and the map before the last activation, which has values below 0
 LEVELS = ("stack0_block0_out:2:0.5", "stack1_block0_add:4:3")
@@ -89,6 +90,27 @@ def test_a_saved_model_and_its_twin_have_them(model, images, tmp_path):
     twin.take_weights(model)
     np.testing.assert_allclose(twin(images)["logits"], model(images)["logits"], atol=1e-6)
     assert twin.fingerprint() == model.fingerprint() != Network(model.trunk, 7).fingerprint()
+
+
+def test_frozen_stages_are_as_in_a_test(images):
+    """Also what drops paths in training, and with levels on both sides of their end."""
+    trunk = trunks.build("efficientnet_lite0", **TINY["efficientnet_lite0"], dropout=0.9)
+    ends = [trunk.pyramid_outputs[name] for name in ("P1", "P2")]
+    names = [next(layer.name for layer in trunk.layers if layer.output is end) for end in ends]
+    network = Network(trunk, 3, levels=[names[1], f"-{names[0]}", names[0]])
+    expected = network.feature_maps(images)
+    network.freeze_stages(1)
+    for one, other in zip(network.feature_maps(images), expected, strict=True):
+        np.testing.assert_array_equal(one, other)
+    last, second, negative, first = network.feature_maps(images, training=True)
+    np.testing.assert_array_equal(first, expected[3])
+    np.testing.assert_array_equal(negative, expected[2])
+    # the others are of the batch's statistics
+    assert not np.allclose(second, expected[1])
+    assert not np.allclose(last, expected[0])
+    assert not {variable.path for variable in network.trunk.trainable_variables} & {
+        variable.path for layer in keras.Model(trunk.input, ends[0]).layers for variable in layer.variables
+    }
 
 
 def test_training_reaches_all_depths(images):

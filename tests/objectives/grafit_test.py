@@ -8,6 +8,8 @@ import tensorflow as tf
 from mg_keras import objectives
 from mg_keras.errors import UserError
 from mg_keras.layers import MemoryBank
+from mg_keras.models.trunks import freeze_statistics
+from mg_keras.objectives.batches import Batch
 from mg_keras.objectives.grafit import SNCA, Grafit, GrafitFC
 from mg_keras.objectives.supcon_info_nce import SupConInfoNCE
 from mg_keras.runs.config import TrainConfig
@@ -122,9 +124,11 @@ def test_the_online_classifier_learns_and_changes_no_descriptor():
         np.testing.assert_array_equal(one, other)
 
 
-@pytest.mark.parametrize(("target_versions", "count"), [(None, 2), (1, 1), (7, 3)])
-def test_grafit_fc_is_cross_entropy_and_instances(target_versions, count):
-    model = build()
+@pytest.mark.parametrize(("target_versions", "count", "frozen"), [(None, 2, 0), (1, 1, 0), (7, 3, 0), (None, 2, 2)])
+def test_grafit_fc_is_cross_entropy_and_instances(target_versions, count, frozen):
+    model = build(tiny_resnet() if frozen else None)
+    freeze_statistics(model.trunk)
+    model.freeze_stages(frozen)
     objective = GrafitFC(model, DIMENSIONS, 5, MOMENTUM, VERSIONS, target_versions)
     objective.start(model)
     model.compile(keras.optimizers.SGD(0.1), objective=objective)
@@ -137,6 +141,26 @@ def test_grafit_fc_is_cross_entropy_and_instances(target_versions, count):
     values = model.train_step(tensors((images, labels, ids)))
     assert float(values["instance_loss"]) == pytest.approx(instances, abs=1e-4)
     assert float(values["loss"]) == pytest.approx(cross_entropy(outputs["logits"], labels) + instances, abs=1e-4)
+
+
+def test_the_target_takes_the_maps_of_frozen_stages():
+    """They are computed once, and what comes after them by the target's own weights."""
+    model = build(tiny_resnet())
+    model.freeze_stages(2)
+    objective = Grafit(model, full_memory(), VERSIONS, 0.2, 5, MOMENTUM, target_versions=VERSIONS)
+    objective.start(model)
+    target = objective.instances.target
+    for variable in target.trunk.get_layer("stack1_block0_2_conv").variables:
+        variable.assign_add(0.1 * tf.ones_like(variable))
+    images, labels, ids = tensors(batch())
+    frozen = model.frozen_maps(images)
+    projections = objective.projector(model(images)["embedding"])
+    kernel, bias = (w.numpy() for w in objective.instances.target_projector.weights)
+    targets = target(images)["embedding"].numpy() @ kernel + bias
+    found = objective.instances.loss(Batch(images, labels, ids), frozen, projections)
+    expected = slow_instance_loss(predicted(objective, projections.numpy()), targets, ids.numpy())
+    assert float(found) == pytest.approx(expected, abs=1e-4)
+    assert not np.allclose(targets, objective.projector(model(images)["embedding"]), atol=1e-3)
 
 
 def test_photos_are_weighed_in_the_neighbor_loss_too():
