@@ -12,7 +12,8 @@
 
 Resolutions are pixels (JSON makes them strings; numbers serve as well); `top1` and `top5` are shares of the test
 photos; `instance` is the IN-aug score, the mean number of an image's own five augmented versions among its five nearest
-(1 to 5); `copies` is the mAP of copy detection. A score that was not measured is left out or None.
+(1 to 5), as pooled; `copies` is the mAP of copy detection, whitened where there is a whitening; `instance_whitened` and
+`copies_unwhitened` are the others. A score that was not measured is left out or None.
 """
 
 import csv
@@ -77,6 +78,7 @@ def summary(everything: Mapping, p_star: Mapping[int, float]) -> dict:
         "top1": ("classes", "gem", "top1"),
         "top5": ("classes", "gem", "top5"),
         "instance": ("in_aug", "gem", "score"),
+        "instance_whitened": ("in_aug", "gem_whitened", "score"),
         "copies": ("copies", "gem_whitened", "mAP"),
         "copies_unwhitened": ("copies", "gem", "mAP"),
         "views": ("views", "gem", "score"),

@@ -13,6 +13,7 @@ METRICS = {
     "val_top1": percentage("val top-1"),
     "val_top5": percentage("val top-5"),
     "instance": Metric("IN-aug", "/5"),
+    "instance_whitened": Metric("whitened", "/5"),
     "views": Metric("views", "/4"),
     "copies": percentage("copies mAP"),
     "copies_unwhitened": percentage("unwhitened mAP"),

@@ -38,7 +38,8 @@ def scores_table(scores: Mapping, title: str = "Scores by resolution") -> Table:
     rows, chance = by_resolution(scores), scores.get("chance", {})
     table = Table(title=title)
     table.add_column("resolution")
-    scored = ("top1", "top5", "instance", "copies")
+    whitened = ("instance_whitened",) if any("instance_whitened" in row for row in rows.values()) else ()
+    scored = ("top1", "top5", "instance", *whitened, "copies")
     for name in ("p*", *(METRICS[score].heading for score in scored)):
         table.add_column(name, justify="right")
     for number, (resolution, row) in enumerate(rows.items(), start=1):

@@ -106,6 +106,27 @@ def test_scores_picture_draws_each_score_by_resolution(tmp_path, figures):
     assert [tick.get_text() for tick in figures[0].axes[0].get_xticklabels()] == ["64 px\np* = 3", "96 px\np* = 4.5"]
 
 
+def test_descriptors_as_pooled_stand_beside_whitened_ones(tmp_path, figures, capsys):
+    rows = {
+        "64": {"p_star": 3.0, "top1": 0.6, "instance": 4.1, "instance_whitened": 4.4, "copies": 0.8},
+        "96": {"p_star": 3.0, "top1": 0.6, "instance": 4.2, "copies": 0.9, "copies_unwhitened": 0.7},
+    }
+    pictures.scores_picture(tmp_path / "a.png", {"resolutions": rows})
+    heights = [[bar.get_height() for bar in axes.patches] for axes in figures[0].axes]
+    assert heights == [pytest.approx(some) for some in ([60, 60], [4.1, 4.2, 4.4, 0], [0, 70, 80, 90])]
+    first, *others = (axes.get_legend() for axes in figures[0].axes)
+    assert first is None
+    assert [[text.get_text() for text in legend.get_texts()] for legend in others] == [["as pooled", "whitened"]] * 2
+    # without a whitening there is one descriptor
+    same = {"64": {"top1": 0.6, "copies": 0.8, "copies_unwhitened": 0.8}}
+    pictures.scores_picture(tmp_path / "b.png", {"resolutions": same})
+    assert len(figures[1].axes[2].patches) == 1
+    Console(width=100).print(tables.scores_table({"resolutions": rows}))
+    lines = [line.replace("│", " ").split() for line in capsys.readouterr().out.splitlines()]
+    assert ["64", "px", "3", "60.0", "–", "4.10", "4.40", "80.0"] in lines
+    assert ["96", "px", "3", "60.0", "–", "4.20", "–", "90.0"] in lines
+
+
 def test_scores_table_says_the_same(capsys):
     Console(width=100).print(tables.scores_table(SCORES))
     lines = [line.replace("│", " ").split() for line in capsys.readouterr().out.splitlines()]
