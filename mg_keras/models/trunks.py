@@ -26,17 +26,18 @@ def _resnet(blocks, block_type):
     }
 
 
-def _resnet_of_small_images(image_shape, filters=64, blocks=(2, 2, 2, 2), dtype=None):
-    """A ResNet as CIFAR's photos of 32 px are trained with: a 3x3 convolution of stride 1 first, and no pooling.
+def _resnet_of_any_width(image_shape, filters=64, blocks=(2, 2, 2, 2), of_32px=False, dtype=None):
+    """ResNet-18 with any number of filters, where keras-hub's begins with 64: the same layers by the same names.
 
-    keras-hub's begins with 64 filters and a pooling. From there on this one is the same: layers have its names, and the
-    convolutions of stride 2 torch's padding.
+    `of_32px`: as CIFAR's photos are trained with, a 3x3 convolution of stride 1 first, and no pooling.
     """
 
     def convolved(maps, filters, name, size=3, strides=1):
+        # torch's padding
         padding = "same"
         if size > 1 and strides > 1:
-            maps, padding = keras.layers.ZeroPadding2D(1, dtype=dtype, name=f"{name}_pad")(maps), "valid"
+            maps = keras.layers.ZeroPadding2D(size // 2, dtype=dtype, name=f"{name}_pad")(maps)
+            padding = "valid"
         convolution = keras.layers.Conv2D(
             filters, size, strides, padding=padding, use_bias=False, dtype=dtype, name=f"{name}_conv"
         )
@@ -47,7 +48,12 @@ def _resnet_of_small_images(image_shape, filters=64, blocks=(2, 2, 2, 2), dtype=
         return keras.layers.Activation("relu", dtype=dtype, name=name)(maps)
 
     images = keras.Input(image_shape)
-    maps = relu(convolved(images, filters, "conv1"), "conv1_relu")
+    stem = {} if of_32px else {"size": 7, "strides": 2}
+    maps = relu(convolved(images, filters, "conv1", **stem), "conv1_relu")
+    if not of_32px:
+        # no map is below 0, so zeros are no maximum
+        maps = keras.layers.ZeroPadding2D(1, dtype=dtype, name="pool1_pad")(maps)
+        maps = keras.layers.MaxPooling2D(3, 2, dtype=dtype, name="pool1_pool")(maps)
     for stack, count in enumerate(blocks):
         for number in range(count):
             name = f"stack{stack}_block{number}"
@@ -129,8 +135,9 @@ def _vgg(repeats):
 
 TRUNKS = {
     "resnet18": _resnet([2, 2, 2, 2], "basic_block"),
-    "resnet18_32px": (_resnet_of_small_images, {}),
-    "resnet18_32px_narrow": (_resnet_of_small_images, {"filters": 16}),
+    "resnet18_narrow": (_resnet_of_any_width, {"filters": 16}),
+    "resnet18_32px": (_resnet_of_any_width, {"of_32px": True}),
+    "resnet18_32px_narrow": (_resnet_of_any_width, {"of_32px": True, "filters": 16}),
     "resnet34": _resnet([3, 4, 6, 3], "basic_block"),
     "resnet50": _resnet([3, 4, 6, 3], "bottleneck_block"),
     "resnet101": _resnet([3, 4, 23, 3], "bottleneck_block"),
@@ -212,8 +219,8 @@ def build(name: str, **overrides) -> keras.Model:
     The convolutions of ResNets start as the paper's do: normal with variance 2 / fan-out (He et al. 2015), which
     Keras's default (Glorot) is not; the other families start as keras-hub has them. Seed with
     `keras.utils.set_random_seed`. `resnet18_32px` is ResNet-18 for photos of 32 px, such as CIFAR's: its first
-    convolution is 3x3 and takes no second pixel away, nor does a pooling follow; `resnet18_32px_narrow` has a
-    quarter of its filters.
+    convolution is 3x3 and takes no second pixel away, nor does a pooling follow. `resnet18_narrow` and
+    `resnet18_32px_narrow` have a quarter of the filters.
 
     Args:
         name: str, a key of `TRUNKS`.
@@ -238,7 +245,7 @@ def build(name: str, **overrides) -> keras.Model:
     # images of any size, whatever the class's default; EfficientNet has its own word for it
     shape_argument = "input_shape" if backbone is keras_hub.models.EfficientNetBackbone else "image_shape"
     trunk = backbone(**{shape_argument: (None, None, 3), **arguments, **overrides})
-    if backbone in (keras_hub.models.ResNetBackbone, _resnet_of_small_images):
+    if backbone in (keras_hub.models.ResNetBackbone, _resnet_of_any_width):
         for layer in trunk.layers:
             if isinstance(layer, keras.layers.Conv2D):
                 # a new one each time: an initializer gives the same values whenever it is asked for the same shape

@@ -2,9 +2,10 @@
 
     mg-keras ablation --presets [caltech101_uniform_p1,caltech101_ra_p1] --seeds [0,1] --data folder:PATH
 
-Any setting of a run can be given too and overrides every preset's. OUT/<preset>-seed<seed> are ordinary runs; what is
-finished is not done again, and the same command goes on after Ctrl-C, a crash or `kill -9`. Writes ablation.json,
-ablation.md and ablation.png into OUT.
+Any setting of a run can be given too and overrides every preset's. With `--lengths [20,60]` each preset is trained
+once for 20 epochs and once for 60; lengths.png shows what becomes of their order. OUT/<preset>-seed<seed>, or
+OUT/<preset>-<epochs>epochs-seed<seed>, are ordinary runs; what is finished is not done again, and the same command goes
+on after Ctrl-C, a crash or `kill -9`. Writes ablation.json, ablation.md and ablation.png into OUT.
 """
 
 import os
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from mg_keras.errors import UserError
-from mg_keras.programs.ablations import Member, is_finished, train_members, write_report
+from mg_keras.programs.ablations import Member, is_finished, of_length, train_members, write_report
 from mg_keras.programs.common import PRESETS, Parser, given, list_of, with_preset
 from mg_keras.programs.whole_run import train_and_measure
 from mg_keras.runs.config import TrainConfig, add_settings, settings_of
@@ -28,26 +29,33 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add_settings(parser, "a YAML file of settings for all runs")
     parser.add_argument("--presets", type=list_of(str), help="names, or paths of YAML files; rows of the table")
     parser.add_argument("--seeds", type=list_of(int, at_least=0), default=[0, 1], help="of the runs of each preset")
+    parser.add_argument("--lengths", type=list_of(int, at_least=1), help="epochs of the runs; null: each preset's own")
     parser.add_argument("--out", type=str, default="runs/ablation", help="the folder of the runs and the table")
     parser.add_argument(
         "--strategy", choices=["mirrored", "single"], default="mirrored", help="all GPUs, or one device"
     )
     parser.add_argument("--table_only", type=bool, default=False, help="train nothing; the table of finished runs")
     options = parser.parse_args(arguments)
-    names = [preset_file(preset)[0] for preset in options.presets or []]
+    presets = [preset_file(preset) for preset in options.presets or []]
+    lengths = sorted(options.lengths or [None], key=lambda length: length or 0)
+    names = [of_length(name, length) for name, _ in presets for length in lengths]
     if options.table_only:
         show(write_report(options.out, names or None), options.out)
         return
     if not names:
         raise UserError("--presets must name at least one preset or YAML file")
-    if any(argument.partition("=")[0] == "--seed" for argument in arguments):
+    settled = {argument.partition("=")[0] for argument in arguments}
+    if "--seed" in settled:
         raise UserError("an ablation takes its seeds from --seeds, a list such as [0,1], and no --seed")
+    if options.lengths and "--epochs" in settled:
+        raise UserError("--lengths are the epochs of the runs: give it or --epochs")
 
-    # seed by seed: a table of all presets stands early
+    # the shortest first, and seed by seed: a table of all presets stands early
     members = [
-        Member(name, settings(parser, arguments, path, seed), Path(options.out))
+        Member(of_length(name, length), settings(parser, arguments, path, seed, length), Path(options.out))
+        for length in lengths
         for seed in options.seeds
-        for name, path in map(preset_file, options.presets)
+        for name, path in presets
     ]
     train = partial(train_and_measure, strategy_name=options.strategy)
     failures, stopped = train_members(members, train, report=lambda: write_report(options.out, names))
@@ -72,9 +80,12 @@ def preset_file(preset: str) -> tuple[str, Path]:
     return name, Path(path)
 
 
-def settings(parser: Parser, arguments: Sequence[str], path: str | os.PathLike, seed: int) -> TrainConfig:
-    """The `TrainConfig` of one run: the preset's, then the command line's, then the seed."""
-    options = parser.parse_args(["--config", str(path), *arguments, f"--seed={seed}"])
+def settings(
+    parser: Parser, arguments: Sequence[str], path: str | os.PathLike, seed: int, length: int | None = None
+) -> TrainConfig:
+    """The `TrainConfig` of one run: the preset's, then the command line's, then the seed and the length in epochs."""
+    epochs = [] if length is None else [f"--epochs={length}"]
+    options = parser.parse_args(["--config", str(path), *arguments, f"--seed={seed}", *epochs])
     return settings_of(options)
 
 

@@ -1,7 +1,7 @@
 """Ablations: presets that are each trained with several seeds, one run after another, and the table of their scores.
 
 An ablation is a folder of ordinary runs, named `<preset>-seed<seed>`; whatever makes them, the table is read from their
-`metrics.json`.
+`metrics.json`. A preset that is trained for several lengths is one name for each, `<preset>-<epochs>epochs`.
 """
 
 import contextlib
@@ -28,6 +28,12 @@ from mg_keras.runs.run import Run
 from mg_keras.signals import on_stop
 
 _NAME = re.compile(r"(?P<preset>.+)-seed\d+")
+_LENGTH = re.compile(r"(?P<preset>.+)-(?P<epochs>\d+)epochs")
+
+
+def of_length(preset: str, epochs: int | None) -> str:
+    """The name of a preset that is trained for so many epochs; None: for its own."""
+    return preset if epochs is None else f"{preset}-{epochs}epochs"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -260,7 +266,8 @@ def collect(out: str | os.PathLike, presets: Sequence[str] | None = None) -> dic
         dict, as `ablation.json` holds it: {"presets": {name: {"seeds": [0, 1], "resolutions": {"64": {"p_star": [3.0,
         4.0], "top1": {"mean", "deviation", "values"}, ...}}}}}, with `ABLATION_SCORES` by resolution; one value
         a seed, in the order of the seeds. `deviation` is the standard deviation of a sample (n - 1), None of a single
-        value. Presets without a finished run and scores that no run has are left out.
+        value. A name of `of_length` has `"length": {"preset", "epochs"}`, too. Presets without a finished run and
+        scores that no run has are left out.
 
     Raises:
         UserError: runs of a preset differ in more than their seed.
@@ -275,8 +282,10 @@ def collect(out: str | os.PathLike, presets: Sequence[str] | None = None) -> dic
             _check_alike(run, runs[0].settings)
             _check_same_photos(run, runs[0])
         tables = [run.results.metrics["resolutions"] for run in runs]
+        length = _LENGTH.fullmatch(preset)
         found[preset] = {
             "seeds": [run.settings.seed for run in runs],
+            **({"length": {"preset": length["preset"], "epochs": int(length["epochs"])}} if length else {}),
             "resolutions": {
                 size: _over_seeds([table[size] for table in tables if size in table])
                 for size in sorted({size for table in tables for size in table}, key=int)
@@ -300,7 +309,7 @@ def _over_seeds(rows):
 
 
 def write_report(out: str | os.PathLike, presets: Sequence[str] | None = None) -> dict[str, Any]:
-    """Writes `ablation.json`, `ablation.md` and `ablation.png` into an ablation's folder.
+    """Writes `ablation.json`, `ablation.md`, `ablation.png` and, of several lengths, `lengths.png` into its folder.
 
     Args:
         out: as `collect` takes it.
@@ -322,4 +331,6 @@ def write_report(out: str | os.PathLike, presets: Sequence[str] | None = None) -
     atomic_write_json(out / "ablation.json", summary)
     atomic_write_text(out / "ablation.md", tables.ablation_markdown(summary))
     pictures.ablation_picture(out / "ablation.png", summary)
+    if len({entry["length"]["epochs"] for entry in summary["presets"].values() if "length" in entry}) > 1:
+        pictures.lengths_picture(out / "lengths.png", summary)
     return summary

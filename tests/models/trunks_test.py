@@ -26,6 +26,7 @@ TINY = {
         "stackwise_num_blocks": [1, 1],
         "stackwise_num_strides": [1, 2],
     },
+    "resnet18_narrow": {"filters": 64, "blocks": [1, 1]},
     "resnet18_32px": {"filters": 64, "blocks": [1, 1]},
     "resnet50": {
         "stackwise_num_filters": [64, 128],
@@ -49,6 +50,8 @@ PARAMETERS = {
     # a first convolution of 3x3 in place of 7x7
     "resnet18_32px": 11_689_512 - 513 * 1000 - 40 * 3 * 64,
     # a sixteenth of what joins two convolutions; of what joins the image with the first, and of the rest, a quarter
+    # a sixteenth of what joins two convolutions; of what joins the image with the first, and of the rest, a quarter
+    "resnet18_narrow": (11_689_512 - 513 * 1000 - 49 * 3 * 64 - 9_600) // 16 + (49 * 3 * 64 + 9_600) // 4,
     "resnet18_32px_narrow": (11_689_512 - 513 * 1000 - 49 * 3 * 64 - 9_600) // 16 + (9 * 3 * 64 + 9_600) // 4,
     "resnet34": 21_797_672 - 513 * 1000,
     "resnet50": 25_557_032 - 2049 * 1000,
@@ -95,17 +98,17 @@ def test_a_resnet_of_small_images_keeps_their_pixels():
     assert joined.compute_output_shape((1, 32, 48, 3)) == [(1, 16, 24, 128), (1, 32, 48, 64)]
 
 
-def test_a_resnet_of_small_images_has_the_blocks_of_any_resnet():
-    small = trunks.build("resnet18_32px", **TINY["resnet18_32px"])
+def test_a_resnet_of_any_width_is_the_usual_one():
     usual = trunks.build("resnet18", **TINY["resnet18"])
-    for layer in usual.layers:
-        if layer.weights and layer.name.startswith("stack"):
-            layer.set_weights(small.get_layer(layer.name).get_weights())
-    blocks = keras.Function(usual.get_layer("pool1_pool").output, usual.output)
-    first = keras.Function(small.input, small.get_layer("conv1_relu").output)
+    built_here = trunks.build("resnet18_narrow", **TINY["resnet18_narrow"])
+    assert {layer.name for layer in built_here.layers[1:]} == {layer.name for layer in usual.layers[1:]}
+    for layer in usual.layers[1:]:
+        built_here.get_layer(layer.name).set_weights(layer.get_weights())
     # an even side and an odd one: there paddings differ
-    images = np.random.default_rng(0).standard_normal((1, 32, 45, 3)).astype("float32")
-    np.testing.assert_allclose(small(images), blocks(first(images)), rtol=1e-5, atol=1e-5)
+    images = np.random.default_rng(0).standard_normal((1, 64, 45, 3)).astype("float32")
+    np.testing.assert_allclose(built_here(images), usual(images), rtol=1e-5, atol=1e-5)
+    narrow = trunks.build("resnet18_narrow")
+    assert (narrow.get_layer("conv1_conv").filters, narrow.output_shape[-1]) == (16, 128)
 
 
 @pytest.mark.parametrize("name", trunks.TRUNKS)

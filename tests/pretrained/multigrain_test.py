@@ -258,6 +258,6 @@ def test_the_layers_are_all_that_a_trunk_has():
     for layer in layers:
         shape = tuple(trunk.get_layer(layer.keras).weights[0].shape)
         assert (shape if len(shape) == 1 else (shape[3], shape[2], *shape[:2])) == layer.shape
-    # but those for photos of 32 px, which the authors don't have
-    others = {"resnet18_32px", "resnet18_32px_narrow"}
+    # but those for photos of 32 px and the narrow ones, which the authors don't have
+    others = {"resnet18_narrow", "resnet18_32px", "resnet18_32px_narrow"}
     assert {*RESNETS, *others} == {name for name in trunks.TRUNKS if name.startswith("resnet")}

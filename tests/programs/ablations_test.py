@@ -254,11 +254,36 @@ def test_the_picture_has_a_point_a_seed_and_a_bar_at_the_mean(tmp_path, monkeypa
     assert places[0] == places[1] < 0 < places[2] == places[3]
 
 
+def test_lengths_are_presets_of_their_own_and_a_picture(tmp_path, monkeypatch):
+    figures, write = [], drawing.save
+    monkeypatch.setattr(drawing, "save", lambda figure, path: (figures.append(figure), write(figure, path)))
+    for name, exponent in (("mean", 1.0), ("gem", 3.0)):
+        for epochs, seeds in ((20, [0, 1]), (60, [0])):
+            for member in members_of(tmp_path, {ablation.of_length(name, epochs): exponent}, seeds, epochs=epochs):
+                save(Run.start(member.run.path, member.config))
+    assert member.run.path.name == "gem-60epochs-seed0"
+    summary = ablation.write_report(tmp_path)
+    assert summary["presets"]["mean-20epochs"]["length"] == {"preset": "mean", "epochs": 20}
+    _, drawn = figures
+    assert [axes.get_title() for axes in drawn.axes] == ["224 px", "336 px", "448 px"]
+    means = [summary["presets"][f"gem-{epochs}epochs"]["resolutions"]["336"]["top1"]["mean"] for epochs in (20, 60)]
+    line = next(line for line in drawn.axes[1].lines if line.get_label() == "gem")
+    assert list(line.get_xdata()) == [20, 60]
+    np.testing.assert_allclose(line.get_ydata(), np.multiply(means, 100))
+    assert (tmp_path / "lengths.png").is_file()
+    # one length is no curve
+    (tmp_path / "lengths.png").unlink()
+    ablation.write_report(tmp_path, ["mean-20epochs", "gem-20epochs"])
+    assert not (tmp_path / "lengths.png").exists()
+
+
 def test_nothing_to_show_is_told(tmp_path):
     with pytest.raises(UserError, match="no finished run of mean in"):
         ablation.write_report(tmp_path, ["mean"])
     with pytest.raises(ValueError, match="at least one preset"):
         pictures.ablation_picture(tmp_path / "a.png", {"presets": {}})
+    with pytest.raises(ValueError, match="presets of a length"):
+        pictures.lengths_picture(tmp_path / "a.png", SUMMARY)
     assert list(tmp_path.iterdir()) == []
 
 

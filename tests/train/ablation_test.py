@@ -121,6 +121,16 @@ def test_an_ablation_that_is_killed_goes_on_and_ends_in_the_table(place, capsys)
     assert list(json.loads((out / "ablation.json").read_text())["presets"]) == ["gem"]
 
 
+def test_each_length_is_a_run_of_so_many_epochs(tmp_path, monkeypatch):
+    members = []
+    monkeypatch.setattr(ablation, "train_members", lambda some, *_, **__: (members.extend(some), ({}, None))[1])
+    with pytest.raises(SystemExit, match="0"):
+        ablation.main(["--presets=[demo,transfer]", "--seeds=[0,1]", "--lengths=[60,20]", f"--out={tmp_path}"])
+    presets, runs = ("demo", "transfer"), [(20, 0), (20, 1), (60, 0), (60, 1)]
+    expected = [(f"{name}-{epochs}epochs-seed{seed}", epochs) for epochs, seed in runs for name in presets]
+    assert [(member.name, member.config.epochs) for member in members] == expected
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -128,6 +138,8 @@ def test_an_ablation_that_is_killed_goes_on_and_ends_in_the_table(place, capsys)
         (["--presets=nowhere.yaml"], "no such preset file: nowhere.yaml"),
         ([], "--presets must name at least one"),
         (["--presets=demo", "--seed=3"], "no --seed"),
+        (["--presets=demo", "--lengths=[20,60]", "--epochs=3"], "give it or --epochs"),
+        (["--presets=demo", "--lengths=[20,20]"], "twice: demo-20epochs-seed0"),
         (["--presets=[demo,demo]"], "twice: demo-seed0, demo-seed1"),
         (["--presets=demo", "--epochs=0"], "epochs must be a whole number, at least 1; received 0"),
         (["--table_only=true"], "no finished run in"),

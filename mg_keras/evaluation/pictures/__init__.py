@@ -1,6 +1,6 @@
 """Pictures that a person looks at after a run, as PNG, one subject a file."""
 
-from mg_keras.evaluation.pictures.ablation import ablation_picture
+from mg_keras.evaluation.pictures.ablation import ablation_picture, lengths_picture
 from mg_keras.evaluation.pictures.curves import training_curves
 from mg_keras.evaluation.pictures.exponents import exponent_picture, sweep_picture
 from mg_keras.evaluation.pictures.retrieval import Photo, retrieval_picture
@@ -10,6 +10,7 @@ __all__ = [
     "Photo",
     "ablation_picture",
     "exponent_picture",
+    "lengths_picture",
     "retrieval_picture",
     "scores_picture",
     "sweep_picture",

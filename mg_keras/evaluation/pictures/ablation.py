@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from mg_keras.evaluation.pictures import drawing
-from mg_keras.evaluation.pictures.drawing import LINE_COLOURS
+from mg_keras.evaluation.pictures.drawing import LINE_COLOURS, MARKS, plain_frame
 from mg_keras.evaluation.records import ABLATION_SCORES, ablation_sizes
 from mg_keras.evaluation.scores import METRICS
 
@@ -53,4 +53,44 @@ def ablation_picture(path: str | os.PathLike, summary: Mapping) -> None:
     ]
     handles.append(Line2D([], [], color="0.3", linestyle="", label="mean", **mean))
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
+    drawing.save(figure, path)
+
+
+def lengths_picture(path: str | os.PathLike, summary: Mapping, score: str = "top1") -> None:
+    """Draw a score by the length of training: a panel a resolution, a line a preset, a point a seed.
+
+    Args:
+        path: the PNG to write, whole or not at all.
+        summary: as `ablation_table` takes it; what has no `length` in it is left out.
+        score: one of `ABLATION_SCORES`.
+
+    Raises:
+        ValueError: `summary` holds no length.
+    """
+    lines = {}
+    for entry in summary["presets"].values():
+        if "length" in entry:
+            lines.setdefault(entry["length"]["preset"], {})[entry["length"]["epochs"]] = entry["resolutions"]
+    if not lines:
+        raise ValueError("summary must hold presets of a length, received none")
+    sizes, metric = ablation_sizes(summary), METRICS[score]
+    lengths = sorted({epochs for line in lines.values() for epochs in line})
+    figure = Figure(figsize=(1.5 + 4.2 * len(sizes), 4.8), layout="constrained")
+    panels = figure.subplots(1, len(sizes), squeeze=False)[0]
+    for axes, size in zip(panels, sizes, strict=True):
+        for number, (preset, line) in enumerate(lines.items()):
+            found = {epochs: rows[size][score] for epochs, rows in sorted(line.items()) if score in rows.get(size, {})}
+            look = {"color": LINE_COLOURS[number % len(LINE_COLOURS)], "marker": MARKS[number % len(MARKS)]}
+            means = [metric.factor * row["mean"] for row in found.values()]
+            axes.plot(list(found), means, label=preset, markersize=6, **look)
+            for epochs, row in found.items():
+                values = np.multiply(row["values"], metric.factor)
+                axes.plot([epochs] * len(values), values, linestyle="", markersize=3, alpha=0.5, **look)
+        axes.set(title=f"{size} px", xlabel="epochs", xscale="log")
+        axes.set_xticks(lengths, [str(length) for length in lengths])
+        axes.minorticks_off()
+        plain_frame(axes)
+    panels[0].set_ylabel(metric.heading)
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(handles)), frameon=False)
     drawing.save(figure, path)
