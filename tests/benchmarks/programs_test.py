@@ -49,6 +49,21 @@ def rows(done):
 
 
 @pytest.mark.slow
+def test_activations(tmp_path):
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 60, 3), np.uint8)).save(tmp_path / "a.png")
+    sizes = ["--photo", tmp_path / "a.png", "--resolutions", "64,96", "--exponents", "1,4", "--channel", 7]
+    done = run_here("activations", *sizes, "--out", tmp_path / "out.png")
+    assert done.returncode == 0, done.stderr
+    lines = [line.split("│")[1:-1] for line in done.stdout.splitlines() if "│" in line]
+    assert [line[0].strip() for line in lines] == ["64 px", "", "96 px", ""]
+    assert all(0 < float(low) < float(high) <= 1 for _, _, low, high in lines[1::2])
+    with Image.open(tmp_path / "out.png") as picture:
+        assert picture.size[0] > 500
+    refused = run_here("activations", *sizes[:-1], 1280)
+    assert "--channel must be one of 0 to 1279, received 1280" in refused.stderr
+
+
+@pytest.mark.slow
 def test_grafit(monkeypatch):
     make_trunk_small(monkeypatch)
     done = run_here("grafit", "--part", "memory", "--repeats", 1, "--photos", 500, "--queries", 8)

@@ -6,6 +6,7 @@ from rich.console import Console
 from mg_keras.errors import UserError
 from mg_keras.evaluation import pictures, tables
 from mg_keras.evaluation.pictures import Photo, drawing
+from mg_keras.evaluation.pictures.activations import contributions
 from mg_keras.objectives.multigrain import MultiGrainObjective
 
 BLUE, GREEN, RED = (0, 0x72, 0xB2), (0, 0x9E, 0x73), (0xD5, 0x5E, 0)
@@ -265,3 +266,20 @@ def test_sweep_table_says_the_same(capsys):
         ["96", "px", "1", "60.0", "90.0", "4.01"],
         ["96", "px", "4", "60.0", "90.0", "4.04", "cross-validation"],
     ]
+
+
+def test_places_add_what_their_powers_are_of_the_sum(tmp_path, figures):
+    activations = np.float32([[0, 1, 2], [4, 1, -3]])
+    for exponent in (1.0, 3.0, 7.5):
+        shares, pooled = contributions(activations, exponent)
+        powers = np.maximum(activations, 1e-6).astype(float) ** exponent
+        np.testing.assert_allclose(shares, powers / powers.sum())
+        assert pooled == pytest.approx(np.mean(powers) ** (1 / exponent))
+    # powers of large activations that float64 has no room for
+    assert contributions(1e4 * activations, 200.0)[1] == pytest.approx(4e4 * (1 / 6) ** (1 / 200))
+    pictures.activation_picture(tmp_path / "a.png", grey_photo(), {64: activations, 32: activations[:1]}, [1, 3], "c")
+    titles = [axes.get_title() for axes in figures[0].axes]
+    assert titles == ["", "activations", "p = 1: 0.50", "p = 3: 0.72", "", "activations", "p = 1: 0.33", "p = 3: 0.58"]
+    assert [axes.get_ylabel() for axes in figures[0].axes[::4]] == ["32 px", "64 px"]
+    with pytest.raises(ValueError, match="must not be empty"):
+        pictures.activation_picture(tmp_path / "a.png", grey_photo(), {}, [1], "c")
