@@ -166,8 +166,8 @@ class Whitening:
         """Learns the whitening from photos and edited versions of them, in float64.
 
         Whitens how versions of one photo differ, not how photos do, and then keeps the directions where photos differ
-        most (PCA): S = V' C^(-1/2), with C the covariance of versions about the mean of their photo, shrunk, and V' the
-        principal directions of the photos' C^(-1/2) ê (Mikolajczyk and Matas 2007, "learned whitening" in retrieval).
+        most (PCA): S = V' L^-1, with L L' the covariance C of versions about the mean of their photo, shrunk, and V'
+        the principal directions of the photos' L^-1 ê (Mikolajczyk and Matas 2007, "learned whitening" in retrieval).
         So what an edit changes counts for little in a descriptor.
 
         Args:
@@ -185,6 +185,8 @@ class Whitening:
             ValueError: for shapes that don't fit, values that aren't finite, versions that all are like their photos,
                 and where `check_fit` does.
         """
+        from scipy.linalg import cholesky, eigh, solve_triangular
+
         photos = _checked(embeddings, "embeddings")
         versions = np.asarray(versions, np.float64)
         if versions.ndim != 3 or versions.shape[::2] != photos.shape or not versions.shape[1]:
@@ -205,18 +207,23 @@ class Whitening:
         spread = np.trace(within) / size
         if spread <= _SMALLEST_RELATIVE_SPREAD**2:
             raise ValueError("all versions are like their photos, so nothing can be learned from them")
-        variances, basis = np.linalg.eigh(within)
-        whiten = basis / np.sqrt((1 - shrinkage) * np.maximum(variances, 0) + shrinkage * spread)
+        lower = cholesky((1 - shrinkage) * within + shrinkage * spread * np.eye(size), lower=True)
 
+        # any root of C gives these directions, and this one takes a tenth of the time that C^(-1/2) does
         mean = rows.mean(axis=0)
-        among, directions = np.linalg.eigh(np.cov(((rows - mean) @ whiten).T))
-        among, directions = among[::-1][:kept], directions[:, ::-1][:, :kept]
+        whitened_rows = solve_triangular(lower, (rows - mean).T, lower=True).T
+        # of the smaller of the two products, which have the same variances
+        by_photos = count < size
+        product = whitened_rows @ whitened_rows.T if by_photos else whitened_rows.T @ whitened_rows
+        among, vectors = eigh(product / (count - 1), subset_by_index=[len(product) - kept, len(product) - 1])
+        among, vectors = among[::-1], vectors[:, ::-1]
         flat = int(np.sum(among <= _SMALLEST_RELATIVE_SPREAD**2 * among[0]))
         if flat:
             raise ValueError(
                 f"the embeddings don't spread in {flat} of {kept} directions: take other photos or fewer dimensions"
             )
-        projection = whiten @ directions / np.sqrt(among.mean())
+        directions = whitened_rows.T @ vectors / np.sqrt(among * (count - 1)) if by_photos else vectors
+        projection = solve_triangular(lower, directions, trans=1, lower=True) / np.sqrt(among.mean())
         if kept == size:
             return cls(mean, projection, bias_channel)
         # the least squares of ê from Φ: unlike a PCA's, the directions left out vary with those kept
