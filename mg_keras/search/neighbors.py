@@ -207,6 +207,9 @@ class Neighbors:
             similarities: float32 [Q, k], cosines, largest first; -inf where there are fewer than k rows.
             rows: int64 [Q, k], of equal similarities the lower one first; -1 where there are fewer.
         """
+        if not len(self.descriptors):
+            # of an index without rows it is not known how many values they will have
+            return np.full((len(queries), k), -np.inf, np.float32), np.full((len(queries), k), -1, np.int64)
         queries = np.ascontiguousarray(queries, np.float32)
         wanted = self.used if among is None else self.used & among
         parts = []

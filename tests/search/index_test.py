@@ -70,6 +70,17 @@ def test_a_folder_is_found_again_by_photo(photos, tmp_path):
         assert "33 photos" in repr(index)
 
 
+def test_a_folder_without_photos_answers_nothing(tmp_path):
+    (tmp_path / "photos").mkdir()
+    with Index.build(tmp_path / "photos", FakeModel(), tmp_path / "index") as index:
+        found = index.find(noise(1), expand=3)
+        assert index.search(noise(1)) == index.range(noise(1), 0.5) == found.copies == found.instances == found.kind == []
+        # of how many values descriptors are, the first one says
+        album(tmp_path / "photos", 1)
+        index.update()
+        assert names(index.search(noise(0))) == ["00000.png"]
+
+
 def test_three_granularities_of_one_descriptor(photos, tmp_path):
     blend = Image.blend(noise(3), noise(4), 0.4)
     blend.save(photos / "like3.png")
