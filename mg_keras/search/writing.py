@@ -371,9 +371,9 @@ def named(what: Any, names: Sequence[str] | None, root: str | None) -> Iterator[
 def name_of(path: str | os.PathLike, root: str | os.PathLike | None) -> bytes:
     """What a photo is called in the index: its path below the folder, else the absolute one; a name stays one."""
     path = os.path.expanduser(os.fspath(path))
-    if root is None:
-        return os.fsencode(os.path.abspath(path) if os.path.exists(path) else path)
-    prefix = os.path.join(os.fspath(root), "")
-    if os.path.isabs(path) and path.startswith(prefix):
-        return os.fsencode(path[len(prefix) :])
-    return os.fsencode(os.path.abspath(path) if os.path.exists(path) and not os.path.isabs(path) else path)
+    # however it is written, a file has one name
+    whole = os.path.abspath(path)
+    prefix = os.path.join(os.fspath(root), "") if root is not None else None
+    if prefix and whole.startswith(prefix):
+        return os.fsencode(whole[len(prefix) :])
+    return os.fsencode(whole if os.path.isabs(path) or os.path.exists(path) else path)

@@ -171,6 +171,19 @@ def test_add_and_remove(photos, tmp_path, monkeypatch):
             index.update()
 
 
+def test_a_photo_of_the_folder_is_one_however_its_path_is_written(photos, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with Index.build("photos", FakeModel(), "index") as index:
+        noise(310).save("photos/new.png")
+        added = index.add(["photos/new.png", f"{photos}//00001.png", f"{photos}/deep/../00002.png"])
+        assert (added.added, added.changed) == (1, 2)
+        assert index.photo("photos/new.png").name == index.photo(f"{photos}/./new.png").name == "new.png"
+        # a file that is gone, too
+        os.unlink("photos/new.png")
+        assert index.remove(["photos/new.png", "photos//00001.png"]) == 2
+        assert len(index) == 32
+
+
 def test_a_copy_is_whole_and_temporary_ones_go(photos, tmp_path):
     index = Index.build(photos, FakeModel())
     index.save(tmp_path / "kept")
