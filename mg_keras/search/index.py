@@ -277,7 +277,7 @@ class Index:
         """Adds photos or descriptors, as `build` takes them; one of the same name takes the other's place.
 
         Raises:
-            UserError: descriptors without names, where others without are there already.
+            UserError: descriptors, or photos that are no files, without names, where others without are there already.
         """
         given = descriptors_of(what, names)
         if given is not None and given.names[:1] == [nameless(0)] and self.photo(nameless(0)) is not None:
@@ -286,8 +286,10 @@ class Index:
                 "whose place they would take: give names"
             )
         if given is None:
-            root = self._view.state.about["root"]
-            return self._write(lambda work: work.add_photos(named(what, names, root)), label, report)
+            items = list(named(what, names, self._view.state.about["root"]))
+            if names is None:
+                self._check_nameless(items)
+            return self._write(lambda work: work.add_photos(items), label, report)
         if self.model is not None:
             check_made_by(given, self.model, self._view.state.about["resolution"])
         return self._write(lambda work: work.add_descriptors(given), label, report)
@@ -299,6 +301,15 @@ class Index:
         return self._write(
             lambda work: work.remove([(os.fsencode(name), name_of(name, root)) for name in names])
         ).removed
+
+    def _check_nameless(self, items):
+        for name, photo, _ in items:
+            is_file = isinstance(photo, str | os.PathLike)
+            if not is_file and self._view.state.count("name = ?", [name]):
+                raise UserError(
+                    f"photos without names are called photo 1 and so on, and {self.path} has {os.fsdecode(name)} "
+                    "already, whose place another would take: give names"
+                )
 
     def _check_changeable(self):
         if sharded.is_sharded(self.path):

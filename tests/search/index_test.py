@@ -207,6 +207,16 @@ def test_nameless_descriptors_never_take_the_place_of_others(tmp_path):
         assert len(index) == 6
 
 
+def test_nameless_photos_never_take_the_place_of_others():
+    with Index.build([noise(1)], FakeModel()) as index:
+        with pytest.raises(UserError, match=r"photos without names are called photo 1 .* has photo 1 already.* give names"):
+            index.add(noise(2))
+        index.add(noise(2), ["second"])
+        # who says the name means it
+        assert index.add(noise(3), ["photo 1"]).changed == 1
+        assert names(index.photos()) == ["photo 1", "second"]
+
+
 def test_approximate_indexes_agree_with_the_exact_one(tmp_path, monkeypatch):
     monkeypatch.setattr("mg_keras.search.neighbors._FEW", 10)
     monkeypatch.setattr("mg_keras.search.neighbors.TAIL_ROWS", 200)
