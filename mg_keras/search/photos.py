@@ -13,6 +13,7 @@ from PIL import Image
 from mg_keras.data.pillow_photos import opened
 
 _BLOCK_BYTES = 1 << 20
+_LATEST = (1 << 63) - 1
 # of EXIF, and those of its values that turn a photo by a quarter
 _ORIENTATION, _QUARTERS = 0x0112, (5, 6, 7, 8)
 
@@ -43,7 +44,7 @@ def stamp(path: str | os.PathLike) -> tuple[int, int] | None:
         found = os.stat(path)
     except (OSError, ValueError):
         return None
-    return (found.st_size, found.st_mtime_ns) if stat.S_ISREG(found.st_mode) else None
+    return (found.st_size, _modified(found)) if stat.S_ISREG(found.st_mode) else None
 
 
 def look_at_file(path: str | os.PathLike) -> Facts:
@@ -60,7 +61,7 @@ def look_at_file(path: str | os.PathLike) -> Facts:
     except (OSError, ValueError) as error:
         return Facts(problem=f"could not be read: {getattr(error, 'strerror', None) or error}")
     width, height = _size(path)
-    return Facts(found.st_size, found.st_mtime_ns, digest.digest(), width, height)
+    return Facts(found.st_size, _modified(found), digest.digest(), width, height)
 
 
 def look_at(photo: Any) -> Facts:
@@ -96,6 +97,11 @@ def pixels(path: str | os.PathLike, kind: str, resolution: int) -> tuple[Image.I
         return None, f"{kind} that can't be opened: {reason[0] if reason else type(error).__name__}"
     # hundreds of them are held together
     return image.reduce(max(1, min(image.size) // (2 * resolution))), None
+
+
+def _modified(found):
+    # what an index has room for: clocks that were wrong have set years beyond 2262
+    return max(-_LATEST, min(found.st_mtime_ns, _LATEST))
 
 
 def _size(path):

@@ -314,6 +314,8 @@ def test_odd_files_are_told_and_do_no_harm(photos, tmp_path):
     hostile = os.fsencode(photos) + b"/<img src=x onerror=alert(1)>\n\xff.png"
     noise(402).save(os.fsdecode(hostile))
     os.symlink(photos / "nowhere.png", photos / "dangling.png")
+    # of a clock that was wrong: more nanoseconds than a number of SQLite holds
+    os.utime(photos / "00001.png", ns=(10**19, 10**19))
     model = FakeModel()
     with Index.build(photos, model, tmp_path / "index") as index:
         troubles = {photo.name: photo.problem for photo in index.unusable()}
