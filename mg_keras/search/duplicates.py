@@ -138,7 +138,7 @@ def find_duplicates(
     Args:
         index: of the album.
         other: a second album, made by the same model: then only what is in both counts, and it is the second's that is
-            kept.
+            kept. Where one folder lies in the other, its photos are its own alone.
         kinds: of `KINDS`, those to look for.
         precision: share of the pairs that shall be right; it chooses the thresholds of the model.
         copy, similar: similarities in their place, -1 to 1; one that is named for copies makes them without a look at
@@ -149,7 +149,7 @@ def find_duplicates(
         report: is called with how much of the verifying is done, and of how much, now and then.
 
     Raises:
-        UserError: the two were made by different models, or a value is out of range.
+        UserError: the two were made by different models, or are of one folder; or a value is out of range.
 
     Example:
         >>> for group in find_duplicates(Index.open("album")).groups:  # doctest: +SKIP
@@ -279,11 +279,14 @@ class _Nodes:
     def __init__(self, indexes):
         self.photos, self.sides, self._rows, self._snapshots, self._starts = [], [], [], [], []
         self.all_photos = []
+        below = _of_the_other(indexes)
         for side, index in enumerate(indexes):
             self._snapshots.append(index.snapshot())
             self._starts.append(len(self.photos))
             of_rows = defaultdict(list)
             for photo in index.photos():
+                if below[side] and photo.name.startswith(below[side]):
+                    continue
                 of_rows[photo.row].append(photo)
                 self.all_photos.append(photo)
             for row in sorted(of_rows):
@@ -384,6 +387,20 @@ class _Nodes:
                     if photo.sha256:
                         of_content.setdefault(photo.sha256, node)
         return [group for group in merged if group]
+
+
+def _of_the_other(indexes):
+    """Of each album the folder in it, with a slash behind it, whose photos are the other album's, or None."""
+    roots = [index.about["root"] for index in indexes]
+    if len(roots) < 2 or None in roots:
+        return [None] * len(roots)
+    first, second = map(os.path.realpath, roots)
+    if first == second:
+        raise UserError(f"two albums must be two folders, received {roots[0]} and {roots[1]}")
+    return [
+        os.path.join(os.path.relpath(inner, outer), "") if inner.startswith(os.path.join(outer, "")) else None
+        for outer, inner in ((first, second), (second, first))
+    ]
 
 
 class _Judge:

@@ -144,6 +144,26 @@ def test_between_two_albums(folder, tmp_path):
         find_duplicates(third, second)
 
 
+def test_of_two_albums_one_may_lie_in_the_other(tmp_path):
+    paths = album(tmp_path / "album", 3)
+    inbox = tmp_path / "album" / "inbox"
+    album(inbox, 2, first=50)
+    shutil.copy(inbox / "00050.png", inbox / "twice in it.png")
+    shutil.copy(paths[0], inbox / "there.png")
+    with (
+        Index.build(inbox, FakeModel(), tmp_path / "a") as inner,
+        Index.build(tmp_path / "album", FakeModel(), tmp_path / "b") as outer,
+    ):
+        # a photo is no copy of itself
+        found = find_duplicates(inner, outer, copy=0.95)
+        assert told(found) == [("equal", "00000.png", [("there.png", "equal", True)])]
+        assert len(found.photos) == 4 + 3
+        found = find_duplicates(outer, inner, copy=0.95)
+        assert told(found) == [("equal", "there.png", [("00000.png", "equal", True)])]
+        with pytest.raises(UserError, match="two albums must be two folders, received"):
+            find_duplicates(inner, Index.open(tmp_path / "a"))
+
+
 def test_links_to_one_file_are_one_photo(tmp_path):
     (path,) = album(tmp_path / "photos", 1)
     os.symlink(path, path.with_name("link.png"))

@@ -74,7 +74,8 @@ def test_a_folder_without_photos_answers_nothing(tmp_path):
     (tmp_path / "photos").mkdir()
     with Index.build(tmp_path / "photos", FakeModel(), tmp_path / "index") as index:
         found = index.find(noise(1), expand=3)
-        assert index.search(noise(1)) == index.range(noise(1), 0.5) == found.copies == found.instances == found.kind == []
+        assert found.copies == found.instances == found.kind == []
+        assert index.search(noise(1)) == index.range(noise(1), 0.5) == []
         # of how many values descriptors are, the first one says
         album(tmp_path / "photos", 1)
         index.update()
@@ -209,7 +210,7 @@ def test_nameless_descriptors_never_take_the_place_of_others(tmp_path):
 
 def test_nameless_photos_never_take_the_place_of_others():
     with Index.build([noise(1)], FakeModel()) as index:
-        with pytest.raises(UserError, match=r"photos without names are called photo 1 .* has photo 1 already.* give names"):
+        with pytest.raises(UserError, match="photos without names are called photo 1 .* has photo 1 already.*"):
             index.add(noise(2))
         index.add(noise(2), ["second"])
         # who says the name means it
