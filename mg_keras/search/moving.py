@@ -61,7 +61,8 @@ def move_spare(found: Duplicates, target: str | os.PathLike) -> Moved:
     check_target(found, target)
     target = Path(target).expanduser()
     moved, left = [], []
-    kept = {group.keep.path for group in found.groups}
+    # of a group of which nothing goes, nothing need be kept for others
+    kept = {keep.path for _, keep in found.spare}
     with _List(target) as listed:
         for photo, keep in found.spare:
             why = "it is kept for others" if photo.path in kept else _why_not(photo, keep)

@@ -210,7 +210,7 @@ def test_nameless_descriptors_never_take_the_place_of_others(tmp_path):
 
 def test_nameless_photos_never_take_the_place_of_others():
     with Index.build([noise(1)], FakeModel()) as index:
-        with pytest.raises(UserError, match="photos without names are called photo 1 .* has photo 1 already.*"):
+        with pytest.raises(UserError, match=r"photos without names are called photo 1 .* has photo 1 already.*"):
             index.add(noise(2))
         index.add(noise(2), ["second"])
         # who says the name means it

@@ -199,6 +199,19 @@ def test_what_was_decided_takes_the_place_of_what_is_proposed(found, index, fold
     assert {"small.jpg", "00003.png", "again.png"} <= set(files(folder))
 
 
+def test_a_group_to_look_at_keeps_nothing_from_what_was_decided(folder, tmp_path):
+    # the large one is proposed to be kept of its copies, and of what is similar
+    noise(3, (12, 12)).save(folder / "small too.jpg", quality=95)
+    with Index.build(folder, FakeModel(), tmp_path / "index") as index, Decisions(tmp_path / "index") as decisions:
+        found = find_duplicates(index, precision=0.9, copy=0.9)
+        group, similar = (group for group in found.groups if group.keep.name == "00003.png")
+        assert (group.kind, similar.kind) == ("copy", "similar")
+        decisions.put(group, Decision(False, ("00003.png",)))
+        done = move_spare(decisions.applied(found, index).found, tmp_path / "moved")
+    assert done.left == []
+    assert "00003.png" in {path.name for path, _ in done.moved}
+
+
 def test_a_photo_that_was_kept_stays_however_it_is_grouped(found, index, folder, tmp_path):
     def spare(found):
         return {photo.name for photo, _ in found.spare}
