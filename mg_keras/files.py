@@ -23,6 +23,8 @@ except ModuleNotFoundError:
 
 # a tab separates columns of the lists of photos, and each of the others ends a line for one program or another
 _BREAKS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+# bytes of a name that file systems take
+_LONGEST_NAME = 255
 
 
 def printable_name(name: str | os.PathLike) -> str:
@@ -63,6 +65,8 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.stem}.{uuid.uuid4().hex}{path.suffix}")
+    if len(os.fsencode(partial.name)) > _LONGEST_NAME:
+        partial = path.with_name(f".{uuid.uuid4().hex}{path.suffix}")
     try:
         yield partial
         for written in [*partial.rglob("*"), partial]:

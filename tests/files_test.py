@@ -37,6 +37,12 @@ def test_a_file_appears_when_the_block_ends_and_nothing_else_stays(tmp_path):
     assert names(target.parent) == ["curves.png"]
 
 
+def test_the_longest_of_names_is_written_too(tmp_path):
+    target = tmp_path / f"{'é' * 125}.json"
+    atomic_write_text(target, "new")
+    assert names(tmp_path) == [target.name]
+
+
 def test_a_failure_leaves_the_old_file_as_it_was(tmp_path):
     target = tmp_path / "a.txt"
     target.write_text("old")

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 from mg_keras.errors import UserError
-from mg_keras.files import check_writable, printable_name
+from mg_keras.files import atomic_path, check_writable, printable_name
 from mg_keras.search.duplicates import Duplicates
 from mg_keras.search.photos import look_at_file, stamp
 from mg_keras.search.store import Photo
@@ -70,11 +70,11 @@ def move_spare(found: Duplicates, target: str | os.PathLike) -> Moved:
                 left.append((photo.path, why))
                 continue
             place = _free(target, photo.name)
-            place.parent.mkdir(parents=True, exist_ok=True)
-            # before it is moved, so that nothing is anywhere that is not listed
-            listed.add(photo.path, place, keep.path)
             try:
-                shutil.move(photo.path, place)
+                place.parent.mkdir(parents=True, exist_ok=True)
+                # before it is moved, so that nothing is anywhere that is not listed
+                listed.add(photo.path, place, keep.path)
+                _move(photo.path, place)
             except OSError as error:
                 left.append((photo.path, f"could not be moved: {error.strerror or error}"))
                 continue
@@ -118,6 +118,20 @@ def _why_not(photo: Photo, keep: Photo) -> str | None:
     if os.path.samefile(photo.path, keep.path):
         return "it is the same file as the one to keep"
     return None
+
+
+def _move(path, place):
+    """Moves a file; to another disk, it is whole there before it goes here."""
+    try:
+        os.rename(path, place)
+    except OSError:
+        with atomic_path(place) as partial:
+            shutil.copy2(path, partial)
+        try:
+            os.unlink(path)
+        except OSError:
+            place.unlink()
+            raise
 
 
 def _digest(photo):

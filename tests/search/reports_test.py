@@ -1,4 +1,5 @@
 import csv
+import errno
 import html.parser
 import io
 import json
@@ -153,6 +154,31 @@ def test_what_may_go_is_moved_and_can_be_put_back(found, folder, tmp_path):
             os.rename(line["to"], line["from"])
             assert os.path.exists(line["kept"])
     assert files(folder) == before
+
+
+def test_to_another_disk_a_photo_is_whole_or_stays(found, folder, tmp_path, monkeypatch):
+    rename, copy = os.rename, shutil.copyfile
+
+    def other_disk(source, target):
+        if os.path.dirname(source) != os.path.dirname(target):
+            raise OSError(errno.EXDEV, "Invalid cross-device link")
+        rename(source, target)
+
+    def full_disk(source, target, **options):
+        copy(source, target, **options)
+        if os.path.basename(source) == "again.png":
+            os.truncate(target, 20)
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.rename", other_disk)
+    monkeypatch.setattr("shutil.copyfile", full_disk)
+    before = files(folder)
+    done = move_spare(found, tmp_path / "moved")
+    assert done.left == [(folder / "again.png", "could not be moved: No space left on device")]
+    # nothing half there, which could be put back in the place of a whole one
+    assert files(tmp_path / "moved").keys() == {HOSTILE, "deep/00001.png", "small.jpg", LIST}
+    assert all(to.read_bytes() == before[os.path.relpath(path, folder)] for path, to in done.moved)
+    assert set(before) - set(files(folder)) == {HOSTILE, "deep/00001.png", "small.jpg"}
 
 
 def test_the_last_one_of_a_group_stays(found, folder, tmp_path):
