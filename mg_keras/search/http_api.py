@@ -166,9 +166,9 @@ def search_application(
         Route("/api/same", answers(_same)),
         Route("/api/uploads/{id}/picture", shows(_upload_picture)),
         Route("/api/photos", answers(_photos)),
-        Route("/api/photos/{id:int}", answers(_photo)),
-        Route("/api/photos/{id:int}/thumbnail", shows(_thumbnail)),
-        Route("/api/photos/{id:int}/picture", shows(_picture)),
+        Route("/api/photos/{id}", answers(_photo)),
+        Route("/api/photos/{id}/thumbnail", shows(_thumbnail)),
+        Route("/api/photos/{id}/picture", shows(_picture)),
         Route("/api/unusable", answers(_unusable)),
         Route("/api/classes", answers(_classes)),
         Route("/api/duplicates", answers(_duplicates)),
@@ -203,10 +203,10 @@ class _Guard:
     def _refusal(self, request: Request) -> Response | None:
         host = request.headers.get("host", "")
         # a page of another site that has its name lead to this machine
-        if self._token is None and not is_loopback(urlsplit(f"//{host}").hostname or ""):
+        if self._token is None and not is_loopback(_split(f"//{host}").hostname or ""):
             return _json({"error": f"this server is asked as localhost, received {host[:100]!r}"}, 403)
         origin = request.headers.get("origin")
-        if request.method not in ("GET", "HEAD") and origin and urlsplit(origin).netloc != host:
+        if request.method not in ("GET", "HEAD") and origin and _split(origin).netloc != host:
             return _json({"error": "requests of other sites are refused"}, 403)
         if self._token is None or request.url.path in _PUBLIC:
             return None
@@ -225,6 +225,14 @@ class _Guard:
 
     def _fits(self, given):
         return given is not None and hmac.compare_digest(given.encode(errors="replace"), self._token.encode())
+
+
+def _split(address):
+    try:
+        return urlsplit(address)
+    except ValueError:
+        # such as an IPv6 address without its end
+        return urlsplit("")
 
 
 def _bearer(headers: Headers):
@@ -265,7 +273,7 @@ def _search(album, request):
 
 def _same(album, request):
     numbers = request.query_params.get("of", "").split(",")
-    if len(numbers) > _COMPARED or not all(each.isascii() and each.isdigit() and len(each) < 19 for each in numbers):
+    if len(numbers) > _COMPARED or not all(map(_is_number, numbers)):
         raise UserError(f"of must be numbers of photos by commas, {_COMPARED} at most")
     photos = []
     for number in numbers:
@@ -344,16 +352,16 @@ def _photos(album, request):
 
 
 def _photo(album, request):
-    return _told(album.photo(request.path_params["id"]))
+    return _told(_addressed(album, request))
 
 
 def _thumbnail(album, request):
-    photo = album.photo(request.path_params["id"])
+    photo = _addressed(album, request)
     return album.thumbnails.get(album.file_of(photo), photo.sha256)
 
 
 def _picture(album, request):
-    return thumbnail(album.file_of(album.photo(request.path_params["id"])), _PICTURE_SIDE)
+    return thumbnail(album.file_of(_addressed(album, request)), _PICTURE_SIDE)
 
 
 def _upload_picture(album, request):
@@ -453,6 +461,19 @@ def _told(photo):
 
 
 # what is asked
+
+
+def _addressed(album, request):
+    """The photo of the number in a path."""
+    number = request.path_params["id"]
+    if not _is_number(number):
+        raise HTTPException(404)
+    return album.photo(int(number))
+
+
+def _is_number(text):
+    # one that SQLite has room for
+    return text.isascii() and text.isdigit() and len(text) < 19
 
 
 def _part(request):

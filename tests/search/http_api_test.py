@@ -221,6 +221,8 @@ def test_bad_requests_are_one_line_and_the_server_goes_on(served):
         assert "\n" not in answer
     assert client.refusal("/api/search?photo=999999", 404) == "there is no photo 999999"
     assert "not kept any more" in client.refusal("/api/search?upload=none", 404)
+    for number in ("9" * 18, "9" * 19, "9" * 5000, "-1", "one"):
+        assert client.refusal(f"/api/photos/{number}", 404).startswith("there is no")
     assert client.refusal("/api/search", 400, method="POST", body=b"not a photo at all")
     assert client.ask("DELETE", "/api/photos")[0] == 405
     assert client.get("/api/status")["photos"] == 16
@@ -246,9 +248,11 @@ def test_large_uploads_are_refused_before_they_are_read(served, recwarn):
 
 def test_other_sites_are_refused_and_pages_secured(served):
     _, client = served
-    assert client.refusal("/api/status", 403, Host="evil.example").startswith("this server is asked as localhost")
-    told = client.refusal("/api/update", 403, method="POST", Origin="http://evil.example")
-    assert told == "requests of other sites are refused"
+    for host in ("evil.example", "localhost.evil.example", "[::1", ""):
+        assert client.refusal("/api/status", 403, Host=host).startswith("this server is asked as localhost")
+    for origin in ("http://evil.example", "http://[", "null"):
+        told = client.refusal("/api/update", 403, method="POST", Origin=origin)
+        assert told == "requests of other sites are refused"
     own = f"127.0.0.1:{client.port}"
     assert client.get("/api/update", "POST", Host=own, Origin=f"http://{own}") == {"started": True}
     for path in ("/", "/page.js", "/api/status", "/nothing"):
