@@ -127,14 +127,15 @@ def search_application(
 
         return endpoint
 
-    def shows(function: Callable[[Album, Request], bytes | None]) -> Callable:
+    def shows(function: Callable[[Album, Request], tuple[bytes | None, bool]]) -> Callable:
         @functools.wraps(function)
         async def endpoint(request: Request) -> Response:
-            picture = await _in(pictures, function, album, request)
+            picture, lasts = await _in(pictures, function, album, request)
             if picture is None:
                 raise HTTPException(404, "the photo can't be opened any more")
             # its address changes with its content
-            keep = "private, max-age=31536000, immutable" if "v" in request.query_params else "no-store"
+            lasts = lasts and "v" in request.query_params
+            keep = "private, max-age=31536000, immutable" if lasts else "no-store"
             return Response(picture, media_type="image/jpeg", headers={"Cache-Control": keep})
 
         return endpoint
@@ -357,15 +358,18 @@ def _photo(album, request):
 
 def _thumbnail(album, request):
     photo = _addressed(album, request)
-    return album.thumbnails.get(album.file_of(photo), photo.sha256)
+    # a file that was changed since is no picture of the content that the index knows
+    lasts = photo.is_as_it_was()
+    return album.thumbnails.get(album.file_of(photo), photo.sha256 if lasts else None), lasts
 
 
 def _picture(album, request):
-    return thumbnail(album.file_of(_addressed(album, request)), _PICTURE_SIDE)
+    photo = _addressed(album, request)
+    return thumbnail(album.file_of(photo), _PICTURE_SIDE), photo.is_as_it_was()
 
 
 def _upload_picture(album, request):
-    return as_jpeg(album.uploaded(request.path_params["id"]).image)
+    return as_jpeg(album.uploaded(request.path_params["id"]).image), True
 
 
 def _unusable(album, request):

@@ -26,7 +26,7 @@ import numpy as np
 
 from mg_keras.errors import UserError
 from mg_keras.files import atomic_path, printable_name, remove_leftovers, try_lock
-from mg_keras.search.photos import Facts
+from mg_keras.search.photos import Facts, stamp
 
 _DATABASE = "index.sqlite"
 _LOCK = "lock"
@@ -93,6 +93,10 @@ class Photo:
     class_name: str | None
     probability: float | None
     problem: str | None
+
+    def is_as_it_was(self) -> bool:
+        """Whether its file has the size and the time that it had when it was described."""
+        return stamp(self.path) == (self.file_size, self.modified)
 
 
 @dataclasses.dataclass(frozen=True)

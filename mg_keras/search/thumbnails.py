@@ -72,13 +72,19 @@ class Thumbnails:
             return thumbnail(path, self.side)
         kept = self.folder / sha256[:2] / f"{sha256}-{self.side}.jpg"
         with contextlib.suppress(OSError):
-            return kept.read_bytes()
+            # one that a power cut has emptied is made again
+            if picture := kept.read_bytes():
+                return picture
         made = thumbnail(path, self.side)
         if made:
             with contextlib.suppress(OSError):
                 kept.parent.mkdir(parents=True, exist_ok=True)
-                # whole or not at all; one that a power cut takes is made again
-                with tempfile.NamedTemporaryFile(dir=kept.parent, prefix=".", delete=False) as file:
-                    file.write(made)
-                os.replace(file.name, kept)
+                # whole or not at all
+                number, partial = tempfile.mkstemp(dir=kept.parent, prefix=".")
+                try:
+                    with open(number, "wb") as file:
+                        file.write(made)
+                    os.replace(partial, kept)
+                except OSError:
+                    os.unlink(partial)
         return made

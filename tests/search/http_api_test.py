@@ -19,6 +19,7 @@ from mg_keras.search import album as album_module
 from mg_keras.search import http_api, openapi
 from mg_keras.search.album import Album
 from mg_keras.search.http_api import SearchServer
+from mg_keras.search.thumbnails import thumbnail
 from tests.search.fake import FakeModel, album, noise
 
 HOSTILE = "<img src=x onerror=alert(1)>.png"
@@ -145,6 +146,27 @@ def test_pictures_are_made_here_and_kept(served):
     kept = list((with_album.path / "thumbnails").rglob("*.jpg"))
     assert told in [path.read_bytes() for path in kept]
     assert client.ask("GET", photo["picture"])[2].startswith(b"\xff\xd8")
+
+
+def test_what_was_changed_since_is_not_kept_for_what_it_was(served):
+    with_album, client = served
+    # equal ones, of which one is another now
+    photo, twin = numbered(client, "00000.png"), numbered(client, "twice.png")
+    path = with_album.folder / "00000.png"
+    before = path.read_bytes()
+    noise(99).save(path)
+    try:
+        for what in ("thumbnail", "picture"):
+            status, headers, _ = client.ask("GET", photo[what])
+            assert (status, headers["Cache-Control"]) == (200, "no-store")
+    finally:
+        path.write_bytes(before)
+    told = client.ask("GET", twin["thumbnail"])[2]
+    assert told == thumbnail(with_album.folder / "twice.png")
+    # of a power cut
+    (kept,) = (path for path in (with_album.path / "thumbnails").rglob("*.jpg") if path.read_bytes() == told)
+    kept.write_bytes(b"")
+    assert client.ask("GET", twin["thumbnail"])[2] == told == kept.read_bytes()
 
 
 def test_what_lies_outside_the_folder_is_not_served(served):
