@@ -173,14 +173,18 @@ def find_duplicates(
         files = any(photos[0].modified is not None for photos in nodes.photos)
         if verify and not named and COPY in kinds and files:
             stack.enter_context(one_thread_each())
-            contents = [photos[0].sha256 and bytes.fromhex(photos[0].sha256) for photos in nodes.photos]
-            paths = [photos[0].path for photos in nodes.photos]
-            verifier = stack.enter_context(Verifier(paths, contents, index.path))
+            verifier = stack.enter_context(_verifier([photos[0] for photos in nodes.photos], index))
         judge = _Judge(nodes, copy, verifier)
         found = _groups(nodes, judge, kinds, copy, similar, named, trust, other is not None, label, report)
     unusable = [photo for each in indexes for photo in each.unusable()]
     folders = tuple(str(each.about["root"] or each.path) for each in indexes)
     return Duplicates(found, folders, copy, similar, estimated, named, verifier is not None, nodes.all_photos, unusable)
+
+
+def _verifier(photos, index):
+    contents = [photo.sha256 and bytes.fromhex(photo.sha256) for photo in photos]
+    paths = [photo.path for photo in photos]
+    return Verifier(paths, contents, index.path, lambda number: photos[number].is_as_it_was())
 
 
 def _groups(nodes, judge, kinds, copy, similar, named, trust, between, label, report):
@@ -546,8 +550,7 @@ def related(index: Index, found: Duplicates, keep: Photo, photos: Sequence[Photo
         verifier = None
         if found.verified and len(every) > 1:
             stack.enter_context(one_thread_each())
-            contents = [photo.sha256 and bytes.fromhex(photo.sha256) for photo in every]
-            verifier = stack.enter_context(Verifier([photo.path for photo in every], contents, index.path))
+            verifier = stack.enter_context(_verifier(every, index))
         values = index.descriptors(every)
         cosines = values[1:] @ values[0]
         relations = _Judge(None, found.copy, verifier).relations(0, range(1, len(every)), cosines)

@@ -48,13 +48,20 @@ class Verifier:
         paths: of the photos; those that can't be opened are compared with nothing.
         contents: their hashes, 32 bytes each or None, which are not kept.
         folder: of the index that keeps what is found.
+        is_same: is asked of a photo's number, once it was opened, whether it has the content of its hash still.
 
     Attributes:
         shut: numbers of the photos that could not be opened.
     """
 
-    def __init__(self, paths: Sequence[Path], contents: Sequence[bytes | None], folder: Path):
-        self._paths, self._contents = paths, contents
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        contents: Sequence[bytes | None],
+        folder: Path,
+        is_same: Callable[[int], bool] = lambda number: True,
+    ):
+        self._paths, self._contents, self._is_same = paths, list(contents), is_same
         self._compared = Compared(folder, METHOD)
         self._found: dict[tuple[int, int], Verdict | None] = {}
         # pairs of these of which only the same frame was tried, in vain
@@ -165,6 +172,9 @@ class Verifier:
         grey = grey_of(self._paths[number])
         if grey is None:
             self.shut.add(number)
+        elif self._contents[number] and not self._is_same(number):
+            # what is found of it now says nothing of what it was
+            self._contents[number] = None
         return grey
 
     def _compare(self, items):
