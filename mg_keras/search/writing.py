@@ -318,10 +318,19 @@ def check_same(writer: Writer, about: dict[str, Any]) -> None:
         raise UserError(
             f"{writer.folder} was made by another model ({there['model']}): choose another folder for this one's index"
         )
-    for key, word in (("root", "of the folder"), ("resolution", "of photos at the resolution")):
-        if there[key] != about[key]:
-            raise UserError(f"{writer.folder} is an index {word} {there[key]}, received {about[key]}")
+    # one folder may have several names, by links
+    roots = [each["root"] and os.path.realpath(each["root"]) for each in (there, about)]
+    if roots[0] != roots[1]:
+        raise UserError(f"{writer.folder} is an index of the folder {there['root']}, received {about['root']}")
+    if there["resolution"] != about["resolution"]:
+        raise UserError(
+            f"{writer.folder} is an index of photos at the resolution {there['resolution']}, received "
+            f"{about['resolution']}"
+        )
     changed = {key: about[key] for key in ("recursive", "kind", "memory", "thresholds") if there[key] != about[key]}
+    # the one that is no link stays when links go
+    if roots[0] == about["root"] != there["root"]:
+        changed["root"] = about["root"]
     if changed:
         with writer.transaction():
             writer.about |= changed

@@ -149,6 +149,19 @@ def test_a_build_goes_on_and_recursion_can_be_switched_off(photos, tmp_path):
         assert (len(index), model.embedded, looked) == (33, 1, [(1, 1)])
 
 
+def test_a_folder_that_a_link_leads_to_has_one_index(photos, tmp_path):
+    (tmp_path / "link").symlink_to(photos)
+    model = FakeModel()
+    for name in ("link", "photos", "link"):
+        with Index.build(tmp_path / name, model, tmp_path / "index") as index:
+            assert len(index) == 33
+    # of equal files one is described, once
+    assert model.embedded == 32
+    assert index.about["root"] == str(photos)
+    with pytest.raises(UserError, match=r"is an index of the folder .*photos, received .*deep"):
+        Index.build(photos / "deep", model, tmp_path / "index")
+
+
 def test_add_and_remove(photos, tmp_path, monkeypatch):
     # what is called so here is another file
     monkeypatch.chdir(tmp_path)
