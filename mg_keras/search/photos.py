@@ -14,6 +14,7 @@ from mg_keras.data.pillow_photos import opened
 
 _BLOCK_BYTES = 1 << 20
 _LATEST = (1 << 63) - 1
+_PALETTES = ("P", "PA")
 # of EXIF, and those of its values that turn a photo by a quarter
 _ORIENTATION, _QUARTERS = 0x0112, (5, 6, 7, 8)
 
@@ -69,7 +70,9 @@ def look_at(photo: Any) -> Facts:
     if isinstance(photo, bytes | bytearray):
         return Facts(len(photo), None, hashlib.sha256(photo).digest())
     if isinstance(photo, Image.Image):
-        return Facts(None, None, _hash_of_pixels(np.asarray(photo)), *photo.size)
+        # which colours the values are
+        colours = (photo.mode, photo.getpalette(), photo.info.get("transparency")) if photo.mode in _PALETTES else ()
+        return Facts(None, None, _hash_of_pixels(np.asarray(photo), *colours), *photo.size)
     if hasattr(photo, "__array__") and np.ndim(photo) == 3:
         array = np.asarray(photo)
         return Facts(None, None, _hash_of_pixels(array), array.shape[1], array.shape[0])
@@ -117,5 +120,5 @@ def _size(path):
     return (height, width) if turned else (width, height)
 
 
-def _hash_of_pixels(array):
-    return hashlib.sha256(repr((array.shape, array.dtype.str)).encode() + array.tobytes()).digest()
+def _hash_of_pixels(array, *beside):
+    return hashlib.sha256(repr((array.shape, array.dtype.str, *beside)).encode() + array.tobytes()).digest()

@@ -361,7 +361,7 @@ def named(what: Any, names: Sequence[str] | None, root: str | None) -> Iterator[
     if isinstance(what, str | os.PathLike):
         folder = folder_of(what)
         what = finding.find_photos(folder).files if folder else [what]
-    elif isinstance(what, bytes | bytearray) or hasattr(what, "mode") or np.ndim(what) == 3:
+    elif isinstance(what, bytes | bytearray) or hasattr(what, "mode") or getattr(what, "ndim", None) == 3:
         what = [what]
     what = list(what)
     if names is not None and len(names) != len(what):

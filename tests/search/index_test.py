@@ -221,6 +221,18 @@ def test_nameless_descriptors_never_take_the_place_of_others(tmp_path):
         assert len(index) == 6
 
 
+def test_images_of_two_palettes_are_two_photos():
+    one = noise(1).quantize(8)
+    other = one.copy()
+    other.putpalette(one.getpalette()[::-1])
+    with Index.build([one, other, one.copy()], FakeModel()) as index:
+        rows = [photo.row for photo in index.photos()]
+    assert rows[0] == rows[2] != rows[1]
+    # nor are several of grey one of many rows
+    with Index.build([noise(1).convert("L"), noise(2).convert("L")], FakeModel()) as index:
+        assert len(index) == 2
+
+
 def test_nameless_photos_never_take_the_place_of_others():
     with Index.build([noise(1)], FakeModel()) as index:
         with pytest.raises(UserError, match=r"photos without names are called photo 1 .* has photo 1 already.*"):
