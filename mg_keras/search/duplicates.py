@@ -285,10 +285,12 @@ class _Nodes:
         self.all_photos = []
         below = _of_the_other(indexes)
         for side, index in enumerate(indexes):
-            self._snapshots.append(index.snapshot())
+            state, neighbors = index.snapshot()
+            self._snapshots.append((state, neighbors))
             self._starts.append(len(self.photos))
             of_rows = defaultdict(list)
-            for photo in index.photos():
+            # of that state: rows are others in the next one
+            for photo in state.select("WHERE photos.row IS NOT NULL ORDER BY photos.name"):
                 if below[side] and photo.name.startswith(below[side]):
                     continue
                 of_rows[photo.row].append(photo)

@@ -475,7 +475,8 @@ class Index:
 
     def snapshot(self) -> "tuple[State, Neighbors]":
         """One state and what finds neighbours in it, for what works on all photos."""
-        return self._view.state, self._view.neighbors
+        view = self._view
+        return view.state, view.neighbors
 
     def _describe(self, view, query):
         if isinstance(query, Photo):

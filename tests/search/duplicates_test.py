@@ -144,6 +144,22 @@ def test_between_two_albums(folder, tmp_path):
         find_duplicates(third, second)
 
 
+def test_an_index_that_is_written_meanwhile_is_compared_as_it_was(monkeypatch):
+    values = np.eye(6)[[0, 1, 2, 3, 4, 4]]
+    snapshot = Index.snapshot
+    with Index.build(values, names=list("abcdef")) as index:
+
+        def then_written(self):
+            taken = snapshot(self)
+            self.add(np.eye(6)[[3, 2]], ["a", "g"])
+            return taken
+
+        monkeypatch.setattr(Index, "snapshot", then_written)
+        found = find_duplicates(index, copy=0.9, similar=0.9)
+    assert told(found) == [("copy", "e", [("f", "copy", True)])]
+    assert [photo.name for photo in found.photos] == list("abcdef")
+
+
 def test_of_two_albums_one_may_lie_in_the_other(tmp_path):
     paths = album(tmp_path / "album", 3)
     inbox = tmp_path / "album" / "inbox"
