@@ -95,7 +95,7 @@ class Work:
             for name, path, now in zip(names, found.files, stamps, strict=True)
             if now is not None and (name not in known or known[name].stamp != now)
         ]
-        unread = [name_of(path, root) + os.fsencode(os.sep) for path in found.passed_over if os.path.isdir(path)]
+        unread = [name_of(path, root) + os.fsencode(os.sep) for path in found.passed_over if _is_shut(path)]
         there = {name for name, now in zip(names, stamps, strict=True) if now is not None}
         gone = {name for name in inside - there if not name.startswith(tuple(unread))}
         self._take(todo, known, gone, root)
@@ -300,6 +300,18 @@ def _chunks(items: list) -> Iterator[list]:
 
 def _facts(photo):
     return look_at_file(photo) if isinstance(photo, str | os.PathLike) else look_at(photo)
+
+
+def _is_shut(path):
+    """Whether it is a folder that can't be listed, or a link to one whose disk may be away."""
+    if not os.path.isdir(path) and not os.path.islink(path):
+        return False
+    try:
+        os.scandir(path).close()
+    except OSError:
+        return True
+    # what it holds is read elsewhere
+    return False
 
 
 def _check_there(root, folder):

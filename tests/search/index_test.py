@@ -382,6 +382,23 @@ def test_a_folder_that_vanishes_loses_nothing(photos, tmp_path):
         Index.open(tmp_path / "gone")
 
 
+def test_a_linked_folder_whose_disk_is_away_loses_nothing(photos, tmp_path):
+    album(tmp_path / "disk", 2, first=600)
+    link = photos / "link"
+    link.symlink_to(tmp_path / "disk")
+    with Index.build(photos, FakeModel(), tmp_path / "index") as index:
+        assert len(index) == 35
+        os.rename(tmp_path / "disk", tmp_path / "unplugged")
+        assert index.update() == Changes(passed_over=((str(link), "a link that leads nowhere"),))
+        assert len(index) == 35
+        # what is in the folder by itself now is there once
+        os.rename(tmp_path / "unplugged", photos / "disk")
+        link.unlink()
+        link.symlink_to(photos / "disk")
+        assert index.update().moved == 2
+        assert len(index) == 35
+
+
 def test_it_vanishes_on_the_way(photos, tmp_path):
     class Thief(FakeModel):
         def embed(self, *arguments, **options):
