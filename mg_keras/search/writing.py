@@ -76,7 +76,7 @@ class Work:
         self._needs_model()
         root = Path(about["root"])
         _check_there(root, self.writer.folder)
-        found = finding.find_photos(root, recursive=about["recursive"])
+        found = _without(finding.find_photos(root, recursive=about["recursive"]), root, self.writer.folder)
         self.changes.passed_over = tuple(
             (printable_name(path), printable_name(reason)) for path, reason in sorted(found.passed_over.items())
         )
@@ -300,6 +300,20 @@ def _chunks(items: list) -> Iterator[list]:
 
 def _facts(photo):
     return look_at_file(photo) if isinstance(photo, str | os.PathLike) else look_at(photo)
+
+
+def _without(found, root, folder):
+    """What was found below a folder without what is in the index's own, whose thumbnails are no photos."""
+    below = os.path.relpath(os.path.realpath(folder), os.path.realpath(root))
+    if below.split(os.sep)[0] in (os.curdir, os.pardir):
+        return found
+    own = os.path.join(root, below, "")
+
+    def kept(paths):
+        return [path for path in paths if not path.startswith(own)]
+
+    passed_over = {path: found.passed_over[path] for path in kept(found.passed_over)}
+    return dataclasses.replace(found, files=kept(found.files), passed_over=passed_over)
 
 
 def _is_shut(path):

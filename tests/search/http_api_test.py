@@ -169,6 +169,20 @@ def test_what_was_changed_since_is_not_kept_for_what_it_was(served):
     assert client.ask("GET", twin["thumbnail"])[2] == told == kept.read_bytes()
 
 
+def test_an_index_within_the_album_is_none_of_its_photos(tmp_path):
+    album(tmp_path / "photos", 3)
+    within = Album(tmp_path / "photos", FakeModel(), tmp_path / "photos" / "index")
+    for _ in range(2):
+        within.update()
+        within.wait()
+        photos = within.index.photos()
+        assert [photo.name for photo in photos] == ["00000.png", "00001.png", "00002.png"]
+        for photo in photos:
+            assert within.thumbnails.get(photo.path, photo.sha256)
+    assert len(list(within.path.rglob("*.jpg"))) == 3
+    assert within.index.update().passed_over == ()
+
+
 def test_what_lies_outside_the_folder_is_not_served(served):
     _, client = served
     link = numbered(client, "link.png")
