@@ -256,7 +256,7 @@ class Index:
         """Looks at the folder again: only photos that are new or have changed are described.
 
         A file of the size and time that it had is taken to be as it was; of others the content decides, so that what
-        was moved or renamed keeps its descriptor.
+        was moved or renamed keeps its descriptor. What was added that is no file of the folder stays.
 
         Args:
             label, report: as `build` takes them.

@@ -81,8 +81,12 @@ class Work:
             (printable_name(path), printable_name(reason)) for path, reason in sorted(found.passed_over.items())
         )
         known = self._known()
-        # what was added from elsewhere is not the folder's to take away
-        inside = {name for name in known if not os.path.isabs(os.fsdecode(name))}
+        # what was added from elsewhere, or is no file, is not the folder's to take away
+        inside = {
+            name
+            for name, photo in known.items()
+            if not os.path.isabs(os.fsdecode(name)) and (photo.stamp[1] is not None or photo.row is None)
+        }
         if inside and not found.files:
             raise UserError(
                 f"no photo is left below {printable_name(root)}, where {self.writer.folder} has {len(inside):,}: is "

@@ -172,9 +172,11 @@ def test_add_and_remove(photos, tmp_path, monkeypatch):
         assert index.add([noise(310)], ["by hand"]).added == 1
         assert names(index.search(noise(301), 1)) == [str(elsewhere[1])]
         assert index.photo("00009.png").path == photos / "00009.png"
-        # an update of the folder leaves what lies elsewhere
-        index.remove("by hand")
+        assert index.add(np.ones((1, 109)), ["a descriptor"]).added == 1
+        # an update of the folder leaves what lies elsewhere, and what is no file
         assert index.update() == Changes()
+        assert names(index.search(noise(310), 1)) == ["by hand"]
+        assert index.remove(["by hand", "a descriptor"]) == 2
         assert index.remove([elsewhere[0], photos / "00000.png", "00009.png", "never there"]) == 3
         assert elsewhere[0].exists()
         # of the folder, it is found again
