@@ -7,6 +7,7 @@ the file that the page's header tells. The headers are read once (`look_at`); th
 import dataclasses
 import functools
 import os
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -176,11 +177,13 @@ class ParquetRows:
 
     def _read_group(self, place, group):
         opened = self._opened(place)
-        columns = opened.parquet.schema_arrow
-        name = columns_of(columns, opened.file.path)[1]
-        kept = [each for each in (name, *_BESIDE) if each in columns.names]
         try:
-            return opened.parquet.read_row_group(group, columns=kept), name
+            # of two threads in one file, pyarrow crashes
+            with opened.lock:
+                columns = opened.parquet.schema_arrow
+                name = columns_of(columns, opened.file.path)[1]
+                kept = [each for each in (name, *_BESIDE) if each in columns.names]
+                return opened.parquet.read_row_group(group, columns=kept), name
         except _BROKEN as error:
             raise UserError(f"{opened.file.path} can't be read: {str(error).splitlines()[0]}") from error
 
@@ -200,7 +203,7 @@ class _Opened:
             self.number = os.open(file.path, os.O_RDONLY)
         except OSError as error:
             raise UserError(f"{file.path} can't be read: {error.strerror or error}") from error
-        self.dtype = np.dtype(file.dtype)
+        self.dtype, self.lock = np.dtype(file.dtype), threading.Lock()
 
     def __del__(self):
         if hasattr(self, "number"):

@@ -1,3 +1,6 @@
+import time
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -35,6 +38,34 @@ def test_rows_are_those_of_the_files(tmp_path, dtype):
     assert rows.facts(5) == {"name": "a/00005.jpg", "uri": "a/00005.jpg", "error": "broken"} | dict.fromkeys(
         ("class", "probability", "width", "height")
     )
+
+
+def test_names_are_read_by_one_thread_at_a_time(tmp_path):
+    # of two in one file, pyarrow crashes
+    values = np.ones((200, 4), np.float16)
+    table = pa.table({"uri": [f"{row}" for row in range(200)], "embedding": list(values)})
+    (tmp_path / "features").mkdir()
+    path = tmp_path / "features" / "a.parquet"
+    parquet.write_table(table, path, row_group_size=2, compression="none", use_dictionary=False)
+    rows = opened(tmp_path / "features")
+    file, reading, together = rows._opened(0).parquet, [], []
+
+    class Watched:
+        def __getattr__(self, name):
+            return getattr(file, name)
+
+        def read_row_group(self, *arguments, **options):
+            reading.append(1)
+            together.append(len(reading))
+            time.sleep(1e-4)
+            reading.pop()
+            return file.read_row_group(*arguments, **options)
+
+    rows._opened(0).parquet = Watched()
+    with ThreadPoolExecutor(4) as threads:
+        names = list(threads.map(lambda row: rows.facts(row)["name"], range(200)))
+    assert names == [f"{row}" for row in range(200)]
+    assert set(together) == {1}
 
 
 @pytest.mark.parametrize("version", ["1.0", "2.0"])
