@@ -252,7 +252,7 @@ def remove_broken(folder: str | os.PathLike) -> list[Path]:
         The shards that were removed.
 
     Raises:
-        OSError: the system does not let one be read.
+        OSError, MemoryError: the system does not let one be read.
     """
     remove_leftovers(folder, _PATTERN)
     broken = []
@@ -261,8 +261,8 @@ def remove_broken(folder: str | os.PathLike) -> list[Path]:
             for _ in _open(path).iter_batches():
                 pass
         except _BROKEN as error:
-            # what the system refuses, such as the right to read, says nothing of the shard
-            if getattr(error, "errno", None):
+            # what the system refuses, such as the right to read or memory, says nothing of the shard
+            if getattr(error, "errno", None) or isinstance(error, MemoryError):
                 raise
             path.unlink()
             broken.append(path)
