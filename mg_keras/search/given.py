@@ -98,8 +98,11 @@ def _of_npy(path):
     except (OSError, ValueError, EOFError) as error:
         raise UserError(f"{path} can't be read as .npy: {error}") from error
     listed = path.with_suffix(".txt")
-    if listed.is_file():
-        names = listed.read_text(encoding="utf-8").splitlines()
+    if listed.is_file() and values.ndim:
+        try:
+            names = listed.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"{printable_name(listed)} can't be read as a list of photos: {error}") from error
         if len(names) == len(values):
             return values, names
     return values, None

@@ -234,7 +234,7 @@ class Work:
         for place, (_, photo, kind) in enumerate(items):
             given = photo
             if kind:
-                given, problems[place] = pixels(photo, kind, resolution)
+                given, problems[place] = pixels(photo, kind, resolution or self.model.resolution)
             if problems[place] is None:
                 photos.append(given)
                 places.append(place)

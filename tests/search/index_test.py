@@ -295,9 +295,27 @@ def test_descriptors_from_files(tmp_path):
             Index.build(what, **kwargs)
     (tmp_path / "broken.npy").write_bytes(b"no array")
     (tmp_path / "broken.parquet").write_bytes(b"no table")
-    for name in ("broken.npy", "broken.parquet"):
-        with pytest.raises(UserError, match=f"{name} can't be read as"):
+    np.save(tmp_path / "number.npy", np.float32(3))
+    (tmp_path / "number.txt").write_text("a\n")
+    np.save(tmp_path / "latin.npy", values)
+    (tmp_path / "latin.txt").write_bytes(b"\xe9\n")
+    for name, message in (
+        ("broken.npy", r"broken\.npy can't be read as"),
+        ("broken.parquet", r"broken\.parquet can't be read as"),
+        ("number.npy", r"number\.npy holds float32 .*, where floats"),
+        ("latin.npy", r"latin\.txt can't be read as a list of photos"),
+    ):
+        with pytest.raises(UserError, match=message):
             Index.build(tmp_path / name)
+
+
+def test_photos_of_odd_kinds_beside_descriptors_of_no_known_resolution(tmp_path):
+    model = FakeModel()
+    Index.build(model.embed([noise(1)]), path=tmp_path / "index", names=["a"]).close()
+    noise(2).save(tmp_path / "scan.tif")
+    with Index.open(tmp_path / "index", model) as index:
+        assert index.add(tmp_path / "scan.tif").added == 1
+        assert names(index.search(noise(2), 1)) == [str(tmp_path / "scan.tif")]
 
 
 def test_another_model_is_refused(photos, tmp_path):
