@@ -59,7 +59,8 @@ def move_spare(found: Duplicates, target: str | os.PathLike) -> Moved:
         UserError: see `check_target`.
     """
     check_target(found, target)
-    target = Path(target).expanduser()
+    # the list is read anywhere
+    target = Path(os.path.abspath(Path(target).expanduser()))
     moved, left = [], []
     # of a group of which nothing goes, nothing need be kept for others
     kept = {keep.path for _, keep in found.spare}

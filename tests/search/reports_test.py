@@ -137,12 +137,14 @@ def files(folder):
     return {os.path.relpath(path, folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_what_may_go_is_moved_and_can_be_put_back(found, folder, tmp_path):
+def test_what_may_go_is_moved_and_can_be_put_back(found, folder, tmp_path, monkeypatch):
     before = files(folder)
     target = tmp_path / "moved"
     target.mkdir()
     (target / "again.png").write_text("mine")
-    done = move_spare(found, target)
+    monkeypatch.chdir(tmp_path)
+    done = move_spare(found, "moved")
+    monkeypatch.chdir(folder)
     assert done.left == []
     gone = {HOSTILE, "deep/00001.png", "again.png", "small.jpg"}
     assert set(before) - set(files(folder)) == gone
