@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mg_keras.errors import UserError
-from mg_keras.files import printable_name
+from mg_keras.files import check_writable, printable_name
 from mg_keras.programs import albums
 from mg_keras.programs.common import Parser, number
 
@@ -62,6 +62,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise UserError("--index is for one folder; with --between each has an index in the cache")
     if options.format != "mg_keras" or options.out:
         reports.check(options.out or "standard output.json", options.format)
+    # before photos are described and compared, which takes long
+    if options.out:
+        check_writable(Path(options.out).expanduser().parent)
+    if options.move_to:
+        check_writable(Path(options.move_to).expanduser())
     model = albums.loaded(options)
     indexes = [albums.index_of(folder, model, options) for folder in folders]
     found = find_duplicates(

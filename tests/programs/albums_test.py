@@ -114,6 +114,8 @@ def test_between_two_folders_and_the_form_of_imagededup(folder, capsys, tmp_path
         (duplicates, ["{folder}", "--between", "a", "b"], "one FOLDER is needed"),
         (duplicates, ["nowhere"], "no such folder: nowhere"),
         (duplicates, ["{folder}", "--out", "report.doc"], r"a name in \.html, \.json, \.csv, received report.doc"),
+        # before anything is described
+        (duplicates, ["{folder}", "--out", "{folder}/00000.png/a.html"], r"to: .*00000\.png is no folder"),
         (duplicates, ["{folder}", "--kinds", "same"], "kinds must be some of"),
         (duplicates, ["{folder}", "--move-to", "{folder}/in"], "would be found again"),
         (duplicates, ["--between", "{folder}", "{folder}", "--index", "x"], "--index is for one folder"),
