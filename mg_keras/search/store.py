@@ -323,13 +323,11 @@ class Writer:
         first = self.about["rows"]
         if self.about["dimensions"] is None:
             self.about["dimensions"] = descriptors.shape[1]
-        try:
+        with _writing_to(self.folder):
             self._file.seek(first * self.about["dimensions"] * 2)
             self._file.write(np.ascontiguousarray(descriptors, np.float16).tobytes())
             self._file.flush()
             os.fsync(self._file.fileno())
-        except OSError as error:
-            raise UserError(f"{self.folder} can't be written to: {error.strerror or error}") from error
         self.about["rows"] = first + len(descriptors)
         return first + np.arange(len(descriptors))
 
@@ -412,7 +410,8 @@ class Writer:
         shape = (self.about["rows"], dimensions)
         old = np.memmap(self._file.name, np.float16, "r", shape=shape) if len(used) else None
         generation = self.about["generation"] + 1
-        with atomic_path(_descriptors(self.folder, generation)) as partial, open(partial, "wb") as file:
+        target = _descriptors(self.folder, generation)
+        with _writing_to(self.folder), atomic_path(target) as partial, open(partial, "wb") as file:
             for start in range(0, len(used), _BLOCK_ROWS):
                 file.write(old[used[start : start + _BLOCK_ROWS]].tobytes())
         with self.transaction():
@@ -443,7 +442,7 @@ class Writer:
 
     def copy(self, path: Path) -> None:
         """Writes the same index to another folder, whole or not at all."""
-        with atomic_path(path) as partial:
+        with _writing_to(path), atomic_path(path) as partial:
             partial.mkdir()
             with contextlib.closing(sqlite3.connect(partial / _DATABASE)) as database:
                 self._database.backup(database)
@@ -662,6 +661,16 @@ def _about(database, folder):
             "build it anew"
         )
     return about
+
+
+@contextlib.contextmanager
+def _writing_to(folder):
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{printable_name(folder)} can't be written to: {error.strerror or error}") from error
+    except sqlite3.OperationalError as error:
+        raise UserError(f"{printable_name(folder)} can't be written to: {error}") from error
 
 
 def _damaged(folder, error):

@@ -163,7 +163,12 @@ def test_a_full_disk_is_one_line_and_changes_nothing(tmp_path, monkeypatch):
             patch.setattr(os, "fsync", full)
             with pytest.raises(UserError, match="can't be written to: No space left on device"):
                 index.add(extra(1)[None], ["more"])
+            with pytest.raises(UserError, match="copy can't be written to: No space left on device"):
+                index.save(tmp_path / "copy")
+            with Writer(tmp_path) as writer, pytest.raises(UserError, match="can't be written to: No space left on"):
+                writer.compact()
         assert len(index) == 1
+        assert not (tmp_path / "copy").exists()
         index.add(extra(2)[None], ["other"])
         np.testing.assert_allclose(index.descriptors(index.photos()), [extra(2), extra(0)], atol=2e-3)
 
