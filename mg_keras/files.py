@@ -72,11 +72,14 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
         for written in [*partial.rglob("*"), partial]:
             _flush(written)
         os.replace(partial, path)
-    except BaseException:
+    except BaseException as error:
         if partial.is_dir():
             shutil.rmtree(partial, ignore_errors=True)
         else:
             partial.unlink(missing_ok=True)
+        # the system tells of a full disk without a name
+        if isinstance(error, OSError) and error.errno is not None and error.filename is None:
+            error.filename = os.fspath(path)
         raise
     _flush(path.parent)
 

@@ -1,4 +1,5 @@
 import contextlib
+import errno
 import json
 import os
 import subprocess
@@ -35,6 +36,18 @@ def test_a_file_appears_when_the_block_ends_and_nothing_else_stays(tmp_path):
         assert not target.exists()
     assert target.read_bytes() == b"new"
     assert names(target.parent) == ["curves.png"]
+
+
+def test_a_full_disk_is_told_with_the_name_of_the_file(tmp_path):
+    def fill(target, *told):
+        with atomic_path(target):
+            raise OSError(*told)
+
+    with pytest.raises(OSError, match=r"No space left on device: '.*found\.json'"):
+        fill(tmp_path / "found.json", errno.ENOSPC, "No space left on device")
+    # what is told in words stays
+    with pytest.raises(OSError, match=r"^of another kind$"):
+        fill(tmp_path / "found.json", "of another kind")
 
 
 def test_the_longest_of_names_is_written_too(tmp_path):
