@@ -334,8 +334,12 @@ class _Build:
         if rotation is not None:
             with atomic_path(self.at("rotation.npy")) as partial:
                 np.save(partial, rotation)
-        with atomic_path(self.at("trained.faiss")) as partial:
-            faiss.write_index(index, str(partial))
+        try:
+            with atomic_path(self.at("trained.faiss")) as partial:
+                faiss.write_index(index, str(partial))
+        # FAISS's own error of a full disk
+        except RuntimeError as error:
+            raise UserError(f"{self.folder} can't be written to: {str(error).splitlines()[0]}") from error
 
     def _make_shards(self):
         plan = self.plan

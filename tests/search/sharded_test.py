@@ -230,6 +230,11 @@ def test_mistakes(tmp_path, features, values, built, monkeypatch):
         build([features], tmp_path / "photos")
     with pytest.raises(UserError, match="needs a path"):
         Index.build(features, shards=2)
+    with monkeypatch.context() as full:
+        full.setattr(sharded, "trained", lambda *_: (sharded.faiss.IndexFlatIP(32), None))
+        full.setattr(sharded.faiss, "write_index", lambda *_: (_ for _ in ()).throw(RuntimeError("No space left")))
+        with pytest.raises(UserError, match="full can't be written to: No space left"):
+            build([features], tmp_path / "full")
     shard = sorted(features.iterdir())[1]
     shard.rename(tmp_path / "away")
     with pytest.raises(UserError, match="is gone, whose 900 descriptors the index needs"):
