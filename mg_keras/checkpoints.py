@@ -200,8 +200,8 @@ class Checkpoints:
         self.retention = retention or Retention()
 
     def paths(self) -> list[Path]:
-        """The checkpoints there are, oldest first."""
-        return sorted(self.folder.glob("step-*.npz"))
+        """The checkpoints there are, oldest first. A copy that somebody made under a name of its own is none."""
+        return sorted(path for path in self.folder.glob("step-*.npz") if path.stem[5:].isdecimal())
 
     def save(self, step: int, arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> None:
         """Writes the checkpoint of `step`, then removes those that need not stay and what a killed run left.
@@ -212,8 +212,7 @@ class Checkpoints:
         self.folder.mkdir(parents=True, exist_ok=True)
         with atomic_path(self.folder / f"step-{step:09d}.npz") as temporary, open(temporary, "wb") as file:
             np.savez(file, **arrays, **{_META: np.frombuffer(json.dumps(meta).encode(), np.uint8)})
-        # a copy that somebody made under a name of its own is theirs
-        paths = {int(path.stem[5:]): path for path in self.paths() if path.stem[5:].isdecimal()}
+        paths = {int(path.stem[5:]): path for path in self.paths()}
         for gone in set(paths) - self.retention.staying(list(paths), meta):
             paths[gone].unlink()
         remove_leftovers(self.folder, "step-*.npz")

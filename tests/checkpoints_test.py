@@ -1,6 +1,7 @@
 """The folder of checkpoints; what is in one is tested by the runs that resume from it."""
 
 import functools
+import shutil
 from types import SimpleNamespace
 
 import keras
@@ -201,7 +202,12 @@ def test_the_last_ones_and_the_best_stay_and_nothing_half_written(tmp_path):
     for step in range(1, 7):
         meta = {"step": step, "best": {"step": min(step, 2)}}
         checkpoints.save(step, {"model/0000/kernel": np.float32([step])}, meta)
-    assert sorted(path.name for path in tmp_path.iterdir()) == [f"step-{step:09d}.npz" for step in (2, 5, 6)]
+        if step == 1:
+            # in order of name it comes after all others
+            shutil.copy(checkpoints.paths()[0], tmp_path / "step-kept.npz")
+    names = [f"step-{step:09d}.npz" for step in (2, 5, 6)]
+    assert [path.name for path in checkpoints.paths()] == names
+    assert sorted(path.name for path in tmp_path.iterdir()) == [*names, "step-kept.npz"]
     for which, step in {"last": 6, "best": 2}.items():
         path, arrays, meta = checkpoints.load(which)
         assert (path.stem, arrays["model/0000/kernel"], meta["step"]) == (f"step-{step:09d}", [step], step)
