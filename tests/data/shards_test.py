@@ -218,6 +218,11 @@ def test_names_of_classes_come_from_a_list_beside_the_shards(tmp_path):
     folder = write_set(tmp_path / "set", "webdataset")
     (folder / "classes.txt").write_text("ant\nbee\ncat\ndog\n")
     assert opened(folder, "webdataset").class_names == ["ant", "bee", "cat", "dog"]
+    # two classes of one name stay two, by name too
+    (folder / "classes.txt").write_text("ant\nbee\nant\n")
+    source = opened(folder, "webdataset")
+    assert source.class_names == ["ant (0)", "bee", "ant (2)"]
+    np.testing.assert_array_equal(source.with_classes(source.class_names).train.labels, source.train.labels)
     (folder / "classes.txt").write_text("ant\nbee\n")
     with pytest.raises(UserError, match="list of classes beside the shards has 2, and labels are up to 3"):
         opened(folder, "webdataset")
@@ -360,6 +365,10 @@ def test_shards_for_validation_alone_and_labels_beyond(tmp_path):
         opened(folder, pattern=f"{folder}/validation-*")
     tfrecords(folder / "validation-00000-of-00001", [imagenet(0, 7)])
     with pytest.raises(UserError, match="a label for validation is 8, those for training are up to 3"):
+        opened(folder)
+    for path in folder.glob("train-*"):
+        path.write_bytes(b"")
+    with pytest.raises(UserError, match="no photo for training has a label"):
         opened(folder)
 
 

@@ -8,6 +8,7 @@ one word of it is `val`, `valid` or `validation`, or else `test`. Without such t
 import itertools
 import os
 import re
+from collections import Counter
 from pathlib import PurePosixPath
 
 import numpy as np
@@ -58,10 +59,10 @@ def _open(layout, argument, options, data_dir):
     if not train_paths:
         raise UserError(f"{spec} has no shard for training, only such as {val_paths[0]}")
     train, val = (open_index(paths, layout, cache_folder(data_dir) / "shards") for paths in (train_paths, val_paths))
+    if not ((train.length > 0) & ((train.label >= 0) | (train.text != ""))).any():
+        raise UserError(f"{spec}: no photo for training has a label; {_EXPECTED[layout]}")
     names, (train_labels, val_labels) = _classes(train, val, spec, _class_list(train_paths[0]))
     train, train_labels = _labelled(train, train_labels, f"{spec}: training")
-    if not len(train):
-        raise UserError(f"{spec}: no photo for training has a label; {_EXPECTED[layout]}")
     if val_paths:
         val, val_labels = _labelled(val, val_labels, f"{spec}: validation")
     else:
@@ -178,7 +179,12 @@ def _classes(train, val, spec, listed):
     count = int(labels[0].max()) + 1
     if count > max(len(train), _MOST_CLASSES):
         raise UserError(f"{spec}: labels must be numbers from 0 or 1 on, received {count - 1 + offset}")
-    names = listed or _texts(train, labels[0], count) or [str(number + offset) for number in range(count)]
+    if listed:
+        # two of ImageNet's are "crane"
+        times = Counter(listed)
+        names = [f"{name} ({n + offset})" if times[name] > 1 else name for n, name in enumerate(listed)]
+    else:
+        names = _texts(train, labels[0], count) or [str(number + offset) for number in range(count)]
     if listed and len(names) < count:
         raise UserError(f"{spec}: the list of classes beside the shards has {len(names)}, and labels are up to {count}")
     if len(val) and labels[1].max() >= len(names):
@@ -191,7 +197,7 @@ def _classes(train, val, spec, listed):
 
 def _named_classes(train, val, spec, listed):
     """As `_classes`, for labels that are names."""
-    names = listed or sorted(set(train.text) - {""})
+    names = list(dict.fromkeys(listed or sorted(set(train.text) - {""})))
     number_of = {"": -1, **{name: number for number, name in enumerate(names)}}
     unknown = sorted({*train.text, *val.text} - set(number_of))
     if unknown:
