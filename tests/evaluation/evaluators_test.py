@@ -323,7 +323,8 @@ def test_holidays_rotations_that_name_nothing_or_turn_twice(tmp_path):
     orientation[0x0112] = 6
     write(tmp_path / "set", ["100002.jpg"], photo(exif=orientation))
     rotations = tmp_path / "rotations.txt"
-    rotations.write_text("100000.jpg 90\n100002.jpg 90\n149902.jpg 180\n")
+    # as Windows writes it
+    rotations.write_text("100000.jpg 90\n100002.jpg 90\n149902.jpg 180\n", encoding="utf-8-sig")
     benchmark = benchmarks.holidays(tmp_path / "set", rotations)
     assert benchmark.warnings[1] == "1 of the 3 rotations name no photo here, such as 149902.jpg"
     assert "1 of the rotated photos also have an EXIF orientation" in benchmark.warnings[2]

@@ -120,7 +120,7 @@ def tar_entries(file: BinaryIO, size: int) -> Iterator[Entry]:
 
 def _label(content, extension):
     """(number, name) of a label's file; (-1, "") where it has none."""
-    value = content.decode(errors="backslashreplace").strip()
+    value = content.decode("utf-8-sig", "backslashreplace").strip()
     if extension == "json":
         try:
             table = json.loads(value)

@@ -226,7 +226,7 @@ def _class_list(path):
     for place in itertools.product((folder, os.path.dirname(folder)), _CLASS_LISTS):
         try:
             with store_of(path).open(os.path.join(*place)) as file:
-                lines = file.read().decode(errors="backslashreplace").splitlines()
+                lines = file.read().decode("utf-8-sig", "backslashreplace").splitlines()
         except Exception:  # stores raise types of their own for what is not there
             continue
         return [printable_name(line.strip()) for line in lines if line.strip()]

@@ -97,7 +97,7 @@ def _searched(name, description, photos, search, warnings):
 def _read_rotations(path, numbers):
     """Quarter turns, clockwise, of each photo that `numbers` names; and a warning about names that are no photo."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"the rotations {path} cannot be read: {error}") from None
     turns, elsewhere, seen = np.zeros(len(numbers), np.int32), [], set()
