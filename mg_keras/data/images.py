@@ -168,7 +168,8 @@ class BadImages:
 
     Args:
         path: file that gets a line `name<TAB>reason` for each, appended as they are found; None keeps them in memory.
-        policy: `"skip"`, or `"fail"`: the first one makes `check()` raise.
+        policy: `"skip"`, or `"fail"`: the first one makes `check()` raise. Those that the file has from before count
+            with `"skip"` alone: a run that failed at a photo goes on once it is mended.
     """
 
     def __init__(self, path: str | os.PathLike | None = None, policy: str = "skip"):
@@ -176,11 +177,12 @@ class BadImages:
             raise UserError(f"on_bad_image must be skip or fail, received {policy!r}")
         self.path = Path(path) if path else None
         self.policy = policy
-        self.reasons = {}
+        self._listed = {}
         self._lock = threading.Lock()
         if self.path and self.path.exists():
             lines = self.path.read_text(encoding="utf-8").splitlines()
-            self.reasons = dict(line.split("\t", 1) for line in lines if "\t" in line)
+            self._listed = dict(line.split("\t", 1) for line in lines if "\t" in line)
+        self.reasons = dict(self._listed) if policy == "skip" else {}
 
     def record(self, name: str, read: Callable) -> None:
         """Notes the photo `name`, whose bytes `read()` gives; safe from any thread."""
@@ -196,9 +198,10 @@ class BadImages:
 
     def _note(self, found):
         self.reasons.update(found)
-        if self.path and found:
+        new = [(name, reason) for name, reason in found if name not in self._listed]
+        if self.path and new:
             with self.path.open("a", encoding="utf-8") as file:
-                file.writelines(f"{name}\t{reason}\n" for name, reason in found)
+                file.writelines(f"{name}\t{reason}\n" for name, reason in new)
 
     def check(self) -> None:
         """Raises UserError naming the first bad photo if the policy is `"fail"`."""
