@@ -293,9 +293,18 @@ class Trainer:
             step = self._step_function(iter(batches))
             label = f"training {config.trunk} on {self.source.description}"
             with Progress(label, total, "steps", self.state.step) as progress:
-                while self.state.step < total:
+                while self._epoch_under_way < config.epochs:
                     self._epoch(step, progress, stop, summaries)
+                if stop:
+                    raise Stopped(stop[0])
         return self.state
+
+    @property
+    def _epoch_under_way(self):
+        """Its number, from 0: one whose last step is done has still to be validated where the run was stopped then."""
+        epoch, within = divmod(self.state.step, self.config.iterations)
+        noted = self.state.history[-1]["step"] if self.state.history else 0
+        return epoch if within or noted == self.state.step else epoch - 1
 
     @contextlib.contextmanager
     def _clear_errors(self):
@@ -320,7 +329,7 @@ class Trainer:
     def _epoch(self, step, progress, stop, summaries):
         """Steps to the end of the epoch, then validates, logs and saves."""
         config, state = self.config, self.state
-        epoch = state.step // config.iterations
+        epoch = self._epoch_under_way
         began, first = time.monotonic(), state.step
 
         def so_far():
@@ -359,7 +368,8 @@ class Trainer:
             "step": state.step,
             # that of the last step, from the schedule: the optimiser's own is in no plain variable under a strategy
             "learning_rate": float(self.rate(state.step - 1)),
-            "images_per_second": round(rate, 1),
+            # none where the run was stopped with the epoch's last step
+            **({"images_per_second": round(rate, 1)} if state.step > first else {}),
             **values,
         }
         state.seconds += time.monotonic() - began
@@ -480,7 +490,8 @@ class Trainer:
                     tf.summary.scalar(name, value)
         summaries.flush()
         epoch = f"epoch {row['epoch']}/{self.config.epochs}"
-        print(f"{epoch}  {self._in_words(row)}  {row['images_per_second']:.0f} images/s", flush=True)
+        rate = f"  {row['images_per_second']:.0f} images/s" if "images_per_second" in row else ""
+        print(f"{epoch}  {self._in_words(row)}{rate}", flush=True)
 
     def _in_words(self, values):
         """What a line of progress says of an epoch's metrics."""

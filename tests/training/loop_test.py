@@ -1,5 +1,6 @@
 """Every schedule, strategy and preset through the training loop, cut down to a trunk that builds in no time."""
 
+import contextlib
 import dataclasses
 import math
 
@@ -15,7 +16,7 @@ from mg_keras.models import trunks
 from mg_keras.programs import common, whole_run
 from mg_keras.runs.config import TrainConfig
 from mg_keras.runs.run import Run
-from mg_keras.training.loop import Trainer, make_strategy, rate_schedule
+from mg_keras.training.loop import Stopped, Trainer, make_strategy, rate_schedule
 from tests.train.tiny import CLASSES, draw_folder, pinhole
 
 PRESETS = sorted(common.PRESETS.glob("*.yaml"))
@@ -79,6 +80,35 @@ def test_every_schedule_trains_with_every_strategy(schedule, strategy, data, tmp
     assert again.restore()
     assert again.state == state
     assert int(again.model.optimizer.iterations.numpy()) == EPOCHS * ITERATIONS
+
+
+def test_a_run_stopped_as_an_epoch_ends_loses_nothing_of_it(data, tmp_path, monkeypatch):
+    config = TrainConfig(data=data, objective="classification", versions=1, batch_size=4, epochs=2, iterations=2)
+    batch = tf.random.stateless_uniform((4, 16, 16, 3), [1, 2]), tf.range(4) % 3, tf.range(4)
+    received, source = [], open_source(data)
+    monkeypatch.setattr(Trainer, "_watch_signals", lambda trainer: contextlib.nullcontext(received))
+
+    def trained(name, batches):
+        trainer = Trainer(Run.start(tmp_path / name, config), source, make_strategy("single"))
+        trainer.restore()
+        return [(row["epoch"], row["step"], row["loss"]) for row in trainer.train(batches).history]
+
+    def stopped_with_the_second_step():
+        yield batch
+        received.append(2)
+        yield batch
+
+    whole = trained("whole", [batch] * 4)
+    with pytest.raises(Stopped):
+        trained("run", stopped_with_the_second_step())
+    received.clear()
+    with monkeypatch.context() as meanwhile, pytest.raises(Stopped):
+        answers = iter([lambda: None, lambda: received.append(2)])
+        meanwhile.setattr(Trainer, "_validate", lambda trainer: next(answers)() or {"val_top1": 0.5, "val_top5": 1.0})
+        # and in the last validation
+        trained("run", [batch] * 2)
+    received.clear()
+    np.testing.assert_allclose(trained("run", []), whole, rtol=1e-5)
 
 
 def test_a_warm_up_that_a_schedule_has_not_is_refused():
