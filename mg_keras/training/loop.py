@@ -428,7 +428,11 @@ class Trainer:
         return lambda: step(next(data))
 
     def _validate(self):
-        """Top-1 and top-5 on the validation photos at the training resolution and exponent."""
+        """Top-1 and top-5 on the validation photos at the training resolution and exponent.
+
+        Raises:
+            UserError: none of the photos can be used, or one can't and that was not to be passed over.
+        """
         self._learn_labels()
         arrays = snapshot({"model": self.model.state_variables})
         if not self.is_chief:
@@ -437,10 +441,21 @@ class Trainer:
         self.validated = None
         poolings = [self._exponent]
         found = embed(self.copy, self.source.val, self.config.resolution, self.config.resolution, poolings)
+        self._note_unusable(self.source.val, found)
         self.validated = poolings, found
         logits = found.logits(self.copy)
         labels = self._val_labels[found.rows]
         return {f"val_top{k}": top_k_accuracy(logits, labels, min(k, logits.shape[1])) for k in (1, 5)}
+
+    def _note_unusable(self, split, found):
+        """Lists the photos of a split that could not be embedded as those are that could not be trained on."""
+        for row in found.unusable.tolist():
+            self.bad_images.record(split.names[row], lambda row=row: split.read(tf.constant(row)))
+        self.bad_images.check()
+        if not len(found.rows):
+            name = split.names[0]
+            reason = self.bad_images.reasons[name]
+            raise UserError(f"none of the {len(split):,} validation photos can be used; the first, {name}: {reason}")
 
     @property
     def _exponent(self):

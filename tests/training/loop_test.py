@@ -3,6 +3,8 @@
 import contextlib
 import dataclasses
 import math
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,17 +12,20 @@ import tensorflow as tf
 
 from mg_keras import MultiGrain
 from mg_keras.data.sources import open_source
+from mg_keras.embedding.photos import Embeddings
 from mg_keras.errors import UserError
 from mg_keras.evaluation import pictures
 from mg_keras.models import trunks
 from mg_keras.programs import common, whole_run
 from mg_keras.runs.config import TrainConfig
 from mg_keras.runs.run import Run
+from mg_keras.training import loop
 from mg_keras.training.loop import Stopped, Trainer, make_strategy, rate_schedule
 from tests.train.tiny import CLASSES, draw_folder, pinhole
 
 PRESETS = sorted(common.PRESETS.glob("*.yaml"))
 EPOCHS, ITERATIONS = 2, 3
+VALIDATE = Trainer._validate
 SCHEDULES = {
     "step, as far as it gets": {"milestones": [30, 60, 90]},
     "step, reached": {"milestones": [1, 30]},
@@ -102,13 +107,29 @@ def test_a_run_stopped_as_an_epoch_ends_loses_nothing_of_it(data, tmp_path, monk
     with pytest.raises(Stopped):
         trained("run", stopped_with_the_second_step())
     received.clear()
-    with monkeypatch.context() as meanwhile, pytest.raises(Stopped):
-        answers = iter([lambda: None, lambda: received.append(2)])
-        meanwhile.setattr(Trainer, "_validate", lambda trainer: next(answers)() or {"val_top1": 0.5, "val_top5": 1.0})
-        # and in the last validation
+    # and in the last validation
+    answers = iter([lambda: None, lambda: received.append(2)])
+    monkeypatch.setattr(Trainer, "_validate", lambda trainer: next(answers)() or {"val_top1": 0.5, "val_top5": 1.0})
+    with pytest.raises(Stopped):
         trained("run", [batch] * 2)
     received.clear()
     np.testing.assert_allclose(trained("run", []), whole, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("policy", "usable"), [("skip", 1), ("skip", 0), ("fail", 1)])
+def test_validation_photos_that_cannot_be_used_are_listed_too(policy, usable, tmp_path, monkeypatch):
+    source = open_source(f"folder:{draw_folder(tmp_path / 'photos', per_class=3)}")
+    rows, gone = np.arange(usable), [source.val.names[row] for row in range(usable, len(source.val))]
+    for name in gone:
+        Path(name).unlink()
+    found = Embeddings(rows, np.ones((1, usable, 4), np.float32), np.arange(usable, len(source.val)))
+    monkeypatch.setattr(loop, "embed", lambda *given: found)
+    trainer = Trainer(Run.start(tmp_path / "run", TrainConfig(on_bad_image=policy)), source, make_strategy("single"))
+    wanted = pytest.raises(UserError, match=rf"{re.escape(gone[0])}: .*(No such file|on_bad_image is fail)")
+    with contextlib.nullcontext() if (policy, usable) == ("skip", 1) else wanted:
+        assert VALIDATE(trainer)["val_top5"] == 1
+    lines = (tmp_path / "run" / "bad_images.txt").read_text().splitlines()
+    assert [line.split("\t")[0] for line in lines] == gone
 
 
 def test_a_warm_up_that_a_schedule_has_not_is_refused():
