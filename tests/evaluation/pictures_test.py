@@ -7,6 +7,7 @@ from mg_keras.errors import UserError
 from mg_keras.evaluation import pictures, tables
 from mg_keras.evaluation.pictures import Photo, drawing
 from mg_keras.evaluation.pictures.activations import contributions
+from mg_keras.objectives.grafit import GrafitFC
 from mg_keras.objectives.multigrain import MultiGrainObjective
 
 BLUE, GREEN, RED = (0, 0x72, 0xB2), (0, 0x9E, 0x73), (0xD5, 0x5E, 0)
@@ -191,6 +192,10 @@ def test_training_curves_draw_what_was_measured(tmp_path, figures):
     np.testing.assert_allclose(lines["top-1, training"].get_ydata(), [10, 30, 40])
     with Image.open(tmp_path / "curves.png") as picture:
         assert min(picture.size) > 500
+    assert all(axes.get_ylim()[0] == 0 for axes in figures[0].axes)
+    (tmp_path / "metrics.csv").write_text("step,loss,instance_loss\n10,0.5,-0.2\n20,0.1,-0.9\n")
+    pictures.training_curves(tmp_path / "metrics.csv", tmp_path / "curves.png", GrafitFC.metrics)
+    assert figures[1].axes[0].get_ylim()[0] < -0.9
 
 
 @pytest.mark.parametrize(

@@ -62,6 +62,8 @@ def training_curves(
     for axes in axes_of.values():
         plain_frame(axes)
         if axes.lines:
-            axes.set_ylim(bottom=0)
+            # minus a cosine and KoLeo lie below it
+            if min(np.min(line.get_ydata()) for line in axes.lines) >= 0:
+                axes.set_ylim(bottom=0)
             axes.legend(frameon=False, fontsize=9)
     drawing.save(figure, png_path)
