@@ -13,6 +13,7 @@ from mg_keras.data.bounds import MIN_SIDE
 from mg_keras.data.images import decode_common, problem, try_decode
 from mg_keras.data.sources import Split, photos
 from mg_keras.errors import UserError
+from mg_keras.files import printable_name
 
 # of PIL images, those whose values are grey levels and colours of 8 bits
 _PIL_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "HSV", "LAB")
@@ -62,14 +63,15 @@ class GivenPhotos:
         self._arrays = {}
         paths, contents = [], []
         for place, item in enumerate(items):
-            path, content = "", b""
+            path, content = b"", b""
             if isinstance(item, str | os.PathLike):
-                path = os.fspath(Path(item).expanduser())
+                # opened by its bytes, which need not be valid UTF-8
+                path = os.fsencode(Path(item).expanduser())
             elif isinstance(item, bytes | bytearray):
                 content = bytes(item)
             else:
                 self._add_array(place, item)
-            self.names.append(path or f"photo {place + 1}")
+            self.names.append(printable_name(os.fsdecode(path)) or f"photo {place + 1}")
             paths.append(path)
             contents.append(content)
         self._paths, self._contents = tf.constant(paths, tf.string), tf.constant(contents, tf.string)

@@ -23,6 +23,7 @@ from mg_keras.data.formats import fields, jpeg
 from mg_keras.data.formats import orientation as orientations
 from mg_keras.data.formats.caught import caught
 from mg_keras.errors import UserError
+from mg_keras.files import printable_name
 
 # kind -> what reads it
 _OTHERS = {kind: kind.module() for kind in formats.OTHERS}
@@ -142,12 +143,13 @@ def load(path: str | os.PathLike) -> np.ndarray:
         UserError: the photo is not usable; the message names it and says why.
     """
     try:
-        contents = tf.io.read_file(str(path))
+        # by its bytes, which need not be valid UTF-8
+        contents = tf.io.read_file(os.fsencode(path))
     except tf.errors.OpError as error:
-        raise UserError(f"{path}: {_reason(error)}") from None
+        raise UserError(f"{printable_name(path)}: {_reason(error)}") from None
     reason, image = _examined(contents)
     if reason != "":
-        raise UserError(f"{path}: {reason.numpy().decode()}")
+        raise UserError(f"{printable_name(path)}: {reason.numpy().decode()}")
     return image.numpy()
 
 

@@ -1,5 +1,7 @@
 import io
+import os
 import struct
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -7,6 +9,7 @@ import tensorflow as tf
 from PIL import Image, ImageOps
 
 from mg_keras.data import images
+from mg_keras.data.given import GivenPhotos
 from mg_keras.errors import UserError
 from tests.data.formats.pillow_files import by_pillow, encoded
 
@@ -194,6 +197,19 @@ def test_what_can_not_be_read_at_once_is_unusable(error):
 def test_wide_panorama_is_usable():
     contents = encoded(np.zeros((10, 30_000, 3), "uint8"), "PNG")
     assert images.decode(tf.constant(contents)).shape == (10, 30_000, 3)
+
+
+def test_names_need_not_be_utf8(tmp_path):
+    name = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.png")
+    Path(name).write_bytes(encoded(np.full((10, 12, 3), 7, "uint8"), "PNG"))
+    given = GivenPhotos([name])
+    ok, image = given.image(tf.constant(0))
+    assert ok
+    np.testing.assert_array_equal(image, images.load(name))
+    assert given.names == [f"{tmp_path}/caf\\xe9.png"]
+    Path(name).unlink()
+    with pytest.raises(UserError, match=r"caf\\xe9\.png: .*No such file"):
+        images.load(name)
 
 
 def test_bad_images_are_listed_once_and_can_fail(tmp_path):
