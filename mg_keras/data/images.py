@@ -25,6 +25,9 @@ from mg_keras.data.formats.caught import caught
 from mg_keras.errors import UserError
 from mg_keras.files import printable_name
 
+UNREADABLE = (tf.errors.OpError, OSError, UnicodeDecodeError)
+"""What reading a photo at once raises; the last where TensorFlow words an error of a file whose name is no UTF-8."""
+
 # kind -> what reads it
 _OTHERS = {kind: kind.module() for kind in formats.OTHERS}
 # what may come in place of photos
@@ -104,7 +107,7 @@ def try_decode(read: Callable, key: tf.Tensor, reduction: Callable | None = None
         # the graph below as it was traced once
         try:
             reason, image = _examined(read(key))
-        except (tf.errors.OpError, OSError):
+        except UNREADABLE:
             return tf.constant(False), _no_photo()
         return reason == "", image
 
@@ -145,7 +148,7 @@ def load(path: str | os.PathLike) -> np.ndarray:
     try:
         # by its bytes, which need not be valid UTF-8
         contents = tf.io.read_file(os.fsencode(path))
-    except tf.errors.OpError as error:
+    except UNREADABLE as error:
         raise UserError(f"{printable_name(path)}: {_reason(error)}") from None
     reason, image = _examined(contents)
     if reason != "":
@@ -157,10 +160,8 @@ def problem(read: Callable) -> str | None:
     """Why a photo can't be used, in a few words, or None where it can: `read()` returns its bytes."""
     try:
         contents = read()
-    except tf.errors.OpError as error:
+    except UNREADABLE as error:
         return _reason(error)
-    except OSError as error:
-        return " ".join(str(error).split())
     reason, _ = _examined(contents)
     return reason.numpy().decode() or None
 
@@ -213,7 +214,11 @@ class BadImages:
 
 
 def _reason(error):
-    """What a TensorFlow error says of reading a file, in a few words, without node names and traces."""
+    """What an error says of reading a file, in a few words; of TensorFlow's without node names and traces."""
+    if isinstance(error, UnicodeDecodeError):
+        return "could not be read"
+    if isinstance(error, OSError):
+        return " ".join(str(error).split())
     text = re.sub(r"\{\{.*?\}\}|\[Op:.*", "", error.message or "").strip().splitlines()
     return text[0].strip() if text else "could not be read"
 

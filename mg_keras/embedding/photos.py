@@ -26,7 +26,7 @@ import tensorflow as tf
 from mg_keras.data import resolutions
 from mg_keras.data.apart import as_written
 from mg_keras.data.given import GivenPhotos
-from mg_keras.data.images import BadImages, decode_common
+from mg_keras.data.images import UNREADABLE, BadImages, decode_common
 from mg_keras.data.repeated import repeated_batches
 from mg_keras.data.sources import Split
 from mg_keras.poolings import checked
@@ -288,7 +288,7 @@ def _one_by_one(load, rows, ignore_errors):
     for row in rows:
         try:
             found = load(tf.constant(row))
-        except (tf.errors.OpError, OSError):
+        except UNREADABLE:
             if not ignore_errors:
                 raise
         else:
