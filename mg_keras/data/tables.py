@@ -17,9 +17,9 @@ def records(lines: TextIO, place: str) -> Iterator[tuple[int, list[str]]]:
         place: what to call it in messages.
 
     Raises:
-        UserError: it is no UTF-8, or no table.
+        UserError: it is no UTF-8, or no table, or a row has more values than the header.
     """
-    number, first = 0, []
+    number, first, width = 0, [], None
 
     def again():
         yield from first
@@ -30,8 +30,15 @@ def records(lines: TextIO, place: str) -> Iterator[tuple[int, list[str]]]:
         delimiter = max(_DELIMITERS, key=first[0].count)
         rows = csv.reader(again(), delimiter=delimiter, skipinitialspace=True, strict=True)
         for number, values in enumerate(rows, start=1):
-            if any(values):
-                yield number, values
+            if not any(values):
+                continue
+            width = len(values) if width is None else width
+            if any(values[width:]):
+                raise UserError(
+                    f"{place}, row {number}: at most {width} values, as the first row has, received {len(values)}: "
+                    "put quotes around one that holds what stands between columns"
+                )
+            yield number, values
     except UnicodeDecodeError:
         raise UserError(f"{place} must be text in UTF-8, received other bytes: save it as CSV UTF-8") from None
     except csv.Error as error:

@@ -173,6 +173,7 @@ def test_mistakes_are_told(tmp_path, bucket):
         ("", r"x\.csv must have a column uri, path, name or file of photos, received none"),
         ("a,b\n1,2\n", "received a, b"),
         ("path,b\n,2\n", r"x\.csv, row 2: the name of the photo is empty"),
+        ("path\na, b.jpg\n", r"x\.csv, row 2: at most 1 values, as the first row has, received 2: put quotes"),
         ('path\n"a\n', r"x\.csv, row 2 can't be read as a table"),
     ]:
         table.write_text(text)

@@ -110,11 +110,6 @@ def _rows(file, columns):
             )
     rows, row_of = [], {}
     for number, values in records:
-        if any(values[len(header) :]):
-            raise UserError(
-                f"{place}, row {number}: at most {len(header)} values, as the first row has, received {len(values)}: "
-                "put quotes around one that holds what stands between columns"
-            )
         row = _row(number, dict(zip(header, values, strict=False)), columns, file, place)
         first = row_of.setdefault(os.path.normpath(row.path), number)
         if first != number:
