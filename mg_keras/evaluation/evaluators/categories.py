@@ -157,7 +157,8 @@ def opened(kind: Callable[..., Benchmark], place: str, options: Options) -> Benc
     """`categories` or `probe` of photos: as `--data` says it, or of a folder or a table by its path alone."""
     spec = place
     if place.partition(":")[0] not in sources.NAMES:
-        spec = f"csv:{place}" if Path(place.partition("?")[0]).is_file() else f"folder:{place}"
+        is_table = Path(place.partition("?")[0]).expanduser().is_file()
+        spec = f"{'csv' if is_table else 'folder'}:{place}"
     source = sources.open_source(spec, data_dir=options.data_dir)
     # several of them stand in one table
     return kind(source, *options.votes, name=f"{kind.__name__} ({source.description})")
