@@ -26,7 +26,8 @@ from mg_keras.limits import Count
 if TYPE_CHECKING:
     import keras
 
-
+# what NumPy raises at a file that is none of its own, or was lost in part or wholly
+_BROKEN = (OSError, ValueError, EOFError, zipfile.BadZipFile)
 _META = "meta.json"
 _RATE = "learning_rate"
 
@@ -162,7 +163,7 @@ def read_arrays(path: str | os.PathLike) -> dict[str, np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
+    except _BROKEN as error:
         raise UserError(f"{path} can't be read, and the run can't go on without: {error}") from error
 
 
@@ -241,7 +242,7 @@ class Checkpoints:
                         if groups is None or name == _META or name.split("/")[0] in groups
                     }
                 meta = json.loads(arrays.pop(_META).tobytes())
-            except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+            except (*_BROKEN, KeyError):
                 continue
             best = (meta.get("best") or {}).get("step")
             if which == "best" and best is not None and path.stem != f"step-{best:09d}":

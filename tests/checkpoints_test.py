@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mg_keras import MultiGrain
-from mg_keras.checkpoints import Checkpoints, Retention, assign, snapshot
+from mg_keras.checkpoints import Checkpoints, Retention, assign, read_arrays, snapshot
 from mg_keras.errors import UserError
 from mg_keras.models import trunks
 
@@ -211,3 +211,13 @@ def test_the_last_ones_and_the_best_stay_and_nothing_half_written(tmp_path):
     for which, step in {"last": 6, "best": 2}.items():
         path, arrays, meta = checkpoints.load(which)
         assert (path.stem, arrays["model/0000/kernel"], meta["step"]) == (f"step-{step:09d}", [step], step)
+    # of files that a disk has lost, the one before counts
+    for contents in (b"", checkpoints.paths()[-1].read_bytes()[:100]):
+        checkpoints.paths()[-1].write_bytes(contents)
+        assert checkpoints.load()[2]["step"] == 5
+    for path in checkpoints.paths():
+        path.write_bytes(b"")
+    with pytest.raises(UserError, match="no checkpoint in .* can be read"):
+        checkpoints.load()
+    with pytest.raises(UserError, match="can't be read, and the run can't go on without"):
+        read_arrays(path)
