@@ -73,7 +73,7 @@ def merged(before: Mapping, measured: Mapping) -> dict:
 
 
 def summary(everything: Mapping, p_star: Mapping[int, float]) -> dict:
-    """The run's own scores in short, by resolution, with the levels of chance."""
+    """The run's own scores in short, by resolution, with the levels of chance; none that are of another p* than now."""
     places = {
         "top1": ("classes", "gem", "top1"),
         "top5": ("classes", "gem", "top5"),
@@ -87,7 +87,8 @@ def summary(everything: Mapping, p_star: Mapping[int, float]) -> dict:
     for key, (name, row, metric) in places.items():
         for size, results in everything.get(name, {}).get("results", {}).items():
             value = results.get(row, {}).get(metric)
-            if int(size) in p_star and value is not None:
+            is_current = int(size) in p_star and results.get(row, {}).get("pooling") == p_star[int(size)]
+            if is_current and value is not None:
                 rows.setdefault(size, {"p_star": p_star[int(size)]})[key] = value
         if metric in everything.get(name, {}).get("chance", {}):
             chance[key] = everything[name]["chance"][metric]

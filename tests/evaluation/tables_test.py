@@ -4,6 +4,7 @@ import pytest
 from rich.console import Console
 
 from mg_keras.evaluation import paper
+from mg_keras.evaluation.records import summary
 from mg_keras.evaluation.tables import class_table, retrieval_table
 
 METRICS = {
@@ -83,3 +84,21 @@ def test_every_published_figure_has_the_papers_digits():
         scores = re.findall(r"\d+\.\d+", line.replace(" 0.5 ", ""))
         assert scores, line
         assert all(re.fullmatch(r"[1-4]\.\d\d|\d\d\.\d", score) for score in scores), line
+
+
+def test_scores_in_short_are_those_of_the_exponent_in_use():
+    everything = {
+        "classes": {
+            "chance": {"top1": 0.1},
+            "results": {str(size): {"gem": {"pooling": 3.0, "top1": 0.5}} for size in (160, 224, 288)},
+        },
+        "copies": {"results": {"224": {"gem": {"pooling": 4.0, "mAP": 0.75}}}},
+    }
+    assert summary(everything, {160: 3, 224: 4.0}) == {
+        "resolutions": {
+            "160": {"p_star": 3, "top1": 0.5},
+            # classes were measured before another p* was chosen
+            "224": {"p_star": 4.0, "copies_unwhitened": 0.75, "copies": 0.75},
+        },
+        "chance": {"top1": 0.1},
+    }
