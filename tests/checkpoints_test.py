@@ -217,7 +217,7 @@ def test_the_last_ones_and_the_best_stay_and_nothing_half_written(tmp_path):
         assert checkpoints.load()[2]["step"] == 5
     for path in checkpoints.paths():
         path.write_bytes(b"")
-    with pytest.raises(UserError, match="no checkpoint in .* can be read"):
+    with pytest.raises(UserError, match=r"no checkpoint in .* can be read"):
         checkpoints.load()
     with pytest.raises(UserError, match="can't be read, and the run can't go on without"):
         read_arrays(path)
