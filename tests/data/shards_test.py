@@ -389,6 +389,9 @@ def test_an_index_is_made_once_and_again_when_a_shard_changes(tmp_path, monkeypa
     tfrecords(folder / "train-00001-of-00004", [imagenet(99, 0)])
     assert len(opened(folder).train) == 31
     assert len(read) == 6
+    # and where the cache has lost it
+    next((tmp_path / "cache" / "shards").glob("*.npz")).write_bytes(b"")
+    assert len(opened(folder).train) == 31
 
 
 def test_an_index_that_cannot_be_kept_is_made_each_time(tmp_path):

@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import sys
+import zipfile
 from functools import partial
 from pathlib import Path
 
@@ -100,9 +101,9 @@ def _of_shard(path, layout, cache):
         size, stamp = store.stat(path)
         identity = json.dumps([_VERSION, layout, path if "://" in path else os.path.abspath(path), size, stamp])
         kept = cache / f"{hashlib.sha256(identity.encode()).hexdigest()[:32]}.npz"
-        if kept.exists():
-            with np.load(kept) as columns:
-                return dict(columns)
+        # what a disk has lost of the cache is made again
+        with contextlib.suppress(OSError, ValueError, EOFError, zipfile.BadZipFile), np.load(kept) as columns:
+            return dict(columns)
         try:
             with store.open(path) as file:
                 if file.read(2) == b"\x1f\x8b":
