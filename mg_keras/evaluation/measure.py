@@ -1,5 +1,6 @@
 """A network on benchmarks: each photo is embedded once a resolution, and every row of the tables scored from that."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -8,6 +9,7 @@ from mg_keras.data import augmentations
 from mg_keras.embedding.embedder import Embedder
 from mg_keras.embedding.photos import Embeddings, embed_versions
 from mg_keras.embedding.whitening import Whitening
+from mg_keras.errors import UserError
 from mg_keras.evaluation.evaluators import Answers, Benchmark
 from mg_keras.poolings import RMAC
 
@@ -113,7 +115,17 @@ def measure_all(
         What `metrics.json` calls `benchmarks`: by name the benchmark's `description`, `warnings`, number of `photos`,
         names of the `unusable` ones, scores of `chance`, and `results`: {resolution: {row name: {"pooling": p* or
         "rmac", metric: value}}}.
+
+    Raises:
+        UserError: two benchmarks have one name.
     """
+    names = Counter(benchmark.name for benchmark in benchmarks)
+    name, times = next(iter(names.most_common(1)), ("", 0))
+    if times > 1:
+        raise UserError(
+            f"{times} benchmarks are called {name}, and the scores of one alone would be kept: name each once, or call "
+            "their folders or tables otherwise"
+        )
     measured = {
         benchmark.name: {
             "description": benchmark.description,

@@ -5,6 +5,7 @@ import tensorflow as tf
 from mg_keras import Whitening
 from mg_keras.data.sources import Split
 from mg_keras.embedding.embedder import Embedder
+from mg_keras.errors import UserError
 from mg_keras.evaluation import evaluators as benchmarks
 from mg_keras.evaluation import measure
 from mg_keras.poolings import RMAC
@@ -56,6 +57,14 @@ def test_a_benchmark_of_classes_has_rows_that_the_classifier_reads():
     scores, _ = measure.measure(Embedder(Colours(), 32), benchmark, 16, rows)
     # the embedding is the colour, and the label its strongest channel
     assert {name: score["top1"] for name, score in scores.items()} == {"gem": 1.0, "average": 1.0}
+
+
+def test_benchmarks_of_one_name_are_refused():
+    split = colour_split(COLOURS)
+    same = [benchmarks.classes(split, ["red", "green", "blue"], name=name) for name in ("a", "b", "a")]
+    with pytest.raises(UserError, match="2 benchmarks are called a, and the scores of one alone would be kept"):
+        measure.measure_all(Embedder(Colours(), 32), same, {16: measure.rows(1.0, lambda pooling: None)})
+    assert measure.measure_all(Embedder(Colours(), 32), [], {16: []}) == {}
 
 
 @pytest.mark.slow
