@@ -214,6 +214,13 @@ def test_names_need_not_be_utf8(tmp_path):
         images.load(name)
 
 
+def test_photos_in_0_to_1_are_told_from_black_ones():
+    shades = np.linspace(0, 1, 300).reshape(10, 10, 3)
+    given = GivenPhotos([shades, np.round(shades), 255 * shades])
+    assert [bool(given.image(tf.constant(row))[0]) for row in range(3)] == [False, True, True]
+    assert given.reason(0) == "an array with values in 0-1, where 0-255 was expected: multiply them by 255"
+
+
 def test_bad_images_are_listed_once_and_can_fail(tmp_path):
     path = tmp_path / "bad_images.txt"
     bad = images.BadImages(path)
