@@ -247,8 +247,9 @@ def read_settings(path: str | os.PathLike, beside: Collection[str] = ()) -> dict
         UserError: it can't be read, or a setting is unknown or not what it may be; the message names the file.
     """
     try:
+        text = Path(path).read_text(encoding="utf-8")
         # for it, unlike for YAML 1.1, 1e-3 is a number
-        values = get_loader("yaml")(Path(path).read_text(encoding="utf-8"))
+        values = get_loader("yaml")(text)
     except OSError as error:
         raise UserError(f"{path} can't be read: {error.strerror}") from error
     except (UnicodeDecodeError, yaml.YAMLError) as error:
@@ -257,6 +258,13 @@ def read_settings(path: str | os.PathLike, beside: Collection[str] = ()) -> dict
         raise UserError(f"{path} is no YAML{where}: {getattr(error, 'problem', None) or error}") from error
     if not isinstance(values, dict):
         raise UserError(f"{path} holds no settings: a line for each is wanted, such as `epochs: 10`")
+    line_of = {}
+    for key, _ in yaml.compose(text).value:
+        line = key.start_mark.line + 1
+        if key.value in line_of:
+            # YAML would take the last of them
+            raise UserError(f"{path}: {key.value} is set twice (lines {line_of[key.value]} and {line}): leave one")
+        line_of[key.value] = line
     values = {name: value for name, value in values.items() if name not in beside}
     for name, value in values.items():
         if name not in _kinds():

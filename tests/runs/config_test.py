@@ -126,6 +126,7 @@ def test_lists_that_may_be():
         ("versions: 1", "versions 1 gives no positive pairs"),
         ("learning_rat: 1", "unknown setting 'learning_rat', did you mean 'learning_rate'?"),
         ("3: 1", "unknown setting 3"),
+        ("epochs: 3\nseed: 1\nepochs: 4", r"epochs is set twice \(lines 1 and 3\): leave one"),
         ("- epochs", " holds no settings: a line for each is wanted"),
         ("epochs", " holds no settings: a line for each is wanted"),
         ("", " holds no settings: a line for each is wanted"),
