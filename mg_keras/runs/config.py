@@ -171,9 +171,9 @@ class TrainConfig(
 
     @property
     def resolutions(self) -> list[int]:
-        """The resolutions to measure at, the training resolution first."""
+        """The resolutions to measure at, each once, the training resolution first."""
         wanted = self.evaluation_resolutions or [self.resolution * 3 // 2, self.resolution * 2]
-        return [self.resolution, *(value for value in wanted if value != self.resolution)]
+        return list(dict.fromkeys([self.resolution, *wanted]))
 
     def part_size(self, replicas: int) -> int:
         """Items in one part of one replica's batch.

@@ -109,7 +109,7 @@ def test_lists_and_what_does_not_go_together(values):
 def test_lists_that_may_be():
     assert TrainConfig(milestones=[]).milestones == []
     assert TrainConfig(milestones=[0, 5]).milestones == [0, 5]
-    assert TrainConfig(resolution=64, evaluation_resolutions=[96]).resolutions == [64, 96]
+    assert TrainConfig(resolution=64, evaluation_resolutions=[96, 96, 64]).resolutions == [64, 96]
 
 
 @pytest.mark.parametrize(
