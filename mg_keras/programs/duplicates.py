@@ -66,6 +66,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.out:
         check_writable(Path(options.out).expanduser().parent)
     if options.move_to:
+        if not options.yes and not sys.stdin.isatty():
+            raise UserError("--move-to asks first, and nobody can answer here: --yes true moves without asking")
         check_writable(Path(options.move_to).expanduser())
     model = albums.loaded(options)
     indexes = [albums.index_of(folder, model, options) for folder in folders]
@@ -162,8 +164,6 @@ def _move(found, target, yes):
         return
     if not yes:
         question = f"move {len(found.spare):,} photos ({words_of_bytes(found.spare_bytes)}) to {target}? [y/N] "
-        if not sys.stdin.isatty():
-            raise UserError("--move-to asks first, and nobody can answer here: --yes true moves without asking")
         if input(question).strip().lower() not in ("y", "yes"):
             print("nothing was moved")
             return

@@ -60,6 +60,8 @@ def test_duplicates_are_listed_and_moved_when_asked(folder, capsys, tmp_path, mo
     move = [str(folder), "--precision", "0.9", "--copy", "0.9", "--move-to", str(target)]
     with pytest.raises(UserError, match="asks first, and nobody can answer here"):
         duplicates.main(move)
+    # at the start, and not when all is compared
+    assert not capsys.readouterr().err
     monkeypatch.setattr("sys.stdin", type("Terminal", (io.StringIO,), {"isatty": lambda self: True})("n\n"))
     duplicates.main(move)
     assert "nothing was moved" in capsys.readouterr().out
@@ -117,7 +119,7 @@ def test_between_two_folders_and_the_form_of_imagededup(folder, capsys, tmp_path
         # before anything is described
         (duplicates, ["{folder}", "--out", "{folder}/00000.png/a.html"], r"to: .*00000\.png is no folder"),
         (duplicates, ["{folder}", "--kinds", "same"], "kinds must be some of"),
-        (duplicates, ["{folder}", "--move-to", "{folder}/in"], "would be found again"),
+        (duplicates, ["{folder}", "--move-to", "{folder}/in", "--yes", "true"], "would be found again"),
         (duplicates, ["--between", "{folder}", "{folder}", "--index", "x"], "--index is for one folder"),
         (search, ["{folder}", "a.jpg", "--class", "green"], "one of PHOTO and --class is enough"),
         (search, ["{folder}", "--out", "a.json"], "--out is for PHOTO or --class"),
