@@ -36,11 +36,11 @@ def main():
     from mg_keras.data.images import load
     from mg_keras.evaluation.pictures import activation_picture
 
-    photo = load(options.photo or sample_photo())
-    maps = {size: last_map(options.model, photo, size) for size in options.resolutions}
-    channels = next(iter(maps.values())).shape[-1]
+    photo, network = load(options.photo or sample_photo()), network_of(options.model)
+    channels = network.map_channels[0]
     if options.channel is not None and not 0 <= options.channel < channels:
         raise UserError(f"--channel must be one of 0 to {channels - 1}, received {options.channel}")
+    maps = {size: last_map(network, photo, size) for size in options.resolutions}
     pooled = {
         size: {p: pooled_values(features, p) for p in options.exponents} for size, features in sorted(maps.items())
     }
@@ -66,12 +66,9 @@ def sample_photo():
     return Path(cbook.get_sample_data("grace_hopper.jpg", asfileobj=False))
 
 
-def last_map(model, photo, size):
-    """[h, w, c] of a photo whose largest side is brought to so many pixels."""
-    import tensorflow as tf
-
+def network_of(model):
+    """The `Network` of a run or a packed model."""
     import mg_keras
-    from mg_keras.data.resolutions import resize
     from mg_keras.models import Network
 
     network = mg_keras.load(model).network
@@ -79,6 +76,15 @@ def last_map(model, photo, size):
     network = getattr(network, "network", network)
     if not isinstance(network, Network):
         raise UserError(f"{model} gives embeddings alone: name a run or a packed model, whose maps can be seen")
+    return network
+
+
+def last_map(network, photo, size):
+    """[h, w, c] of a photo whose largest side is brought to so many pixels."""
+    import tensorflow as tf
+
+    from mg_keras.data.resolutions import resize
+
     height, width = (max(1, round(side * size / max(photo.shape[:2]))) for side in photo.shape[:2])
     return network.feature_maps(resize(tf.constant(photo), height, width)[tf.newaxis])[0][0].numpy()
 

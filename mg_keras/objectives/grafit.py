@@ -134,7 +134,16 @@ class InstanceTerm(keras.layers.Layer):
         self.built = True
 
     def start(self, network: Network, projector: keras.layers.Dense) -> None:
-        """The target begins as the network and its projector are."""
+        """The target begins as the network and its projector are.
+
+        Raises:
+            ValueError: stages of the network were frozen since this was made, which share them with the target.
+        """
+        if network.frozen_stages != self.target.frozen_stages:
+            raise ValueError(
+                f"stages are frozen before an objective is made: {self.target.frozen_stages} were then, "
+                f"{network.frozen_stages} are now"
+            )
         self.target.take_weights(network)
         for variable, other in zip(self.target.pool.variables, network.pool.variables, strict=True):
             variable.assign(other.numpy())

@@ -143,6 +143,14 @@ def test_grafit_fc_is_cross_entropy_and_instances(target_versions, count, frozen
     assert float(values["loss"]) == pytest.approx(cross_entropy(outputs["logits"], labels) + instances, abs=1e-4)
 
 
+def test_stages_are_frozen_before_it_is_made():
+    model = build(tiny_resnet())
+    objective = GrafitFC(model, DIMENSIONS, 5, MOMENTUM, VERSIONS)
+    model.freeze_stages(2)
+    with pytest.raises(ValueError, match="0 were then, 2 are now"):
+        objective.start(model)
+
+
 def test_the_target_takes_the_maps_of_frozen_stages():
     """They are computed once, and what comes after them by the target's own weights."""
     model = build(tiny_resnet())
