@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from mg_keras.errors import UserError
 from mg_keras.evaluation.folders import NAMES, Options
+from mg_keras.files import check_writable
 from mg_keras.programs.common import PACKAGED, list_of, number, stage_arguments
 from mg_keras.quiet import import_tensorflow
 
@@ -63,6 +64,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options.benchmarks = options.benchmarks and _whole(options.benchmarks)
     if options.model and options.data:
         raise UserError("--data names the photos of a --run; a SavedModel is measured on --benchmarks NAME=PATH")
+    if options.run and options.out:
+        raise UserError("--out is for --model: the figures of a run go into its metrics.json")
+    if options.out:
+        check_writable(Path(options.out).parent)
     import_tensorflow()
     if options.run:
         evaluate_run(options)

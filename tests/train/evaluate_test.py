@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mg_keras.errors import UserError
 from mg_keras.programs import evaluate, train
 from tests.train.tiny import arguments, draw_folder, finish, make_trunk_small, run_in_process, start
 
@@ -100,6 +101,7 @@ def test_a_saved_model_is_measured_without_its_run(trained, holidays, tmp_path, 
     ("options", "message"),
     [
         ([], "give either --run"),
+        (["--out=a.json"], "--out is for --model"),
         (["--benchmarks=holidays"], "no benchmark 'holidays': of its own photos there are classes, in_aug, copies"),
         (["--benchmarks=paris=photos"], "must be NAME=PATH of"),
         (["--benchmarks=holidays=nowhere"], "no such folder"),
@@ -111,3 +113,9 @@ def test_mistakes_are_one_line(trained, options, message, monkeypatch, capsys):
     status, line = run_in_process("train/evaluate.py", [*run, *options], monkeypatch, capsys)
     assert status == 2
     assert message in line
+
+
+def test_figures_of_a_model_need_a_place_before_it_is_measured(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"can't be written to: .*file is no folder"):
+        evaluate.main(["--model=package", "--benchmarks=ukb=x", f"--out={tmp_path}/file/a.json"])
