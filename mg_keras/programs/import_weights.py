@@ -62,7 +62,7 @@ def make_run(options: Namespace) -> None:
 def read_names(path: Path) -> list[str]:
     """The lines of a file."""
     try:
-        return path.read_text(encoding="utf-8").splitlines()
+        return path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} can't be read as a list of classes: {error}") from error
 

@@ -150,15 +150,16 @@ def test_the_program_says_what_a_file_is(checkpoint, monkeypatch, capsys, more):
 @pytest.mark.slow
 def test_the_program_makes_a_run(data, tmp_path, monkeypatch, capsys):
     checkpoint = by_hand.write_state(tmp_path / "a.pth", whitened_state() | {"extra": np.zeros(3, np.float32)})
-    names = tmp_path / "names.txt"
-    names.write_text("".join(f"{name}\n" for name in [*DRAWN, "stars", "waves"]))
+    names, classes = tmp_path / "names.txt", [*DRAWN, "stars", "waves"]
+    # with the byte order mark that Windows writes
+    names.write_text("".join(f"{name}\n" for name in classes), encoding="utf-8-sig")
     command = [checkpoint, f"--run={tmp_path / 'run'}", f"--data={data}", f"--class_names={names}"]
     status, _, errors = program(monkeypatch, capsys, *command)
     assert (status, errors) == (2, f"error: {checkpoint} is no MultiGrain checkpoint of a resnet18; unknown: extra\n")
     status, output, errors = program(monkeypatch, capsys, *command, "--strict=false")
     assert status == 0, errors
     assert output.splitlines()[-1].startswith(f"written: {tmp_path / 'run'}")
-    assert load_run(tmp_path / "run").class_names == names.read_text().splitlines()
+    assert load_run(tmp_path / "run").class_names == classes
 
 
 @pytest.mark.parametrize(
