@@ -98,4 +98,5 @@ def show(summary: Mapping[str, Any], out: str | os.PathLike) -> None:
     # a log file counts as 80 columns wide
     console = Console()
     (console if console.is_terminal else Console(width=120)).print(ablation_table(summary))
-    print(f"written: {Path(out) / 'ablation.json'}, ablation.md and ablation.png beside it", flush=True)
+    pictures = "ablation.png and lengths.png" if (Path(out) / "lengths.png").exists() else "ablation.png"
+    print(f"written: {Path(out) / 'ablation.json'}, ablation.md, {pictures} beside it", flush=True)
