@@ -12,7 +12,6 @@ recur in a group, variables are known by their place, and the name there must be
 import dataclasses
 import json
 import os
-import zipfile
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,14 +19,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mg_keras.errors import UserError
-from mg_keras.files import atomic_path, remove_leftovers
+from mg_keras.files import BROKEN_ARRAYS, atomic_path, remove_leftovers
 from mg_keras.limits import Count
 
 if TYPE_CHECKING:
     import keras
 
-# what NumPy raises at a file that is none of its own, or was lost in part or wholly
-_BROKEN = (OSError, ValueError, EOFError, zipfile.BadZipFile)
 _META = "meta.json"
 _RATE = "learning_rate"
 
@@ -163,7 +160,7 @@ def read_arrays(path: str | os.PathLike) -> dict[str, np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
-    except _BROKEN as error:
+    except BROKEN_ARRAYS as error:
         raise UserError(f"{path} can't be read, and the run can't go on without: {error}") from error
 
 
@@ -242,7 +239,7 @@ class Checkpoints:
                         if groups is None or name == _META or name.split("/")[0] in groups
                     }
                 meta = json.loads(arrays.pop(_META).tobytes())
-            except (*_BROKEN, KeyError):
+            except (*BROKEN_ARRAYS, KeyError):
                 continue
             best = (meta.get("best") or {}).get("step")
             if which == "best" and best is not None and path.stem != f"step-{best:09d}":

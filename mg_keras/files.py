@@ -7,6 +7,7 @@ import re
 import shutil
 import time
 import uuid
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -20,6 +21,9 @@ try:
 except ModuleNotFoundError:
     # Windows, where nothing is locked
     fcntl = None
+
+BROKEN_ARRAYS = (OSError, ValueError, EOFError, zipfile.BadZipFile)
+"""What `numpy.load` raises at a file that is none of its own, or was lost in part or wholly."""
 
 # a tab separates columns of the lists of photos, and each of the others ends a line for one program or another
 _BREAKS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")

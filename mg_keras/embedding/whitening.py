@@ -4,7 +4,6 @@ By PCA, as in the paper, or learned from edited versions of photos.
 """
 
 import os
-import zipfile
 from collections.abc import Callable
 from functools import cached_property
 from typing import Self
@@ -13,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from mg_keras.errors import UserError
-from mg_keras.files import atomic_path
+from mg_keras.files import BROKEN_ARRAYS, atomic_path
 from mg_keras.whitening_formulas import kept_dimensions, unit_embeddings, unit_rows, unwhitened, whitened
 
 # Embeddings are float32: a direction in which they spread this much less than in the widest holds only rounding.
@@ -358,7 +357,7 @@ class Whitening:
                 discarded = float(arrays["discarded_variance"]) if "discarded_variance" in arrays else 0.0
                 inverse = arrays.get("inverse")
                 return cls(arrays["mean"], arrays["projection"], bool(arrays["bias_channel"]), discarded, inverse)
-        except (OSError, EOFError, ValueError, TypeError, KeyError, AttributeError, zipfile.BadZipFile) as error:
+        except (*BROKEN_ARRAYS, TypeError, KeyError, AttributeError) as error:
             raise UserError(
                 f"{path} can't be read as a whitening, a .npz file made by Whitening.save: {error}"
             ) from error

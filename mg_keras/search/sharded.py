@@ -19,7 +19,6 @@ import multiprocessing
 import os
 import re
 import threading
-import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,7 +30,7 @@ import numpy as np
 from mg_keras.embedding import shards as parquet_shards
 from mg_keras.embedding.settings import DECIDES
 from mg_keras.errors import UserError
-from mg_keras.files import atomic_path, atomic_write_json, printable_name, remove_leftovers, try_lock
+from mg_keras.files import BROKEN_ARRAYS, atomic_path, atomic_write_json, printable_name, remove_leftovers, try_lock
 from mg_keras.progress import Progress, announce, mapped
 from mg_keras.search import neighbors, parquet_rows
 from mg_keras.search.neighbors import Base
@@ -613,7 +612,7 @@ class State:
                 File(*file, told["dimensions"], str(dtype), told["made_from"], part)
                 for file, dtype, part in zip(told["files"], rows["dtypes"], pages, strict=True)
             ]
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        except (*BROKEN_ARRAYS, KeyError) as error:
             raise _damaged(folder, error) from error
         self.descriptors = ParquetRows(files, rows["unusable"])
         self.descriptors.check()

@@ -304,6 +304,13 @@ def test_the_same_command_mends_what_was_damaged(tmp_path):
     with pytest.raises(UserError, match="build it anew"):
         Index.load(out).search(values[0], 1)
     Index.build(features, path=out, shards=2)
+    # as a power cut leaves it
+    (rows,) = out.glob("*rows.npz")
+    whole = rows.read_bytes()
+    rows.write_bytes(b"")
+    with pytest.raises(UserError, match="build it anew"):
+        Index.load(out)
+    rows.write_bytes(whole)
     (out / "mg-keras-shards.json").write_text("{")
     Index.build(features, path=out, shards=2)
     with Index.load(out) as index:

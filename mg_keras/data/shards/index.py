@@ -9,7 +9,6 @@ import hashlib
 import json
 import os
 import sys
-import zipfile
 from functools import partial
 from pathlib import Path
 
@@ -18,7 +17,7 @@ import numpy as np
 from mg_keras.data import stores
 from mg_keras.data.shards.layouts import LAYOUTS, BrokenShardError, Entry
 from mg_keras.errors import UserError
-from mg_keras.files import atomic_path, printable_name
+from mg_keras.files import BROKEN_ARRAYS, atomic_path, printable_name
 from mg_keras.progress import mapped
 
 # counts up when an index of an earlier release can't be read or means something else
@@ -102,7 +101,7 @@ def _of_shard(path, layout, cache):
         identity = json.dumps([_VERSION, layout, path if "://" in path else os.path.abspath(path), size, stamp])
         kept = cache / f"{hashlib.sha256(identity.encode()).hexdigest()[:32]}.npz"
         # what a disk has lost of the cache is made again
-        with contextlib.suppress(OSError, ValueError, EOFError, zipfile.BadZipFile), np.load(kept) as columns:
+        with contextlib.suppress(*BROKEN_ARRAYS), np.load(kept) as columns:
             return dict(columns)
         try:
             with store.open(path) as file:
