@@ -40,21 +40,21 @@ def main():
     channels = network.map_channels[0]
     if options.channel is not None and not 0 <= options.channel < channels:
         raise UserError(f"--channel must be one of 0 to {channels - 1}, received {options.channel}")
-    maps = {size: last_map(network, photo, size) for size in options.resolutions}
+    maps = {size: last_map(network, photo, size) for size in sorted(options.resolutions)}
     pooled = {
-        size: {p: pooled_values(features, p) for p in options.exponents} for size, features in sorted(maps.items())
+        size: [network.pool(features, p_star=p)[0].numpy() for p in options.exponents]
+        for size, features in maps.items()
     }
-    first = pooled[min(pooled)][options.exponents[0]]
-    channel = int(np.argmax(first)) if options.channel is None else options.channel
+    channel = int(np.argmax(pooled[min(maps)][0])) if options.channel is None else options.channel
     table = []
     for size, by_exponent in pooled.items():
-        largest = maps[size].max(axis=(0, 1))
+        largest = np.max(maps[size], axis=(0, 1, 2))
         lit = largest > _DARK
-        one = (f"{values[channel] / max(largest[channel], _DARK):.3f}" for values in by_exponent.values())
-        mean = (f"{np.mean(values[lit] / largest[lit]):.3f}" for values in by_exponent.values())
+        one = (f"{values[channel] / max(largest[channel], _DARK):.3f}" for values in by_exponent)
+        mean = (f"{np.mean(values[lit] / largest[lit]):.3f}" for values in by_exponent)
         table += [[f"{size} px", f"channel {channel}", *one], ["", f"mean of {np.sum(lit)} that are lit", *mean]]
     print_table("Pooled value / largest activation", ["", "", *(f"p = {p:g}" for p in options.exponents)], table)
-    chosen = {size: features[..., channel] for size, features in maps.items()}
+    chosen = {size: features[0, ..., channel] for size, features in maps.items()}
     activation_picture(options.out, photo, chosen, options.exponents, f"channel {channel}")
     print(f"drawn: {options.out}")
 
@@ -80,20 +80,10 @@ def network_of(model):
 
 
 def last_map(network, photo, size):
-    """[h, w, c] of a photo whose largest side is brought to so many pixels."""
-    import tensorflow as tf
+    """[1, h, w, c] of a photo whose largest side is brought to so many pixels."""
+    from mg_keras.data.resolutions import largest_side
 
-    from mg_keras.data.resolutions import resize
-
-    height, width = (max(1, round(side * size / max(photo.shape[:2]))) for side in photo.shape[:2])
-    return network.feature_maps(resize(tf.constant(photo), height, width)[tf.newaxis])[0][0].numpy()
-
-
-def pooled_values(features, exponent):
-    """[c] of a map [h, w, c]."""
-    from mg_keras.evaluation.pictures.activations import contributions
-
-    return np.array([contributions(features[..., channel], exponent)[1] for channel in range(features.shape[-1])])
+    return network.feature_maps(largest_side(photo, size)[None])[0].numpy()
 
 
 if __name__ == "__main__":

@@ -56,13 +56,12 @@ def ablation_picture(path: str | os.PathLike, summary: Mapping) -> None:
     drawing.save(figure, path)
 
 
-def lengths_picture(path: str | os.PathLike, summary: Mapping, score: str = "top1") -> None:
-    """Draw a score by the length of training: a panel a resolution, a line a preset, a point a seed.
+def lengths_picture(path: str | os.PathLike, summary: Mapping) -> None:
+    """Draw top-1 by the length of training: a panel a resolution, a line a preset, a point a seed.
 
     Args:
         path: the PNG to write, whole or not at all.
         summary: as `ablation_table` takes it; what has no `length` in it is left out.
-        score: one of `ABLATION_SCORES`.
 
     Raises:
         ValueError: `summary` holds no length.
@@ -73,13 +72,15 @@ def lengths_picture(path: str | os.PathLike, summary: Mapping, score: str = "top
             lines.setdefault(entry["length"]["preset"], {})[entry["length"]["epochs"]] = entry["resolutions"]
     if not lines:
         raise ValueError("summary must hold presets of a length, received none")
-    sizes, metric = ablation_sizes(summary), METRICS[score]
+    sizes, metric = ablation_sizes(summary), METRICS["top1"]
     lengths = sorted({epochs for line in lines.values() for epochs in line})
     figure = Figure(figsize=(1.5 + 4.2 * len(sizes), 4.8), layout="constrained")
     panels = figure.subplots(1, len(sizes), squeeze=False)[0]
     for axes, size in zip(panels, sizes, strict=True):
         for number, (preset, line) in enumerate(lines.items()):
-            found = {epochs: rows[size][score] for epochs, rows in sorted(line.items()) if score in rows.get(size, {})}
+            found = {
+                epochs: rows[size]["top1"] for epochs, rows in sorted(line.items()) if "top1" in rows.get(size, {})
+            }
             look = {"color": LINE_COLOURS[number % len(LINE_COLOURS)], "marker": MARKS[number % len(MARKS)]}
             means = [metric.factor * row["mean"] for row in found.values()]
             axes.plot(list(found), means, label=preset, markersize=6, **look)

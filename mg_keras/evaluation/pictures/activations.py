@@ -10,7 +10,7 @@ from mg_keras.evaluation.pictures import drawing
 
 
 def contributions(activations: np.ndarray, exponent: float, epsilon: float = 1e-6) -> tuple[np.ndarray, float]:
-    """Of one channel, how much each place adds to its generalized mean, `x^p / sum x^p`, and that mean (eq. 1).
+    """Of one channel, how much each place adds to its generalized mean, `x^p / sum x^p` (eq. 1).
 
     Args:
         activations: [h, w], the channel's map.
@@ -18,12 +18,11 @@ def contributions(activations: np.ndarray, exponent: float, epsilon: float = 1e-
         epsilon: what activations are clamped to at least.
 
     Returns:
-        (float64 [h, w] of sum 1, the pooled value).
+        (float64 [h, w] of sum 1, the mean divided by the largest activation).
     """
     values = np.maximum(np.asarray(activations, np.float64), epsilon)
-    largest = values.max()
-    powers = (values / largest) ** exponent
-    return powers / powers.sum(), float(largest * powers.mean() ** (1 / exponent))
+    powers = (values / values.max()) ** exponent
+    return powers / powers.sum(), float(powers.mean() ** (1 / exponent))
 
 
 def activation_picture(
@@ -58,7 +57,7 @@ def activation_picture(
         for axes, exponent in zip(row[2:], exponents, strict=True):
             shares, pooled = contributions(activations, exponent)
             axes.imshow(shares, cmap="magma", vmin=0)
-            axes.set_title(f"p = {exponent:g}: {pooled / max(np.max(activations), 1e-6):.2f}", fontsize=10)
+            axes.set_title(f"p = {exponent:g}: {pooled:.2f}", fontsize=10)
         for axes in row:
             axes.set_xticks([])
             axes.set_yticks([])
