@@ -334,7 +334,8 @@ def main():
 
     from mg_keras import MultiGrain
     from mg_keras.data.sources import photos
-    from mg_keras.export.optimize import computes_bfloat16, optimized_trunk
+    from mg_keras.export.optimize import optimized_trunk
+    from mg_keras.processor import computes_bfloat16
 
     if options.files:
         files = photos(options.files).files

@@ -18,12 +18,13 @@ from mg_keras.embedding.photos import embed, preparation_of
 from mg_keras.embedding.settings import DECIDES, Settings
 from mg_keras.errors import UserError
 from mg_keras.export.opened import Exported
-from mg_keras.export.optimize import PRECISIONS, computes_bfloat16
+from mg_keras.export.optimize import PRECISIONS
 from mg_keras.export.optimized import Optimized
 from mg_keras.models import trunks
 from mg_keras.pretrained import from_torch_checkpoint, keras_weights, lite0
 from mg_keras.pretrained.layouts import RESNETS
 from mg_keras.pretrained.packed import PACKAGE, Packed
+from mg_keras.processor import computes_bfloat16
 from mg_keras.runs.run import load_run
 
 # of training where a file of weights doesn't say it: ImageNet's

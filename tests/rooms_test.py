@@ -14,6 +14,7 @@ ROOMS = (
         "errors",
         "files",
         "limits",
+        "processor",
         "progress",
         "safe_pickle",
         "quiet",

@@ -8,7 +8,6 @@ maps smaller than a sixth of the image ("mixed"), about 1.4 times as fast as flo
 """
 
 from collections.abc import Callable
-from pathlib import Path
 
 import keras
 import numpy as np
@@ -76,15 +75,6 @@ def optimized_trunk(
         return maps if several else maps[0]
 
     return features
-
-
-def computes_bfloat16() -> bool | None:
-    """Whether the processor multiplies bfloat16 numbers itself; None where that is not told."""
-    try:
-        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8").split()
-    except OSError:
-        return None
-    return any(flag in flags for flag in ("avx512_bf16", "amx_bf16", "bf16"))
 
 
 def normalized(images: tf.Tensor, scale: np.ndarray, offset: np.ndarray) -> tf.Tensor:

@@ -64,6 +64,8 @@ def train_and_measure(config: TrainConfig, folder: str | os.PathLike, strategy_n
         print(f"going on from step {trainer.state.step}", flush=True)
     elif config.init:
         print(trainer.initialize(), flush=True)
+    if not going_on:
+        _warn_of_emulation(config)
     data = trainer.batches()
     run.begin(source, trainer.is_chief, class_names)
     trainer.note_passed_over()
@@ -84,6 +86,18 @@ def train_and_measure(config: TrainConfig, folder: str | os.PathLike, strategy_n
         return None
     _measure(run, source, trainer)
     return run
+
+
+def _warn_of_emulation(config):
+    """Presets compute in bfloat16, which not every processor multiplies."""
+    import tensorflow as tf
+
+    from mg_keras.processor import computes_bfloat16
+
+    if config.dtype == "mixed_bfloat16" and computes_bfloat16() is False and not tf.config.list_logical_devices("GPU"):
+        print(
+            "note: this processor emulates bfloat16: with --dtype float32 a step takes about half the time", flush=True
+        )
 
 
 def _warn_of_leaks(run, source):

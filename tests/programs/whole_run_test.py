@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from mg_keras import processor
 from mg_keras.embedding import embedder
 from mg_keras.embedding.photos import Embeddings, embed
 from mg_keras.models import trunks
@@ -110,3 +111,15 @@ def test_what_takes_long_is_said_before(measured):
     assert first.startswith("fitting a whitening at 32 px on 30 training photos")
     # IN-aug's score is known from the choice of p*
     assert second == "measuring at 32 px: classes (6 photos), copies (12 photos)"
+
+
+def test_who_trains_in_emulated_bfloat16_is_told(monkeypatch, capsys):
+    def said(dtype, computes):
+        monkeypatch.setattr(processor, "computes_bfloat16", lambda: computes)
+        whole_run._warn_of_emulation(TrainConfig(dtype=dtype))
+        return capsys.readouterr().out
+
+    assert "--dtype float32" in said("mixed_bfloat16", False)
+    # it computes it, or nobody knows
+    assert not any(said("mixed_bfloat16", computes) for computes in (True, None))
+    assert not said("float32", False)

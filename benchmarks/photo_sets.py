@@ -1,0 +1,204 @@
+"""Makes the sets of photos that the model in the package was trained on and is measured on, from public ones.
+
+    python -m benchmarks.photo_sets --out SETS --caltech101 FOLDER --many FOLDER --imagenette FOLDER \\
+        --imagewoof FOLDER --grocery FOLDER --cars FOLDER
+
+* `train`: Caltech-101, the photos of many kinds, the training parts of Imagenette, Imagewoof and Grocery Store, and
+  those of Stanford Cars; `mixed`: 2 400 of them, which whitenings are fitted on;
+* `held_out`: 700 photos of Imagenette's and 567 of Imagewoof's validation part, 500 of Grocery Store's test part;
+  `objects`: 120 planar objects, 60 product pictures of Grocery Store and 60 photos of `held_out`: the object and four
+  views of it;
+* `kept_aside`, for thresholds: 700 other photos of those parts; `objects_kept_aside`: 81 objects, the other 21 product
+  pictures and 60 photos of `kept_aside`.
+
+What is measured on is not trained on. `--imagenette` and `--imagewoof` hold `train/` and `val/`; `--grocery`
+`dataset/`, `--cars` `cars_train/`, as distributed. Photos are linked, views are drawn: an object with strong
+perspective on a cluttered ground (photos of many kinds, cut up), in other light, with a reflection, noise, blur and
+JPEG's losses. Everything is drawn from `--seed`.
+"""
+
+import argparse
+import io
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image, ImageFilter, ImageOps
+
+from benchmarks.describers import opened, photo_files
+from mg_keras.errors import UserError
+from mg_keras.files import atomic_path
+from mg_keras.programs.common import run_program
+from mg_keras.progress import Progress
+
+# pixels of a view's sides
+_VIEW = (480, 360)
+_VIEWS = 4
+_TRAIN = {
+    "caltech101": ("caltech101", ""),
+    "many": ("many", ""),
+    "imagenette": ("imagenette", "train"),
+    "imagewoof": ("imagewoof", "train"),
+    "grocery": ("grocery", "dataset/train"),
+    "cars": ("cars", "cars_train"),
+}
+_MEASURED = {
+    "imagenette": ("imagenette", "val"),
+    "imagewoof": ("imagewoof", "val"),
+    "grocery": ("grocery", "dataset/test"),
+}
+_MIXED = {"caltech101": 600, "many": 967, "imagenette": 300, "imagewoof": 200, "grocery": 133, "cars": 200}
+_HELD_OUT = {"imagenette": 700, "imagewoof": 567, "grocery": 500}
+_KEPT_ASIDE = {"imagenette": 300, "imagewoof": 200, "grocery": 200}
+_PRODUCTS = "dataset/iconic-images-and-descriptions"
+_FROM_PRODUCTS, _FROM_PHOTOS = 60, 60
+
+
+def main():
+    """Arguments, and the folders."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    for name in _TRAIN:
+        parser.add_argument(f"--{name}", type=Path, required=True)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    if options.out.exists():
+        raise UserError(f"{options.out} is there already: give a new folder")
+    with atomic_path(options.out) as partial:
+        make(partial, options)
+    print(f"written: {options.out}")
+
+
+def make(out, options):
+    """All sets, in a new folder."""
+    roots = {name: getattr(options, name) for name in _TRAIN}
+    train = {name: photo_files(roots[root] / below) for name, (root, below) in _TRAIN.items()}
+    link_all(out / "train", train, roots)
+    rng = np.random.default_rng(options.seed)
+    link_all(out / "mixed", {name: draw(rng, files, _MIXED[name], name) for name, files in train.items()}, roots)
+    held_out, kept_aside = {}, {}
+    for name, (root, below) in _MEASURED.items():
+        both = draw(rng, photo_files(roots[root] / below), _HELD_OUT[name] + _KEPT_ASIDE[name], name)
+        held_out[name], kept_aside[name] = both[: _HELD_OUT[name]], both[_HELD_OUT[name] :]
+    link_all(out / "held_out", held_out, roots)
+    link_all(out / "kept_aside", kept_aside, roots)
+    products = photo_files(roots["grocery"] / _PRODUCTS)
+    products = draw(rng, products, len(products), "product pictures")
+    if len(products) <= _FROM_PRODUCTS:
+        raise UserError(f"--grocery has {len(products)} product pictures, more than {_FROM_PRODUCTS} are needed")
+    for name, some, pictures in (
+        ("objects", held_out, products[:_FROM_PRODUCTS]),
+        ("objects_kept_aside", kept_aside, products[_FROM_PRODUCTS:]),
+    ):
+        files = [file for part in some.values() for file in part]
+        objects = pictures + draw(rng, files, _FROM_PHOTOS, name)
+        draw_objects(out / name, objects, train["many"], options.seed)
+
+
+def draw(rng, files, count, name):
+    """`count` of the files, in a random order."""
+    if len(files) < count:
+        raise UserError(f"{name} has {len(files)} photos, {count} are needed")
+    return [files[row] for row in rng.permutation(len(files))[:count]]
+
+
+def link_all(folder, parts, roots):
+    """A folder of links to photos, a subfolder a part, below which they lie as they did."""
+    for name, files in parts.items():
+        for file in files:
+            link = folder / name / file.relative_to(roots[name])
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(file.resolve())
+
+
+def draw_objects(folder, objects, grounds, seed):
+    """A subfolder for each object: `0.jpg`, the object, and its views, `1.jpg` and so on."""
+    with Progress(folder.name, len(objects), "objects") as progress:
+        for number, file in enumerate(objects):
+            place = folder / f"{number:03}"
+            place.mkdir(parents=True)
+            picture = ImageOps.contain(opened(file), _VIEW)
+            picture.save(place / "0.jpg", quality=92)
+            for version in range(1, _VIEWS + 1):
+                rng = np.random.default_rng((seed, number, version))
+                (place / f"{version}.jpg").write_bytes(view(picture, grounds, rng))
+            progress.advance()
+
+
+def view(picture, grounds, rng):
+    """A photo of a planar object, JPEG bytes: the object on a cluttered ground, seen from aside in other light."""
+    ground = clutter(grounds, rng)
+    seen, mask = from_aside(np.float32(picture), rng)
+    # light falls off across the object, and something shines in it
+    seen = seen * light(rng)[..., None] + 255 * reflection(rng)[..., None]
+    scene = ground * (1 - mask[..., None]) + seen * mask[..., None]
+    scene = scene * rng.uniform(0.55, 1.3) * rng.uniform(0.85, 1.15, 3)
+    scene = cv2.GaussianBlur(scene, (0, 0), rng.uniform(0.4, 1.6))
+    scene = scene + rng.normal(0, rng.uniform(2, 12), scene.shape)
+    found = io.BytesIO()
+    Image.fromarray(np.uint8(np.clip(scene, 0, 255))).save(found, "JPEG", quality=int(rng.integers(35, 90)))
+    return found.getvalue()
+
+
+def clutter(grounds, rng):
+    """float32 [h, w, 3]: a photo, with pieces of others lying on it."""
+    width, height = _VIEW
+    ground = ImageOps.fit(opened(grounds[rng.integers(len(grounds))]), _VIEW)
+    for _ in range(rng.integers(4, 9)):
+        piece = opened(grounds[rng.integers(len(grounds))])
+        side = int(rng.integers(60, 160))
+        piece = ImageOps.fit(piece, (side, side)).rotate(rng.uniform(0, 360), expand=True, fillcolor=(90, 90, 90))
+        ground.paste(piece, (int(rng.integers(-40, width - 40)), int(rng.integers(-40, height - 40))))
+    return np.float32(ground.filter(ImageFilter.GaussianBlur(1)))
+
+
+def from_aside(pixels, rng):
+    """(float32 [h, w, 3], mask float32 [h, w]): a picture turned, tilted and smaller, somewhere in a view."""
+    width, height = _VIEW
+    rows, columns = pixels.shape[:2]
+    corners = np.float64([(0, 0), (columns, 0), (columns, rows), (0, rows)])
+    # the object as a plane in space: turned in it, then tilted about both axes, and looked at from close by
+    centred = (corners - corners.mean(axis=0)) / max(rows, columns)
+    angle = np.deg2rad(rng.uniform(-35, 35))
+    plane = np.c_[centred @ rotation(angle).T, np.zeros(4)]
+    for axes in ((0, 2), (1, 2)):
+        tilt = np.deg2rad(rng.uniform(15, 50)) * rng.choice([-1, 1])
+        plane[:, axes] = plane[:, axes] @ rotation(tilt).T
+    projected = plane[:, :2] / (1 + 0.55 * plane[:, 2:])
+    extent = np.ptp(projected, axis=0)
+    scale = rng.uniform(0.5, 0.85) * min(width / extent[0], height / extent[1])
+    projected = (projected - projected.min(axis=0)) * scale
+    room = np.array([width, height]) - extent * scale
+    moved = projected + rng.uniform(0, 1, 2) * room
+    matrix = cv2.getPerspectiveTransform(np.float32(corners), np.float32(moved))
+    seen = cv2.warpPerspective(pixels, matrix, _VIEW, flags=cv2.INTER_AREA)
+    mask = cv2.warpPerspective(np.ones((rows, columns), np.float32), matrix, _VIEW)
+    return seen, mask
+
+
+def rotation(angle):
+    """[2, 2]."""
+    return np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+
+
+def light(rng):
+    """float32 [h, w]: how bright it is, from one side to the other."""
+    return 1 + rng.uniform(0.1, 0.45) * along(rng.uniform(0, 2 * np.pi))
+
+
+def reflection(rng):
+    """float32 [h, w], 0 to 1: a bright band."""
+    place, strength, width = rng.uniform(-0.6, 0.6), rng.uniform(0, 0.5), rng.uniform(0.05, 0.2)
+    return strength * np.exp(-(((along(rng.uniform(0, 2 * np.pi)) - place) / width) ** 2))
+
+
+def along(angle):
+    """float32 [h, w]: -1 to 1 across the view in a direction."""
+    width, height = _VIEW
+    x, y = np.meshgrid(np.linspace(-1, 1, width), np.linspace(-1, 1, height))
+    across = np.cos(angle) * x + np.sin(angle) * y
+    return np.float32(across / np.abs(across).max())
+
+
+if __name__ == "__main__":
+    run_program(main)

@@ -1,0 +1,88 @@
+"""The sets of photos of the model in the package, from small public ones drawn here."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from benchmarks import photo_sets
+from mg_keras.errors import UserError
+
+COUNTS = {
+    "caltech101": {"": 3},
+    "many": {"": 4},
+    "imagenette": {"train/a": 3, "val/a": 6},
+    "imagewoof": {"train/a": 3, "val/a": 6},
+    "grocery": {"dataset/train/a": 3, "dataset/test/a": 6, "dataset/iconic-images-and-descriptions/a": 3},
+    "cars": {"cars_train": 3},
+}
+
+
+@pytest.fixture
+def folders(tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    for name, parts in COUNTS.items():
+        for below, count in parts.items():
+            folder = tmp_path / name / below
+            folder.mkdir(parents=True)
+            for number in range(count):
+                pixels = rng.integers(0, 256, (6, 8, 3), np.uint8)
+                Image.fromarray(pixels).resize((80, 60)).save(folder / f"{number}.jpg")
+    for name, value in {
+        "_MIXED": dict.fromkeys(COUNTS, 2),
+        "_HELD_OUT": dict.fromkeys(photo_sets._MEASURED, 4),
+        "_KEPT_ASIDE": dict.fromkeys(photo_sets._MEASURED, 2),
+        "_FROM_PRODUCTS": 2,
+        "_FROM_PHOTOS": 1,
+    }.items():
+        monkeypatch.setattr(photo_sets, name, value)
+    return tmp_path
+
+
+def make(folders, monkeypatch, out, *more):
+    given = [f"--{name}={folders / name}" for name in COUNTS]
+    monkeypatch.setattr("sys.argv", ["photo_sets", f"--out={folders / out}", *given, *more])
+    photo_sets.main()
+    return folders / out
+
+
+def files(folder):
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*.jpg")}
+
+
+def test_what_is_measured_on_is_not_trained_on_and_a_seed_gives_the_same_sets(folders, monkeypatch):
+    sets = make(folders, monkeypatch, "sets")
+    found = {path.name: {file.resolve() for file in path.rglob("*.jpg")} for path in sets.iterdir()}
+    counts = {"train": 19, "mixed": 12, "held_out": 12, "kept_aside": 6, "objects": 15, "objects_kept_aside": 10}
+    assert {name: len(files) for name, files in found.items()} == counts
+    assert found["mixed"] < found["train"]
+    assert not found["held_out"] & (found["train"] | found["kept_aside"])
+    assert not found["kept_aside"] & found["train"]
+    again, other = make(folders, monkeypatch, "again"), make(folders, monkeypatch, "other", "--seed=1")
+    assert files(again) == files(sets) != files(other)
+
+
+def test_views_show_the_object_each_in_another_way(folders, monkeypatch):
+    place = make(folders, monkeypatch, "sets") / "objects" / "000"
+    views = [np.asarray(Image.open(place / f"{number}.jpg")) for number in range(1, 5)]
+    assert {view.shape for view in views} == {(360, 480, 3)}
+    assert min(np.abs(np.float32(a) - b).mean() for a in views for b in views if a is not b) > 10
+    # without ground, light and noise: a plane seen from aside, whole and within the view
+    white = np.full((60, 80, 3), 255, np.float32)
+    for seed in range(20):
+        seen, mask = photo_sets.from_aside(white, np.random.default_rng(seed))
+        np.testing.assert_allclose(seen, 255 * mask[..., None] * np.ones(3), atol=2)
+        assert 0.03 < mask.mean() < 0.8
+        rows, columns = np.nonzero(mask > 0.5)
+        assert max(np.ptp(rows) / 360, np.ptp(columns) / 480) > 0.45
+        edge = np.r_[mask[0], mask[-1], mask[:, 0], mask[:, -1]]
+        assert np.mean(edge > 0.5) < 0.05
+
+
+def test_mistakes_are_named(folders, monkeypatch):
+    monkeypatch.setitem(photo_sets._MIXED, "cars", 5)
+    with pytest.raises(UserError, match="cars has 3 photos, 5 are needed"):
+        make(folders, monkeypatch, "sets")
+    assert not (folders / "sets").exists()
+    (folders / "there").mkdir()
+    with pytest.raises(UserError, match="is there already"):
+        make(folders, monkeypatch, "there")
