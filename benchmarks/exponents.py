@@ -1,12 +1,13 @@
 """What the pooling exponent does at a test resolution: Holidays' mAP beside the IN-aug scores that p* is chosen by.
 
-    python -m benchmarks.exponents --holidays FOLDER --photos FOLDER --run RUN --run RUN
+    python -m benchmarks.exponents --holidays FOLDER --photos FOLDER --run RUN --run package
 
 For each run and resolution a table of the exponents 1 to 10: mAP on `--holidays` (INRIA Holidays or a part of it, names
 as distributed), and the IN-aug score of versions by the recipes `full` (the paper's) and `copies` of `--in_aug` of the
 `--photos`, with the standard error of how far it is below the best (`pooling_exponent.paired_errors`); each with
-descriptors whitened at that exponent, by PCA of all `--photos` to `--dimensions`, and as pooled; and how alike the
-latter are to those of the largest exponent. Then what each rule chooses at every place, and how many points of mAP that
+descriptors whitened at that exponent, by PCA of all `--photos` to `--dimensions`, and as pooled, and with `--versions`
+by a whitening learned from so many versions of each; and how alike those as pooled are to those of the largest
+exponent. Then what each rule chooses at every place, and how many points of mAP that
 is below the best exponent, with the standard error over the queries, and the mean over all places; and what samples of
 fewer photos choose.
 
@@ -17,6 +18,7 @@ there, in half precision, and a second call takes them from it.
 import argparse
 import functools
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 
@@ -29,7 +31,7 @@ from mg_keras.quiet import import_tensorflow
 from mg_keras.whitening_formulas import unit_rows
 
 RECIPES = ("full", "copies")
-DESCRIPTORS = ("whitened", "as pooled")
+VERSIONS_OF_ALL = "versions"
 SAMPLES = (10, 25, 50, 100, 200)
 _DRAWS = 200
 _CONSTANT = 5
@@ -40,9 +42,10 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--holidays", required=True)
     parser.add_argument("--photos", required=True, help="others, for IN-aug and whitening")
-    parser.add_argument("--run", action="append", required=True, help="may be given again")
+    parser.add_argument("--run", action="append", required=True, help="or package; may be given again")
     parser.add_argument("--resolutions", type=list_of(int), default=[160, 224, 320], help="pixels (160,224,320)")
     parser.add_argument("--in_aug", type=int, default=400, help="photos that IN-aug is made of (400)")
+    parser.add_argument("--versions", type=int, default=0, help="of each photo, that a whitening is learned from (0)")
     parser.add_argument("--dimensions", type=int, default=512, help="of whitened descriptors (512)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--keep", type=Path)
@@ -61,7 +64,7 @@ def main():
                 choices.append([place, recipe, words, f"{p:g}", *map(with_error, losses)])
                 means.setdefault((recipe, words), []).append([100 * loss.mean() for loss in losses])
             stable.append([place, *stability(counts["copies", "as pooled"], training, options.seed)])
-    columns_of_rules = ["", "IN-aug", "rule", "p*", *(f"{name}: mAP below the best" for name in DESCRIPTORS)]
+    columns_of_rules = ["", "IN-aug", "rule", "p*", *(f"{name}: mAP below the best" for name in precisions)]
     print_table("what is chosen", columns_of_rules, choices)
     columns_of_rules.remove("p*")
     of_all = [
@@ -86,12 +89,18 @@ def measured(run, size, options):
 
     unit = functools.partial(unit_rows, np)
     kinds = {kind: embedded(run, size, kind, options) for kind in ("holidays", "photos", *RECIPES)}
+    versions = embedded(run, size, VERSIONS_OF_ALL, options)[0] if options.versions else None
     files = photo_files(options.holidays)
-    precisions = {name: {} for name in DESCRIPTORS}
-    counts = {(recipe, name): {} for recipe in RECIPES for name in DESCRIPTORS}
+    names = ("whitened", "as pooled", *(["learned"] if options.versions else []))
+    precisions = {name: {} for name in names}
+    counts = {(recipe, name): {} for recipe in RECIPES for name in names}
     for number, exponent in enumerate(EXPONENTS):
-        whitening = Whitening.fit(kinds["photos"][0][number], dimensions=options.dimensions)
-        for name, describe in (("whitened", whitening.transform), ("as pooled", unit)):
+        photos = kinds["photos"][0][number]
+        describers = {"whitened": Whitening.fit(photos, dimensions=options.dimensions).transform, "as pooled": unit}
+        if options.versions:
+            of_each = versions[number].reshape(len(photos), options.versions, -1)
+            describers["learned"] = Whitening.fit_on_versions(photos, of_each, dimensions=options.dimensions).transform
+        for name, describe in describers.items():
             precisions[name][exponent] = holidays_precisions(describe(kinds["holidays"][0][number]), files)
             for recipe in RECIPES:
                 values, of = kinds[recipe]
@@ -170,8 +179,11 @@ def stability(counts, training, seed):
 def embedded(path, size, kind, options):
     """Embeddings by each exponent, float32 [P, N, D], and the numbers of the photos that they are of.
 
-    `kind` is "holidays", "photos", or a recipe: five versions of each of `--in_aug` of the photos.
+    `kind` is "holidays", "photos", or a recipe: five versions of each of `--in_aug` of the photos; or
+    `VERSIONS_OF_ALL`: `--versions` of each photo by the recipe `copies`.
     """
+    from mg_keras.finishing.pooling_exponent import VERSIONS
+
     folder = options.holidays if kind == "holidays" else options.photos
     name, label = f"{Path(path).name}-{size}-{kind}", f"{Path(path).name} at {size} px, {kind}"
 
@@ -179,18 +191,30 @@ def embedded(path, size, kind, options):
         run = opened(path)
         if kind in ("holidays", "photos"):
             return embed_all(run, photo_files(folder), size, EXPONENTS, label)
-        return embed_some_versions(run, folder, options.in_aug, kind, size, EXPONENTS, options.seed, label)
+        count, recipe, versions = options.in_aug, kind, VERSIONS
+        if kind == VERSIONS_OF_ALL:
+            count, recipe, versions = len(photo_files(folder)), "copies", options.versions
+        return embed_some_versions(run, folder, count, recipe, size, EXPONENTS, options.seed, label, versions)
 
     made_from = (Path(path).resolve(), Path(folder).resolve(), options.in_aug, options.seed, EXPONENTS)
+    if kind == VERSIONS_OF_ALL:
+        made_from = (*made_from, options.versions)
     return kept(options.keep, name, made_from, embed, np.float16)
 
 
 @functools.lru_cache(maxsize=1)
 def opened(path):
-    """The run."""
-    from mg_keras.runs.run import load_run
+    """The run, or the model in the package as one."""
+    if path != "package":
+        from mg_keras.runs.run import load_run
 
-    return load_run(path)
+        return load_run(path)
+    from mg_keras.export.optimized import Optimized
+    from mg_keras.pretrained.packed import PACKAGE, Packed
+
+    packed = Packed(PACKAGE)
+    settings = SimpleNamespace(resolution=packed.about["resolution"], pooling_exponent=packed.about["pooling_exponent"])
+    return SimpleNamespace(model=Optimized(packed.network()), settings=settings)
 
 
 if __name__ == "__main__":

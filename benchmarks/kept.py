@@ -40,12 +40,12 @@ def embed_all(run, photos, size, poolings, label):
     return found
 
 
-def embed_some_versions(run, folder, count, recipe, size, poolings, seed, label):
-    """`embed_versions` of `count` photos of a folder, IN-aug's number of each by the recipe called so."""
+def embed_some_versions(run, folder, count, recipe, size, poolings, seed, label, versions=None):
+    """`embed_versions` of `count` photos of a folder, so many of each (None: IN-aug's) by the recipe called so."""
     from mg_keras.data import augmentations, sources
     from mg_keras.embedding.photos import embed_versions
     from mg_keras.finishing.pooling_exponent import VERSIONS
 
     photos = sources.photos(Path(folder))
     some = photos.subset(np.sort(np.random.default_rng(seed).permutation(len(photos))[:count]))
-    return embed_versions(run.model, some, augmentations.get(recipe), size, VERSIONS, poolings, seed, label)
+    return embed_versions(run.model, some, augmentations.get(recipe), size, versions or VERSIONS, poolings, seed, label)

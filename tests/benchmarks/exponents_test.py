@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 
 from benchmarks import exponents
+from mg_keras import Whitening
 
 
 @pytest.fixture
@@ -60,3 +61,33 @@ def test_how_far_an_exponent_is_below_the_best():
     np.testing.assert_allclose(loss, [0.1, 0.3, 0.2])
     assert exponents.with_error(loss) == f"20.0 ± {100 * np.std(loss, ddof=1) / np.sqrt(3):.1f}"
     assert exponents.with_error(exponents.lost(precisions, 2)) == "0.0 ± 0.0"
+
+
+def test_a_whitening_learned_from_versions_of_each_photo(monkeypatch, holidays):
+    rng = np.random.default_rng(0)
+    photos, numbers = rng.normal(size=(10, 40, 12)), np.arange(40)
+    found = {
+        "photos": (photos, numbers),
+        exponents.VERSIONS_OF_ALL: (photos.repeat(3, axis=1) + 0.1 * rng.normal(size=(10, 120, 12)), None),
+        "holidays": (rng.normal(size=(10, 12, 12)), np.arange(12)),
+        **{recipe: (rng.normal(size=(10, 10, 12)), np.arange(2).repeat(5)) for recipe in exponents.RECIPES},
+    }
+    monkeypatch.setattr(exponents, "embedded", lambda path, size, kind, options: found[kind])
+    options = SimpleNamespace(holidays=holidays, dimensions=6, versions=3)
+    precisions, counts, _ = exponents.measured("runs/a", 160, options)
+    assert list(precisions) == ["whitened", "as pooled", "learned"]
+    assert ("copies", "learned") in counts
+    versions = found[exponents.VERSIONS_OF_ALL][0][2].reshape(40, 3, 12)
+    learned = Whitening.fit_on_versions(photos[2], versions, dimensions=6).transform(found["holidays"][0][2])
+    np.testing.assert_array_equal(
+        precisions["learned"][3], exponents.holidays_precisions(learned, exponents.photo_files(holidays))
+    )
+
+
+@pytest.mark.slow
+def test_the_model_in_the_package_stands_in_for_a_run(tmp_path):
+    Image.new("RGB", (40, 30), "red").save(tmp_path / "a.jpg")
+    Image.new("RGB", (40, 30), "blue").save(tmp_path / "b.jpg")
+    options = SimpleNamespace(photos=tmp_path, holidays=tmp_path, in_aug=2, seed=0, keep=None, versions=2)
+    values, numbers = exponents.embedded("package", 64, exponents.VERSIONS_OF_ALL, options)
+    assert (values.shape, numbers.tolist()) == ((10, 4, 2688), [0, 0, 1, 1])
