@@ -7,6 +7,8 @@
 * `--holidays`: INRIA Holidays or a part of it, names as distributed: mAP, the query left out.
 * `--objects`: a subfolder of photos for each object, the first of them by name the reference: R@1 of the others among
   all references and `--photos`.
+* Of `--photos` in folders called by a WordNet number (`n02102040`): the share whose class among all those of a model is
+  that one.
 * `--model`: what mg_keras.load opens, or `package`; `--onnx`: a network from pixels [1, s, s, 3] (uint8) or
   [1, 3, s, s] (float, ImageNet's normalisation) to a descriptor, given photos squashed to s = `--size`. Both may be
   given again.
@@ -15,6 +17,7 @@ A perceptual hash (imagehash's pHash) stands beside them where imagehash is inst
 """
 
 import argparse
+import re
 from pathlib import Path
 
 import numpy as np
@@ -54,11 +57,14 @@ def main():
         sets["holidays"] = photo_files(options.holidays)
     if options.objects:
         sets["objects"] = photo_files(options.objects)
-    columns = {
-        name: scores({kind: describe(photos, f"{name}, {kind}") for kind, photos in sets.items()}, sets, options)
-        for name, describe in describers(options)
-    }
+    known = [file for file in files if wordnet_number(file)]
+    columns = {}
+    for name, describe, classify in describers(options):
+        found = {kind: describe(photos, f"{name}, {kind}") for kind, photos in sets.items()}
+        right = 100 * classes_found(classify(known), known) if classify and known else None
+        columns[name] = [*scores(found, sets, options), shown(right)]
     measures = ["copies R@1 %", *(f"of {kind}" for kind in STRONG_EDITS), "Holidays mAP %", "objects R@1 %"]
+    measures.append(f"class of {len(known)} photos, % right")
     rows = [[measure, *values] for measure, *values in zip(measures, *columns.values(), strict=True)]
     title = f"{options.edits} edits among {len(files)} photos, seed {options.seed}"
     print_table(title, ["", *columns], rows)
@@ -99,7 +105,7 @@ def opened(photo):
 
 
 def describers(options):
-    """Yields (name, function of photos and a label -> float [N, D], unit norm)."""
+    """Yields (name, photos and a label -> float [N, D] of unit norm, files -> class names, or None)."""
     import mg_keras
 
     for what in options.model or ["package"]:
@@ -108,9 +114,13 @@ def describers(options):
         def embed(photos, label, model=model):
             return batched(lambda part: model.embed(part, options.resolution), photos, label, 256)
 
-        yield f"{what} at {options.resolution or model.resolution} px", embed
+        def classify(files, model=model):
+            return model.classify(files, options.resolution).names
+
+        name = f"{what} at {options.resolution or model.resolution} px"
+        yield name, embed, classify if model.class_names else None
     for path in options.onnx:
-        yield f"{Path(path).stem} at {options.size} px", of_onnx(path, options.size)
+        yield f"{Path(path).stem} at {options.size} px", of_onnx(path, options.size), None
     try:
         import imagehash
     except ImportError:
@@ -122,7 +132,7 @@ def describers(options):
 
         return batched(bits, photos, label) / 8.0
 
-    yield "pHash, 64 bits", hashed
+    yield "pHash, 64 bits", hashed, None
 
 
 def batched(describe, photos, label, size=_BATCH):
@@ -167,7 +177,27 @@ def scores(found, sets, options):
     values.append(
         100 * objects_found(found["objects"], sets["objects"], found["photos"]) if "objects" in found else None
     )
-    return ["–" if value is None else f"{value:.1f}" for value in values]
+    return [shown(value) for value in values]
+
+
+def shown(value):
+    """A score in %, a dash for what was not measured."""
+    return "–" if value is None else f"{value:.1f}"
+
+
+def wordnet_number(file):
+    """That of the folder a photo lies in, such as `n02102040`; None: it is called otherwise."""
+    return file.parent.name if re.fullmatch(r"n\d{8}", file.parent.name) else None
+
+
+def classes_found(names, files):
+    """The share of photos in folders called by WordNet numbers whose class, by its name or number, is that one."""
+    from mg_keras.pretrained.packed import PACKAGE, Packed
+
+    about = Packed(PACKAGE).about
+    words = dict(zip(about["class_ids"], about["class_names"], strict=True))
+    wanted = [wordnet_number(file) for file in files]
+    return np.mean([found in (number, words[number]) for found, number in zip(names, wanted, strict=True)])
 
 
 def holidays_map(descriptors, files):

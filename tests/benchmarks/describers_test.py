@@ -1,5 +1,7 @@
 """The benchmark of descriptors on drawn photos, with describers that need no network."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -37,7 +39,7 @@ def folders(tmp_path):
 
 
 def run(folders, monkeypatch, capsys, *more):
-    monkeypatch.setattr(describers, "describers", lambda options: [("pixels", small_pixels)])
+    monkeypatch.setattr(describers, "describers", lambda options: [("pixels", small_pixels, None)])
     monkeypatch.setattr("sys.argv", ["describers", f"--photos={folders}/photos", "--edits=16", *more])
     describers.main()
     return capsys.readouterr().out
@@ -65,3 +67,15 @@ def test_mistakes_are_named(folders, monkeypatch, capsys):
     (folders / "empty").mkdir()
     with pytest.raises(UserError, match="has no photos"):
         run(folders, monkeypatch, capsys, f"--objects={folders}/empty")
+
+
+def test_classes_are_read_from_the_folders_called_by_wordnet_numbers():
+    files = [Path("a/n02102040/1.jpg"), Path("a/n01440764/2.jpg"), Path("a/n03888257/3.jpg")]
+    assert [describers.wordnet_number(file) for file in [*files, Path("a/n1/b.jpg")]] == [
+        "n02102040",
+        "n01440764",
+        "n03888257",
+        None,
+    ]
+    # by its name or its number
+    assert describers.classes_found(["English springer", "n01440764", "tench"], files) == pytest.approx(2 / 3)
