@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from mg_keras.evaluation.search import nearest
+from mg_keras.evaluation.search import nearest, unit_rows
 
-# a block's ranking of a whole database is held at a time
+# a block's similarities to a whole database are held at a time
 _QUERIES_AT_ONCE = 512
 
 
@@ -75,20 +75,51 @@ def category_average_precisions(
         >>> category_average_precisions(rows, {"kind": np.array([0, 1, 0])})
         {'kind': array([0.25,  nan, 0.25])}
     """
-    descriptors, size = np.asarray(descriptors), len(descriptors)
+    size = len(descriptors)
     found = {name: np.full(size, np.nan) for name in labels}
+    if not size:
+        return found
+    rows = unit_rows(descriptors, "descriptors")
+    members = {name: _members(values) for name, values in labels.items()}
     for start in range(0, size, _QUERIES_AT_ONCE):
-        queries = np.arange(start, min(start + _QUERIES_AT_ONCE, size))
-        _, ranking = nearest(descriptors[queries], descriptors, size)
-        # without the query itself
-        ranking = ranking[ranking != queries[:, None]].reshape(len(queries), size - 1)
-        for name, values in labels.items():
-            right = values[ranking] == values[queries][:, None]
-            there = right.sum(axis=1)
-            if missing:
-                there = there + missing[name][values[queries]]
-            rank, before = np.arange(size - 1), np.cumsum(right, axis=1) - right
-            precision = (np.where(rank > 0, before / np.maximum(rank, 1), 1.0) + (before + 1) / (rank + 1)) / 2
-            total = np.sum(precision * right, axis=1)
-            found[name][queries] = np.where(there > 0, total / np.maximum(there, 1), np.nan)
+        similarities = rows[start : start + _QUERIES_AT_ONCE] @ rows.T
+        for query, of_query in enumerate(similarities, start):
+            of_query[query] = -np.inf  # the query itself comes last
+            ordered = np.sort(of_query)
+            for name, values in labels.items():
+                label = values[query]
+                right = members[name][label]
+                there = len(right) - 1 + (missing[name][label] if missing else 0)
+                if there:
+                    ranks = _ranks(of_query, ordered, right[right != query])
+                    found[name][query] = _trapezoids(ranks) / there
     return found
+
+
+def _members(labels):
+    """label -> the rows that have it, in their order."""
+    order = np.argsort(labels, kind="stable")
+    names, starts = np.unique(labels[order], return_index=True)
+    return dict(zip(names.tolist(), np.split(order, starts[1:]), strict=True))
+
+
+def _ranks(similarities, ordered, rows):
+    """The places of some rows, from 0, in the order of falling similarity, of equal ones in that of their numbers.
+
+    `ordered` are the similarities from the smallest: a row's place is the number of those that are larger, so that
+    nothing but numbers has to be sorted.
+    """
+    of_rows = similarities[rows]
+    larger = len(ordered) - np.searchsorted(ordered, of_rows, side="right")
+    as_large = len(ordered) - np.searchsorted(ordered, of_rows, side="left")
+    if np.any(as_large - larger > 1):
+        places = np.empty(len(ordered), np.int64)
+        places[np.argsort(-similarities, kind="stable")] = np.arange(len(ordered))
+        larger = places[rows]
+    return np.sort(larger)
+
+
+def _trapezoids(ranks):
+    """The sum over the right rows, at increasing places, of the precision before and after each."""
+    before = np.arange(len(ranks))
+    return np.sum(np.where(ranks > 0, before / np.maximum(ranks, 1), 1.0) + (before + 1) / (ranks + 1)) / 2

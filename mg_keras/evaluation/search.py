@@ -30,7 +30,7 @@ def nearest(queries: np.ndarray, database: np.ndarray, k: int) -> tuple[np.ndarr
         >>> indices
         array([[1, 0]])
     """
-    queries, database = _unit_rows(queries, "queries"), _unit_rows(database, "database")
+    queries, database = unit_rows(queries, "queries"), unit_rows(database, "database")
     if queries.shape[1] != database.shape[1]:
         raise ValueError(
             f"queries and database must have the same dimensions, received {queries.shape[1]} and {database.shape[1]}"
@@ -47,8 +47,16 @@ def nearest(queries: np.ndarray, database: np.ndarray, k: int) -> tuple[np.ndarr
     return np.clip(similarities, -1.0, 1.0), indices
 
 
-def _unit_rows(rows: np.ndarray, name: str) -> np.ndarray:
-    """float32 rows of norm 1; anything else than finite rows [N, d], none of them zero, is a ValueError."""
+def unit_rows(rows: np.ndarray, name: str) -> np.ndarray:
+    """float32 rows of norm 1.
+
+    Args:
+        rows: [N, d], of any norm.
+        name: what an error calls them.
+
+    Raises:
+        ValueError: they are anything else than finite rows [N, d], none of them zero.
+    """
     rows = np.ascontiguousarray(rows, dtype=np.float32)
     if rows.ndim != 2 or rows.shape[1] == 0:
         raise ValueError(f"{name} must be [number of images, dimensions], received the shape {rows.shape}")

@@ -118,6 +118,15 @@ def test_one_level_is_called_class_and_one_photo_of_a_label_asks_nothing():
     np.testing.assert_array_equal(precisions, [1, 1, np.nan])
 
 
+def test_equal_similarities_are_ranked_in_the_order_of_the_rows():
+    # three photos, each there four times, with labels at random
+    rng = np.random.default_rng(0)
+    rows, labels = np.eye(3)[rng.integers(0, 3, 12)], rng.integers(0, 3, 12)
+    found = category_average_precisions(rows, {"class": labels})["class"]
+    assert np.nanmean(found) == pytest.approx(slow_map(rows, labels))
+    assert np.nanmean(found) != pytest.approx(slow_map(rows[::-1], labels[::-1]))
+
+
 def test_labels_that_lie_in_two_coarse_ones_are_named():
     assert categories(source_of()).warnings == ()
     source = source_of()
