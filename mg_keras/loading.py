@@ -22,6 +22,7 @@ from mg_keras.export.optimize import PRECISIONS
 from mg_keras.export.optimized import Optimized
 from mg_keras.models import trunks
 from mg_keras.pretrained import from_torch_checkpoint, keras_weights, lite0
+from mg_keras.pretrained.initial import IN_PACKAGE
 from mg_keras.pretrained.layouts import RESNETS
 from mg_keras.pretrained.packed import PACKAGE, Packed
 from mg_keras.processor import computes_bfloat16
@@ -280,7 +281,8 @@ def load(
     """Opens a trained network to embed and classify photos with it.
 
     Args:
-        what: None for the model in the package: MultiGrain on EfficientNet-Lite0 with ImageNet's classes; or one of
+        what: None or `"package"` for the model in the package: MultiGrain on EfficientNet-Lite0 with ImageNet's
+            classes; or one of
 
             * the folder of a run, `runs/demo`;
             * a SavedModel, `models/multigrain` (its newest version) or `models/multigrain/3`;
@@ -311,7 +313,7 @@ def load(
     """
     if precision not in (None, *PRECISIONS):
         raise UserError(f"precision must be one of {', '.join(PRECISIONS)}, received {precision!r}")
-    if what is None:
+    if what is None or what == IN_PACKAGE:
         if trunk is not None or class_names is not None:
             raise UserError("trunk and class_names are for a file of weights; the model in the package has its own")
         return _of_packed(PACKAGE, precision)

@@ -11,7 +11,7 @@ import tensorflow as tf
 from PIL import Image
 
 import mg_keras
-from mg_keras import MultiGrain, Whitening
+from mg_keras import MultiGrain, Whitening, loading
 from mg_keras.checkpoints import snapshot
 from mg_keras.data.formats import NO_PHOTO
 from mg_keras.data.images import load as load_photo
@@ -20,6 +20,7 @@ from mg_keras.data.sources import photos
 from mg_keras.embedding.photos import embed
 from mg_keras.errors import UserError
 from mg_keras.models import trunks
+from mg_keras.pretrained.packed import PACKAGE
 from mg_keras.programs.embed import main as embed_program
 from mg_keras.programs.export import export_run
 from mg_keras.runs.config import TrainConfig
@@ -286,3 +287,10 @@ def test_arguments_out_of_range(opened, files):
         opened.classify(np.zeros((2, 5), np.float32))
     with pytest.raises(UserError, match='checkpoint must be "last" or "best"'):
         mg_keras.load(opened.path, checkpoint="first")
+
+
+def test_the_model_in_the_package_has_a_name(monkeypatch):
+    monkeypatch.setattr(loading, "_of_packed", lambda *arguments: arguments)
+    assert mg_keras.load("package") == mg_keras.load() == (PACKAGE, None)
+    with pytest.raises(UserError, match="the model in the package has its own"):
+        mg_keras.load("package", class_names=["a"])

@@ -5,6 +5,7 @@ import importlib.util
 import os
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +15,7 @@ from mg_keras.files import check_writable, printable_name
 from mg_keras.programs.common import Parser, number
 from mg_keras.quiet import import_tensorflow
 
-DESCRIBED_BY = "a run, a SavedModel (such as models/multigrain) or a file of weights"
+DESCRIBED_BY = "a run, a SavedModel (such as models/multigrain), a file of weights, or package"
 
 
 def add_arguments(parser: Parser) -> None:
@@ -60,6 +61,12 @@ def index_of(folder: Path, model: Any, options: Any) -> Any:
         resolution=options.resolution,
         label=f"photos of {printable_name(folder.name or folder)}",
     )
+
+
+def show_unusable(photos: Sequence[Any]) -> None:
+    """A line on photos of an index (`Photo`) that can't be used, if there are any."""
+    if photos:
+        print(f"{len(photos):,} could not be used, such as {printable_name(photos[0].name)}: {photos[0].problem}")
 
 
 def indexed_demo(run: Any, model: Path) -> str:

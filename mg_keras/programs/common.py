@@ -118,7 +118,14 @@ class Parser(ArgumentParser):
         if unknown := re.match(r"unrecognized arguments: --(\w+)", message):
             near = difflib.get_close_matches(unknown[1], vars(self.get_defaults()), 1)
             return message + (f"; did you mean --{near[0]}?" if near else "")
+        if missing := re.match(r"the following arguments are required: (.*)", message):
+            return f"the following arguments are required: {', '.join(map(self._typed, missing[1].split(', ')))}"
         return " ".join(message.split())
+
+    def _typed(self, name):
+        """An argument as it is typed; jsonargparse leaves out the dashes."""
+        flags = [flag for action in self._actions if action.dest == name for flag in action.option_strings]
+        return flags[0] if flags else name
 
 
 class _ArgumentType:

@@ -147,9 +147,7 @@ def _show(found, out, trust):
             f"the threshold of copies, {found.copy:.3f}, is {how}: look at them; only equal files may go, "
             "unless --copy names one or the page lets them"
         )
-    if found.unusable:
-        first = found.unusable[0]
-        print(f"{len(found.unusable):,} could not be used, such as {printable_name(first.name)}: {first.problem}")
+    albums.show_unusable(found.unusable)
     if out:
         print(f"written: {out}")
 

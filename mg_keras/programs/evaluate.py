@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from mg_keras.errors import UserError
 from mg_keras.evaluation.folders import NAMES, Options
-from mg_keras.files import check_writable
+from mg_keras.files import check_writable, printable_name
 from mg_keras.programs.common import PACKAGED, list_of, number, stage_arguments
 from mg_keras.quiet import import_tensorflow
 
@@ -142,7 +142,8 @@ def show_tables(metrics: Mapping[str, Any]) -> None:
         for warning in benchmark["warnings"]:
             print(f"  note: {warning}")
         if benchmark["unusable"]:
-            print(f"  {len(benchmark['unusable'])} unusable photos count as not found: {benchmark['unusable'][:5]}")
+            first = printable_name(benchmark["unusable"][0])
+            print(f"  {len(benchmark['unusable']):,} unusable photos count as not found, such as {first}")
 
 
 def show(table: "Table") -> None:

@@ -1,9 +1,9 @@
 """Finds photos of a folder by a photo: mg-keras search FOLDER PHOTO, or without PHOTO in a page of the browser.
 
 Three lists come from the one descriptor of the photo: its copies (edited, cropped, compressed), photos of the same
-object or place, and photos of the same kind. `--class ketch` finds photos by the name of a class instead. The folder's
-photos are described once; later only what has changed is. With neither, a page is served to this machine alone, until
-Ctrl-C; where --host lets other machines reach it, to those who have the address with its token.
+object or place, and photos of the same kind. `--class schooner` finds photos by the name of a class instead. The
+folder's photos are described once; later only what has changed is. With neither, a page is served to this machine
+alone, until Ctrl-C; where --host lets other machines reach it, to those who have the address with its token.
 
 In place of FOLDER, a collection of a vector database that mg-keras push filled, such as
 qdrant:http://localhost:6333/photos (mg-keras push --help): PHOTO is looked for there. Its page shows the
@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "folder", type=str, help="the album: photos at any depth; or a collection, or an index of mg-keras index"
     )
     parser.add_argument("photo", type=str, nargs="?", help="the photo to find others by; without it a page is served")
-    parser.add_argument("--class", type=str, help="a class to find photos of, such as ketch")
+    parser.add_argument("--class", type=str, help="a class to find photos of, such as schooner")
     parser.add_argument("--k", type=number(int, at_least=1), default=10, help="photos a list, at most")
     parser.add_argument(
         "--precision", type=number(float, above=0, below=1), default=0.9, help="share of a list that shall be right"
@@ -85,6 +85,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if not len(index):
             raise UserError(f"no photo of {printable_name(options.folder)} can be used")
         _show(lists, classes, name, len(index))
+        if _is_album(options):
+            albums.show_unusable(index.unusable())
     if options.out:
         rows = {
             title: [{"path": _where(photo), "score": score} for photo, score in each] for title, each in lists.items()
@@ -97,11 +99,38 @@ def _index(options):
     """What is searched: a folder's index, as the folder is now, or a collection."""
     if not databases.is_collection(options.folder):
         folder = albums.existing(options.folder)
-        return albums.index_of(folder, albums.loaded(options), options)
+        _check_photo(options)
+        model = albums.loaded(options)
+        _check_class(options, model)
+        return albums.index_of(folder, model, options)
+    _check_photo(options)
     from mg_keras.search.collection import CollectionIndex
 
     with _collection(options) as collection:
         return CollectionIndex(collection, albums.loaded(options), options.resolution)
+
+
+def _check_photo(options):
+    """What is looked for is looked at before an album is described, which may take hours."""
+    if options.photo is not None:
+        from mg_keras.search.describing import looked_at
+
+        looked_at(options.photo)
+
+
+def _is_album(options):
+    """Whether photos themselves are searched: no collection, and no index of shards."""
+    from mg_keras.search.sharded import is_sharded
+
+    return not databases.is_collection(options.folder) and not is_sharded(albums.existing(options.folder))
+
+
+def _check_class(options, model):
+    """As `_check_photo`; an index of shards has classes of its own."""
+    from mg_keras.search.index import classes_called
+
+    if options["class"] is not None and _is_album(options):
+        classes_called(options["class"], model.class_names, options.model or "the model in the package")
 
 
 @contextlib.contextmanager

@@ -123,21 +123,31 @@ def embedded_query(model: Model, query: Any, resolution: int | None) -> np.ndarr
     """
     photo, name = query, "the query"
     if isinstance(query, str | os.PathLike):
-        photo = os.path.expanduser(os.fspath(query))
+        photo, kind = looked_at(query)
         name = printable_name(photo)
-        found, missing = finding.look_at([photo], "query")
-        if missing:
-            raise UserError(f"no such file: {name}")
-        if found.passed_over:
-            raise UserError(f"{name}: {found.passed_over[photo]}")
-        if photo in found.kinds:
-            photo, problem = pixels(photo, found.kinds[photo], resolution or model.resolution)
+        if kind:
+            photo, problem = pixels(photo, kind, resolution or model.resolution)
             if problem:
                 raise UserError(f"{name}: {problem}")
     values = model.embed([photo], resolution, on_error="skip")
     if not np.isfinite(values).all() or not values.any():
         raise UserError(f"{name}: {why_unusable(model, photo)}")
     return unit(values, values.shape[1], "the model")[0]
+
+
+def looked_at(path: str | os.PathLike) -> tuple[str, str | None]:
+    """(path, its kind if it is one of those that are converted) of a photo that is to be looked for.
+
+    Raises:
+        UserError: there is no such file, or it is no photo; the message names it.
+    """
+    path = os.path.expanduser(os.fspath(path))
+    found, missing = finding.look_at([path], "query")
+    if missing:
+        raise UserError(f"no such file: {printable_name(path)}")
+    if found.passed_over:
+        raise UserError(f"{printable_name(path)}: {found.passed_over[path]}")
+    return path, found.kinds.get(path)
 
 
 def classes_of(

@@ -415,7 +415,7 @@ class Index:
         return Answer(*found, _hits(view.state, rows[0], values[0], query)[:k], classes)
 
     def find_class(self, text: str, k: int = 20, offset: int = 0) -> list[tuple[Photo, float]]:
-        """Photos by the name of a class, such as `"ketch"`, with its probability, most probable first.
+        """Photos by the name of a class, such as `"schooner"`, with its probability, most probable first.
 
         Args:
             text: a class's name, or words of names; the probabilities of several classes are added.
@@ -426,7 +426,7 @@ class Index:
             UserError: no class is called so; or there is no classifier.
         """
         view = self._view
-        return view.state.by_class(_classes_called(text, view.state.about["class_names"], self.path), k, offset)
+        return view.state.by_class(classes_called(text, view.state.about["class_names"], self.path), k, offset)
 
     def photos(self, offset: int = 0, limit: int | None = None, class_name: str | None = None) -> list[Photo]:
         """Photos in order of name, those that can't be used left out; perhaps of one likeliest class alone."""
@@ -598,8 +598,12 @@ def _hits(state, rows, values, query):
     ]
 
 
-def _classes_called(text, names, path):
-    """Numbers of the classes that a text names: the whole name, else one of its parts, else words in it."""
+def classes_called(text: str, names: Sequence[str] | None, path: str | os.PathLike) -> list[int]:
+    """Numbers of the classes that a text names: the whole name, else one of its parts, else words in it.
+
+    Raises:
+        UserError: no class is called so, or there are none; `path` is what an error calls what has none.
+    """
     if not names:
         raise UserError(f"{path} knows no classes: the model that made it has no classifier")
     wanted = text.strip().casefold()
@@ -622,4 +626,4 @@ def _classes_called(text, names, path):
 def _class_number(name, names, path):
     if names and name in names:
         return names.index(name)
-    return _classes_called(name, names, path)[0]
+    return classes_called(name, names, path)[0]

@@ -176,7 +176,7 @@ def description() -> dict[str, Any]:
             [
                 *_PAGE,
                 _query("class", "string", "of this likeliest class alone"),
-                _query("text", "string", "a class's name, or words of names, such as ketch"),
+                _query("text", "string", "a class's name, or words of names, such as schooner"),
             ],
         ),
         "/api/photos/{id}": _get("A photo", _ref("Photo"), [_ID]),

@@ -135,6 +135,20 @@ def test_what_is_wrong_is_one_line(folder, program, arguments, message):
     assert "\n" not in str(told.value)
 
 
+@pytest.mark.parametrize("asked", [["{folder}/none.jpg"], ["{folder}"], ["--class", "grean"]])
+def test_what_can_not_be_looked_for_is_told_before_the_album_is_described(folder, monkeypatch, asked):
+    monkeypatch.setattr(albums, "index_of", lambda *arguments: pytest.fail("the album was described"))
+    with pytest.raises(UserError):
+        search.main([str(folder), *(argument.replace("{folder}", str(folder)) for argument in asked)])
+
+
+def test_search_names_photos_that_can_not_be_used(folder, capsys):
+    (folder / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 no more")
+    search.main([str(folder), str(folder / "00001.png")])
+    shown = capsys.readouterr().out
+    assert "10 photos searched\n1 could not be used, such as broken.jpg: " in shown
+
+
 def test_the_demo_ends_with_an_index_and_the_command_for_its_page(folder, tmp_path, monkeypatch):
     source = SimpleNamespace(val=SimpleNamespace(files=sorted(map(str, folder.iterdir()))))
     monkeypatch.setattr("mg_keras.runs.photos.open_source", lambda settings: source)

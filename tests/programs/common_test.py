@@ -54,6 +54,13 @@ def test_mistyped_arguments(parser, arguments, message, capsys):
     assert capsys.readouterr() == ("", "")
 
 
+def test_arguments_that_are_missing_are_named_as_they_are_typed(parser):
+    parser.add_argument("--out", required=True)
+    parser.add_argument("folder")
+    with pytest.raises(UserError, match=r"arguments are required: (--out, folder|folder, --out)$"):
+        parser.parse_args([])
+
+
 def test_help_says_what_an_argument_takes(parser):
     help = " ".join(parser.format_help().split())
     assert "(type: a number, above 0 and at most 1, default: null)" in help

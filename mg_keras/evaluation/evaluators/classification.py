@@ -91,9 +91,9 @@ def imagenet(spec: str, class_names: Sequence[str], data_dir: str | None = None)
     unknown = sorted(set(names) - set(class_names))
     if unknown:
         raise UserError(
-            f"the classes of {spec} must be the network's: {_some(unknown)} is not among the network's "
-            f"{len(class_names):,}"
-            + (f", of which {_some(without)} has no photo there" if without else "")
+            f"the classes of {spec} must be the network's: not among the network's "
+            f"{len(class_names):,}: {_some(unknown)}"
+            + (f"; of these no photo there: {_some(without)}" if 0 < len(without) < len(class_names) else "")
             + f"; expected {_EXPECTED}"
         )
     table = np.array([number_of[name] for name in names])
