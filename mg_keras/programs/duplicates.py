@@ -121,7 +121,11 @@ def _show(found, out, trust):
         print(f"{number_of}. {_WORDS[group.kind]}: keep {printable_name(group.keep.name)} ({group.why})")
         for member in group.members[:_MEMBERS]:
             action = "may go" if member.spare else "look"
-            score = f"{member.similarity:.3f}" if member.verified is None else f"{100 * member.verified:3.0f} %"
+            score = (
+                f"cosine {member.similarity:.3f}"
+                if member.verified is None
+                else f"pixels {100 * member.verified:3.0f} %"
+            )
             print(f"     {action:6}  {score}  {printable_name(member.photo.name)}")
         if len(group.members) > _MEMBERS:
             print(f"     and {len(group.members) - _MEMBERS:,} more")

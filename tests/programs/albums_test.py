@@ -46,7 +46,7 @@ def test_duplicates_are_listed_and_moved_when_asked(folder, capsys, tmp_path, mo
     duplicates.main([str(folder), "--out", str(report), "--precision", "0.9"])
     shown = capsys.readouterr().out
     assert "1. the same byte for byte: keep 00000.png" in shown
-    assert "may go  1.000  twice.png" in shown
+    assert "may go  cosine 1.000  twice.png" in shown
     assert "groups: 1 the same byte for byte, 1 copies, 0 similar" in shown
     # of the model's own threshold only what is equal may go
     assert "1 photos may go" in shown
