@@ -103,10 +103,10 @@ def _index(options):
         model = albums.loaded(options)
         _check_class(options, model)
         return albums.index_of(folder, model, options)
-    _check_photo(options)
     from mg_keras.search.collection import CollectionIndex
 
     with _collection(options) as collection:
+        _check_photo(options)
         return CollectionIndex(collection, albums.loaded(options), options.resolution)
 
 
