@@ -6,19 +6,21 @@
 * `train`: Caltech-101, the photos of many kinds, the training parts of Imagenette, Imagewoof and Grocery Store, and
   those of Stanford Cars; `mixed`: 2 400 of them, which whitenings are fitted on;
 * `held_out`: 700 photos of Imagenette's and 567 of Imagewoof's validation part, 500 of Grocery Store's test part;
-  `objects`: 120 planar objects, 60 product pictures of Grocery Store and 60 photos of `held_out`: the object and four
-  views of it;
+  `objects`: 120 planar objects, 60 product pictures of Grocery Store and 60 other photos of those parts: the object and
+  four views of it;
 * `kept_aside`, for thresholds: 700 other photos of those parts; `objects_kept_aside`: 81 objects, the other 21 product
-  pictures and 60 photos of `kept_aside`.
+  pictures and 60 more photos.
 
-What is measured on is not trained on. `--imagenette` and `--imagewoof` hold `train/` and `val/`; `--grocery`
-`dataset/`, `--cars` `cars_train/`, as distributed. Photos are linked, views are drawn: an object with strong
-perspective on a cluttered ground (photos of many kinds, cut up), in other light, with a reflection, noise, blur and
-JPEG's losses. Everything is drawn from `--seed`.
+What is measured on is not trained on, and no photo is in two of these sets: a view of an object could not be told to
+show it where the photo is among the others, too. `--imagenette` and `--imagewoof` hold `train/` and `val/`;
+`--grocery` `dataset/`, `--cars` `cars_train/`, as distributed. Photos are linked, views are drawn: an object with
+strong perspective on a cluttered ground (again other photos of those parts, cut up), in other light, with a
+reflection, noise, blur and JPEG's losses. Everything is drawn from `--seed`.
 """
 
 import argparse
 import io
+import itertools
 from pathlib import Path
 
 import cv2
@@ -53,10 +55,17 @@ _MEASURED = {
     "grocery": ("grocery", "dataset/test"),
 }
 _MIXED = {"caltech101": 600, "many": 967, "imagenette": 300, "imagewoof": 200, "grocery": 133, "cars": 200}
-_HELD_OUT = {"imagenette": 700, "imagewoof": 567, "grocery": 500}
-_KEPT_ASIDE = {"imagenette": 300, "imagewoof": 200, "grocery": 200}
+# of what is measured on: which part of it is in which set
+_PARTS = {
+    "held_out": {"imagenette": 700, "imagewoof": 567, "grocery": 500},
+    "kept_aside": {"imagenette": 300, "imagewoof": 200, "grocery": 200},
+    "objects": {"imagenette": 30, "imagewoof": 20, "grocery": 10},
+    "objects_kept_aside": {"imagenette": 30, "imagewoof": 20, "grocery": 10},
+    "grounds": {"imagenette": 200, "imagewoof": 100, "grocery": 200},
+}
 _PRODUCTS = "dataset/iconic-images-and-descriptions"
-_FROM_PRODUCTS, _FROM_PHOTOS = 60, 60
+# of them in `objects`
+_PRODUCTS_SHOWN = 60
 
 
 def main():
@@ -81,23 +90,25 @@ def make(out, options):
     link_all(out / "train", train, roots)
     rng = np.random.default_rng(options.seed)
     link_all(out / "mixed", {name: draw(rng, files, _MIXED[name], name) for name, files in train.items()}, roots)
-    held_out, kept_aside = {}, {}
+    parts = {name: {} for name in _PARTS}
     for name, (root, below) in _MEASURED.items():
-        both = draw(rng, photo_files(roots[root] / below), _HELD_OUT[name] + _KEPT_ASIDE[name], name)
-        held_out[name], kept_aside[name] = both[: _HELD_OUT[name]], both[_HELD_OUT[name] :]
-    link_all(out / "held_out", held_out, roots)
-    link_all(out / "kept_aside", kept_aside, roots)
+        sizes = [counts[name] for counts in _PARTS.values()]
+        drawn = iter(draw(rng, photo_files(roots[root] / below), sum(sizes), name))
+        for part, size in zip(parts.values(), sizes, strict=True):
+            part[name] = list(itertools.islice(drawn, size))
+    for name in ("held_out", "kept_aside"):
+        link_all(out / name, parts[name], roots)
     products = photo_files(roots["grocery"] / _PRODUCTS)
     products = draw(rng, products, len(products), "product pictures")
-    if len(products) <= _FROM_PRODUCTS:
-        raise UserError(f"--grocery has {len(products)} product pictures, more than {_FROM_PRODUCTS} are needed")
-    for name, some, pictures in (
-        ("objects", held_out, products[:_FROM_PRODUCTS]),
-        ("objects_kept_aside", kept_aside, products[_FROM_PRODUCTS:]),
-    ):
-        files = [file for part in some.values() for file in part]
-        objects = pictures + draw(rng, files, _FROM_PHOTOS, name)
-        draw_objects(out / name, objects, train["many"], options.seed)
+    if len(products) <= _PRODUCTS_SHOWN:
+        raise UserError(f"--grocery has {len(products)} product pictures, more than {_PRODUCTS_SHOWN} are needed")
+    for name, pictures in (("objects", products[:_PRODUCTS_SHOWN]), ("objects_kept_aside", products[_PRODUCTS_SHOWN:])):
+        draw_objects(out / name, pictures + all_of(parts[name]), all_of(parts["grounds"]), options.seed)
+
+
+def all_of(part):
+    """The files of all that a part is of."""
+    return [file for files in part.values() for file in files]
 
 
 def draw(rng, files, count, name):

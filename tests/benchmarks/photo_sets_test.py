@@ -10,11 +10,12 @@ from mg_keras.errors import UserError
 COUNTS = {
     "caltech101": {"": 3},
     "many": {"": 4},
-    "imagenette": {"train/a": 3, "val/a": 6},
-    "imagewoof": {"train/a": 3, "val/a": 6},
-    "grocery": {"dataset/train/a": 3, "dataset/test/a": 6, "dataset/iconic-images-and-descriptions/a": 3},
+    "imagenette": {"train/a": 3, "val/a": 10},
+    "imagewoof": {"train/a": 3, "val/a": 10},
+    "grocery": {"dataset/train/a": 3, "dataset/test/a": 10, "dataset/iconic-images-and-descriptions/a": 3},
     "cars": {"cars_train": 3},
 }
+PARTS = {"held_out": 4, "kept_aside": 2, "objects": 1, "objects_kept_aside": 1, "grounds": 2}
 
 
 @pytest.fixture
@@ -29,10 +30,8 @@ def folders(tmp_path, monkeypatch):
                 Image.fromarray(pixels).resize((80, 60)).save(folder / f"{number}.jpg")
     for name, value in {
         "_MIXED": dict.fromkeys(COUNTS, 2),
-        "_HELD_OUT": dict.fromkeys(photo_sets._MEASURED, 4),
-        "_KEPT_ASIDE": dict.fromkeys(photo_sets._MEASURED, 2),
-        "_FROM_PRODUCTS": 2,
-        "_FROM_PHOTOS": 1,
+        "_PARTS": {name: dict.fromkeys(photo_sets._MEASURED, count) for name, count in PARTS.items()},
+        "_PRODUCTS_SHOWN": 2,
     }.items():
         monkeypatch.setattr(photo_sets, name, value)
     return tmp_path
@@ -52,11 +51,16 @@ def files(folder):
 def test_what_is_measured_on_is_not_trained_on_and_a_seed_gives_the_same_sets(folders, monkeypatch):
     sets = make(folders, monkeypatch, "sets")
     found = {path.name: {file.resolve() for file in path.rglob("*.jpg")} for path in sets.iterdir()}
-    counts = {"train": 19, "mixed": 12, "held_out": 12, "kept_aside": 6, "objects": 15, "objects_kept_aside": 10}
+    counts = {"train": 19, "mixed": 12, "held_out": 12, "kept_aside": 6, "objects": 25, "objects_kept_aside": 20}
     assert {name: len(files) for name, files in found.items()} == counts
     assert found["mixed"] < found["train"]
     assert not found["held_out"] & (found["train"] | found["kept_aside"])
     assert not found["kept_aside"] & found["train"]
+    # nor is an object among the photos that it is looked for in
+    photos = [np.asarray(Image.open(file), np.float32) for name in ("train", "held_out") for file in found[name]]
+    for file in sets.glob("objects/*/0.jpg"):
+        seen = np.asarray(Image.open(file).resize((80, 60)), np.float32)
+        assert min(np.abs(seen - photo).mean() for photo in photos) > 10
     again, other = make(folders, monkeypatch, "again"), make(folders, monkeypatch, "other", "--seed=1")
     assert files(again) == files(sets) != files(other)
 
