@@ -9,7 +9,7 @@
   all references and `--photos`.
 * Of `--photos` in folders called by a WordNet number (`n02102040`): the share whose class among all those of a model is
   that one.
-* `--model`: what mg_keras.load opens, or `package`; `--onnx`: a network from pixels [1, s, s, 3] (uint8) or
+* `--model`: what mg_keras.load opens; `--onnx`: a network from pixels [1, s, s, 3] (uint8) or
   [1, 3, s, s] (float, ImageNet's normalisation) to a descriptor, given photos squashed to s = `--size`. Both may be
   given again.
 
@@ -109,7 +109,7 @@ def describers(options):
     import mg_keras
 
     for what in options.model or ["package"]:
-        model = mg_keras.load(None if what == "package" else what)
+        model = mg_keras.load(what)
 
         def embed(photos, label, model=model):
             return batched(lambda part: model.embed(part, options.resolution), photos, label, 256)

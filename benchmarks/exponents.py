@@ -7,9 +7,8 @@ as distributed), and the IN-aug score of versions by the recipes `full` (the pap
 `--photos`, with the standard error of how far it is below the best (`pooling_exponent.paired_errors`); each with
 descriptors whitened at that exponent, by PCA of all `--photos` to `--dimensions`, and as pooled, and with `--versions`
 by a whitening learned from so many versions of each; and how alike those as pooled are to those of the largest
-exponent. Then what each rule chooses at every place, and how many points of mAP that
-is below the best exponent, with the standard error over the queries, and the mean over all places; and what samples of
-fewer photos choose.
+exponent. Then what each rule chooses at every place, and how many points of mAP that is below the best exponent, with
+the standard error over the queries, and the mean over all places; and what samples of fewer photos choose.
 
 The p* of a run has no part in this, and nothing is written into the run. With `--keep FOLDER` embeddings are kept
 there, in half precision, and a second call takes them from it.
@@ -186,19 +185,17 @@ def embedded(path, size, kind, options):
 
     folder = options.holidays if kind == "holidays" else options.photos
     name, label = f"{Path(path).name}-{size}-{kind}", f"{Path(path).name} at {size} px, {kind}"
+    recipe, count, versions = kind, options.in_aug, VERSIONS
+    if kind == VERSIONS_OF_ALL:
+        recipe, count, versions = "copies", len(photo_files(folder)), options.versions
 
     def embed():
         run = opened(path)
         if kind in ("holidays", "photos"):
             return embed_all(run, photo_files(folder), size, EXPONENTS, label)
-        count, recipe, versions = options.in_aug, kind, VERSIONS
-        if kind == VERSIONS_OF_ALL:
-            count, recipe, versions = len(photo_files(folder)), "copies", options.versions
         return embed_some_versions(run, folder, count, recipe, size, EXPONENTS, options.seed, label, versions)
 
-    made_from = (Path(path).resolve(), Path(folder).resolve(), options.in_aug, options.seed, EXPONENTS)
-    if kind == VERSIONS_OF_ALL:
-        made_from = (*made_from, options.versions)
+    made_from = (Path(path).resolve(), Path(folder).resolve(), count, versions, options.seed, EXPONENTS)
     return kept(options.keep, name, made_from, embed, np.float16)
 
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from mg_keras.evaluation.metrics import average_precision
 from mg_keras.evaluation.search import nearest, unit_rows
 
 # a block's similarities to a whole database are held at a time
@@ -92,7 +93,7 @@ def category_average_precisions(
                 there = len(right) - 1 + (missing[name][label] if missing else 0)
                 if there:
                     ranks = _ranks(of_query, ordered, right[right != query])
-                    found[name][query] = _trapezoids(ranks) / there
+                    found[name][query] = average_precision(ranks, there)
     return found
 
 
@@ -116,10 +117,4 @@ def _ranks(similarities, ordered, rows):
         places = np.empty(len(ordered), np.int64)
         places[np.argsort(-similarities, kind="stable")] = np.arange(len(ordered))
         larger = places[rows]
-    return np.sort(larger)
-
-
-def _trapezoids(ranks):
-    """The sum over the right rows, at increasing places, of the precision before and after each."""
-    before = np.arange(len(ranks))
-    return np.sum(np.where(ranks > 0, before / np.maximum(ranks, 1), 1.0) + (before + 1) / (ranks + 1)) / 2
+    return larger
