@@ -38,9 +38,9 @@ _VIEW = (480, 360)
 _VIEWS = 4
 # as hard as photographs: SSCD's distilled MobileNet finds about as many as it finds of 400 photos of DVD covers, 60 %;
 # degrees, an object's in the plane of the picture and out of it; its size, of the view; pieces that lie about
-_TURN, _TILT, _SIZE, _PIECES = 22, (8, 35), (0.65, 0.95), (2, 6)
+_TURN, _TILT, _SIZE, _PIECES = 20, (5, 30), (0.7, 0.97), (2, 5)
 # factors of all light and of each channel; deviations of the blur, in pixels, and of the noise, in grey levels
-_EXPOSURE, _TINT, _BLUR, _NOISE, _QUALITY = (0.7, 1.2), (0.92, 1.08), (0.3, 1.1), (1, 7), (45, 92)
+_EXPOSURE, _TINT, _BLUR, _NOISE, _QUALITY = (0.7, 1.2), (0.92, 1.08), (0.3, 1.0), (1, 6), (50, 92)
 _TRAIN = {
     "caltech101": ("caltech101", ""),
     "many": ("many", ""),
