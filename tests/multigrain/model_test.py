@@ -365,7 +365,7 @@ def test_the_draws_depend_on_seed_and_step():
         # nothing moves, so only the draws differ
         model = build(seed=seed, initial_beta=0.5)
         model.compile(keras.optimizers.SGD(0.0), keras.optimizers.SGD(0.0), classification_weight=0.0)
-        step = tf.function(model.train_step)
+        step = tf.function(model.train_step, autograph=False)
         found = []
         for _ in range(steps):
             model.reset_metrics()
@@ -393,7 +393,7 @@ def test_parts_give_the_update_of_the_whole_batch():
             weight_decay=0.01,
             accumulation_steps=accumulation_steps,
         )
-        step = tf.function(model.train_step)
+        step = tf.function(model.train_step, autograph=False)
         logs = [step(tensors(batch(seed=seed))) for seed in range(2)][-1]
         found.append(({name: float(value) for name, value in logs.items()}, weights(model)))
     (whole_logs, whole), (parts_logs, in_parts) = found
@@ -471,7 +471,7 @@ def test_compiled_by_xla_the_update_is_the_same():
             weight_decay=0.01,
             jit_compile=jit_compile,
         )
-        step = tf.function(model.train_step)
+        step = tf.function(model.train_step, autograph=False)
         logs = [step(tensors(batch(seed=seed))) for seed in range(2)][-1]
         values = {name: float(value) for name, value in logs.items()}
         found.append((values, [variable.numpy() for variable in model.trunk.variables + model.classifier.variables]))

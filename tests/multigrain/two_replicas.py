@@ -84,7 +84,7 @@ def train(strategy, model):
     dataset = tf.data.Dataset.from_tensor_slices(tuple(parts))
     data = iter(dataset if replicas == 1 else strategy.distribute_datasets_from_function(lambda _: dataset))
 
-    @tf.function
+    @tf.function(autograph=False)
     def step(batch):
         strategy.run(model.train_step, args=(batch,))
 
@@ -106,7 +106,7 @@ def draws(strategy, model):
     embeddings = tf.math.l2_normalize(tf.random.stateless_normal((12, 8), [1, 2]), axis=-1)
     ids = tf.repeat(tf.range(4), VERSIONS)
 
-    @tf.function
+    @tf.function(autograph=False)
     def draw():
         # what train_step draws with
         return strategy.run(lambda: model.sampling(embeddings, ids, seed=model.step.seed_of(0))[2])
