@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = Parser("mg-keras embed", __doc__)
     network = parser.add_mutually_exclusive_group(required=True)
     network.add_argument("--run", type=str, help="the run's folder, such as runs/demo")
-    network.add_argument("--model", type=str, help="a SavedModel, such as models/mine, or package: the model in it")
+    network.add_argument("--model", type=str, help="a SavedModel, such as models/mine, or package: that of mg_keras")
     add = parser.add_argument
     add("--photos", type=str, nargs="+", required=True, help="folders, globs, lists or tars, as above")
     add("--out", type=str, required=True, help="features.parquet, features/ or features.npy")

@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     def more(parser):
         parser.add_argument(
-            "--model", type=str, help="a SavedModel to measure in place of a run, or package: the model in it"
+            "--model", type=str, help="a SavedModel to measure in place of a run, or package: that of mg_keras"
         )
         parser.add_argument(
             "--benchmarks",

@@ -1,4 +1,4 @@
-"""Makes a run of EfficientNet-Lite0 as it was trained on ImageNet: mg-keras imagenet --help.
+"""Makes a run of EfficientNet-Lite0 as it was trained on ImageNet: mg-keras imagenet --run runs/lite0 --data PHOTOS.
 
 The weights come with the package of the extra `offline`. Where the data's classes are named by WordNet id, such as
 n02110341, the classifier tells these apart; otherwise all 1000. The run's folder is one that mg-keras evaluate,

@@ -1,8 +1,8 @@
 """Trains on several workers: mg-keras workers --count 2 -- --preset demo --run runs/demo.
 
 What follows `--` goes to `mg-keras train`. With `--count` the workers are processes of this machine. With `--addresses`
-and `--index` this is one of them on its own machine: start it on each, with the run's folder where all reach it.
-Where one is lost, all are started again, and the run goes on from its last checkpoint.
+and `--index` this is one worker on its own machine: start one on each, with the run's folder where all can reach it.
+When a worker is lost, all are started again, and the run goes on from its last checkpoint.
 """
 
 import contextlib
@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--addresses", type=list_of(str), help="HOST:PORT of each worker; the first one writes the run")
     parser.add_argument("--index", type=number(int, at_least=0), help="whose of the addresses this worker is, from 0")
     parser.add_argument(
-        "--restarts", type=number(int, at_least=0), default=3, help="how often it is started again at most"
+        "--restarts", type=number(int, at_least=0), default=3, help="how often all are started again at most"
     )
     options = parser.parse_args(arguments[:place])
     if any(argument.partition("=")[0] == "--strategy" for argument in training):

@@ -35,9 +35,10 @@ class NetworkSettings:
 
     Args:
         trunk: a name of `mg_keras.models.trunks.TRUNKS`.
-        init: what the weights start from: `imagenet`, the folder of a run, or a file (.pth, .safetensors, .weights.h5,
-            .keras); null: fresh ones. The classifier is taken over where the classes are the same.
-        frozen_stages: stages of the trunk, from the image on, that are not trained, and are in training as in a test;
+        init: what the weights start from: `package` (that of mg_keras), `imagenet`, the folder of a run, or a file
+            (.pth, .safetensors, .weights.h5, .keras); null: random ones. The classifier is taken over where the classes
+            are the same.
+        frozen_stages: stages of the trunk, from the image on, that are not trained, and run in training as in a test;
             stage k ends where the feature map has 1 / 2^k of the image's side.
         frozen_statistics: keep batch normalisation of the trunk as it starts: statistics, scales and offsets.
         trunk_rate: times the learning rate, for the trunk; below 1 for one that was trained before.
