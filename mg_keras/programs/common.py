@@ -16,6 +16,7 @@ from jsonargparse import ArgumentParser
 import mg_keras
 from mg_keras.errors import UserError
 from mg_keras.limits import Limits, fits, wanted
+from mg_keras.programs.help import HelpFormatter
 
 PRESETS = Path(mg_keras.__file__).with_name("presets")
 """The folder of the presets, YAML files of settings, which is installed with the package."""
@@ -97,7 +98,7 @@ class Parser(ArgumentParser):
     """
 
     def __init__(self, program: str, description: str):
-        super().__init__(prog=program, description=description, allow_abbrev=False)
+        super().__init__(prog=program, description=description, allow_abbrev=False, formatter_class=HelpFormatter)
         # argument -> what it may be, in words, where its type alone doesn't say it
         self.wanted = {}
 
