@@ -1,11 +1,14 @@
 """What every recipe promises, whatever it does to the picture."""
 
+import functools
+
 import numpy as np
 import pytest
 import tensorflow as tf
 from PIL import Image
 
 from mg_keras.data import augmentations, resolutions
+from mg_keras.data.apart import as_written
 from mg_keras.errors import UserError
 from tests.shared import shared_path
 
@@ -19,12 +22,17 @@ def photo(height, width, seed=0):
     return np.asarray(Image.fromarray(coarse).resize((width, height), Image.BICUBIC))
 
 
+@functools.cache
+def in_a_graph(name):
+    """A recipe as a function (photo of any size, seed) -> picture, traced once."""
+    recipe = augmentations.get(name)
+    signature = [tf.TensorSpec([None, None, 3], tf.uint8), tf.TensorSpec([2], tf.int64)]
+    return tf.function(lambda image, seed: recipe(image, SIZE, seed), input_signature=signature, autograph=False)
+
+
 def versions(name, image, count):
     """`count` versions of one picture, seeds (0, 0) ... (0, count - 1)."""
-    seeds = tf.stack([tf.zeros(count, tf.int64), tf.range(count, dtype=tf.int64)], axis=1)
-    recipe = augmentations.get(name)
-    dataset = tf.data.Dataset.from_tensor_slices(seeds).map(lambda seed: recipe(image, SIZE, seed))
-    return np.stack(list(dataset.as_numpy_iterator()))
+    return np.stack([in_a_graph(name)(image, [0, number]) for number in range(count)])
 
 
 def test_an_unknown_name_lists_the_known_ones():
@@ -45,27 +53,20 @@ def test_shape_type_and_range_for_photos_of_any_size(name, shape):
 
 @pytest.mark.parametrize("name", augmentations.NAMES)
 def test_the_static_shape_is_known_in_a_graph(name):
-    recipe = augmentations.get(name)
-    graph = tf.function(lambda image, seed: recipe(image, SIZE, seed)).get_concrete_function(
-        tf.TensorSpec([None, None, 3], tf.uint8), tf.TensorSpec([2], tf.int32)
-    )
-    assert graph.structured_outputs.shape == (SIZE, SIZE, 3)
+    assert in_a_graph(name).get_concrete_function().structured_outputs.shape == (SIZE, SIZE, 3)
 
 
 @pytest.mark.parametrize("name", RANDOM)
 @pytest.mark.slow
 def test_the_same_seed_gives_the_same_picture_in_any_order_and_on_any_thread(name):
-    recipe, image = augmentations.get(name), photo(60, 80)
+    image = photo(60, 80)
     seeds = np.stack([np.full(24, 7), np.arange(24)], axis=1)
-
-    def pictures(order):
-        dataset = tf.data.Dataset.from_tensor_slices(seeds[order])
-        dataset = dataset.map(lambda seed: recipe(image, SIZE, seed), num_parallel_calls=4)
-        return np.stack(list(dataset.as_numpy_iterator()))
-
     order = np.random.default_rng(0).permutation(24)
-    first = pictures(np.arange(24))
-    np.testing.assert_array_equal(pictures(order), first[order])
+    recipe = as_written(lambda seed: augmentations.get(name)(image, SIZE, seed))
+    dataset = tf.data.Dataset.from_tensor_slices(np.concatenate([seeds, seeds[order]]))
+    pictures = list(dataset.map(recipe, num_parallel_calls=4).as_numpy_iterator())
+    first, again = np.stack(pictures[:24]), np.stack(pictures[24:])
+    np.testing.assert_array_equal(again, first[order])
     distinct = {picture.tobytes() for picture in first}
     assert len(distinct) == 24, "different seeds must give different pictures"
 
