@@ -27,6 +27,7 @@ from benchmarks.timing import print_table
 from mg_keras.errors import UserError
 from mg_keras.evaluation.copies import STRONG_EDITS
 from mg_keras.evaluation.metrics import mean_average_precision
+from mg_keras.pretrained import PACKAGED
 from mg_keras.programs.common import run_program
 from mg_keras.progress import Progress
 from mg_keras.quiet import import_tensorflow
@@ -108,7 +109,7 @@ def describers(options):
     """Yields (name, photos and a label -> float [N, D] of unit norm, files -> class names, or None)."""
     import mg_keras
 
-    for what in options.model or ["package"]:
+    for what in options.model or [PACKAGED]:
         model = mg_keras.load(what)
 
         def embed(photos, label, model=model):

@@ -25,6 +25,7 @@ from benchmarks.describers import holidays_precisions, photo_files
 from benchmarks.kept import embed_all, embed_some_versions, kept
 from benchmarks.timing import print_table
 from mg_keras.finishing.settings import EXPONENTS
+from mg_keras.pretrained import PACKAGED
 from mg_keras.programs.common import list_of, run_program
 from mg_keras.quiet import import_tensorflow
 from mg_keras.whitening_formulas import unit_rows
@@ -202,7 +203,7 @@ def embedded(path, size, kind, options):
 @functools.lru_cache(maxsize=1)
 def opened(path):
     """The run, or the model in the package as one."""
-    if path != "package":
+    if path != PACKAGED:
         from mg_keras.runs.run import load_run
 
         return load_run(path)

@@ -21,8 +21,7 @@ from mg_keras.export.opened import Exported
 from mg_keras.export.optimize import PRECISIONS
 from mg_keras.export.optimized import Optimized
 from mg_keras.models import trunks
-from mg_keras.pretrained import from_torch_checkpoint, keras_weights, lite0
-from mg_keras.pretrained.initial import IN_PACKAGE
+from mg_keras.pretrained import PACKAGED, from_torch_checkpoint, keras_weights, lite0
 from mg_keras.pretrained.layouts import RESNETS
 from mg_keras.pretrained.packed import PACKAGE, Packed
 from mg_keras.processor import computes_bfloat16
@@ -313,7 +312,7 @@ def load(
     """
     if precision not in (None, *PRECISIONS):
         raise UserError(f"precision must be one of {', '.join(PRECISIONS)}, received {precision!r}")
-    if what is None or what == IN_PACKAGE:
+    if what is None or what == PACKAGED:
         if trunk is not None or class_names is not None:
             raise UserError("trunk and class_names are for a file of weights; the model in the package has its own")
         return _of_packed(PACKAGE, precision)

@@ -7,6 +7,7 @@ PyTorch itself is never needed, and nothing of a checkpoint's pickle is ever run
 import importlib
 
 __all__ = [
+    "PACKAGED",
     "Pretrained",
     "TorchCheckpoint",
     "class_names",
@@ -16,6 +17,9 @@ __all__ = [
     "save_torch_checkpoint",
     "to_torch_state_dict",
 ]
+
+PACKAGED = "package"
+"""What the model in the package is called where weights or a model are named."""
 
 _WHERE = {
     **dict.fromkeys(("TorchCheckpoint", "open_torch_checkpoint"), "layouts"),

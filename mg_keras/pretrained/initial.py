@@ -7,12 +7,11 @@ from pathlib import Path
 from mg_keras.errors import UserError
 from mg_keras.models import Network, trunks
 from mg_keras.poolings import Level
-from mg_keras.pretrained import checkpoint, keras_weights, lite0, packed
+from mg_keras.pretrained import PACKAGED, checkpoint, keras_weights, lite0, packed
 from mg_keras.pretrained.multigrain import from_torch_checkpoint
 from mg_keras.pretrained.names import Head
 
 IMAGENET = "imagenet"
-IN_PACKAGE = "package"
 
 
 def initialize(
@@ -96,7 +95,7 @@ def _fill(trunk, weights, trunk_name):
         if trunk_name == lite0.TRUNK:
             return lite0.fill(trunk, lite0.package_file())
         return keras_weights.fill_from_preset(trunk, trunk_name)
-    if weights == IN_PACKAGE:
+    if weights == PACKAGED:
         return packed.Packed(packed.PACKAGE).fill(trunk, trunk_name)
     path = Path(weights).expanduser()
     if not path.exists():

@@ -21,9 +21,6 @@ from mg_keras.programs.help import HelpFormatter
 PRESETS = Path(mg_keras.__file__).with_name("presets")
 """The folder of the presets, YAML files of settings, which is installed with the package."""
 
-PACKAGED = "package"
-"""What `--model` calls the model in the package."""
-
 # what the place of a file can be guilty of, and its user can mend
 _OF_THE_PLACE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR)
 

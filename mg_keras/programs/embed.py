@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mg_keras.errors import UserError
-from mg_keras.programs.common import PACKAGED, Parser, number
+from mg_keras.pretrained import PACKAGED
+from mg_keras.programs.common import Parser, number
 from mg_keras.quiet import import_tensorflow
 
 if TYPE_CHECKING:

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 from mg_keras.errors import UserError
 from mg_keras.evaluation.folders import NAMES, Options
 from mg_keras.files import check_writable, printable_name
-from mg_keras.programs.common import PACKAGED, list_of, number, stage_arguments
+from mg_keras.pretrained import PACKAGED
+from mg_keras.programs.common import list_of, number, stage_arguments
 from mg_keras.quiet import import_tensorflow
 
 OWN = ("classes", "in_aug", "copies", "views", "categories", "probe")
