@@ -187,16 +187,17 @@ def embedded(path, size, kind, options):
     folder = options.holidays if kind == "holidays" else options.photos
     name, label = f"{Path(path).name}-{size}-{kind}", f"{Path(path).name} at {size} px, {kind}"
     recipe, count, versions = kind, options.in_aug, VERSIONS
+    run, files = opened(path), photo_files(folder)
     if kind == VERSIONS_OF_ALL:
-        recipe, count, versions = "copies", len(photo_files(folder)), options.versions
+        recipe, count, versions = "copies", len(files), options.versions
 
     def embed():
-        run = opened(path)
         if kind in ("holidays", "photos"):
-            return embed_all(run, photo_files(folder), size, EXPONENTS, label)
+            return embed_all(run, files, size, EXPONENTS, label)
         return embed_some_versions(run, folder, count, recipe, size, EXPONENTS, options.seed, label, versions)
 
-    made_from = (Path(path).resolve(), Path(folder).resolve(), count, versions, options.seed, EXPONENTS)
+    photos = [file.resolve() for file in files]
+    made_from = (run.model.fingerprint(), photos, count, versions, options.seed, EXPONENTS)
     return kept(options.keep, name, made_from, embed, np.float16)
 
 

@@ -6,27 +6,31 @@ from pathlib import Path
 import numpy as np
 
 from mg_keras.errors import UserError
+from mg_keras.files import atomic_path
 
 
 def kept(folder, name, made_from, embed, dtype=np.float32):
     """Embeddings float32 [P, N, D] and int64 [N], of which photo each is: those of an earlier call, or `embed()`.
 
     Args:
-        folder: Path where they are kept as `dtype`; None: nothing is kept.
+        folder: Path where they are kept as `dtype`, to which those of the first call are rounded, too; None: nothing is
+            kept, nor rounded.
         name: str, what the file's name begins with.
-        made_from: all that decides them; files of something else are not taken.
+        made_from: all that decides them, such as the network's fingerprint and the photos; files of something else are
+            not taken.
         embed: function without arguments -> `mg_keras.embedding.photos.Embeddings`.
         dtype: what they are kept as.
     """
     path = folder and folder / f"{name}-{zlib.crc32(repr(made_from).encode()):08x}.npz"
-    if path and path.exists():
-        with np.load(path) as arrays:
-            return arrays["values"].astype(np.float32), arrays["numbers"]
-    found = embed()
-    if path:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        np.savez(path, values=found.values.astype(dtype), numbers=found.rows)
-    return found.values, found.rows
+    if not path:
+        found = embed()
+        return found.values, found.rows
+    if not path.exists():
+        found = embed()
+        with atomic_path(path) as partial:
+            np.savez(partial, values=found.values.astype(dtype), numbers=found.rows)
+    with np.load(path) as arrays:
+        return arrays["values"].astype(np.float32), arrays["numbers"]
 
 
 def embed_all(run, photos, size, poolings, label):

@@ -81,6 +81,7 @@ def embedder(options):
     from mg_keras.runs.run import load_run
 
     run, size, poolings = load_run(options.run), options.resolution, [options.exponent]
+    network, held_out = run.model.fingerprint(), [path.resolve() for path in photo_files(options.photos)]
 
     def describe(name, photos):
         label = f"{name} at {size} px"
@@ -92,7 +93,7 @@ def embedder(options):
 
         # edits are pictures in memory, made of the photos by number
         files = options.edits if name == "edits" else [path.resolve() for path in photos]
-        made_from = (Path(options.run).resolve(), Path(options.photos).resolve(), options.seed, poolings, files)
+        made_from = (network, held_out, options.seed, poolings, files)
         values, numbers = kept(options.keep, f"{Path(options.run).name}-{size}-{name}", made_from, embed)
         return values[0], numbers
 

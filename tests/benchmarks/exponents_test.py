@@ -3,6 +3,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from PIL import Image
 
 from benchmarks import exponents
@@ -82,6 +83,33 @@ def test_a_whitening_learned_from_versions_of_each_photo(monkeypatch, holidays):
     np.testing.assert_array_equal(
         precisions["learned"][3], exponents.holidays_precisions(learned, exponents.photo_files(holidays))
     )
+
+
+def test_what_is_kept_is_of_the_network_and_the_photos_as_they_are_now(monkeypatch, tmp_path, holidays):
+    """A run that was trained on lies where it did, and so does a folder with one photo more."""
+
+    class Corner:
+        weights = "first"
+
+        def fingerprint(self):
+            return self.weights
+
+        def embed_batch(self, images, poolings):
+            return tf.stack([images[:, 0, 0]] * len(poolings))
+
+    run = SimpleNamespace(model=Corner(), settings=SimpleNamespace(resolution=16))
+    monkeypatch.setattr(exponents, "opened", lambda path: run)
+    options = SimpleNamespace(photos=tmp_path, holidays=holidays, in_aug=2, seed=0, keep=tmp_path / "kept", versions=0)
+
+    def count():
+        values, _ = exponents.embedded("runs/a", 16, "holidays", options)
+        return values.shape[1], len(list(options.keep.iterdir()))
+
+    assert [count(), count()] == [(12, 1), (12, 1)]
+    run.model.weights = "others"
+    assert count() == (12, 2)
+    Image.new("RGB", (8, 8)).save(holidays / "100600.jpg")
+    assert count() == (13, 3)
 
 
 @pytest.mark.slow
