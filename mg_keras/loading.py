@@ -33,8 +33,8 @@ _RESOLUTION = 224
 _TORCH = (".pth", ".pt", ".safetensors")
 _KERAS = (".h5", ".keras")
 _WANTED = (
-    "give the folder of a run (with config.yaml), that of a SavedModel or one of its versions, or a file of weights "
-    "(.pth, .safetensors, .keras, .weights.h5); or nothing, for the model in the package"
+    "give the folder of a run (with config.yaml), that of a SavedModel or one of its versions, one of mg-keras pack, "
+    "or a file of weights (.pth, .safetensors, .keras, .weights.h5); or nothing, for the model in the package"
 )
 
 
@@ -285,6 +285,7 @@ def load(
 
             * the folder of a run, `runs/demo`;
             * a SavedModel, `models/multigrain` (its newest version) or `models/multigrain/3`;
+            * the folder that `mg-keras pack` wrote;
             * a file of weights: MultiGrain's or torchvision's ResNets in `.pth` or `.safetensors`; with `trunk`,
               `.keras` and `.weights.h5` of a `MultiGrain` or of a trunk, and EfficientNet-Lite0's `.pth`. Nothing of it
               is run.
@@ -414,6 +415,11 @@ def _of_weights(path, trunk, class_names):
     # the trunk first: how many classes there are is found with its weights
     layers = trunks.build(trunk)
     head = lite0.fill(layers, path) if suffix in _TORCH else keras_weights.fill_from_file(layers, path, trunk)
+    if head and not head.reads(layers.output_shape[-1], ()):
+        raise UserError(
+            f"{path} holds a classifier that reads further levels of the {trunk}, which the file does not name: give "
+            "the folder of its run, or what mg-keras pack made of it"
+        )
     # a network that was trained to classify alone pools by the average
     exponent = (keras_weights.pooling_exponent(path) if suffix in _KERAS else None) or 1.0
     mean, std = trunks.normalization(trunk)

@@ -256,6 +256,12 @@ def test_a_trunk_alone_embeds_and_can_not_classify(small, files, tmp_path):
         opened.classify(files[:1])
 
 
+def test_a_file_does_not_name_the_levels_that_its_classifier_reads(small, tmp_path):
+    MultiGrain("resnet18", 3, levels=["stack0_block0_out:3:2"]).save_weights(tmp_path / "a.weights.h5")
+    with pytest.raises(UserError, match=r"a\.weights\.h5 holds a classifier that reads further levels of the resnet18"):
+        mg_keras.load(tmp_path / "a.weights.h5", trunk="resnet18")
+
+
 @pytest.mark.parametrize(
     ("what", "options", "message"),
     [

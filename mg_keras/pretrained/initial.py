@@ -30,6 +30,7 @@ def initialize(
               others the keras-hub preset, which is downloaded on first use, and the trunk alone;
             * `"package"`: the model that comes with mg_keras, for `efficientnet_lite0`;
             * a run's folder: its last checkpoint;
+            * the folder that `mg-keras pack` wrote;
             * a PyTorch file `.pth`, as `from_torch_checkpoint` takes it, or of EfficientNet-Lite0;
             * `.safetensors`, with the names of torchvision's ResNets (which timm's have too);
             * `.weights.h5` or `.keras`, of a `MultiGrain` or of the trunk alone;
