@@ -122,6 +122,7 @@ def pooling_exponent(path: str | os.PathLike) -> float | None:
 @contextlib.contextmanager
 def _opened(path, folder):
     """The HDF5 file of weights that `path` is, or has within."""
+    path = Path(path)
     try:
         if path.suffix == ".keras":
             with zipfile.ZipFile(path) as archive:

@@ -52,7 +52,7 @@ def test_a_model_that_was_saved_in_training(model, tmp_path):
     made.compile()
     made.save(tmp_path / "a.keras")
     trunk = build()
-    assert keras_weights.fill_from_file(trunk, tmp_path / "a.keras", "resnet18").bias.shape == (2,)
+    assert keras_weights.fill_from_file(trunk, str(tmp_path / "a.keras"), "resnet18").bias.shape == (2,)
     assert_equal(trunk, made.trunk)
 
 
