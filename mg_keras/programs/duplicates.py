@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
 
     from mg_keras.search import reports
-    from mg_keras.search.duplicates import find_duplicates
+    from mg_keras.search.duplicates import check_kinds, find_duplicates
     from mg_keras.search.moving import check_target
 
     if (options.folder is None) == (options.between is None):
@@ -63,6 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.format != "mg_keras" or options.out:
         reports.check(options.out or "standard output.json", options.format)
     # before photos are described and compared, which takes long
+    kinds = [kind.strip() for kind in options.kinds.split(",")]
+    check_kinds(kinds)
     if options.out:
         check_writable(Path(options.out).expanduser().parent)
     if options.move_to:
@@ -73,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     indexes = [albums.index_of(folder, model, options) for folder in folders]
     found = find_duplicates(
         *indexes,
-        kinds=[kind.strip() for kind in options.kinds.split(",")],
+        kinds=kinds,
         precision=options.precision,
         copy=options.copy,
         similar=options.similar,
@@ -166,7 +168,13 @@ def _move(found, target, yes):
         return
     if not yes:
         question = f"move {len(found.spare):,} photos ({words_of_bytes(found.spare_bytes)}) to {target}? [y/N] "
-        if input(question).strip().lower() not in ("y", "yes"):
+        try:
+            answer = input(question)
+        except EOFError:
+            # Ctrl-D
+            answer = ""
+            print()
+        if answer.strip().lower() not in ("y", "yes"):
             print("nothing was moved")
             return
     done = move_spare(found, target)

@@ -119,6 +119,16 @@ class Duplicates:
         return sum(photo.file_size or 0 for photo, _ in self.spare)
 
 
+def check_kinds(kinds: Sequence[str]) -> None:
+    """Refuses what is none of `KINDS`.
+
+    Raises:
+        UserError: which says what is.
+    """
+    if unknown := set(kinds) - set(KINDS):
+        raise UserError(f"kinds must be some of {', '.join(KINDS)}, received {', '.join(sorted(unknown))}")
+
+
 def find_duplicates(
     index: Index,
     other: Index | None = None,
@@ -161,8 +171,7 @@ def find_duplicates(
     similar = min(copy, index.threshold("instance", precision)) if similar is None else similar
     if not -1 <= similar <= copy <= 1:
         raise UserError(f"similar must be at most copy, and both from -1 to 1, received {similar} and {copy}")
-    if unknown := set(kinds) - set(KINDS):
-        raise UserError(f"kinds must be some of {', '.join(KINDS)}, received {', '.join(sorted(unknown))}")
+    check_kinds(kinds)
     indexes = [index] if other is None else [index, other]
     if other is not None and other.about["fingerprint"] != index.about["fingerprint"]:
         raise UserError(f"{index.path} and {other.path} were made by different models, and can't be compared")

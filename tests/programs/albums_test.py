@@ -62,9 +62,11 @@ def test_duplicates_are_listed_and_moved_when_asked(folder, capsys, tmp_path, mo
         duplicates.main(move)
     # at the start, and not when all is compared
     assert not capsys.readouterr().err
-    monkeypatch.setattr("sys.stdin", type("Terminal", (io.StringIO,), {"isatty": lambda self: True})("n\n"))
-    duplicates.main(move)
-    assert "nothing was moved" in capsys.readouterr().out
+    # the second one is Ctrl-D
+    for answer in ("n\n", ""):
+        monkeypatch.setattr("sys.stdin", type("Terminal", (io.StringIO,), {"isatty": lambda self: True})(answer))
+        duplicates.main(move)
+        assert "nothing was moved" in capsys.readouterr().out
     assert not target.exists()
     duplicates.main([*move, "--yes", "true"])
     assert "moved: 2 photos" in capsys.readouterr().out
@@ -140,6 +142,12 @@ def test_what_can_not_be_looked_for_is_told_before_the_album_is_described(folder
     monkeypatch.setattr(albums, "index_of", lambda *arguments: pytest.fail("the album was described"))
     with pytest.raises(UserError):
         search.main([str(folder), *(argument.replace("{folder}", str(folder)) for argument in asked)])
+
+
+def test_kinds_that_there_are_not_are_told_before_the_album_is_described(folder, monkeypatch):
+    monkeypatch.setattr(albums, "index_of", lambda *arguments: pytest.fail("the album was described"))
+    with pytest.raises(UserError, match="kinds must be some of equal, copy, similar, received same"):
+        duplicates.main([str(folder), "--kinds", "equal, same"])
 
 
 def test_search_names_photos_that_can_not_be_used(folder, capsys):
