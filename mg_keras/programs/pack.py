@@ -126,6 +126,8 @@ def copy_pairs(model: "Loaded", folder: str) -> "tuple[np.ndarray, np.ndarray]":
     split = photos(folder)
     originals = model.embed(folder, on_error="skip")
     rows = np.flatnonzero(~np.isnan(originals).any(axis=1))
+    if not len(rows):
+        raise UserError(f"none of the photos in {folder} can be used: there is nothing to tell copies by")
     edited = np.repeat(rows, _EDITS)
     found = []
     # some at a time: the photos of an album do not fit into memory

@@ -1,6 +1,7 @@
 """mg-keras pack, and mg-keras export of what it wrote."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from mg_keras.errors import UserError
 from mg_keras.export.opened import Exported
 from mg_keras.pretrained import packed
 from mg_keras.programs import command
+from mg_keras.programs.pack import measured_thresholds
 from tests.loading_test import SIZE, folder, make_run, small
 from tests.train.tiny import CLASSES
 
@@ -110,6 +112,13 @@ def test_a_mistake_is_named_and_nothing_is_written(run, tmp_path, arguments, mes
     with pytest.raises(UserError, match=message):
         command.main(["pack", f"--run={run.path}", f"--out={tmp_path / 'out'}", *arguments])
     assert not (tmp_path / "out").exists()
+
+
+def test_copies_are_told_by_photos_that_can_be_used(tmp_path):
+    (tmp_path / "broken.jpg").write_bytes(b"no photo")
+    model = SimpleNamespace(embed=lambda folder, on_error: np.full((1, 4), np.nan, np.float32))
+    with pytest.raises(UserError, match=f"none of the photos in {tmp_path} can be used"):
+        measured_thresholds(model, copies=str(tmp_path))
 
 
 def test_photos_of_a_run_need_the_run(tmp_path):
