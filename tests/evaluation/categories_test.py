@@ -1,5 +1,6 @@
 """Retrieval and classification by neighbours against loops, on labels of two levels."""
 
+import dataclasses
 import io
 from types import SimpleNamespace
 
@@ -91,6 +92,20 @@ def test_votes_and_retrieval_are_those_of_loops(k, temperature):
     assert found["fine kNN in coarse"] == pytest.approx(np.mean(hits))
     assert benchmark.chance["fine kNN in coarse"] == pytest.approx(0.5)
     assert "6 of fine" in benchmark.description
+
+
+def test_chance_looks_at_a_class_once_however_many_photos_it_has(monkeypatch):
+    source, calls, unique = source_of(), [], np.unique
+
+    def counted(*arguments, **options):
+        calls.append(1)
+        return unique(*arguments, **options)
+
+    monkeypatch.setattr(np, "unique", counted)
+    many = categories(dataclasses.replace(source, val=split_of(10 * TEST, 2)))
+    assert len(calls) < 10 * TEST
+    # each query is as likely to be right as there are labels in its own
+    assert many.chance["fine kNN in coarse"] == pytest.approx(0.5)
 
 
 def test_photos_that_can_not_be_used_count_as_not_found():

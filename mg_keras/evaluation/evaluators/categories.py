@@ -212,6 +212,7 @@ def _chance(levels, inside):
         chance[f"{level} mAP"] = float(np.average(expected, weights=several)) if len(several) else 0.0
         chance[f"{level} kNN"] = 1 / len(np.unique(of_train))
     for fine, coarse in inside:
-        kinds = {group: len(np.unique(levels[fine][0][levels[coarse][0] == group])) for group in levels[coarse][1]}
-        chance[f"{fine} kNN in {coarse}"] = float(np.mean([1 / max(kinds[group], 1) for group in levels[coarse][1]]))
+        groups, sizes = np.unique(levels[coarse][1], return_counts=True)
+        kinds = [len(np.unique(levels[fine][0][levels[coarse][0] == group])) for group in groups]
+        chance[f"{fine} kNN in {coarse}"] = float(np.average(1 / np.maximum(kinds, 1), weights=sizes))
     return chance
