@@ -192,13 +192,16 @@ def wordnet_number(file):
 
 
 def classes_found(names, files):
-    """The share of photos in folders called by WordNet numbers whose class, by its name or number, is that one."""
+    """The share of photos in folders called by WordNet numbers whose class, by its name or number, is that one.
+
+    ImageNet's 1000 classes are known by name; others, which a model may have, by their number alone.
+    """
     from mg_keras.pretrained.packed import PACKAGE, Packed
 
     about = Packed(PACKAGE).about
     words = dict(zip(about["class_ids"], about["class_names"], strict=True))
     wanted = [wordnet_number(file) for file in files]
-    return np.mean([found in (number, words[number]) for found, number in zip(names, wanted, strict=True)])
+    return np.mean([found in (number, words.get(number, number)) for found, number in zip(names, wanted, strict=True)])
 
 
 def holidays_map(descriptors, files):

@@ -77,5 +77,8 @@ def test_classes_are_read_from_the_folders_called_by_wordnet_numbers():
         "n03888257",
         None,
     ]
+    # of another list of classes than ImageNet's 1000: by its number alone
+    others = [Path("a/n00000001/1.jpg"), Path("a/n00000002/2.jpg")]
+    assert describers.classes_found(["n00000001", "tench"], others) == 0.5
     # by its name or its number
     assert describers.classes_found(["English springer", "n01440764", "tench"], files) == pytest.approx(2 / 3)
