@@ -176,7 +176,7 @@ def evaluate_exported(
     Args:
         exported: `mg_keras.export.opened.Exported`.
         specs: list of `NAME=PATH`, as `open_benchmark` takes them.
-        sizes: s*, pixels; None: those that the SavedModel has a p* for, or else the training resolution.
+        sizes: s*, pixels; None: those that the SavedModel has a p* for, or else the one that photos are described at.
         options: as `open_benchmarks` takes them.
 
     Returns:
@@ -190,7 +190,7 @@ def evaluate_exported(
         raise UserError(
             f"{exported.path} does not say at which resolution it was trained: export it with mg-keras export"
         )
-    sizes = sizes or sorted(exported.p_star) or [exported.train_resolution]
+    sizes = sizes or sorted(exported.p_star) or [exported.default_resolution]
     chosen = [open_benchmark(spec, exported.class_names, options) for spec in specs]
     rows_at = {size: [measure.Row("exported", exported.p_star.get(size, exported.pooling_exponent))] for size in sizes}
     method = {"name": exported.about["trunk"], "pooling_exponent": exported.pooling_exponent}
