@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from mg_keras.errors import UserError
-from mg_keras.programs.ablations import Member, is_finished, of_length, train_members, write_report
+from mg_keras.programs.ablations import Member, has_lengths, is_finished, of_length, train_members, write_report
 from mg_keras.programs.common import PRESETS, Parser, given, list_of, with_preset
 from mg_keras.programs.whole_run import train_and_measure
 from mg_keras.runs.config import TrainConfig, add_settings, settings_of
@@ -98,5 +98,5 @@ def show(summary: Mapping[str, Any], out: str | os.PathLike) -> None:
     # a log file counts as 80 columns wide
     console = Console()
     (console if console.is_terminal else Console(width=120)).print(ablation_table(summary))
-    pictures = "ablation.png and lengths.png" if (Path(out) / "lengths.png").exists() else "ablation.png"
+    pictures = "ablation.png and lengths.png" if has_lengths(summary) else "ablation.png"
     print(f"written: {Path(out) / 'ablation.json'}, ablation.md, {pictures} beside it", flush=True)

@@ -14,7 +14,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -308,6 +308,11 @@ def _over_seeds(rows):
     return entry
 
 
+def has_lengths(summary: Mapping[str, Any]) -> bool:
+    """Whether what `collect` found was trained for several lengths, which is a picture of its own."""
+    return len({entry["length"]["epochs"] for entry in summary["presets"].values() if "length" in entry}) > 1
+
+
 def write_report(out: str | os.PathLike, presets: Sequence[str] | None = None) -> dict[str, Any]:
     """Writes `ablation.json`, `ablation.md`, `ablation.png` and, of several lengths, `lengths.png` into its folder.
 
@@ -331,6 +336,6 @@ def write_report(out: str | os.PathLike, presets: Sequence[str] | None = None) -
     atomic_write_json(out / "ablation.json", summary)
     atomic_write_text(out / "ablation.md", tables.ablation_markdown(summary))
     pictures.ablation_picture(out / "ablation.png", summary)
-    if len({entry["length"]["epochs"] for entry in summary["presets"].values() if "length" in entry}) > 1:
+    if has_lengths(summary):
         pictures.lengths_picture(out / "lengths.png", summary)
     return summary

@@ -20,6 +20,7 @@ from mg_keras.evaluation import pictures, tables
 from mg_keras.evaluation.pictures import drawing
 from mg_keras.evaluation.records import ABLATION_SCORES
 from mg_keras.programs import ablations as ablation
+from mg_keras.programs.ablation import show
 from mg_keras.programs.ablations import train_members
 from mg_keras.runs.config import TrainConfig
 from mg_keras.runs.run import Run
@@ -275,6 +276,12 @@ def test_lengths_are_presets_of_their_own_and_a_picture(tmp_path, monkeypatch):
     (tmp_path / "lengths.png").unlink()
     ablation.write_report(tmp_path, ["mean-20epochs", "gem-20epochs"])
     assert not (tmp_path / "lengths.png").exists()
+
+
+def test_a_picture_of_an_earlier_table_is_not_said_to_be_written(out, capsys):
+    (out / "lengths.png").touch()
+    show(ablation.write_report(out, ["mean"]), out)
+    assert capsys.readouterr().out.endswith("ablation.md, ablation.png beside it\n")
 
 
 def test_nothing_to_show_is_told(tmp_path):
