@@ -65,7 +65,6 @@ def clients_of(server):
 
 def measure(make_client, clients, requests, photos, resolution):
     """Latencies in seconds, sorted, and requests a second."""
-    latencies = []
     with make_client(retries=0) as client:
 
         def ask(number):
