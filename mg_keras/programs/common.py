@@ -22,13 +22,14 @@ PRESETS = Path(mg_keras.__file__).with_name("presets")
 """The folder of the presets, YAML files of settings, which is installed with the package."""
 
 # what the place of a file can be guilty of, and its user can mend
-_OF_THE_PLACE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR)
+_OF_THE_PLACE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EISDIR)
 
 
 def run_program(main: Callable[[], Any]) -> None:
     """Runs `main()`; a `UserError` becomes one line and its exit status, Ctrl-C the status of its signal.
 
-    So does a file that can't be written because of where it lies: a full disk, a folder without the right to write.
+    So does a file that can't be written because of where it lies: a full disk, a folder without the right to write, a
+    folder that has its name.
     """
     try:
         main()
@@ -38,7 +39,8 @@ def run_program(main: Callable[[], Any]) -> None:
     except OSError as error:
         if error.errno not in _OF_THE_PLACE or error.filename is None:
             raise
-        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
+        # of a file that is renamed, the name that it was to have
+        print(f"error: {error.filename2 or error.filename}: {error.strerror}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -152,7 +154,11 @@ def list_of(kind: type, **bounds) -> "_ArgumentType":
     """A type for arguments: `224,500`, `[224,500]` (as YAML has it) or one value -> a list of `kind`, within bounds."""
 
     def parse(text):
-        values = text if isinstance(text, list | tuple) else str(text).strip().strip("[]").split(",")
+        values = text
+        if not isinstance(text, list | tuple):
+            text = str(text).strip()
+            # a name may end in a bracket, too
+            values = (text[1:-1] if text.startswith("[") and text.endswith("]") else text).split(",")
         return [kind(value.strip() if isinstance(value, str) else value) for value in values]
 
     return _ArgumentType(list[kind], bounds, parse)

@@ -5,6 +5,7 @@ import errno
 import pytest
 
 from mg_keras.errors import UserError
+from mg_keras.files import atomic_write_text
 from mg_keras.programs.common import Parser, list_of, number, run_program
 
 
@@ -28,6 +29,8 @@ def test_arguments_of_each_type(parser):
     assert (options.size, options.share, options.sizes, options.names) == (1, 1.0, [3, 4], ["a", "b"])
     assert (options.really, options.whole, options.which) == (True, -1, "last")
     assert parser.parse_args([]).size == 3
+    # brackets of a name are its own
+    assert parser.parse_args(["--names=a,holidays=photos[1]"]).names == ["a", "holidays=photos[1]"]
 
 
 @pytest.mark.parametrize(
@@ -66,7 +69,7 @@ def test_help_says_what_an_argument_takes(parser):
     assert "(type: a number, above 0 and at most 1, default: null)" in help
 
 
-def test_a_file_that_its_place_does_not_take_is_one_line(capsys):
+def test_a_file_that_its_place_does_not_take_is_one_line(tmp_path, capsys):
     def full():
         raise OSError(errno.ENOSPC, "No space left on device", "runs/demo/curves.png")
 
@@ -74,6 +77,14 @@ def test_a_file_that_its_place_does_not_take_is_one_line(capsys):
         run_program(full)
     assert stopped.value.code == 2
     assert capsys.readouterr().err == "error: runs/demo/curves.png: No space left on device\n"
+
+    def of_a_folder():
+        atomic_write_text(tmp_path / "there", "scores")
+
+    (tmp_path / "there" / "something").mkdir(parents=True)
+    with pytest.raises(SystemExit):
+        run_program(of_a_folder)
+    assert capsys.readouterr().err.endswith("there: Is a directory\n")
 
     def our_bug():
         open("/no/such/file")  # noqa: SIM115
