@@ -115,9 +115,10 @@ class Parser(ArgumentParser):
             return f"--{name[1]} must be {words}; received {value[1]!r}"
         if invalid := re.fullmatch(r"argument (--\w+): invalid (.+) value: (.*)", message):
             return "{} must be {}; received {}".format(*invalid.groups())
-        if unknown := re.match(r"unrecognized arguments: --(\w+)", message):
-            near = difflib.get_close_matches(unknown[1], vars(self.get_defaults()), 1)
-            return message + (f"; did you mean --{near[0]}?" if near else "")
+        if unknown := re.match(r"unrecognized arguments: --([\w-]+)", message):
+            flags = {flag.lstrip("-"): flag for action in self._actions for flag in action.option_strings}
+            near = difflib.get_close_matches(unknown[1], flags, 1)
+            return message + (f"; did you mean {flags[near[0]]}?" if near else "")
         if missing := re.match(r"the following arguments are required: (.*)", message):
             return f"the following arguments are required: {', '.join(map(self._typed, missing[1].split(', ')))}"
         return " ".join(message.split())

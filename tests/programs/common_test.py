@@ -64,6 +64,17 @@ def test_arguments_that_are_missing_are_named_as_they_are_typed(parser):
         parser.parse_args([])
 
 
+def test_a_flag_that_is_near_is_named_as_it_is_typed_and_is_one(parser):
+    parser.add_argument("--move-to")
+    parser.add_argument("folder", nargs="?")
+    for given, hint in (("--moveto=x", "; did you mean --move-to?"), ("--move-too=x", "; did you mean --move-to?")):
+        with pytest.raises(UserError) as refused:
+            parser.parse_args([given])
+        assert str(refused.value).endswith(hint)
+    with pytest.raises(UserError, match=r"unrecognized arguments: --folder=x$"):
+        parser.parse_args(["--folder=x"])
+
+
 def test_help_says_what_an_argument_takes(parser):
     help = " ".join(parser.format_help().split())
     assert "(type: a number, above 0 and at most 1, default: null)" in help
