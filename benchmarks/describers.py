@@ -55,7 +55,7 @@ def main():
     import_tensorflow()
     sets = {"photos": files, "edits": list(edits_of(files, options.edits, options.seed))}
     if options.holidays:
-        sets["holidays"] = photo_files(options.holidays)
+        sets["holidays"] = holidays_files(options.holidays)
     if options.objects:
         sets["objects"] = photo_files(options.objects)
     known = [file for file in files if wordnet_number(file)]
@@ -78,6 +78,14 @@ def photo_files(folder):
     files = sorted(path for path in Path(folder).rglob("*") if path.suffix.lower() in _PHOTOS)
     if not files:
         raise UserError(f"{folder} has no photos: give a folder of {', '.join(_PHOTOS)} files")
+    return files
+
+
+def holidays_files(folder):
+    """The photos of INRIA Holidays or a part of it, by name: refused, before they are described, where others are."""
+    files = photo_files(folder)
+    if others := [file.name for file in files if not file.stem.isdecimal()]:
+        raise UserError(f"{folder} must hold photos named as Holidays' are, such as 100000.jpg; received {others[0]}")
     return files
 
 

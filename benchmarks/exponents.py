@@ -21,7 +21,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from benchmarks.describers import holidays_precisions, photo_files
+from benchmarks.describers import holidays_files, holidays_precisions, photo_files
 from benchmarks.kept import embed_all, embed_some_versions, kept
 from benchmarks.timing import print_table
 from mg_keras.finishing.settings import EXPONENTS
@@ -50,6 +50,7 @@ def main():
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--keep", type=Path)
     options = parser.parse_args()
+    holidays_files(options.holidays)
     import_tensorflow()
     choices, means, stable = [], {}, []
     for run in options.run:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.describers import edits_found, edits_of, holidays_map, photo_files
+from benchmarks.describers import edits_found, edits_of, holidays_files, holidays_map, photo_files
 from benchmarks.kept import embed_all, embed_some_versions, kept
 from benchmarks.timing import print_table
 from mg_keras.programs.common import list_of, run_program
@@ -44,13 +44,14 @@ def main():
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--keep", type=Path)
     options = parser.parse_args()
+    holidays = holidays_files(options.holidays)
     import_tensorflow()
     from mg_keras.embedding.whitening import Whitening
 
     describe = embedder(options)
     held_out = photo_files(options.photos)
     sets = {
-        "holidays": describe("holidays", photo_files(options.holidays))[0],
+        "holidays": describe("holidays", holidays)[0],
         "photos": describe("photos", held_out)[0],
         "edits": describe("edits", list(edits_of(held_out, options.edits, options.seed)))[0],
         "versions": describe("versions", held_out),

@@ -64,6 +64,9 @@ def test_mistakes_are_named(folders, monkeypatch, capsys):
         run(folders, monkeypatch, capsys, "--edits=17")
     with pytest.raises(UserError, match="there is no folder"):
         run(folders, monkeypatch, capsys, "--holidays=nowhere")
+    (folders / "holidays" / "cover.png").touch()
+    with pytest.raises(UserError, match=r"named as Holidays' are, such as 100000\.jpg; received cover\.png"):
+        run(folders, monkeypatch, capsys, f"--holidays={folders}/holidays")
     (folders / "empty").mkdir()
     with pytest.raises(UserError, match="has no photos"):
         run(folders, monkeypatch, capsys, f"--objects={folders}/empty")
