@@ -1,1 +1,1 @@
-"""What is done with a trained network: p*, whitening, scores."""
+"""What is done with a trained network: its p* and its whitening."""
