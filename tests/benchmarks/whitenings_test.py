@@ -1,4 +1,5 @@
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -37,3 +38,34 @@ def test_a_row_for_each_whitening(monkeypatch, capsys, tmp_path):
         *[[count, *how] for count in ("20", "30") for how in (("7", "–"), ("7", "0.1"), ("3", "–"), ("3", "0.1"))],
     ]
     assert float(rows[0][-1]) == pytest.approx(5)
+
+
+def test_what_is_kept_is_of_the_network_and_the_photos_as_they_are_now(monkeypatch, tmp_path):
+    class Corner:
+        weights = "first"
+
+        def fingerprint(self):
+            return self.weights
+
+        def embed_batch(self, images, poolings):
+            return images[None, :, 0, 0]
+
+    run = SimpleNamespace(model=Corner(), settings=SimpleNamespace(resolution=16))
+    monkeypatch.setattr("mg_keras.runs.run.load_run", lambda path: run)
+    (tmp_path / "photos").mkdir()
+    for number in range(2):
+        Image.new("RGB", (40, 40)).save(tmp_path / "photos" / f"{number}.png")
+    given = {"run": "runs/a", "photos": tmp_path / "photos", "keep": tmp_path / "kept"}
+    options = SimpleNamespace(**given, resolution=16, exponent=3.0, edits=2, seed=0)
+
+    def kept():
+        edits = [Image.new("RGB", (40, 40))] * 2
+        whitenings.embedder(options)("edits", edits)
+        return len(list(options.keep.iterdir()))
+
+    assert [kept(), kept()] == [1, 1]
+    run.model.weights = "others"
+    assert kept() == 2
+    # edits are of other photos, too
+    Image.new("RGB", (40, 40)).save(tmp_path / "photos" / "2.png")
+    assert kept() == 3
