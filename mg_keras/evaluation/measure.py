@@ -96,7 +96,6 @@ def measure_all(
     embedder: Embedder,
     benchmarks: Sequence[Benchmark],
     rows_at: Mapping[int, Sequence[Row]],
-    known: Callable[[Benchmark, int], dict[str, dict[str, float]] | None] | None = None,
     seed: int = 0,
     keep: Callable[[Benchmark, int, Embeddings], None] | None = None,
 ) -> dict[str, dict[str, Any]]:
@@ -106,8 +105,6 @@ def measure_all(
         embedder: `Embedder`.
         benchmarks: list of `Benchmark`.
         rows_at: {resolution: list of `Row`}.
-        known: (benchmark, resolution) -> {row name: {metric: value}} measured before, or None; what is known is not
-            measured again.
         seed: of the augmentations.
         keep: (benchmark, resolution, `Embeddings`) -> None, called with what each measure is made from.
 
@@ -141,12 +138,10 @@ def measure_all(
         poolings = {row.name: row.pooling for row in table_rows}
         for benchmark in benchmarks:
             entry = measured[benchmark.name]
-            scores = known(benchmark, resolution) if known else None
-            if scores is None:
-                scores, found = measure(embedder, benchmark, resolution, table_rows, seed)
-                entry["unusable"] = [benchmark.photos.names[row] for row in found.unusable]
-                if keep:
-                    keep(benchmark, resolution, found)
+            scores, found = measure(embedder, benchmark, resolution, table_rows, seed)
+            entry["unusable"] = [benchmark.photos.names[row] for row in found.unusable]
+            if keep:
+                keep(benchmark, resolution, found)
             entry["results"][resolution] = {
                 name: {"pooling": poolings[name], **values} for name, values in scores.items()
             }

@@ -112,12 +112,6 @@ def evaluate(
         if projection:
             rows_at[size].append(measure.Row("gem_projected", p_star, projection))
 
-    def known(benchmark, size):
-        # p* was chosen by this score, if on the versions of the paper: without rows for comparison that is all
-        score = results.p_star_scores.get(size, {}).get(results.exponent_at(size))
-        paper = results.p_star_rules.get(size, {}).get("augmentation", "full") == "full"
-        return {"gem": {"score": score}} if benchmark.name == "in_aug" and score and paper and not comparison else None
-
     def keep(benchmark, size, found):
         if size != config.resolution:
             return
@@ -127,9 +121,8 @@ def evaluate(
         if benchmark.name == "categories":
             category_picture(results.folder / "categories.png", source, *more)
 
-    left = [benchmark for benchmark in chosen if not all(known(benchmark, size) for size in config.resolutions)]
-    announce(_plan(left, config.resolutions))
-    measured = measure.measure_all(embedder or embedder_of(run), chosen, rows_at, known, config.seed, keep)
+    announce(_plan(chosen, config.resolutions))
+    measured = measure.measure_all(embedder or embedder_of(run), chosen, rows_at, config.seed, keep)
     everything = merged(results.metrics.get("benchmarks", {}), measured)
     metrics = {
         **summary(everything, {size: results.exponent_at(size) for size in config.resolutions}),

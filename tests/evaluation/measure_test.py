@@ -83,20 +83,15 @@ def test_photos_that_benchmarks_share_are_described_once():
     assert alone["copies"]["results"][16] == measured["copies"]["results"][16]
 
 
-def test_what_is_known_is_not_measured_again():
-    split, network, kept = colour_split(COLOURS), Colours(), []
-    chosen = [benchmarks.classes(split, ["red", "green", "blue"])]
-    measured = measure.measure_all(
-        Embedder(network, 32),
-        chosen,
+def test_what_a_measure_is_made_from_is_handed_on():
+    kept = []
+    measure.measure_all(
+        Embedder(Colours(), 32),
+        [benchmarks.classes(colour_split(COLOURS), ["red", "green", "blue"])],
         {size: measure.rows(1.0, lambda pooling: None) for size in (16, 20)},
-        known=lambda benchmark, size: {"gem": {"top1": 0.25}} if size == 16 else None,
         keep=lambda benchmark, size, found: kept.append((benchmark.name, size, len(found.rows))),
     )
-    assert network.runs == 1
-    assert measured["classes"]["results"][16] == {"gem": {"pooling": 1.0, "top1": 0.25}}
-    assert measured["classes"]["results"][20]["gem"]["top1"] == 1.0
-    assert kept == [("classes", 20, 12)]
+    assert kept == [("classes", 16, 12), ("classes", 20, 12)]
 
 
 @pytest.mark.slow

@@ -109,8 +109,13 @@ def test_what_takes_long_is_said_before(measured):
     _, _, said = measured
     first, second = said[:2]
     assert first.startswith("fitting a whitening at 32 px on 30 training photos")
-    # IN-aug's score is known from the choice of p*
-    assert second == "measuring at 32 px: classes (6 photos), copies (12 photos)"
+    assert second == "measuring at 32 px: classes (6 photos), in_aug (6 photos), copies (12 photos)"
+
+
+def test_in_aug_is_measured_of_whitened_descriptors_too_whatever_p_star_was_chosen_by(measured):
+    run, _, _ = measured
+    row = run.results.metrics["resolutions"]["32"]
+    assert 1 <= row["instance_whitened"] <= 5
 
 
 def test_who_trains_in_emulated_bfloat16_is_told(monkeypatch, capsys):
