@@ -9,14 +9,15 @@
   all references and `--photos`.
 * Of `--photos` in folders called by a WordNet number (`n02102040`): the share whose class among all those of a model is
   that one.
-* `--model`: what mg_keras.load opens; `--onnx`: a network from pixels [1, s, s, 3] (uint8) or
-  [1, 3, s, s] (float, ImageNet's normalisation) to a descriptor, given photos squashed to s = `--size`. Both may be
-  given again.
+* `--model`: what mg_keras.load opens, or a pattern such as `runs/mine-seed*` for several, of which the mean and the
+  standard deviation are told; `--onnx`: a network from pixels [1, s, s, 3] (uint8) or [1, 3, s, s] (float, ImageNet's
+  normalisation) to a descriptor, given photos squashed to s = `--size`. Both may be given again.
 
 A perceptual hash (imagehash's pHash) stands beside them where imagehash is installed, ONNX with onnxruntime.
 """
 
 import argparse
+import glob
 import re
 from pathlib import Path
 
@@ -63,10 +64,11 @@ def main():
     for name, describe, classify in describers(options):
         found = {kind: describe(photos, f"{name}, {kind}") for kind, photos in sets.items()}
         right = 100 * classes_found(classify(known), known) if classify and known else None
-        columns[name] = [*scores(found, sets, options), shown(right)]
+        columns.setdefault(name, []).append([*scores(found, sets, options), right])
     measures = ["copies R@1 %", *(f"of {kind}" for kind in STRONG_EDITS), "Holidays mAP %", "objects R@1 %"]
     measures.append(f"class of {len(known)} photos, % right")
-    rows = [[measure, *values] for measure, *values in zip(measures, *columns.values(), strict=True)]
+    cells = [[shown(values) for values in zip(*runs, strict=True)] for runs in columns.values()]
+    rows = [[measure, *values] for measure, *values in zip(measures, *cells, strict=True)]
     title = f"{options.edits} edits among {len(files)} photos, seed {options.seed}"
     print_table(title, ["", *columns], rows)
 
@@ -117,8 +119,8 @@ def describers(options):
     """Yields (name, photos and a label -> float [N, D] of unit norm, files -> class names, or None)."""
     import mg_keras
 
-    for what in options.model or [PACKAGED]:
-        model = mg_keras.load(what)
+    for what, path in [(name, path) for name in options.model or [PACKAGED] for path in models_of(name)]:
+        model = mg_keras.load(path)
 
         def embed(photos, label, model=model):
             return batched(lambda part: model.embed(part, options.resolution), photos, label, 256)
@@ -142,6 +144,11 @@ def describers(options):
         return batched(bits, photos, label) / 8.0
 
     yield "pHash, 64 bits", hashed, None
+
+
+def models_of(what):
+    """The models that a name or a pattern of `--model` stands for."""
+    return sorted(glob.glob(what)) or [what]
 
 
 def batched(describe, photos, label, size=_BATCH):
@@ -186,12 +193,15 @@ def scores(found, sets, options):
     values.append(
         100 * objects_found(found["objects"], sets["objects"], found["photos"]) if "objects" in found else None
     )
-    return [shown(value) for value in values]
+    return values
 
 
-def shown(value):
-    """A score in %, a dash for what was not measured."""
-    return "–" if value is None else f"{value:.1f}"
+def shown(values):
+    """A score in %, of several runs their mean and standard deviation; a dash for what was not measured."""
+    if None in values:
+        return "–"
+    deviation = f" ± {np.std(values, ddof=1):.1f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.1f}{deviation}"
 
 
 def wordnet_number(file):

@@ -59,6 +59,37 @@ def test_what_is_not_given_is_not_measured(folders, monkeypatch, capsys):
     assert run(folders, monkeypatch, capsys).count("–") >= 2
 
 
+def test_of_several_runs_the_mean_and_the_deviation_are_told(folders, monkeypatch, capsys):
+    def halves(photos, label):
+        found = small_pixels(photos, label)
+        # every second edit finds nothing
+        return (
+            found if len(photos) > 16 or "edits" not in label else np.where(np.arange(16)[:, None] % 2, found, -found)
+        )
+
+    runs = [("seeds", small_pixels, None), ("seeds", halves, None)]
+    monkeypatch.setattr(describers, "describers", lambda options: runs)
+    monkeypatch.setattr("sys.argv", ["describers", f"--photos={folders}/photos", "--edits=16"])
+    describers.main()
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "copies R@1" in line]
+    first, second = [
+        100 * describers.edits_found(describe(edits, "edits"), small_pixels(files, "photos"), 0).mean()
+        for files in [describers.photo_files(folders / "photos")]
+        for edits in [list(describers.edits_of(files, 16, 0))]
+        for _, describe, _ in runs
+    ]
+    assert first != second
+    assert f"{(first + second) / 2:.1f} ± {abs(first - second) / 2**0.5:.1f}" in line
+
+
+def test_a_pattern_stands_for_several_models(tmp_path):
+    for name in ("mine-seed1", "mine-seed0", "other-seed0"):
+        (tmp_path / name).mkdir()
+    found = describers.models_of(f"{tmp_path}/mine-seed*")
+    assert found == [f"{tmp_path}/mine-seed0", f"{tmp_path}/mine-seed1"]
+    assert describers.models_of("package") == ["package"]
+
+
 def test_mistakes_are_named(folders, monkeypatch, capsys):
     with pytest.raises(UserError, match="--edits must be from 1 to 16"):
         run(folders, monkeypatch, capsys, "--edits=17")
