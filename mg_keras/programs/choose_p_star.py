@@ -82,3 +82,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     written = ["p_star.json", "p_star.png"] if scores else ["p_star.json"]
     written += ["sweep.json", "sweep.png"] if options.sweep else []
     print(f"written: {', '.join(str(run.results.folder / name) for name in written)}")
+    of_another = [size for size in chosen if run.results.whitening_at(size) and not stages.is_whitened(run, size)]
+    if of_another:
+        sizes = ",".join(map(str, sorted(of_another)))
+        print(
+            f"the whitening at {sizes} px was fitted at another p*: mg-keras whiten --run {run.path} "
+            f"--resolutions {sizes} fits it anew"
+        )

@@ -275,7 +275,7 @@ def complete(run: Run, source: Source, embedder: Embedder | None = None) -> Iter
     if missing:
         chosen = choose_p_star(run, source, resolutions=missing)
         yield "p* " + ", ".join(f"{size} px: {chosen[size]:g}" for size in missing)
-    missing = [size for size in sizes if not _whitened(run, size)]
+    missing = [size for size in sizes if not is_whitened(run, size)]
     if missing:
         places = ", ".join(f"{size} px" for size in missing)
         try:
@@ -285,7 +285,7 @@ def complete(run: Run, source: Source, embedder: Embedder | None = None) -> Iter
             yield f"not whitened at {places}: {error}"
 
 
-def _whitened(run, size):
+def is_whitened(run: Run, size: int) -> bool:
     """Whether there is a whitening of a resolution's descriptors as p* has them now."""
     exponent = run.results.exponent_at(size)
     fitted_at = run.results.whitening_report.get(size, {}).get("p_star", exponent)

@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 
 from mg_keras.checkpoints import snapshot
+from mg_keras.embedding.whitening import Whitening
 from mg_keras.errors import UserError
 from mg_keras.evaluation import pictures as drawn
 from mg_keras.finishing import p_star
 from mg_keras.finishing.pooling_exponent import FineTuned
 from mg_keras.finishing.settings import Choosing
-from mg_keras.programs import stages
+from mg_keras.programs import choose_p_star, stages
 from mg_keras.runs import photos as run_photos
 from mg_keras.runs.config import TrainConfig
 from mg_keras.runs.networks import build_model
@@ -126,6 +127,19 @@ def test_what_is_not_asked_for_stays(made_up):
     content = written(made_up)
     assert list(content["scores"]["32"]) == ["2.5", "3.5"]
     assert content["fine_tuned"]["32"]["p_star"] == 3.2
+
+
+def test_a_whitening_at_another_exponent_is_named(made_up, monkeypatch, capsys):
+    identity = Whitening(np.zeros(512), np.eye(512), bias_channel=False)
+    for size in (32, 40):
+        identity.save(made_up.results.whitening_path(size))
+    made_up.results.save_whitening_report({32: {"p_star": 2.0}, 40: {"p_star": 5.0}})
+    opened = made_up, run_photos.open_source(made_up.settings)
+    monkeypatch.setattr(stages, "open_run", lambda *arguments: opened)
+    choose_p_star.main([f"--run={made_up.path}"])
+    *_, line = capsys.readouterr().out.splitlines()
+    assert line.startswith("the whitening at 40 px was fitted at another p*: mg-keras whiten --run ")
+    assert line.endswith(f"{made_up.path} --resolutions 40 fits it anew")
 
 
 def test_with_both_the_choice_is_cross_validations(made_up):
