@@ -50,7 +50,13 @@ def test_what_needs_no_label_is_done(unlabelled):
     assert not {"top1_embedding", "top1_descriptor"} & set(entry)
     metrics = scores.evaluate(run, source)
     assert sorted(metrics["benchmarks"]) == ["copies", "in_aug"]
-    assert set(metrics["resolutions"]["32"]) == {"p_star", "instance", "copies", "copies_unwhitened"}
+    assert set(metrics["resolutions"]["32"]) == {
+        "p_star",
+        "instance",
+        "instance_whitened",
+        "copies",
+        "copies_unwhitened",
+    }
     assert (run.path / "retrieval.png").is_file()
 
 

@@ -77,7 +77,7 @@ def test_a_flag_that_is_near_is_named_as_it_is_typed_and_is_one(parser):
 
 def test_help_says_what_an_argument_takes(parser):
     help = " ".join(parser.format_help().split())
-    assert "(type: a number, above 0 and at most 1, default: null)" in help
+    assert "(type: a number, above 0 and at most 1)" in help
 
 
 def test_a_file_that_its_place_does_not_take_is_one_line(tmp_path, capsys):
