@@ -5,8 +5,9 @@ RUN ?= runs/demo
 
 .PHONY: demo docs test test-fast lint format clean
 
-# two workers for two cores; each keeps its own TensorFlow, and files come in the order of tests/conftest.py
-TEST = $(VENV)/bin/python -m pytest -n $${PYTEST_WORKERS:-2} --dist loadfile --no-loadscope-reorder
+# two workers for two cores; each keeps its own TensorFlow, and files come in the order of tests/conftest.py;
+# the slowest are named at the end
+TEST = $(VENV)/bin/python -m pytest -n $${PYTEST_WORKERS:-2} --dist loadfile --no-loadscope-reorder --durations=15
 
 test: $(VENV)/.test lint
 	$(TEST)
