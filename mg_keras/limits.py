@@ -85,6 +85,7 @@ def wanted(kind: Any) -> str:
     if origin is Literal:
         return f"one of {', '.join(map(str, parts))}"
     if origin in (Union, types.UnionType):
+        # jsonargparse adds null to what may be null already
         return " or ".join(map(wanted, parts)).replace("or null or null", "or null")
     return f"a list of {_PLURALS[parts[0]]}" if origin is list else _WORDS[kind]
 

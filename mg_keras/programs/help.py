@@ -28,12 +28,10 @@ class HelpFormatter(DefaultHelpFormatter):
 
     def _get_help_string(self, action: Action) -> str:
         text = super()._get_help_string(action)
-        # that nothing is given unless it is given goes without saying; what it then means, the words say
-        return (
-            re.sub(r" \(default: %\(default\)s\)|, default: %\(default\)s", "", text)
-            if action.default is None
-            else text
-        )
+        if action.default is not None:
+            return text
+        # what null stands for, the words say
+        return re.sub(r" \(default: %\(default\)s\)|, default: %\(default\)s", "", text)
 
     def _get_type_str(self, action: Action) -> str | None:
         kind = getattr(action, "_typehint", action.type)
@@ -50,8 +48,8 @@ def laid_out(text: str, width: int) -> str:
     """A docstring, its paragraphs and the items of its lists (`* `) wrapped, what is indented by four as it is."""
     lines, blocks = text.strip().splitlines(), []
     for line in lines:
-        begins = not blocks or not line or line.startswith(("    ", "* ")) or blocks[-1][-1].startswith("    ")
-        if begins or not blocks[-1][-1]:
+        last = blocks[-1][-1] if blocks else ""
+        if not (line and last) or line.startswith(("    ", "* ")) or last.startswith("    "):
             blocks.append([line])
         else:
             blocks[-1].append(line)
