@@ -1,7 +1,6 @@
 """Several servers of one model: work is spread over them, and goes on as long as one is there."""
 
 import itertools
-import queue
 import socket
 import threading
 import time
@@ -115,7 +114,7 @@ class Servers:
             ServingError: a request was refused, or all servers are away, or too busy for one, for longer than
                 `patience`.
         """
-        feed, answered, threads = _Feed(requests), queue.Queue(self._in_flight), []
+        feed, threads = _Feed(requests, room=self._in_flight), []
         # who was away the last time has the same patience again
         self._away.clear()
 
@@ -138,13 +137,7 @@ class Servers:
                     return
                 else:
                     self._away.pop(address, None)
-                    while not feed.stopped:
-                        try:
-                            answered.put((request, answer), timeout=0.2)
-                            break
-                        except queue.Full:
-                            continue
-                    feed.done()
+                    feed.answer(request, answer)
 
         def start(new):
             for address in new:
@@ -160,13 +153,11 @@ class Servers:
                 if time.monotonic() - looked > _LOOK:
                     looked = time.monotonic()
                     start(self._look())
-                try:
-                    yield answered.get(timeout=0.1)
-                    continue
-                except queue.Empty:
-                    if feed.failure:
-                        raise feed.failure from None
-                if feed.finished and answered.empty():
+                if (answered := feed.answered(seconds=1.0)) is not None:
+                    yield answered
+                elif feed.failure:
+                    raise feed.failure
+                elif feed.finished:
                     return
         finally:
             feed.stop()
@@ -217,17 +208,21 @@ class Servers:
 
 
 class _Feed:
-    """Requests for several threads, each of which may hand one back."""
+    """Requests for several threads, each of which may hand one back, and their answers, of which `room` may wait."""
 
-    def __init__(self, requests):
+    def __init__(self, requests, room):
         self._requests, self._back = iter(requests), deque()
+        self._answers, self._room = deque(), room
         self._changed, self._under_way, self._exhausted = threading.Condition(), 0, False
         self.failure, self.stopped = None, False
 
     @property
     def finished(self):
         with self._changed:
-            return self._exhausted and not self._back and not self._under_way
+            return self._no_more()
+
+    def _no_more(self):
+        return self._exhausted and not self._back and not self._under_way
 
     def take(self):
         """(request, how often it was handed back, when it was first taken); None: there is none any more."""
@@ -260,17 +255,33 @@ class _Feed:
             self._back.append((request, tries, since))
             self._changed.notify_all()
 
-    def done(self):
+    def answer(self, request, answer):
+        """Waits until there is room."""
         with self._changed:
+            while len(self._answers) >= self._room and not self.stopped:
+                self._changed.wait()
+            self._answers.append((request, answer))
             self._under_way -= 1
             self._changed.notify_all()
+
+    def answered(self, seconds):
+        """(request, answer); None: there was none for so many seconds, or there will be none any more."""
+        until = time.monotonic() + seconds
+        with self._changed:
+            while not self._answers:
+                left = until - time.monotonic()
+                if self.failure or self._no_more() or left <= 0:
+                    return None
+                self._changed.wait(left)
+            self._changed.notify_all()
+            return self._answers.popleft()
 
     def wait(self, seconds):
         """Whether there is nothing left to do after so many seconds."""
         until = time.monotonic() + seconds
         with self._changed:
             while not self.stopped and (left := until - time.monotonic()) > 0:
-                if self._exhausted and not self._back and not self._under_way:
+                if self._no_more():
                     return True
                 self._changed.wait(left)
             return self.stopped

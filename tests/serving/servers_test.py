@@ -129,7 +129,7 @@ def test_a_busy_server_is_waited_for_as_long_as_one_that_is_away(clients):
 
 def asking():
     """The threads that ask; other tests' servers have theirs."""
-    return [thread.name for thread in threading.enumerate() if thread.name.startswith("ask 127.")]
+    return [thread for thread in threading.enumerate() if thread.name.startswith("ask 127.")]
 
 
 def test_one_line_where_all_are_away_or_one_refuses(clients):
@@ -151,9 +151,11 @@ def test_one_line_where_all_are_away_or_one_refuses(clients):
             client.away = False
         answers = servers.answers(range(1000), asked)
         next(answers)
-        assert asking()
+        threads = asking()
         answers.close()
-        assert not asking()
+        for thread in threads:
+            thread.join(10.0)
+        assert threads and not asking()
 
 
 def test_a_server_that_was_added_is_asked_too(clients, monkeypatch):
