@@ -9,11 +9,11 @@ and the mean of that over the channels that see something. Without `--photo` it 
 matplotlib, in the public domain; without `--channel` the one with the largest pooled value.
 """
 
-import argparse
 from pathlib import Path
 
 import numpy as np
 
+from benchmarks.arguments import benchmark_parser
 from benchmarks.timing import print_table
 from mg_keras.errors import UserError
 from mg_keras.programs.common import list_of, run_program
@@ -24,7 +24,7 @@ _DARK = 1e-3  # a channel whose activations are below this everywhere sees nothi
 
 def main():
     """Arguments, the maps, the table and the picture."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = benchmark_parser("activations", __doc__)
     parser.add_argument("--model", help="a run or a packed model; the model in the package")
     parser.add_argument("--photo", type=Path, help="a portrait that comes with matplotlib")
     parser.add_argument("--resolutions", type=list_of(int, at_least=1), default=[160, 320], help="pixels ([160,320])")

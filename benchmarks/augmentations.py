@@ -8,12 +8,12 @@ training, but one at a time on one thread. The processor's time counts, so that 
 little. Contestants take turns; the table gives medians.
 """
 
-import argparse
 import os
 import tempfile
 import time
 from pathlib import Path
 
+from benchmarks.arguments import benchmark_parser
 from benchmarks.photos import write_photos
 from benchmarks.timing import interleaved_times, machine, per_second, print_table
 from mg_keras.errors import UserError
@@ -42,7 +42,7 @@ def contestant(photo, recipe, size, versions):
 
 def main():
     """Parses the arguments and prints the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = benchmark_parser("augmentations", __doc__)
     parser.add_argument("--recipes", default="standard,full,autoaugment,copies", help="%(default)s")
     parser.add_argument("--sizes", default="160,224", help="pixels of the versions (%(default)s)")
     parser.add_argument("--versions", type=int, default=400, help="versions in a round (400)")

@@ -7,8 +7,7 @@ Core hours, hours on so many machines, bytes, and where each stage has its narro
 that size: rates are those of `MEASURED`, which two cores gave, and of the planner of `mg-keras index --plan`.
 """
 
-import argparse
-
+from benchmarks.arguments import benchmark_parser
 from benchmarks.timing import print_table
 from mg_keras.programs.common import list_of, number, run_program
 from mg_keras.search import planning
@@ -66,7 +65,7 @@ def plan(photos: float, machines: int, cores: int, photo_kb: float, dimensions: 
 
 def main() -> None:
     """Arguments and the table."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.cluster_plan", description=__doc__)
+    parser = benchmark_parser("cluster_plan", __doc__)
     at_least_one = number(int, at_least=1)
     parser.add_argument("--photos", type=list_of(float, at_least=1e6), default=[10e6, 100e6, 1e9])
     parser.add_argument("--machines", type=at_least_one, default=30)

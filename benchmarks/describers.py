@@ -16,7 +16,6 @@
 A perceptual hash (imagehash's pHash) stands beside them where imagehash is installed, ONNX with onnxruntime.
 """
 
-import argparse
 import glob
 import re
 from pathlib import Path
@@ -24,6 +23,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
+from benchmarks.arguments import benchmark_parser
 from benchmarks.timing import print_table
 from mg_keras.errors import UserError
 from mg_keras.evaluation.copies import STRONG_EDITS
@@ -39,7 +39,7 @@ _BATCH = 16
 
 def main():
     """Arguments, the describers, and the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = benchmark_parser("describers", __doc__)
     parser.add_argument("--photos", required=True)
     parser.add_argument("--holidays")
     parser.add_argument("--objects")

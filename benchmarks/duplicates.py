@@ -10,7 +10,6 @@ Recall is the share of edits of whose duplicates the original is one; precision 
 photo. Photos that are in the folders twice count as mistakes, so that no precision is quite 1.
 """
 
-import argparse
 import json
 import os
 import random
@@ -25,6 +24,7 @@ import numpy as np
 from PIL import Image
 
 from benchmarks import peers
+from benchmarks.arguments import benchmark_parser
 from benchmarks.timing import print_table
 from mg_keras.data.finding import find_photos
 from mg_keras.evaluation.copies import STRONG_EDITS
@@ -74,7 +74,7 @@ def scores(found, folder):
 
 def main():
     """Arguments, the rows and the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = benchmark_parser("duplicates", __doc__)
     parser.add_argument("--photos", required=True, help="folders, by commas")
     parser.add_argument("--count", type=int, default=2000)
     parser.add_argument("--planted", type=int, default=200)

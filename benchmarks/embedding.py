@@ -12,7 +12,6 @@
 `--part` runs one alone. Contestants take turns; the tables give medians.
 """
 
-import argparse
 import functools
 import os
 import subprocess
@@ -22,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.arguments import benchmark_parser
 from benchmarks.photos import write_photos
 from benchmarks.timing import interleaved_times, machine, milliseconds, per_second, print_table, ratio, timed
 from mg_keras.errors import UserError
@@ -158,7 +158,7 @@ def exponents_part(options):
 
 def main():
     """Parses the arguments and runs the parts asked for."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = benchmark_parser("embedding", __doc__)
     parser.add_argument("--part", choices=["speed", "memory", "exponents", "all"], default="all")
     parser.add_argument("--data", help="folder:PATH, photos in any subfolders; default: generated JPEGs")
     parser.add_argument("--photos", type=int, default=500, help="photos of --part speed (500)")

@@ -14,13 +14,13 @@ The p* of a run has no part in this, and nothing is written into the run. With `
 there, in half precision, and a second call takes them from it.
 """
 
-import argparse
 import functools
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 
+from benchmarks.arguments import benchmark_parser
 from benchmarks.describers import holidays_files, holidays_precisions, photo_files
 from benchmarks.kept import embed_all, embed_some_versions, kept
 from benchmarks.timing import print_table
@@ -39,7 +39,7 @@ _CONSTANT = 5
 
 def main():
     """Arguments, embeddings, and the tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = benchmark_parser("exponents", __doc__)
     parser.add_argument("--holidays", required=True)
     parser.add_argument("--photos", required=True, help="others, for IN-aug and whitening")
     parser.add_argument("--run", action="append", required=True, help="or package; may be given again")

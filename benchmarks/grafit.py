@@ -12,11 +12,11 @@
 processor time (`benchmarks.timing.work_clock`).
 """
 
-import argparse
 import dataclasses
 
 import numpy as np
 
+from benchmarks.arguments import benchmark_parser
 from benchmarks.timing import interleaved_times, machine, print_ratios, timed, work_clock
 from mg_keras.errors import UserError
 from mg_keras.programs.common import run_program
@@ -114,7 +114,7 @@ PARTS = {"step": step_part, "memory": memory_part}
 
 def main():
     """Parses the arguments and runs the parts asked for."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = benchmark_parser("grafit", __doc__)
     parser.add_argument("--part", choices=[*PARTS, "all"], default="all")
     parser.add_argument("--repeats", type=int, default=15, help="timed calls of each contestant (15)")
     step = parser.add_argument_group("of --part step")

@@ -25,6 +25,7 @@ from pathlib import Path
 import faiss
 import numpy as np
 
+from benchmarks.arguments import benchmark_parser
 from benchmarks.search import resident
 from benchmarks.timing import print_table
 from mg_keras.embedding import shards
@@ -273,7 +274,7 @@ def check(folder, count, dimensions, number):
 
 def main():
     """Arguments, the measuring, what it found."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = benchmark_parser("index_constants", __doc__)
     parser.add_argument("--check", type=int, help="descriptors to build indexes of, beside the plan")
     parser.add_argument("--dimensions", type=int, default=512)
     parser.add_argument("--shards", type=int, help="with --check")

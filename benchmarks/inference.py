@@ -21,7 +21,6 @@ medians, and how much of the machine's peak each reaches: that of a product of f
 the bfloat16 contestants.
 """
 
-import argparse
 import functools
 import tempfile
 import time
@@ -29,6 +28,7 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.arguments import benchmark_parser
 from benchmarks.timing import interleaved_times, machine, print_table, ratio, timed_at_work
 from mg_keras.errors import UserError
 from mg_keras.programs.common import run_program
@@ -315,7 +315,7 @@ def compare_from_files(files, resolution, folder, repeats):
 
 def main():
     """Parses the arguments and prints a table for each resolution and batch."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = benchmark_parser("inference", __doc__)
     parser.add_argument("--trunk", default="resnet50", help="name of a trunk (resnet50)")
     parser.add_argument("--resolutions", type=int, nargs="+", help="pixels (224 500 800; of --files 224)")
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 8], help="photos in a call (1 8)")

@@ -12,7 +12,6 @@ bytes as such photos have in ImageNet (about 110 KB). The clock starts after the
 same files, so they come from the disk's cache. Contestants take turns; the table gives medians.
 """
 
-import argparse
 import dataclasses
 import tempfile
 import time
@@ -20,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.arguments import benchmark_parser
 from benchmarks.photos import write_photos
 from benchmarks.timing import interleaved_times, machine, per_second, print_table, ratio
 from mg_keras.errors import UserError
@@ -176,7 +176,7 @@ PARTS = {"decoding": decoding_part, "reading": reading_part}
 
 def main():
     """Parses the arguments and prints the tables asked for."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = benchmark_parser("input_pipeline", __doc__)
     parser.add_argument("--part", choices=[*PARTS, "all"], default="all")
     parser.add_argument("--latency", type=int, default=30, help="milliseconds of --part reading's object store (30)")
     parser.add_argument("--data", help="folder:PATH, photos in any subfolders; default: generated JPEGs")

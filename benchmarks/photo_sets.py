@@ -18,7 +18,6 @@ strong perspective on a cluttered ground (again other photos of those parts, cut
 reflection, noise, blur and JPEG's losses. Everything is drawn from `--seed`.
 """
 
-import argparse
 import io
 import itertools
 from pathlib import Path
@@ -27,6 +26,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageFilter, ImageOps
 
+from benchmarks.arguments import benchmark_parser
 from benchmarks.describers import opened, photo_files
 from mg_keras.errors import UserError
 from mg_keras.files import atomic_path
@@ -70,7 +70,7 @@ _PRODUCTS_SHOWN = 60
 
 def main():
     """Arguments, and the folders."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = benchmark_parser("photo_sets", __doc__)
     parser.add_argument("--out", type=Path, required=True)
     for name in _TRAIN:
         parser.add_argument(f"--{name}", type=Path, required=True)

@@ -25,6 +25,7 @@ import faiss
 import numpy as np
 
 from benchmarks import peers
+from benchmarks.arguments import benchmark_parser
 from benchmarks.timing import print_table
 from mg_keras.programs.common import run_program
 from mg_keras.search.index import Index
@@ -127,7 +128,7 @@ def of_peer(name, python, descriptors, queries, true):
 
 def main():
     """Arguments, the rows and the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = benchmark_parser("search", __doc__)
     parser.add_argument("--count", type=int, default=1_000_000)
     parser.add_argument("--dimensions", type=int, default=512)
     parser.add_argument("--centres", type=int, default=4000)

@@ -13,7 +13,6 @@ the server's memory is at the end what it was after the first such swap. (The fi
 are loaded, TensorFlow's pool of CPU memory grows, and it keeps for later what it once had.)
 """
 
-import argparse
 import collections
 import functools
 import http.client
@@ -28,6 +27,7 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.arguments import benchmark_parser
 from benchmarks.timing import machine, print_table
 from mg_keras.errors import UserError
 from mg_keras.files import atomic_path
@@ -296,7 +296,7 @@ def newest_version(folder):
 
 def main():
     """Parses the arguments, starts a server on a copy of the model, and does what is asked for."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = benchmark_parser("serving", __doc__)
     parser.add_argument("--model", required=True, help="the model's folder, such as models/multigrain")
     parser.add_argument("--resolution", type=int, default=224, help="pixels of the largest side; 0: as the photos are")
     parser.add_argument("--requests", type=int, default=200, help="timed requests for each line (200)")

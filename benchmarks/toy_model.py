@@ -10,11 +10,11 @@ choices: 5 is read as the standard deviation, w starts at N(0, 1) in both direct
 there is no other regularisation. The test accuracy is exact: that on infinitely many points.
 """
 
-import argparse
 import math
 
 import numpy as np
 
+from benchmarks.arguments import benchmark_parser
 from benchmarks.timing import print_table
 from mg_keras.errors import UserError
 from mg_keras.files import atomic_path
@@ -151,7 +151,7 @@ def picture(path, scores, best):
 
 def main():
     """Arguments, the experiment, the table and the plot."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = benchmark_parser("toy_model", __doc__)
     parser.add_argument("--out", default="toy_model.png", help="the plot (toy_model.png)")
     parser.add_argument("--seed", type=int, default=0, help="of everything random (0)")
     parser.add_argument("--runs", type=int, default=100, help="how many (100)")

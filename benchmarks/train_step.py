@@ -12,11 +12,11 @@
 steps in processor time (`benchmarks.timing.work_clock`).
 """
 
-import argparse
 import dataclasses
 
 import numpy as np
 
+from benchmarks.arguments import benchmark_parser
 from benchmarks.timing import interleaved_times, machine, milliseconds, print_table, ratio, timed
 from mg_keras.errors import UserError
 from mg_keras.programs.common import run_program
@@ -120,7 +120,7 @@ PARTS = {"step": step_part, "loss": loss_part}
 
 def main():
     """Parses the arguments and runs the parts asked for."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = benchmark_parser("train_step", __doc__)
     parser.add_argument("--part", choices=[*PARTS, "all"], default="all")
     parser.add_argument("--repeats", type=int, default=30, help="timed calls of each contestant (30)")
     step = parser.add_argument_group("of --part step")

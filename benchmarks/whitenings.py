@@ -13,11 +13,11 @@ its photos in a shuffled order (`--counts`; the folder's own number where it has
 The first row is without whitening. With `--keep FOLDER` embeddings are kept there, and a second call takes them.
 """
 
-import argparse
 from pathlib import Path
 
 import numpy as np
 
+from benchmarks.arguments import benchmark_parser
 from benchmarks.describers import edits_found, edits_of, holidays_files, holidays_map, photo_files
 from benchmarks.kept import embed_all, embed_some_versions, kept
 from benchmarks.timing import print_table
@@ -31,7 +31,7 @@ _SHRINKAGE = 0.1
 
 def main():
     """Arguments, embeddings, and the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = benchmark_parser("whitenings", __doc__)
     parser.add_argument("--run", required=True)
     parser.add_argument("--fit", action="append", required=True, help="a folder; may be given again")
     parser.add_argument("--photos", required=True, help="others, for copies and IN-aug")

@@ -7,11 +7,11 @@ measured: top-1 among these classes, and among all 1000. The folder that `--run`
 for mg-keras choose-p-star, mg-keras evaluate and mg-keras export. Needs the extra `offline`.
 """
 
-import argparse
 from pathlib import Path
 
 import numpy as np
 
+from benchmarks.arguments import benchmark_parser
 from benchmarks.timing import print_table
 from mg_keras.errors import UserError
 from mg_keras.programs.common import list_of, run_program
@@ -57,7 +57,7 @@ SHARED = {
 
 def main():
     """Arguments, the measure, and the run."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = benchmark_parser("zero_shot", __doc__)
     parser.add_argument(
         "--data",
         required=True,

@@ -101,6 +101,12 @@ class Parser(ArgumentParser):
         # argument -> what it may be, in words, where its type alone doesn't say it
         self.wanted = {}
 
+    def parse_args(self, args: Sequence[str] | None = None, *more: Any, **keywords: Any) -> Namespace:
+        """As jsonargparse has it; the `~` of `--name=~/folder`, which no shell expands, is the home folder."""
+        home = os.path.expanduser("~")
+        arguments = [re.sub(r"^(--\w+=)~(?=/|$)", lambda found: found[1] + home, each) for each in given(args)]
+        return super().parse_args(arguments, *more, **keywords)
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raises a `UserError` in place of jsonargparse's lines of usage."""
         raise UserError(self._plain(message)) from ex

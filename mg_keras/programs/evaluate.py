@@ -65,6 +65,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options.benchmarks = options.benchmarks and _whole(options.benchmarks)
     if options.model and options.data:
         raise UserError("--data names the photos of a --run; a SavedModel is measured on --benchmarks NAME=PATH")
+    if options.model and options.checkpoint != "last":
+        raise UserError("--checkpoint is one of a --run; a SavedModel is what it was exported from")
     if options.run and options.out:
         raise UserError("--out is for --model: the figures of a run go into its metrics.json")
     if options.out:

@@ -45,12 +45,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--check_photos",
         type=number(int, at_least=1),
-        default=CHECK_PHOTOS,
-        help="validation photos to compare with the Keras model",
+        help=f"with --run: validation photos to compare with the Keras model; default: {CHECK_PHOTOS}",
     )
     options = parser.parse_args(arguments)
     if options.run is None and options.data is not None:
         raise UserError("--data says where the photos of a run lie: name the run with --run")
+    if options.run is None and options.check_photos is not None:
+        raise UserError("--check_photos are of a run: name it with --run")
     import_tensorflow()
     from mg_keras.export.saved_model import usage
     from mg_keras.runs.run import load_run
@@ -59,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(usage(export_packed(None, options.out, options.version, options.precision)))
         return
     run = load_run(options.run, data=options.data)
-    print(usage(export_run(run, options.out, options.version, options.precision, options.check_photos)))
+    print(usage(export_run(run, options.out, options.version, options.precision, options.check_photos or CHECK_PHOTOS)))
 
 
 def export_run(

@@ -37,8 +37,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--cores", type=number(int, at_least=1), help="with --plan: to build with; default: those here")
     options = parser.parse_args(arguments)
     if options.plan is not None:
-        if getattr(options, "from") or options.out:
-            raise UserError("--plan is for itself: it builds nothing, and takes no --from and --out")
+        for name in ("from", "out", "workers", "bytes", "cells"):
+            if getattr(options, name) is not None:
+                raise UserError(f"--plan builds nothing, and shows choices of bytes and cells: it takes no --{name}")
         _show_plan(options)
         return
     if options.dimensions or options.cores:

@@ -42,6 +42,16 @@ def run_here(program, *arguments):
     return SimpleNamespace(returncode=status, stdout=output.getvalue(), stderr=errors.getvalue())
 
 
+def test_each_is_called_as_its_help_says(monkeypatch, capsys):
+    programs = [path.stem for path in (ROOT / "benchmarks").glob("*.py") if "\ndef main(" in path.read_text()]
+    assert len(programs) > 15
+    for program in programs:
+        monkeypatch.setattr(sys, "argv", ["a.py", "--help"])
+        with pytest.raises(SystemExit):
+            importlib.import_module(f"benchmarks.{program}").main()
+        assert capsys.readouterr().out.startswith(f"usage: python -m benchmarks.{program} [-h]")
+
+
 def rows(done):
     """First cell -> the other cells, of the table that was printed."""
     assert done.returncode == 0, done.stderr[-3000:]

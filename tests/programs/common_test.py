@@ -33,6 +33,14 @@ def test_arguments_of_each_type(parser):
     assert parser.parse_args(["--names=a,holidays=photos[1]"]).names == ["a", "holidays=photos[1]"]
 
 
+def test_the_home_folder_behind_an_equals_sign(parser, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    options = parser.parse_args(["--names=~/a,b~/c", "--which=last"])
+    assert options.names == ["/home/me/a", "b~/c"]
+    assert parser.parse_args(["--names=~a/b"]).names == ["~a/b"], "another's home is not ours"
+    assert parser.parse_args(["--names=~"]).names == ["/home/me"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -31,7 +31,8 @@ def test_a_plan_has_three_choices(capsys):
     [
         ([], "--from PARQUET and --out INDEX are needed, or --plan N"),
         (["--from", "x"], "--from PARQUET and --out INDEX are needed"),
-        (["--plan", "5e6", "--out", "x"], "takes no --from and --out"),
+        (["--plan", "5e6", "--out", "x"], "it takes no --out"),
+        (["--plan", "5e6", "--bytes", "64"], "--plan builds nothing, and shows choices of bytes and cells"),
         (["--from", "x", "--out", "y", "--cores", "2"], "--dimensions and --cores are for --plan"),
         (["--plan", "many"], "received 'many'"),
         (["--from", "nowhere", "--out", "y"], "received nowhere"),

@@ -124,3 +124,5 @@ def test_copies_are_told_by_photos_that_can_be_used(tmp_path):
 def test_photos_of_a_run_need_the_run(tmp_path):
     with pytest.raises(UserError, match="--data says where the photos of a run lie"):
         command.main(["export", f"--out={tmp_path}", "--data=folder:photos"])
+    with pytest.raises(UserError, match="--check_photos are of a run"):
+        command.main(["export", f"--out={tmp_path}", "--check_photos=4"])

@@ -155,7 +155,8 @@ def test_one_line_where_all_are_away_or_one_refuses(clients):
         answers.close()
         for thread in threads:
             thread.join(10.0)
-        assert threads and not asking()
+        assert threads
+        assert not asking()
 
 
 def test_a_server_that_was_added_is_asked_too(clients, monkeypatch):

@@ -115,6 +115,11 @@ def test_mistakes_are_one_line(trained, options, message, monkeypatch, capsys):
     assert message in line
 
 
+def test_a_checkpoint_is_a_runs():
+    with pytest.raises(UserError, match="--checkpoint is one of a --run"):
+        evaluate.main(["--model=package", "--benchmarks=ukb=x", "--checkpoint=best"])
+
+
 def test_figures_of_a_model_need_a_place_before_it_is_measured(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"can't be written to: .*file is no folder"):
