@@ -3,9 +3,11 @@
     mg-keras ablation --presets [caltech101_uniform_p1,caltech101_ra_p1] --seeds [0,1] --data folder:PATH
 
 Any setting of a run can be given too and overrides every preset's. With `--lengths [20,60]` each preset is trained
-once for 20 epochs and once for 60; lengths.png shows what becomes of their order. OUT/<preset>-seed<seed>, or
-OUT/<preset>-<epochs>epochs-seed<seed>, are ordinary runs; what is finished is not done again, and the same command goes
-on after Ctrl-C, a crash or `kill -9`. Writes ablation.json, ablation.md and ablation.png into OUT.
+once for 20 epochs and once for 60; lengths.png shows what becomes of their order. With
+`--vary classification_weight=0.1,0.5,1` it is trained once with each value of a setting; trade.png shows how classes
+and instances are traded. OUT/<preset>-seed<seed> (OUT/<preset>-<setting>=<value>-<epochs>epochs-seed<seed>) are
+ordinary runs; what is finished is not done again, and the same command goes on after Ctrl-C, a crash or `kill -9`.
+Writes ablation.json, ablation.md and ablation.png into OUT.
 """
 
 import os
@@ -16,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from mg_keras.errors import UserError
-from mg_keras.programs.ablations import Member, has_lengths, is_finished, of_length, train_members, write_report
-from mg_keras.programs.common import PRESETS, Parser, given, list_of, with_preset
+from mg_keras.programs.ablations import Member, is_finished, more_pictures, row_name, train_members, write_report
+from mg_keras.programs.common import PRESETS, Parser, given, list_of, unknown, with_preset
 from mg_keras.programs.whole_run import train_and_measure
-from mg_keras.runs.config import TrainConfig, add_settings, settings_of
+from mg_keras.runs.config import PLACES, TrainConfig, add_settings, settings_of
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -30,6 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--presets", type=list_of(str), help="names, or paths of YAML files; rows of the table")
     parser.add_argument("--seeds", type=list_of(int, at_least=0), default=[0, 1], help="of the runs of each preset")
     parser.add_argument("--lengths", type=list_of(int, at_least=1), help="epochs of the runs; null: each preset's own")
+    parser.add_argument("--vary", type=str, help="a setting and its values, such as classification_weight=0.1,0.5,1")
     parser.add_argument("--out", type=str, default="runs/ablation", help="the folder of the runs and the table")
     parser.add_argument(
         "--strategy", choices=["mirrored", "single"], default="mirrored", help="all GPUs, or one device"
@@ -38,7 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     presets = [preset_file(preset) for preset in options.presets or []]
     lengths = sorted(options.lengths or [None], key=lambda length: length or 0)
-    names = [of_length(name, length) for name, _ in presets for length in lengths]
+    setting, values = varied(options.vary)
+    names = [row_name(name, setting, value, length) for name, _ in presets for value in values for length in lengths]
     if options.table_only:
         show(write_report(options.out, names or None), options.out)
         return
@@ -49,12 +53,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise UserError("an ablation takes its seeds from --seeds, a list such as [0,1], and no --seed")
     if options.lengths and "--epochs" in settled:
         raise UserError("--lengths are the epochs of the runs: give it or --epochs")
+    if f"--{setting}" in settled or (setting == "epochs" and options.lengths):
+        raise UserError(f"--vary has the values of {setting}: give them once")
 
     # the shortest first, and seed by seed: a table of all presets stands early
     members = [
-        Member(of_length(name, length), settings(parser, arguments, path, seed, length), Path(options.out))
+        Member(
+            row_name(name, setting, value, length),
+            settings(parser, arguments, path, {setting: value, "epochs": length, "seed": seed}),
+            Path(options.out),
+        )
         for length in lengths
         for seed in options.seeds
+        for value in values
         for name, path in presets
     ]
     train = partial(train_and_measure, strategy_name=options.strategy)
@@ -80,13 +91,25 @@ def preset_file(preset: str) -> tuple[str, Path]:
     return name, Path(path)
 
 
+def varied(text: str | None) -> tuple[str | None, list[str | None]]:
+    """(setting, its values as they are typed) of `SETTING=VALUE,...`; of None, no setting and one value, None."""
+    if text is None:
+        return None, [None]
+    setting, equals, values = text.partition("=")
+    known = [name for name in TrainConfig.__dataclass_fields__ if name not in (*PLACES, "seed")]
+    if not equals or not values:
+        raise UserError(f"--vary must be SETTING=VALUE,..., such as classification_weight=0.1,0.5; received {text!r}")
+    if setting not in known:
+        raise UserError(f"--vary: {unknown('setting', setting, known)}")
+    return setting, list_of(str)(values)
+
+
 def settings(
-    parser: Parser, arguments: Sequence[str], path: str | os.PathLike, seed: int, length: int | None = None
+    parser: Parser, arguments: Sequence[str], path: str | os.PathLike, own: Mapping[str | None, Any]
 ) -> TrainConfig:
-    """The `TrainConfig` of one run: the preset's, then the command line's, then the seed and the length in epochs."""
-    epochs = [] if length is None else [f"--epochs={length}"]
-    options = parser.parse_args(["--config", str(path), *arguments, f"--seed={seed}", *epochs])
-    return settings_of(options)
+    """The `TrainConfig` of one run: the preset's, then the command line's, then its own settings that are not None."""
+    own = [f"--{name}={value}" for name, value in own.items() if value is not None]
+    return settings_of(parser.parse_args(["--config", str(path), *arguments, *own]))
 
 
 def show(summary: Mapping[str, Any], out: str | os.PathLike) -> None:
@@ -98,5 +121,5 @@ def show(summary: Mapping[str, Any], out: str | os.PathLike) -> None:
     # a log file counts as 80 columns wide
     console = Console()
     (console if console.is_terminal else Console(width=120)).print(ablation_table(summary))
-    pictures = "ablation.png and lengths.png" if has_lengths(summary) else "ablation.png"
-    print(f"written: {Path(out) / 'ablation.json'}, ablation.md, {pictures} beside it", flush=True)
+    pictures = ["ablation.md", "ablation.png", *more_pictures(summary)]
+    print(f"written: {Path(out) / 'ablation.json'}; beside it {', '.join(pictures)}", flush=True)

@@ -1,7 +1,8 @@
 """Ablations: presets that are each trained with several seeds, one run after another, and the table of their scores.
 
 An ablation is a folder of ordinary runs, named `<preset>-seed<seed>`; whatever makes them, the table is read from their
-`metrics.json`. A preset that is trained for several lengths is one name for each, `<preset>-<epochs>epochs`.
+`metrics.json`. A preset that is trained for several lengths, or with several values of a setting, has a row of the
+table for each, `<preset>-<epochs>epochs` or `<preset>-<setting>=<value>`.
 """
 
 import contextlib
@@ -29,11 +30,18 @@ from mg_keras.signals import on_stop
 
 _NAME = re.compile(r"(?P<preset>.+)-seed\d+")
 _LENGTH = re.compile(r"(?P<preset>.+)-(?P<epochs>\d+)epochs")
+_VARIED = re.compile(r"(?P<preset>.+)-(?P<setting>\w+)=(?P<value>[^=]+)")
 
 
-def of_length(preset: str, epochs: int | None) -> str:
-    """The name of a preset that is trained for so many epochs; None: for its own."""
-    return preset if epochs is None else f"{preset}-{epochs}epochs"
+def row_name(preset: str, setting: str | None = None, value: str | None = None, epochs: int | None = None) -> str:
+    """The name of a preset's row in the table, of its runs with a value of a setting and of so many epochs.
+
+    Example:
+        >>> row_name("demo", "classification_weight", "0.3", epochs=20)
+        'demo-classification_weight=0.3-20epochs'
+    """
+    name = preset if setting is None else f"{preset}-{setting}={value}"
+    return name if epochs is None else f"{name}-{epochs}epochs"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +49,7 @@ class Member:
     """One run of an ablation.
 
     Attributes:
-        preset: its name in the table.
+        preset: its row of the table, a `row_name`.
         config: `TrainConfig`, with its seed.
         out: the ablation's folder.
     """
@@ -266,8 +274,9 @@ def collect(out: str | os.PathLike, presets: Sequence[str] | None = None) -> dic
         dict, as `ablation.json` holds it: {"presets": {name: {"seeds": [0, 1], "resolutions": {"64": {"p_star": [3.0,
         4.0], "top1": {"mean", "deviation", "values"}, ...}}}}}, with `ABLATION_SCORES` by resolution; one value
         a seed, in the order of the seeds. `deviation` is the standard deviation of a sample (n - 1), None of a single
-        value. A name of `of_length` has `"length": {"preset", "epochs"}`, too. Presets without a finished run and
-        scores that no run has are left out.
+        value. A `row_name` with epochs has `"length": {"preset", "epochs"}`, too, and one with a setting
+        `"varied": {"preset", "setting", "value"}`. Presets without a finished run and scores that no run has are left
+        out.
 
     Raises:
         UserError: runs of a preset differ in more than their seed.
@@ -283,9 +292,11 @@ def collect(out: str | os.PathLike, presets: Sequence[str] | None = None) -> dic
             _check_same_photos(run, runs[0])
         tables = [run.results.metrics["resolutions"] for run in runs]
         length = _LENGTH.fullmatch(preset)
+        varied = _VARIED.fullmatch(length["preset"] if length else preset)
         found[preset] = {
             "seeds": [run.settings.seed for run in runs],
             **({"length": {"preset": length["preset"], "epochs": int(length["epochs"])}} if length else {}),
+            **({"varied": varied.groupdict()} if varied else {}),
             "resolutions": {
                 size: _over_seeds([table[size] for table in tables if size in table])
                 for size in sorted({size for table in tables for size in table}, key=int)
@@ -308,13 +319,21 @@ def _over_seeds(rows):
     return entry
 
 
-def has_lengths(summary: Mapping[str, Any]) -> bool:
-    """Whether what `collect` found was trained for several lengths, which is a picture of its own."""
-    return len({entry["length"]["epochs"] for entry in summary["presets"].values() if "length" in entry}) > 1
+def more_pictures(summary: Mapping[str, Any]) -> dict[str, Callable]:
+    """The pictures beside `ablation.png` of what `collect` found: file name -> what draws it, (path, summary)."""
+    from mg_keras.evaluation import pictures
+
+    rows = summary["presets"].values()
+    found = {}
+    if len({row["length"]["epochs"] for row in rows if "length" in row}) > 1:
+        found["lengths.png"] = pictures.lengths_picture
+    if len({row["varied"]["value"] for row in rows if "varied" in row}) > 1:
+        found["trade.png"] = pictures.trade_picture
+    return found
 
 
 def write_report(out: str | os.PathLike, presets: Sequence[str] | None = None) -> dict[str, Any]:
-    """Writes `ablation.json`, `ablation.md`, `ablation.png` and, of several lengths, `lengths.png` into its folder.
+    """Writes `ablation.json`, `ablation.md`, `ablation.png` and those of `more_pictures` into its folder.
 
     Args:
         out: as `collect` takes it.
@@ -336,6 +355,6 @@ def write_report(out: str | os.PathLike, presets: Sequence[str] | None = None) -
     atomic_write_json(out / "ablation.json", summary)
     atomic_write_text(out / "ablation.md", tables.ablation_markdown(summary))
     pictures.ablation_picture(out / "ablation.png", summary)
-    if has_lengths(summary):
-        pictures.lengths_picture(out / "lengths.png", summary)
+    for name, draw in more_pictures(summary).items():
+        draw(out / name, summary)
     return summary

@@ -19,6 +19,7 @@ from mg_keras.errors import UserError
 from mg_keras.evaluation import pictures, tables
 from mg_keras.evaluation.pictures import drawing
 from mg_keras.evaluation.records import ABLATION_SCORES
+from mg_keras.evaluation.scores import METRICS
 from mg_keras.programs import ablations as ablation
 from mg_keras.programs.ablation import show
 from mg_keras.programs.ablations import train_members
@@ -260,7 +261,9 @@ def test_lengths_are_presets_of_their_own_and_a_picture(tmp_path, monkeypatch):
     monkeypatch.setattr(drawing, "save", lambda figure, path: (figures.append(figure), write(figure, path)))
     for name, exponent in (("mean", 1.0), ("gem", 3.0)):
         for epochs, seeds in ((20, [0, 1]), (60, [0])):
-            for member in members_of(tmp_path, {ablation.of_length(name, epochs): exponent}, seeds, epochs=epochs):
+            for member in members_of(
+                tmp_path, {ablation.row_name(name, epochs=epochs): exponent}, seeds, epochs=epochs
+            ):
                 save(Run.start(member.run.path, member.config))
     assert member.run.path.name == "gem-60epochs-seed0"
     summary = ablation.write_report(tmp_path)
@@ -278,10 +281,31 @@ def test_lengths_are_presets_of_their_own_and_a_picture(tmp_path, monkeypatch):
     assert not (tmp_path / "lengths.png").exists()
 
 
+def test_values_of_a_setting_are_rows_of_their_own_and_a_picture(tmp_path, monkeypatch):
+    figures, write = [], drawing.save
+    monkeypatch.setattr(drawing, "save", lambda figure, path: (figures.append(figure), write(figure, path)))
+    for value in ("0.1", "0.5"):
+        name = ablation.row_name("gem", "classification_weight", value, 20)
+        for member in members_of(tmp_path, {name: 3.0}, [0, 1], epochs=20, classification_weight=float(value)):
+            save(Run.start(member.run.path, member.config))
+    assert member.run.path.name == "gem-classification_weight=0.5-20epochs-seed1"
+    summary = ablation.write_report(tmp_path)
+    rows = summary["presets"]
+    about = {"preset": "gem", "setting": "classification_weight", "value": "0.1"}
+    assert rows["gem-classification_weight=0.1-20epochs"]["varied"] == about
+    (axes,) = figures[-1].axes
+    assert axes.get_title() == "gem, 20 epochs, by classification_weight"
+    line, *_ = axes.containers[1].lines
+    means = [[row["resolutions"]["336"][score]["mean"] for row in rows.values()] for score in ("top1", "instance")]
+    np.testing.assert_allclose(line.get_xydata().T, np.multiply(means, [[100], [METRICS["instance"].factor]]))
+    assert [text.get_text() for text in axes.texts] == ["0.1", "0.5"] * 3
+    assert (tmp_path / "trade.png").is_file()
+
+
 def test_a_picture_of_an_earlier_table_is_not_said_to_be_written(out, capsys):
     (out / "lengths.png").touch()
     show(ablation.write_report(out, ["mean"]), out)
-    assert capsys.readouterr().out.endswith("ablation.md, ablation.png beside it\n")
+    assert capsys.readouterr().out.endswith("; beside it ablation.md, ablation.png\n")
 
 
 def test_nothing_to_show_is_told(tmp_path):
@@ -291,6 +315,8 @@ def test_nothing_to_show_is_told(tmp_path):
         pictures.ablation_picture(tmp_path / "a.png", {"presets": {}})
     with pytest.raises(ValueError, match="presets of a length"):
         pictures.lengths_picture(tmp_path / "a.png", SUMMARY)
+    with pytest.raises(ValueError, match="a setting that is varied"):
+        pictures.trade_picture(tmp_path / "a.png", SUMMARY)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -131,6 +131,16 @@ def test_each_length_is_a_run_of_so_many_epochs(tmp_path, monkeypatch):
     assert [(member.name, member.config.epochs) for member in members] == expected
 
 
+def test_each_value_of_a_setting_is_a_run(tmp_path, monkeypatch):
+    members = []
+    monkeypatch.setattr(ablation, "train_members", lambda some, *_, **__: (members.extend(some), ({}, None))[1])
+    vary = "--vary=classification_weight=0.1,0.5"
+    with pytest.raises(SystemExit, match="0"):
+        ablation.main(["--presets=demo", "--seeds=[0,1]", vary, f"--out={tmp_path}"])
+    expected = [(f"demo-classification_weight={w}-seed{seed}", w) for seed in (0, 1) for w in (0.1, 0.5)]
+    assert [(member.name, member.config.classification_weight) for member in members] == expected
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -140,6 +150,14 @@ def test_each_length_is_a_run_of_so_many_epochs(tmp_path, monkeypatch):
         (["--presets=demo", "--seed=3"], "no --seed"),
         (["--presets=demo", "--lengths=[20,60]", "--epochs=3"], "give it or --epochs"),
         (["--presets=demo", "--lengths=[20,20]"], "twice: demo-20epochs-seed0"),
+        (["--presets=demo", "--vary=classification_weights=1"], "did you mean 'classification_weight'?"),
+        (["--presets=demo", "--vary=seed=1,2"], "--vary: unknown setting 'seed'"),
+        (["--presets=demo", "--vary=versions"], "--vary must be SETTING=VALUE,..., such as"),
+        (
+            ["--presets=demo", "--vary=versions=1,2", "--versions=3"],
+            "--vary has the values of versions: give them once",
+        ),
+        (["--presets=demo", "--vary=versions=2,two"], "versions must be a whole number, at least 1; received 'two'"),
         (["--presets=[demo,demo]"], "twice: demo-seed0, demo-seed1"),
         (["--presets=demo", "--epochs=0"], "epochs must be a whole number, at least 1; received 0"),
         (["--table_only=true"], "no finished run in"),

@@ -1,6 +1,6 @@
 """Pictures that a person looks at after a run, as PNG, one subject a file."""
 
-from mg_keras.evaluation.pictures.ablation import ablation_picture, lengths_picture
+from mg_keras.evaluation.pictures.ablation import ablation_picture, lengths_picture, trade_picture
 from mg_keras.evaluation.pictures.activations import activation_picture
 from mg_keras.evaluation.pictures.curves import training_curves
 from mg_keras.evaluation.pictures.exponents import exponent_picture, sweep_picture
@@ -16,5 +16,6 @@ __all__ = [
     "retrieval_picture",
     "scores_picture",
     "sweep_picture",
+    "trade_picture",
     "training_curves",
 ]

@@ -95,3 +95,45 @@ def lengths_picture(path: str | os.PathLike, summary: Mapping) -> None:
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(handles)), frameon=False)
     drawing.save(figure, path)
+
+
+def trade_picture(path: str | os.PathLike, summary: Mapping) -> None:
+    """Draw IN-aug against top-1 as a setting varies: a line a resolution, a point a value (Figure 5, of lambda).
+
+    A panel for each preset and length; bars are deviations over seeds.
+
+    Args:
+        path: the PNG to write, whole or not at all.
+        summary: as `ablation_table` takes it; what is not `varied` is left out.
+
+    Raises:
+        ValueError: `summary` holds no row that is varied.
+    """
+    panels = {}
+    for row in summary["presets"].values():
+        if "varied" in row:
+            length = f", {row['length']['epochs']} epochs" if "length" in row else ""
+            panels.setdefault(row["varied"]["preset"] + length, []).append(row)
+    if not panels:
+        raise ValueError("summary must hold rows of a setting that is varied, received none")
+    figure = Figure(figsize=(1.5 + 5.0 * len(panels), 5.2), layout="constrained")
+    for axes, (title, rows) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+        for number, size in enumerate(ablation_sizes(summary)):
+            found = {row["varied"]["value"]: row["resolutions"].get(size, {}) for row in rows}
+            found = {value: scores for value, scores in found.items() if {"top1", "instance"} <= scores.keys()}
+            (x, width), (y, height) = (_in_unit(found.values(), score) for score in ("top1", "instance"))
+            look = {"color": LINE_COLOURS[number % len(LINE_COLOURS)], "marker": MARKS[number % len(MARKS)]}
+            axes.errorbar(x, y, xerr=width, yerr=height, elinewidth=0.8, label=f"{size} px", **look)
+            for value, *place in zip(found, x, y, strict=True):
+                axes.annotate(value, place, xytext=(5, 4), textcoords="offset points", fontsize="small")
+        across, up = METRICS["top1"].heading, METRICS["instance"].heading
+        axes.set(title=f"{title}, by {rows[0]['varied']['setting']}", xlabel=across, ylabel=up)
+        plain_frame(axes)
+        axes.legend(frameon=False)
+    drawing.save(figure, path)
+
+
+def _in_unit(rows, score):
+    """Means and deviations over seeds as people read them; the deviation of a single seed is 0."""
+    factor = METRICS[score].factor
+    return [[factor * (row[score][name] or 0.0) for row in rows] for name in ("mean", "deviation")]
