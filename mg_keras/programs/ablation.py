@@ -19,7 +19,7 @@ from typing import Any
 
 from mg_keras.errors import UserError
 from mg_keras.programs.ablations import Member, is_finished, more_pictures, row_name, train_members, write_report
-from mg_keras.programs.common import PRESETS, Parser, given, list_of, unknown, with_preset
+from mg_keras.programs.common import PRESETS, Parser, given, list_of, print_table, unknown, with_preset
 from mg_keras.programs.whole_run import train_and_measure
 from mg_keras.runs.config import PLACES, TrainConfig, add_settings, settings_of
 
@@ -114,12 +114,8 @@ def settings(
 
 def show(summary: Mapping[str, Any], out: str | os.PathLike) -> None:
     """Prints the table and where it lies."""
-    from rich.console import Console
-
     from mg_keras.evaluation.tables import ablation_table
 
-    # a log file counts as 80 columns wide
-    console = Console()
-    (console if console.is_terminal else Console(width=120)).print(ablation_table(summary))
+    print_table(ablation_table(summary))
     pictures = ["ablation.md", "ablation.png", *more_pictures(summary)]
     print(f"written: {Path(out) / 'ablation.json'}; beside it {', '.join(pictures)}", flush=True)

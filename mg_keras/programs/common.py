@@ -9,7 +9,7 @@ import sys
 from argparse import Namespace
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 from jsonargparse import ArgumentParser
 
@@ -17,6 +17,9 @@ import mg_keras
 from mg_keras.errors import UserError
 from mg_keras.limits import Limits, fits, wanted
 from mg_keras.programs.help import HelpFormatter
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 PRESETS = Path(mg_keras.__file__).with_name("presets")
 """The folder of the presets, YAML files of settings, which is installed with the package."""
@@ -45,6 +48,16 @@ def run_program(main: Callable[[], Any]) -> None:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+def print_table(table: "Table") -> None:
+    """Prints a table, whole where there is no terminal to fit it into."""
+    from rich.console import Console
+
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=200)
+    console.print(table)
 
 
 def with_preset(arguments: Sequence[str], folder: str | os.PathLike) -> tuple[Sequence[str], str | None]:

@@ -9,20 +9,17 @@ scores.png, retrieval.png and, of labels of two levels, categories.png into the 
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mg_keras.errors import UserError
 from mg_keras.evaluation.folders import NAMES, Options
 from mg_keras.files import check_writable, printable_name
 from mg_keras.pretrained import PACKAGED
-from mg_keras.programs.common import list_of, number, stage_arguments
+from mg_keras.programs.common import list_of, number, print_table, stage_arguments
 from mg_keras.quiet import import_tensorflow
 
 OWN = ("classes", "in_aug", "copies", "views", "categories", "probe")
 """Benchmarks of a run's own photos."""
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -105,7 +102,7 @@ def evaluate_run(options: Namespace) -> None:
         print(note, flush=True)
     metrics = scores.evaluate(run, source, benchmarks, options.comparison, embedder)
     if metrics["resolutions"]:
-        show(scores_table(metrics))
+        print_table(scores_table(metrics))
     show_tables(metrics)
     print(f"written: {run.results.folder / 'metrics.json'}, and the pictures beside it")
 
@@ -139,7 +136,7 @@ def show_tables(metrics: Mapping[str, Any]) -> None:
 
     for table in (class_table(metrics), retrieval_table(metrics), *levels_tables(metrics)):
         if table:
-            show(table)
+            print_table(table)
     for name, benchmark in metrics["benchmarks"].items():
         print(f"{name}: {benchmark['description']}")
         for warning in benchmark["warnings"]:
@@ -147,13 +144,3 @@ def show_tables(metrics: Mapping[str, Any]) -> None:
         if benchmark["unusable"]:
             first = printable_name(benchmark["unusable"][0])
             print(f"  {len(benchmark['unusable']):,} unusable photos count as not found, such as {first}")
-
-
-def show(table: "Table") -> None:
-    """Prints a table, whole where there is no terminal to fit it into."""
-    from rich.console import Console
-
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=200)
-    console.print(table)

@@ -1,6 +1,7 @@
 """Python runs this at its start where this folder is on PYTHONPATH: there `resnet18` is two small blocks.
 
-So programs and the processes that they start can be run as a user runs them, in less time: `tests.train.tiny.start`.
+Graphs run as they are written, too. So programs and the processes that they start can be run as a user runs them, in
+less time: `tests.train.tiny.start`.
 Where TRAINING_ALONE is in the environment, too, runs end after training: nothing is measured and exported.
 """
 
@@ -9,6 +10,8 @@ import importlib.abc
 import importlib.util
 import os
 import sys
+
+from tests.graphs import run_as_written
 
 TRAINING_ALONE = "MG_KERAS_TESTS_TRAINING_ALONE"
 STAGES = {"stackwise_num_filters": [64, 16], "stackwise_num_blocks": [1, 1], "stackwise_num_strides": [1, 2]}
@@ -51,6 +54,7 @@ class _Changed(importlib.abc.MetaPathFinder):
 if __name__ == "sitecustomize":
     # see tests/conftest.py
     gc.set_threshold(100_000, 50, 100)
+    sys.meta_path.insert(0, _Changed("tensorflow", run_as_written))
     sys.meta_path.insert(0, _Changed("mg_keras.models.trunks", _small_trunk))
     if TRAINING_ALONE in os.environ:
         sys.meta_path.insert(0, _Changed("mg_keras.programs.whole_run", _nothing_measured))
