@@ -3,6 +3,13 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN ?= runs/demo
 
+# pip compiles one file after the other; some that packages bring are none for this Python
+define install
+	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --no-compile --editable "$(1)"
+	$(VENV)/bin/python -m compileall -qq -j 0 $(VENV)/lib || true
+endef
+
 .PHONY: demo docs test test-fast lint format clean
 
 # two workers for two cores; each keeps its own TensorFlow, and files come in the order of tests/conftest.py;
@@ -32,13 +39,12 @@ demo: $(VENV)/.install
 	$(VENV)/bin/python train/run.py --preset demo --run $(RUN)
 
 $(VENV)/.install: setup.py
-	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --quiet --editable .
+	$(call install,.)
 	touch $@
 
-$(VENV)/.test: $(VENV)/.install setup.py
-	$(VENV)/bin/python -m pip install --quiet --editable ".[test]"
-	touch $@
+$(VENV)/.test: setup.py
+	$(call install,.[test])
+	touch $(VENV)/.install $@
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache

@@ -4,6 +4,7 @@ import os
 import sys
 
 from mg_keras.errors import UserError
+from mg_keras.programs.common import print_table
 from mg_keras.quiet import import_tensorflow
 from mg_keras.runs.config import TrainConfig
 from mg_keras.runs.run import Run
@@ -116,8 +117,6 @@ def _warn_of_leaks(run, source):
 
 def _measure(run, source, trainer):
     """The stages after training."""
-    from rich.console import Console
-
     from mg_keras.evaluation.tables import scores_table
     from mg_keras.programs import scores, stages
 
@@ -134,7 +133,7 @@ def _measure(run, source, trainer):
         # hours of training must not end without scores and a model: the descriptor is taken as it is
         print(f"not whitened: {error}", file=sys.stderr)
     metrics = scores.evaluate(run, source, embedder=embedder)
-    Console().print(scores_table(metrics))
+    print_table(scores_table(metrics))
     bad_images = run.path / "bad_images.txt"
     if bad_images.exists():
         count = len(bad_images.read_text(encoding="utf-8").splitlines())

@@ -119,12 +119,14 @@ PIPELINE = ("--size", 32, "--batch-size", 6, "--steps", 1, "--repeats", 1)
 @pytest.mark.usefixtures("jpegs_alone")
 def test_input_pipeline_with_generated_photos(monkeypatch):
     monkeypatch.setattr(input_pipeline, "WARM_UP_BATCHES", 1)
+    monkeypatch.setattr(input_pipeline, "RECIPES", ("none", "none"))
     done = run_here("input_pipeline", "--part", "reading", *PIPELINE, "--latency", 1)
     assert set(rows(done)) == {"files by number", "records by number", "interleaved shards"}
     assert "interleaved shards / files and records by number: " in done.stdout
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("jpegs_alone")
 def test_input_pipeline_with_a_folder(tmp_path, monkeypatch):
     # in whose place the paper's full one takes long to trace
     monkeypatch.setattr(input_pipeline, "RECIPES", ("none", "standard"))

@@ -29,11 +29,16 @@ def save(run, share=1.0, scored=True):
     step = round(share * run.settings.epochs * run.settings.iterations)
     run.checkpoints.save(step, {}, {})
     if scored:
-        rng = np.random.default_rng([run.settings.seed, int(run.settings.pooling_exponent)])
-        scores = {str(size): {"p_star": 3.0, **dict.fromkeys(("top5",), 1.0)} for size in run.settings.resolutions}
-        for row in scores.values():
-            row.update({name: rng.uniform() * (5 if name == "instance" else 1) for name in ABLATION_SCORES})
-        run.results.save_metrics({"resolutions": scores})
+        score(run)
+
+
+def score(run):
+    """What measuring alone leaves behind."""
+    rng = np.random.default_rng([run.settings.seed, int(run.settings.pooling_exponent)])
+    scores = {str(size): {"p_star": 3.0, **dict.fromkeys(("top5",), 1.0)} for size in run.settings.resolutions}
+    for row in scores.values():
+        row.update({name: rng.uniform() * (5 if name == "instance" else 1) for name in ABLATION_SCORES})
+    run.results.save_metrics({"resolutions": scores})
 
 
 def pretend(config, folder, log):

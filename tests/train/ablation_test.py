@@ -12,6 +12,7 @@ import yaml
 from mg_keras.errors import UserError
 from mg_keras.programs import ablation, train
 from mg_keras.runs.config import TrainConfig
+from tests.train.small_trunk.sitecustomize import MADE_UP, TRAINING_ALONE
 from tests.train.tiny import SETTINGS, draw_folder, finish, start
 
 PRESETS = {
@@ -47,7 +48,9 @@ def settings(place):
 def test_an_ablation_that_is_killed_goes_on_and_ends_in_the_table(place, capsys):
     out = place / "out"
     names = ["impossible", "mean", "gem"]
-    process = start("train/ablation.py", *command(place, *names), small_trunk=True)
+    # what runs measure is their own tests' matter
+    as_here = {"small_trunk": True, "training_alone": True, "env": {TRAINING_ALONE: MADE_UP}}
+    process = start("train/ablation.py", *command(place, *names), **as_here)
     deadline = time.monotonic() + 400
     try:
         # one is done, the next begun
@@ -75,7 +78,7 @@ def test_an_ablation_that_is_killed_goes_on_and_ends_in_the_table(place, capsys)
         }
         (other / "metrics.json").write_text(json.dumps(metrics))
 
-    status, output, errors = finish(start("train/ablation.py", *command(place, *names), small_trunk=True))
+    status, output, errors = finish(start("train/ablation.py", *command(place, *names), **as_here))
     assert status == 1, errors
     assert "run 2 of 6: mean-seed0 is finished" in output
     assert (out / "mean-seed0" / "metrics.json").stat().st_mtime_ns == first
