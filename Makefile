@@ -5,10 +5,13 @@ RUN ?= runs/demo
 
 # pip compiles one file after the other; some that packages bring are none for this Python
 define install
-	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	test -x $(VENV)/bin/pip || $(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --no-compile --editable "$(1)"
 	$(VENV)/bin/python -m compileall -qq -j 0 $(VENV)/lib || true
 endef
+
+# two installations in one environment would meet
+.NOTPARALLEL:
 
 .PHONY: demo docs test test-fast lint format clean
 

@@ -2,11 +2,12 @@
 
 import collections
 import gc
-import sys
 
 import pytest
 
-from tests.graphs import run_as_written
+from tests.imports import run_graphs_as_written
+
+run_graphs_as_written()
 
 # tracing makes millions of objects that live: looking through them again and again took a tenth of the time
 gc.set_threshold(100_000, 50, 100)
@@ -17,9 +18,3 @@ def pytest_collection_modifyitems(items):
     """Files with the most slow tests come first, so that the workers end together."""
     slow = collections.Counter(item.path for item in items if item.get_closest_marker("slow"))
     items.sort(key=lambda item: -slow[item.path])
-
-
-def pytest_collection_finish():
-    """The files are imported, and TensorFlow where one of them needs it."""
-    if "tensorflow" in sys.modules:
-        run_as_written(sys.modules["tensorflow"])

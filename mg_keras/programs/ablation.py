@@ -10,14 +10,16 @@ ordinary runs; what is finished is not done again, and the same command goes on 
 Writes ablation.json, ablation.md and ablation.png into OUT.
 """
 
+import contextlib
 import os
 import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from mg_keras.errors import UserError
+from mg_keras.limits import wanted
 from mg_keras.programs.ablations import Member, is_finished, more_pictures, row_name, train_members, write_report
 from mg_keras.programs.common import PRESETS, Parser, given, list_of, print_table, unknown, with_preset
 from mg_keras.programs.whole_run import train_and_measure
@@ -41,13 +43,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     presets = [preset_file(preset) for preset in options.presets or []]
     lengths = sorted(options.lengths or [None], key=lambda length: length or 0)
-    setting, values = varied(options.vary)
+    setting, values = values_of(options.vary)
     names = [row_name(name, setting, value, length) for name, _ in presets for value in values for length in lengths]
+    if not names and (options.vary or options.lengths or not options.table_only):
+        raise UserError("--presets must name at least one preset or YAML file")
     if options.table_only:
         show(write_report(options.out, names or None), options.out)
         return
-    if not names:
-        raise UserError("--presets must name at least one preset or YAML file")
     settled = {argument.partition("=")[0] for argument in arguments}
     if "--seed" in settled:
         raise UserError("an ablation takes its seeds from --seeds, a list such as [0,1], and no --seed")
@@ -60,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     members = [
         Member(
             row_name(name, setting, value, length),
-            settings(parser, arguments, path, {setting: value, "epochs": length, "seed": seed}),
+            settings(parser, arguments, path, {"epochs": length, "seed": seed, setting: value}),
             Path(options.out),
         )
         for length in lengths
@@ -82,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def preset_file(preset: str) -> tuple[str, Path]:
     """(name in the table, YAML file) of a preset given by its name or as a file."""
-    path = Path(preset)
+    path = Path(preset).expanduser()
     if path.suffix in (".yaml", ".yml"):
         if not path.is_file():
             raise UserError(f"no such preset file: {preset}")
@@ -91,17 +93,35 @@ def preset_file(preset: str) -> tuple[str, Path]:
     return name, Path(path)
 
 
-def varied(text: str | None) -> tuple[str | None, list[str | None]]:
-    """(setting, its values as they are typed) of `SETTING=VALUE,...`; of None, no setting and one value, None."""
+def values_of(text: str | None) -> tuple[str | None, list[str | None]]:
+    """(setting, its values as they are typed, numbers by size) of `SETTING=VALUE,...`; of None, (None, [None]).
+
+    Raises:
+        UserError: there is no such setting, or it is a list or a place; a value is empty, is given twice, or holds what
+            a folder's name can't (runs are named by them).
+    """
     if text is None:
         return None, [None]
-    setting, equals, values = text.partition("=")
-    known = [name for name in TrainConfig.__dataclass_fields__ if name not in (*PLACES, "seed")]
-    if not equals or not values:
+    setting, _, values = text.partition("=")
+    kinds = get_type_hints(TrainConfig, include_extras=True)
+    known = [name for name, kind in kinds.items() if name not in (*PLACES, "seed") and "list" not in wanted(kind)]
+    values = [value.strip() for value in list_of(str)(values)]
+    if not all(values) or any(set("/=") & set(value) for value in values):
         raise UserError(f"--vary must be SETTING=VALUE,..., such as classification_weight=0.1,0.5; received {text!r}")
     if setting not in known:
-        raise UserError(f"--vary: {unknown('setting', setting, known)}")
-    return setting, list_of(str)(values)
+        raise UserError(f"--vary: {unknown('setting of one value', setting, known)}")
+    with contextlib.suppress(ValueError):
+        values.sort(key=float)
+    if len({_number_or_text(value) for value in values}) < len(values):
+        raise UserError(f"--vary must have each value once; received {text!r}")
+    return setting, values
+
+
+def _number_or_text(value):
+    try:
+        return float(value)
+    except ValueError:
+        return value
 
 
 def settings(

@@ -327,7 +327,10 @@ def more_pictures(summary: Mapping[str, Any]) -> dict[str, Callable]:
     found = {}
     if len({row["length"]["epochs"] for row in rows if "length" in row}) > 1:
         found["lengths.png"] = pictures.lengths_picture
-    if len({row["varied"]["value"] for row in rows if "varied" in row}) > 1:
+    varied = [
+        ({**row["varied"], "value": None}, row.get("length", {}).get("epochs")) for row in rows if "varied" in row
+    ]
+    if any(varied.count(each) > 1 for each in varied):
         found["trade.png"] = pictures.trade_picture
     return found
 

@@ -31,13 +31,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         help="of a descriptor in memory; default: an eighth of the values; as many as values: 8 bits; twice: float16",
     )
     parser.add_argument("--cells", type=number(int, at_least=1), help="of the inverted file; default: about 4 sqrt(N)")
-    parser.add_argument("--seed", type=number(int, at_least=0), default=0, help="of the sample that is learned from")
+    parser.add_argument("--seed", type=number(int, at_least=0), help="of the sample that is learned from; default: 0")
     parser.add_argument("--plan", type=number(float, at_least=1), help="descriptors to plan for, such as 50e6")
     parser.add_argument("--dimensions", type=number(int, at_least=32), help="with --plan: values of each; default: 512")
     parser.add_argument("--cores", type=number(int, at_least=1), help="with --plan: to build with; default: those here")
     options = parser.parse_args(arguments)
     if options.plan is not None:
-        for name in ("from", "out", "workers", "bytes", "cells"):
+        for name in ("from", "out", "workers", "bytes", "cells", "seed"):
             if getattr(options, name) is not None:
                 raise UserError(f"--plan builds nothing, and shows choices of bytes and cells: it takes no --{name}")
         _show_plan(options)
@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     out = Path(options.out).expanduser()
     check_writable(out)
-    build(sources, out, options.shards, options.workers, options.bytes, options.cells, options.seed, show=True)
+    build(sources, out, options.shards, options.workers, options.bytes, options.cells, options.seed or 0, show=True)
     with Index.open(out) as index:
         about = index.about
         found = about["neighbors"]

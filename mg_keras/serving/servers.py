@@ -213,13 +213,15 @@ class _Feed:
     def __init__(self, requests, room):
         self._requests, self._back = iter(requests), deque()
         self._answers, self._room = deque(), room
+        # whether a thread is at the requests, which may take their time
+        self._reading = False
         self._changed, self._under_way, self._exhausted = threading.Condition(), 0, False
         self.failure, self.stopped = None, False
 
     @property
     def finished(self):
         with self._changed:
-            return self._no_more()
+            return self._no_more() and not self._answers
 
     def _no_more(self):
         return self._exhausted and not self._back and not self._under_way
@@ -231,23 +233,36 @@ class _Feed:
                 if self._back:
                     self._under_way += 1
                     return self._back.popleft()
-                if not self._exhausted:
-                    try:
-                        request = next(self._requests)
-                    except StopIteration:
-                        self._exhausted = True
-                        continue
-                    except BaseException as error:
-                        self._fail(error)
-                        return None
-                    self._under_way += 1
-                    return request, 0, time.monotonic()
-                if not self._under_way:
+                if not self._exhausted and not self._reading:
+                    taken = self._read()
+                    if taken and not self.stopped:
+                        self._under_way += 1
+                        return taken
+                elif self._exhausted and not self._under_way:
                     self._changed.notify_all()
                     return None
-                # one that is under way may come back
-                self._changed.wait()
+                else:
+                    # one that is under way may come back
+                    self._changed.wait()
             return None
+
+    def _read(self):
+        """The next request, as `take` returns it; None: there is none. Answers come and go meanwhile."""
+        self._reading = True
+        self._changed.release()
+        try:
+            taken, failure = (next(self._requests), 0, time.monotonic()), None
+        except StopIteration:
+            taken, failure = None, None
+        except BaseException as error:
+            taken, failure = None, error
+        self._changed.acquire()
+        self._reading = False
+        self._exhausted = taken is None
+        if failure:
+            self._fail(failure)
+        self._changed.notify_all()
+        return taken
 
     def give_back(self, request, tries, since):
         with self._changed:

@@ -21,7 +21,7 @@ from mg_keras.layers import MemoryBank
 from mg_keras.objectives.distilled_copies import DistilledCopies
 from mg_keras.objectives.grafit import Grafit
 from mg_keras.training.loop import make_strategy
-from tests.graphs import run_as_written
+from tests.imports import run_graphs_as_written
 
 REPLICAS, STEPS, VERSIONS, CLASSES = 2, 4, 3, 4
 PER_REPLICA = 6
@@ -187,5 +187,5 @@ def main(path):
 
 
 if __name__ == "__main__":
-    run_as_written(tf)
+    run_graphs_as_written()
     main(sys.argv[1])

@@ -25,7 +25,7 @@ def lines(log):
 
 
 def save(run, share=1.0, scored=True):
-    """What training and measuring leave behind, in numbers that differ by seed and exponent."""
+    """What training and measuring leave behind, in numbers that differ by seed, exponent and weight."""
     step = round(share * run.settings.epochs * run.settings.iterations)
     run.checkpoints.save(step, {}, {})
     if scored:
@@ -34,8 +34,10 @@ def save(run, share=1.0, scored=True):
 
 def score(run):
     """What measuring alone leaves behind."""
-    rng = np.random.default_rng([run.settings.seed, int(run.settings.pooling_exponent)])
-    scores = {str(size): {"p_star": 3.0, **dict.fromkeys(("top5",), 1.0)} for size in run.settings.resolutions}
+    settings = run.settings
+    kind = [settings.seed, int(settings.pooling_exponent), round(100 * settings.classification_weight)]
+    rng = np.random.default_rng(kind)
+    scores = {str(size): {"p_star": 3.0, **dict.fromkeys(("top5",), 1.0)} for size in settings.resolutions}
     for row in scores.values():
         row.update({name: rng.uniform() * (5 if name == "instance" else 1) for name in ABLATION_SCORES})
     run.results.save_metrics({"resolutions": scores})

@@ -146,17 +146,47 @@ def test_one_line_where_all_are_away_or_one_refuses(clients):
             assert time.monotonic() - began > 0.1, "whoever was away has the same patience again"
         with pytest.raises(ZeroDivisionError):
             list(servers.answers((1 // 0 for _ in range(2)), asked))
-        # a caller that stops leaves no thread behind
-        for client in clients.values():
-            client.away = False
+
+
+@pytest.mark.usefixtures("clients")
+def test_a_caller_that_stops_leaves_no_thread_behind():
+    with Servers(["127.0.0.1:1", "127.0.0.2:1"], patience=20.0) as servers:
         answers = servers.answers(range(1000), asked)
         next(answers)
-        threads = asking()
+        # until they wait for room
+        time.sleep(0.1)
+        assert asking()
         answers.close()
-        for thread in threads:
-            thread.join(10.0)
-        assert threads
         assert not asking()
+
+
+def test_there_is_more_while_an_answer_waits():
+    feed = module._Feed(["request"], room=1)
+    assert feed.take()[0] == "request"
+    feed.answer("request", "answer")
+    assert feed.take() is None
+    assert not feed.finished
+    assert feed.answered(seconds=1.0) == ("request", "answer")
+    assert feed.finished
+
+
+@pytest.mark.usefixtures("clients")
+def test_answers_come_while_a_request_is_made():
+    """A request may wait for an answer, and the last answer comes though the requests end late."""
+    answered = threading.Event()
+
+    def requests():
+        yield "first"
+        assert answered.wait(20.0)
+        yield "second"
+        time.sleep(1.2)
+
+    with Servers(["127.0.0.1:1"]) as servers:
+        found = []
+        for request, _ in servers.answers(requests(), asked):
+            found.append(request)
+            answered.set()
+    assert found == ["first", "second"]
 
 
 def test_a_server_that_was_added_is_asked_too(clients, monkeypatch):

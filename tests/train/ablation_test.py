@@ -137,11 +137,18 @@ def test_each_length_is_a_run_of_so_many_epochs(tmp_path, monkeypatch):
 def test_each_value_of_a_setting_is_a_run(tmp_path, monkeypatch):
     members = []
     monkeypatch.setattr(ablation, "train_members", lambda some, *_, **__: (members.extend(some), ({}, None))[1])
-    vary = "--vary=classification_weight=0.1,0.5"
+    vary = "--vary=classification_weight=[0.5, 0.1]"
     with pytest.raises(SystemExit, match="0"):
         ablation.main(["--presets=demo", "--seeds=[0,1]", vary, f"--out={tmp_path}"])
     expected = [(f"demo-classification_weight={w}-seed{seed}", w) for seed in (0, 1) for w in (0.1, 0.5)]
     assert [(member.name, member.config.classification_weight) for member in members] == expected
+    members.clear()
+    with pytest.raises(SystemExit, match="0"):
+        ablation.main(["--presets=demo", "--seeds=0", "--vary=epochs=60,9", f"--out={tmp_path}"])
+    assert [(member.name, member.config.epochs) for member in members] == [
+        ("demo-epochs=9-seed0", 9),
+        ("demo-epochs=60-seed0", 60),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -154,7 +161,12 @@ def test_each_value_of_a_setting_is_a_run(tmp_path, monkeypatch):
         (["--presets=demo", "--lengths=[20,60]", "--epochs=3"], "give it or --epochs"),
         (["--presets=demo", "--lengths=[20,20]"], "twice: demo-20epochs-seed0"),
         (["--presets=demo", "--vary=classification_weights=1"], "did you mean 'classification_weight'?"),
-        (["--presets=demo", "--vary=seed=1,2"], "--vary: unknown setting 'seed'"),
+        (["--presets=demo", "--vary=seed=1,2"], "--vary: unknown setting of one value 'seed'"),
+        (["--presets=demo", "--vary=milestones=[1],[2]"], "--vary: unknown setting of one value 'milestones'"),
+        (["--presets=demo", "--vary=init=runs/a,runs/b"], "--vary must be SETTING=VALUE,..., such as"),
+        (["--presets=demo", "--vary=init=imagenet,"], "--vary must be SETTING=VALUE,..., such as"),
+        (["--presets=demo", "--vary=classification_weight=1,0.5,1.0"], "--vary must have each value once"),
+        (["--table_only=true", "--vary=versions=2,3"], "--presets must name at least one"),
         (["--presets=demo", "--vary=versions"], "--vary must be SETTING=VALUE,..., such as"),
         (
             ["--presets=demo", "--vary=versions=1,2", "--versions=3"],

@@ -100,7 +100,7 @@ def lengths_picture(path: str | os.PathLike, summary: Mapping) -> None:
 def trade_picture(path: str | os.PathLike, summary: Mapping) -> None:
     """Draw IN-aug against top-1 as a setting varies: a line a resolution, a point a value (Figure 5, of lambda).
 
-    A panel for each preset and length; bars are deviations over seeds.
+    A panel for each preset, setting and length; bars are deviations over seeds.
 
     Args:
         path: the PNG to write, whole or not at all.
@@ -113,7 +113,8 @@ def trade_picture(path: str | os.PathLike, summary: Mapping) -> None:
     for row in summary["presets"].values():
         if "varied" in row:
             length = f", {row['length']['epochs']} epochs" if "length" in row else ""
-            panels.setdefault(row["varied"]["preset"] + length, []).append(row)
+            title = f"{row['varied']['preset']}{length}, by {row['varied']['setting']}"
+            panels.setdefault(title, []).append(row)
     if not panels:
         raise ValueError("summary must hold rows of a setting that is varied, received none")
     figure = Figure(figsize=(1.5 + 5.0 * len(panels), 5.2), layout="constrained")
@@ -127,7 +128,7 @@ def trade_picture(path: str | os.PathLike, summary: Mapping) -> None:
             for value, *place in zip(found, x, y, strict=True):
                 axes.annotate(value, place, xytext=(5, 4), textcoords="offset points", fontsize="small")
         across, up = METRICS["top1"].heading, METRICS["instance"].heading
-        axes.set(title=f"{title}, by {rows[0]['varied']['setting']}", xlabel=across, ylabel=up)
+        axes.set(title=title, xlabel=across, ylabel=up)
         plain_frame(axes)
         axes.legend(frameon=False)
     drawing.save(figure, path)

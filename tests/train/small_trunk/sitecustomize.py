@@ -7,12 +7,9 @@ is MADE_UP the scores are.
 """
 
 import gc
-import importlib.abc
-import importlib.util
 import os
-import sys
 
-from tests.graphs import run_as_written
+from tests.imports import run_graphs_as_written, when_imported
 
 TRAINING_ALONE = "MG_KERAS_TESTS_TRAINING_ALONE"
 MADE_UP = "scores are made up"
@@ -37,32 +34,11 @@ def _nothing_exported(train):
     train.finish = lambda run: None
 
 
-class _Changed(importlib.abc.MetaPathFinder):
-    """Changes a module as it is imported: no process that does without TensorFlow imports it for this."""
-
-    def __init__(self, name, change):
-        self.name, self.change = name, change
-
-    def find_spec(self, name, path, target=None):
-        if name != self.name:
-            return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(name)
-        execute = spec.loader.exec_module
-
-        def execute_and_change(module):
-            execute(module)
-            self.change(module)
-
-        spec.loader.exec_module = execute_and_change
-        return spec
-
-
 if __name__ == "sitecustomize":
     # see tests/conftest.py
     gc.set_threshold(100_000, 50, 100)
-    sys.meta_path.insert(0, _Changed("tensorflow", run_as_written))
-    sys.meta_path.insert(0, _Changed("mg_keras.models.trunks", _small_trunk))
+    run_graphs_as_written()
+    when_imported("mg_keras.models.trunks", _small_trunk)
     if TRAINING_ALONE in os.environ:
-        sys.meta_path.insert(0, _Changed("mg_keras.programs.whole_run", _nothing_measured))
-        sys.meta_path.insert(0, _Changed("mg_keras.programs.train", _nothing_exported))
+        when_imported("mg_keras.programs.whole_run", _nothing_measured)
+        when_imported("mg_keras.programs.train", _nothing_exported)
