@@ -66,6 +66,11 @@ def needs_pairs(name: str, classification_weight: float) -> bool:
     return pairs == _ALWAYS or (pairs == _BELOW_1 and classification_weight < 1)
 
 
+def weight_of(name: str, classification_weight: float) -> float | None:
+    """Lambda of an objective of this name, `classification_weight`; None: it weighs nothing against classes."""
+    return classification_weight if _WHERE[name].pairs == _BELOW_1 else None
+
+
 def needs_labels(name: str) -> bool:
     """Whether an objective of this name needs a class of each image; else it learns the classes of a teacher."""
     return _WHERE[name].labels

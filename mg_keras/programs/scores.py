@@ -5,6 +5,7 @@ import functools
 from collections.abc import Sequence
 from typing import Any
 
+from mg_keras import objectives
 from mg_keras.data import sources
 from mg_keras.data.sources import Source
 from mg_keras.embedding.embedder import Embedder
@@ -134,7 +135,7 @@ def evaluate(
         },
         "method": {
             "name": config.trunk,
-            "classification_weight": config.classification_weight,
+            "classification_weight": objectives.weight_of(config.objective, config.classification_weight),
             "augmentation": config.augmentation,
             "pooling_exponent": config.pooling_exponent,
         },
