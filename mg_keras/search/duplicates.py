@@ -330,8 +330,7 @@ class _Nodes:
         first, start, end = range(ends[0]), self._starts[-1], ends[-1]
         if not first or start == end:
             return _no_edges()
-        node_of_row = np.full(len(found.descriptors), -1)
-        node_of_row[self._rows[start:end]] = np.arange(start, end)
+        node_of_row, among = self._among(found, np.arange(start, end))
         parts, step = [_no_edges()], max(16, min(1024, _AT_ONCE // max(1, end - start)))
         exact = found.base.kind == "exact"
         most = max(_FEWEST_NEIGHBORS, min(_MOST_NEIGHBORS, _PAIRS // max(1, len(first))))
@@ -345,7 +344,7 @@ class _Nodes:
                     one, other, values = _near(queries @ target.T, threshold, most)
                     other = other + start
                 else:
-                    one, other, values = _near_by_index(found, queries, threshold, most)
+                    one, other, values = _near_by_index(found, queries, threshold, most, among)
                     other = node_of_row[other]
                 one = nodes[one]
                 kept = one != other
@@ -372,18 +371,25 @@ class _Nodes:
         found = self._snapshots[self.sides[second[0]]][1] if len(second) else None
         if state is None or found is None:
             return np.empty((0, 2), np.int64)
-        node_of_row = np.full(len(found.descriptors), -1)
-        node_of_row[self._rows[list(second)]] = second
+        node_of_row, among = self._among(found, np.arange(second.start, second.stop))
         pairs = []
         for begin in range(first.start, first.stop, 1024):
             nodes = np.arange(begin, min(begin + 1024, first.stop))
             queries = np.asarray(state.descriptors[self._rows[nodes]], np.float32)
             # one more, as a photo is its own nearest
-            _, rows = found.nearest(queries, count + 1)
+            _, rows = found.nearest(queries, count + 1, among)
             one, place = np.nonzero(rows >= 0)
             pairs.append(np.stack([nodes[one], node_of_row[rows[one, place]]], axis=1))
         pairs = np.concatenate(pairs)
         return pairs[pairs[:, 0] != pairs[:, 1]]
+
+    def _among(self, found, nodes):
+        """(node of each row, -1 of those that are none; the rows that are nodes, None where all are that are used)."""
+        node_of_row = np.full(len(found.descriptors), -1)
+        node_of_row[self._rows[nodes]] = nodes
+        among = node_of_row >= 0
+        # of photos that are the other album's, an album's index has rows, too
+        return node_of_row, among if np.count_nonzero(among) < np.count_nonzero(found.used) else None
 
     def with_equal_ones(self, groups):
         """Of two albums: groups that hold the same content are one."""
@@ -580,10 +586,10 @@ def _near(similarities, threshold, most):
     return one, other, similarities[one, other]
 
 
-def _near_by_index(found, queries, threshold, most):
+def _near_by_index(found, queries, threshold, most, among=None):
     k = _FIRST_NEIGHBORS
     while True:
-        values, rows = found.nearest(queries, k)
+        values, rows = found.nearest(queries, k, among)
         near = (rows >= 0) & (values >= threshold)
         if k >= most or not near[:, -1].any():
             one, place = np.nonzero(near)

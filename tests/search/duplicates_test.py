@@ -180,6 +180,25 @@ def test_of_two_albums_one_may_lie_in_the_other(tmp_path):
             find_duplicates(inner, Index.open(tmp_path / "a"))
 
 
+@pytest.mark.parametrize("kind", ["exact", "ivf"])
+def test_of_an_album_in_another_its_photos_are_no_neighbors_in_the_other(tmp_path, monkeypatch, kind):
+    monkeypatch.setattr("mg_keras.search.writing._SMALLEST_APPROXIMATE", 16)
+    inbox = tmp_path / "album" / "inbox"
+    album(tmp_path / "album", 12)
+    album(inbox, 16, first=100)
+    noise(3, (48, 48)).save(inbox / "larger.jpg", quality=90)
+    with (
+        Index.build(inbox, FakeModel(), tmp_path / "a", kind=kind) as inner,
+        Index.build(tmp_path / "album", FakeModel(), tmp_path / "b", kind=kind) as outer,
+    ):
+        assert outer.about["searched_by"] == kind
+        # by pixels, and by cosine
+        for options in ({}, {"copy": 0.95}):
+            for albums in ((inner, outer), (outer, inner)):
+                (group,) = find_duplicates(*albums, kinds=["equal", "copy"], **options).groups
+                assert {photo.path.name for photo in group.photos} == {"00003.png", "larger.jpg"}
+
+
 def test_links_to_one_file_are_one_photo(tmp_path):
     (path,) = album(tmp_path / "photos", 1)
     os.symlink(path, path.with_name("link.png"))
