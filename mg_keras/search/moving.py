@@ -1,5 +1,6 @@
 """Takes what may go out of an album, into another folder, and never the last one of a group."""
 
+import contextlib
 import csv
 import dataclasses
 import os
@@ -98,7 +99,9 @@ class _List:
         return self
 
     def __exit__(self, *_):
-        self.file.close()
+        # what a full disk did not take is of photos that were left
+        with contextlib.suppress(OSError):
+            self.file.close()
 
     def add(self, *paths):
         self.table.writerow(paths)

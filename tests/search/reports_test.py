@@ -284,6 +284,16 @@ def test_not_into_the_album(found, folder, tmp_path):
             move_spare(found, target)
 
 
+def test_on_a_full_disk_all_photos_stay_and_are_named(found, folder, tmp_path):
+    before = files(folder)
+    (tmp_path / "moved").mkdir()
+    os.symlink("/dev/full", tmp_path / "moved" / LIST)
+    done = move_spare(found, tmp_path / "moved")
+    assert done.moved == []
+    assert {why for _, why in done.left} == {"could not be moved: No space left on device"}
+    assert files(folder) == before
+
+
 def test_thumbnails_are_small_and_upright(tmp_path):
     image = Image.new("RGB", (600, 400), "red")
     image.paste("blue", (0, 0, 300, 400))
