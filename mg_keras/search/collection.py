@@ -92,14 +92,15 @@ class CollectionIndex:
 
     @property
     def calibrated(self) -> bool:
-        """Whether the model has brought its thresholds."""
-        return bool(getattr(self.model, "thresholds", None))
+        """As `Index.calibrated`."""
+        return bool((getattr(self.model, "thresholds", None) or {}).get(thresholds.COPY))
 
     @functools.cached_property
     def thresholds(self) -> dict[str, dict[str, float]]:
         """As `Index.thresholds`."""
-        if self.calibrated:
-            return self.model.thresholds
+        return thresholds.completed(getattr(self.model, "thresholds", None), self._estimated)
+
+    def _estimated(self):
         found = self._collection.descriptors([key_of(payload["uri"]) for payload in self._some])
         descriptors = np.array(list(found.values()), np.float32)
         return thresholds.estimated(descriptors, np.ones(len(descriptors), bool), photos=len(self))
@@ -133,7 +134,7 @@ class CollectionIndex:
         Raises:
             UserError: the query can't be used, or the database can't be asked.
         """
-        copy, instance = (self.threshold(kind, precision) for kind in ("copy", "instance"))
+        copy, instance = thresholds.pair(self.thresholds, precision)
         descriptor = self.describe(query)
         if expand:
             near = [hit for hit in self._nearest(descriptor, expand) if hit.similarity >= instance]

@@ -241,7 +241,7 @@ class Index:
             before = self._view
             if before and before.state.number == _state_number(self.path):
                 return False
-            self._view = _view(self.path, before)
+            self._view = _view(self.path, before, getattr(self.model, "thresholds", None))
             about = self._view.state.about
             if self.model is not None and about["fingerprint"] not in (None, self.model.fingerprint):
                 raise UserError(
@@ -338,8 +338,8 @@ class Index:
 
     @property
     def calibrated(self) -> bool:
-        """Whether the model has brought its thresholds."""
-        return bool(self._view.state.about["thresholds"])
+        """Whether the model has brought its thresholds of copies."""
+        return bool((self._view.brought or {}).get(thresholds.COPY))
 
     def threshold(self, kind: str, precision: float = 0.99) -> float:
         """The similarity from which on two photos are copies (`"copy"`) or show one thing (`"instance"`)."""
@@ -396,7 +396,7 @@ class Index:
             precision: of the thresholds: the share of copies and of instances that shall be right.
         """
         view = self._view
-        copy, instance = (thresholds.pick(view.thresholds, kind, precision) for kind in ("copy", "instance"))
+        copy, instance = thresholds.pair(view.thresholds, precision)
         descriptor = self._describe(view, query)
         if expand:
             descriptor = _expanded(view, descriptor, expand, instance)
@@ -522,32 +522,34 @@ class _View:
 
     state: State
     neighbors: Neighbors
+    brought: thresholds.Thresholds | None
 
     @functools.cached_property
     def thresholds(self):
-        return self.state.about["thresholds"] or thresholds.estimated(self.state.descriptors, self.state.used)
+        return thresholds.completed(self.brought, lambda: thresholds.estimated(self.state.descriptors, self.state.used))
 
 
 def _state_number(path):
     return sharded.state_number(path) if sharded.is_sharded(path) else state_number(path)
 
 
-def _view(path, before):
+def _view(path, before, brought):
     """The newest state; what was in memory of the one before is taken over where it still holds."""
     if sharded.is_sharded(path):
         number = sharded.state_number(path)
         try:
             state = sharded.State(path)
-            return _View(state, Neighbors(state.descriptors, state.used, state.base()))
+            return _View(state, Neighbors(state.descriptors, state.used, state.base()), brought)
         except UserError:
             # another process may have put a new one in its place between the two looks
             if sharded.state_number(path) == number:
                 raise
-            return _view(path, before)
+            return _view(path, before, brought)
     for attempt in range(5):
         state = State(path)
         try:
-            return _View(state, Neighbors(state.descriptors, state.used, _base(path, state, before)))
+            found = Neighbors(state.descriptors, state.used, _base(path, state, before))
+            return _View(state, found, state.about["thresholds"] or brought)
         except FileNotFoundError as error:
             # another process put a new file in its place between the two looks
             state.close()

@@ -12,7 +12,7 @@ That is a rule of thumb: what is found by it is to be looked at.
 """
 
 import statistics
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -59,6 +59,17 @@ def estimated(
     }
 
 
+def completed(brought: Thresholds | None, estimate: Callable[[], Thresholds]) -> Thresholds:
+    """What a model brings, and what is estimated of a kind of which it brings nothing.
+
+    Args:
+        brought: by the model; None: nothing.
+        estimate: gives what is estimated.
+    """
+    known = {kind: values for kind, values in (brought or {}).items() if values}
+    return known if {COPY, INSTANCE} <= known.keys() else {**estimate(), **known}
+
+
 def pick(thresholds: Thresholds, kind: str, precision: float = 0.99) -> float:
     """The similarity from which on `precision` of the pairs are right; of the next higher share that is known.
 
@@ -75,3 +86,9 @@ def pick(thresholds: Thresholds, kind: str, precision: float = 0.99) -> float:
         shares = ", ".join(f"{share:g}" for share in sorted(known)) or "none"
         raise UserError(f"no threshold of {kind} is known for a precision of {precision:g}; known: {shares}")
     return float(known[min(enough)])
+
+
+def pair(thresholds: Thresholds, precision: float) -> tuple[float, float]:
+    """(of copies, of instances), as `pick` gives them, that of instances no higher: copies are instances, too."""
+    copy, instance = (pick(thresholds, kind, precision) for kind in (COPY, INSTANCE))
+    return copy, min(copy, instance)

@@ -450,6 +450,24 @@ def test_thresholds_are_the_models_or_estimated():
     assert thresholds.estimated(values[:0], np.ones(0, bool))["copy"]["0.9"] == 0.55
 
 
+def test_thresholds_of_a_kind_that_the_model_has_none_of_are_estimated(tmp_path):
+    model, paths = FakeModel(), album(tmp_path / "photos", 12)
+    noise(1, (12, 12)).save(tmp_path / "photos" / "small.jpg", quality=95)
+    # as mg-keras pack --copies measures it, and where no cosine gives the precision
+    for model.thresholds in ({"copy": {"0.9": 0.9}}, {"copy": {"0.9": 0.9}, "instance": {}}):
+        with Index.build(tmp_path / "photos", model) as index:
+            assert index.calibrated
+            assert index.thresholds["copy"] == {"0.9": 0.9}
+            assert {hit.photo.name for hit in index.find(paths[1]).copies} == {"00001.png", "small.jpg"}
+    model.thresholds = {"instance": {"0.9": 0.95, "0.99": 0.95}}
+    with Index.build(tmp_path / "photos", model) as index:
+        assert not index.calibrated
+        # copies begin lower than instances do
+        assert index.threshold("copy", 0.9) < 0.9
+        assert {hit.photo.name for hit in index.find(noise(1)).copies} == {"00001.png", "small.jpg"}
+        assert index.find(Image.blend(noise(3), noise(300), 0.35)).copies[0].photo.name == "00003.png"
+
+
 def test_instances_are_found_where_no_threshold_gives_so_high_a_precision():
     known = {"copy": {"0.9": 0.66}, "instance": {"0.9": 0.58}}
     assert thresholds.pick(known, "instance", 0.99) == 0.58

@@ -260,6 +260,11 @@ def test_photos_are_queries_with_the_model_that_made_it(tmp_path, monkeypatch, c
     shown = capsys.readouterr().out
     assert f"1.000  {paths[2]}" in shown
     assert "1,204 photos searched" in shown
+    with Index.open(out, model) as index:
+        assert index.calibrated
+        assert index.thresholds == model.thresholds
+    with Index.open(out) as index:
+        assert not index.calibrated
     with pytest.raises(UserError, match="is an index of shards, which has no page"):
         search.main([str(out)])
     other = FakeModel()
