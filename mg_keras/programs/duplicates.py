@@ -51,8 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     albums.add_arguments(parser)
     options = parser.parse_args(arguments)
 
-    from mg_keras.search import reports
-    from mg_keras.search.duplicates import check_kinds, find_duplicates
+    from mg_keras.search import reports, thresholds
+    from mg_keras.search.duplicates import check_kinds, check_similarities, find_duplicates
     from mg_keras.search.moving import check_target
 
     if (options.folder is None) == (options.between is None):
@@ -65,13 +65,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # before photos are described and compared, which takes long
     kinds = [kind.strip() for kind in options.kinds.split(",")]
     check_kinds(kinds)
+    if None not in (options.copy, options.similar):
+        check_similarities(options.copy, options.similar)
     if options.out:
         check_writable(Path(options.out).expanduser().parent)
     if options.move_to:
         if not options.yes and not sys.stdin.isatty():
             raise UserError("--move-to asks first, and nobody can answer here: --yes true moves without asking")
-        check_writable(Path(options.move_to).expanduser())
+        check_target(folders, options.move_to)
     model = albums.loaded(options)
+    if options.copy is None:
+        thresholds.check(model.thresholds, options.precision)
     indexes = [albums.index_of(folder, model, options) for folder in folders]
     found = find_duplicates(
         *indexes,
@@ -85,8 +89,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     if options.decided and not options.between:
         found = _as_decided(found, indexes[0])
-    if options.move_to:
-        check_target(found, options.move_to)
     if options.out:
         reports.write(found, options.out, options.format)
     elif options.format == "imagededup":

@@ -23,7 +23,7 @@ from typing import Any
 
 from mg_keras import databases
 from mg_keras.errors import UserError
-from mg_keras.files import atomic_write_json, printable_name
+from mg_keras.files import atomic_write_json, check_writable, printable_name
 from mg_keras.programs import albums
 from mg_keras.programs.common import Parser, number
 
@@ -69,8 +69,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise UserError(f"{printable_name(folder)} is an index of shards, which has no page: give PHOTO, too")
         _serve(folder, options)
         return
-    if options.out and not options.out.endswith(".json"):
-        raise UserError(f"--out must be a name in .json, received {options.out}")
+    if options.out:
+        if not options.out.endswith(".json"):
+            raise UserError(f"--out must be a name in .json, received {options.out}")
+        # before an album is described, as what is looked for
+        check_writable(Path(options.out).parent)
     with _index(options) as index:
         if name:
             classes, lists = [], {"class": index.find_class(name, options.k)}
@@ -102,6 +105,10 @@ def _index(options):
         _check_photo(options)
         model = albums.loaded(options)
         _check_class(options, model)
+        if options.photo is not None:
+            from mg_keras.search import thresholds
+
+            thresholds.check(model.thresholds, options.precision)
         return albums.index_of(folder, model, options)
     from mg_keras.search.collection import CollectionIndex
 

@@ -129,6 +129,16 @@ def check_kinds(kinds: Sequence[str]) -> None:
         raise UserError(f"kinds must be some of {', '.join(KINDS)}, received {', '.join(sorted(unknown))}")
 
 
+def check_similarities(copy: float, similar: float) -> None:
+    """Refuses similarities from which on photos can't be copies and similar.
+
+    Raises:
+        UserError: which says what can.
+    """
+    if not -1 <= similar <= copy <= 1:
+        raise UserError(f"similar must be at most copy, and both from -1 to 1, received {similar} and {copy}")
+
+
 def find_duplicates(
     index: Index,
     other: Index | None = None,
@@ -169,8 +179,7 @@ def find_duplicates(
     estimated = not named and not index.calibrated
     copy = index.threshold("copy", precision) if copy is None else copy
     similar = min(copy, index.threshold("instance", precision)) if similar is None else similar
-    if not -1 <= similar <= copy <= 1:
-        raise UserError(f"similar must be at most copy, and both from -1 to 1, received {similar} and {copy}")
+    check_similarities(copy, similar)
     check_kinds(kinds)
     indexes = [index] if other is None else [index, other]
     if other is not None and other.about["fingerprint"] != index.about["fingerprint"]:

@@ -5,6 +5,7 @@ import csv
 import dataclasses
 import os
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 from mg_keras.errors import UserError
@@ -29,15 +30,19 @@ class Moved:
     left: list[tuple[Path, str]]
 
 
-def check_target(found: Duplicates, target: str | os.PathLike) -> None:
-    """Refuses a folder that can't take them: one within an album, where they would be found again, or read-only.
+def check_target(folders: Iterable[str | os.PathLike], target: str | os.PathLike) -> None:
+    """Refuses a folder that can't take photos: one within an album, where they would be found again, or read-only.
+
+    Args:
+        folders: of the albums.
+        target: the folder; it need not be there.
 
     Raises:
         UserError: it is such a folder.
     """
     target = Path(target).expanduser()
     real = Path(os.path.realpath(target))
-    for folder in found.folders:
+    for folder in folders:
         if real.is_relative_to(os.path.realpath(folder)):
             raise UserError(
                 f"{printable_name(target)} lies in {printable_name(folder)}, where what is moved would be found again: "
@@ -59,7 +64,7 @@ def move_spare(found: Duplicates, target: str | os.PathLike) -> Moved:
     Raises:
         UserError: see `check_target`.
     """
-    check_target(found, target)
+    check_target(found.folders, target)
     # the list is read anywhere
     target = Path(os.path.abspath(Path(target).expanduser()))
     moved, left = [], []

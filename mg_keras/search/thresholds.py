@@ -88,6 +88,20 @@ def pick(thresholds: Thresholds, kind: str, precision: float = 0.99) -> float:
     return float(known[min(enough)])
 
 
+def check(brought: Thresholds | None, precision: float) -> None:
+    """Refuses a precision of which no threshold of copies will be known, before there are photos.
+
+    Args:
+        brought: as `completed` takes it.
+        precision: as `pick` takes it.
+
+    Raises:
+        UserError: as `pick`.
+    """
+    # the shares are the same, whatever the photos
+    pick(completed(brought, lambda: estimated(np.empty((0, 1)), np.zeros(0, bool))), COPY, precision)
+
+
 def pair(thresholds: Thresholds, precision: float) -> tuple[float, float]:
     """(of copies, of instances), as `pick` gives them, that of instances no higher: copies are instances, too."""
     copy, instance = (pick(thresholds, kind, precision) for kind in (COPY, INSTANCE))

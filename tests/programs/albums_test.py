@@ -137,17 +137,35 @@ def test_what_is_wrong_is_one_line(folder, program, arguments, message):
     assert "\n" not in str(told.value)
 
 
-@pytest.mark.parametrize("asked", [["{folder}/none.jpg"], ["{folder}"], ["--class", "grean"]])
+@pytest.mark.parametrize(
+    "asked",
+    [
+        ["{folder}/none.jpg"],
+        ["{folder}"],
+        ["--class", "grean"],
+        ["{folder}/00001.png", "--precision", "0.999"],
+        ["{folder}/00001.png", "--out", "{folder}/00001.png/a.json"],
+    ],
+)
 def test_what_can_not_be_looked_for_is_told_before_the_album_is_described(folder, monkeypatch, asked):
     monkeypatch.setattr(albums, "index_of", lambda *arguments: pytest.fail("the album was described"))
     with pytest.raises(UserError):
         search.main([str(folder), *(argument.replace("{folder}", str(folder)) for argument in asked)])
 
 
-def test_kinds_that_there_are_not_are_told_before_the_album_is_described(folder, monkeypatch):
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        (["--kinds", "equal, same"], "kinds must be some of equal, copy, similar, received same"),
+        (["--copy", "0.5", "--similar", "0.6"], "similar must be at most copy, .* received 0.6 and 0.5"),
+        (["--precision", "0.999"], "no threshold of copy is known for a precision of 0.999"),
+        (["--move-to", "{folder}/in", "--yes", "true"], "would be found again: choose a folder elsewhere"),
+    ],
+)
+def test_what_can_not_be_done_is_told_before_the_album_is_described(folder, monkeypatch, asked, message):
     monkeypatch.setattr(albums, "index_of", lambda *arguments: pytest.fail("the album was described"))
-    with pytest.raises(UserError, match="kinds must be some of equal, copy, similar, received same"):
-        duplicates.main([str(folder), "--kinds", "equal, same"])
+    with pytest.raises(UserError, match=message):
+        duplicates.main([str(folder), *(argument.replace("{folder}", str(folder)) for argument in asked)])
 
 
 def test_search_names_photos_that_can_not_be_used(folder, capsys):
