@@ -21,7 +21,7 @@ DESCRIBED_BY = "a run, a SavedModel (such as models/multigrain), a file of weigh
 def add_arguments(parser: Parser) -> None:
     """The arguments by which every such program describes photos."""
     parser.add_argument("--model", type=str, help=f"{DESCRIBED_BY}; default: the model in the package")
-    parser.add_argument("--resolution", type=number(int, at_least=1), help="s*, pixels; default: that of training")
+    parser.add_argument("--resolution", type=number(int, at_least=1), help="s*, pixels; default: the model's")
     parser.add_argument("--recursive", type=bool, default=True, help="false: photos in the folder itself alone")
     parser.add_argument("--index", type=str, help="the index's folder; default: in the cache in the home folder")
 
@@ -51,6 +51,9 @@ def index_of(folder: Path, model: Any, options: Any) -> Any:
     from mg_keras.search.sharded import is_sharded
 
     if is_sharded(folder):
+        given = {"index": options.index, "recursive": not options.recursive, "resolution": options.resolution}
+        for flag in (flag for flag, value in given.items() if value):
+            raise UserError(f"--{flag} is for folders of photos: {printable_name(folder)} is an index of shards")
         return Index.open(folder, model)
     path = place(folder, model, options)
     return Index.build(

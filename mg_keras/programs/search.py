@@ -27,6 +27,8 @@ from mg_keras.files import atomic_write_json, check_writable, printable_name
 from mg_keras.programs import albums
 from mg_keras.programs.common import Parser, number
 
+_DEFAULTS = {"k": 10, "precision": 0.9, "expand": 0, "host": "127.0.0.1", "port": 8765, "browser": True}
+
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Arguments, the index, and what is found."""
@@ -36,19 +38,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("photo", type=str, nargs="?", help="the photo to find others by; without it a page is served")
     parser.add_argument("--class", type=str, help="a class to find photos of, such as schooner")
-    parser.add_argument("--k", type=number(int, at_least=1), default=10, help="photos a list, at most")
+    parser.add_argument("--k", type=number(int, at_least=1), help="photos a list, at most; default: 10")
     parser.add_argument(
-        "--precision", type=number(float, above=0, below=1), default=0.9, help="share of a list that shall be right"
+        "--precision", type=number(float, above=0, below=1), help="share of a list that shall be right; default: 0.9"
     )
     parser.add_argument(
-        "--expand", type=number(int, at_least=0), default=0, help="neighbours that the query is joined with"
+        "--expand", type=number(int, at_least=0), help="neighbours that the query is joined with; default: 0"
     )
     parser.add_argument("--out", type=str, help="a file in .json for what is found")
-    parser.add_argument("--host", type=str, default="127.0.0.1", help="of the page: the address to listen on")
+    parser.add_argument("--host", type=str, help="of the page: the address to listen on; default: 127.0.0.1")
     parser.add_argument(
-        "--port", type=number(int, at_least=0, at_most=65535), default=8765, help="of the page; 0 takes a free one"
+        "--port",
+        type=number(int, at_least=0, at_most=65535),
+        help="of the page; 0 takes a free one; default: 8765",
     )
-    parser.add_argument("--browser", type=bool, default=True, help="false: the page is not opened")
+    parser.add_argument("--browser", type=bool, help="of the page; false: it is not opened; default: true")
     parser.add_argument("--photos", type=str, help="of the page of a collection: the folder of the photos it may show")
     albums.add_arguments(parser)
     options = parser.parse_args(arguments)
@@ -59,9 +63,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _check_for_collection(options)
     elif options.photos is not None:
         raise UserError(f"--photos is for a collection: {options.folder} is none")
+    _check_used(options)
+    for flag, value in _DEFAULTS.items():
+        if options[flag] is None:
+            options[flag] = value
     if options.photo is None and name is None:
-        if options.out:
-            raise UserError("--out is for PHOTO or --class: the page writes no file")
         from mg_keras.search.sharded import is_sharded
 
         folder = albums.existing(options.photos or options.folder)
@@ -98,10 +104,28 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"written: {options.out}")
 
 
+def _check_used(options):
+    """Refuses what has no part in what is asked for."""
+    of_page, for_page = "the page, which is served without PHOTO and --class", ("host", "port", "browser", "photos")
+    by_photo = ("precision", "expand")
+    if options.photo is not None:
+        refused = {of_page: for_page}
+    elif options["class"] is not None:
+        refused = {of_page: for_page, "PHOTO": by_photo}
+    else:
+        refused = {"PHOTO": by_photo, "PHOTO or --class": ("k", "out")}
+    for what, flags in refused.items():
+        for flag in flags:
+            if options[flag] is not None:
+                raise UserError(f"--{flag} is for {what}")
+
+
 def _index(options):
     """What is searched: a folder's index, as the folder is now, or a collection."""
     if not databases.is_collection(options.folder):
         folder = albums.existing(options.folder)
+        if options["class"] is not None and not _is_album(options):
+            raise UserError(f"--class is for folders of photos: {printable_name(folder)} is an index of shards")
         _check_photo(options)
         model = albums.loaded(options)
         _check_class(options, model)
@@ -133,10 +157,10 @@ def _is_album(options):
 
 
 def _check_class(options, model):
-    """As `_check_photo`; an index of shards has classes of its own."""
+    """As `_check_photo`."""
     from mg_keras.search.index import classes_called
 
-    if options["class"] is not None and _is_album(options):
+    if options["class"] is not None:
         classes_called(options["class"], model.class_names, options.model or "the model in the package")
 
 

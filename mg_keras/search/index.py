@@ -125,7 +125,7 @@ class Index:
             path: the index's folder, made where it is not there; None: a temporary one, which `save` keeps.
             names: of photos or descriptors, a str each, where they don't bring them.
             recursive: whether folders in the folder count.
-            resolution: pixels to embed at; None: that of training.
+            resolution: pixels to embed at; None: the model's.
             kind: `"exact"`, `"ivf"`, `"pq"`, `"hnsw"`, or `"auto"`, which chooses by size and memory.
             memory: bytes that searching may hold, which `"auto"` keeps to.
             label: what to call it while it runs; None shows nothing.

@@ -119,6 +119,7 @@ def test_the_program_searches_a_collection(pushed, monkeypatch, capsys, tmp_path
         ([], "is a collection: give a PHOTO, or --photos for a page of those below a folder"),
         (["--class", "green"], "--class is for folders"),
         (["x.jpg", "--index", "x"], "--index is for folders"),
+        (["x.jpg", "--photos", "x"], "--photos is for the page"),
     ):
         with pytest.raises(UserError, match=message):
             search.main([where, *arguments])

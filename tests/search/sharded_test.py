@@ -267,6 +267,10 @@ def test_photos_are_queries_with_the_model_that_made_it(tmp_path, monkeypatch, c
         assert not index.calibrated
     with pytest.raises(UserError, match="is an index of shards, which has no page"):
         search.main([str(out)])
+    for flag, value in (("index", "x"), ("recursive", "false"), ("resolution", "64"), ("class", "green")):
+        photo = [str(paths[2])] if flag != "class" else []
+        with pytest.raises(UserError, match=f"--{flag} is for folders of photos: .* is an index of shards"):
+            search.main([str(out), *photo, f"--{flag}", value])
     other = FakeModel()
     other.embed = lambda photos, *_, **__: np.roll(model.embed(photos), 1, axis=1)
     with pytest.raises(UserError, match="was made by another model"):
