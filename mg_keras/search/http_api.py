@@ -251,17 +251,23 @@ async def _in(threads, function, *arguments, **keywords):
 
 
 def _status(album, request):
-    index = album.index if len(album) else None
+    index = _begun(album)
     return {
         "folder": printable_name(album.title),
         "collection": album.is_collection,
         "photos": len(album),
-        "unusable": index.unusable_count() if index else 0,
-        "classes": bool(index and index.about["class_names"]),
+        "unusable": 0 if index is None else index.unusable_count(),
+        "classes": index is not None and bool(index.about["class_names"]),
         "indexing": vars(album.indexing),
         "comparing": vars(album.comparing),
         "limits": {"bytes": MAX_UPLOAD_BYTES, "pixels": MAX_PIXELS},
     }
+
+
+def _begun(album):
+    """The index, or None where there is none yet; one without photos that can be used may have others."""
+    with contextlib.suppress(NotYet):
+        return album.index
 
 
 def _update(album, request):
@@ -373,7 +379,7 @@ def _upload_picture(album, request):
 
 
 def _unusable(album, request):
-    if album.indexing.running and not len(album):
+    if album.indexing.running and _begun(album) is None:
         return []
     offset, limit = _part(request)
     found = album.index.unusable()[offset : offset + limit]

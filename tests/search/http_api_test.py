@@ -391,6 +391,27 @@ def test_results_come_while_the_index_grows(tmp_path, monkeypatch):
         Album(tmp_path / "elsewhere", FakeModel("other"), tmp_path / "index")
 
 
+def test_of_a_folder_whose_photos_can_not_be_used_it_is_told_how_many(tmp_path):
+    (tmp_path / "photos").mkdir()
+    for number in range(3):
+        (tmp_path / "photos" / f"{number}.jpg").write_bytes(b"\xff\xd8\xff\xe0 no more")
+    broken = Album(tmp_path / "photos", FakeModel(), tmp_path / "index")
+    server = SearchServer(broken)
+    server.start()
+    client = Client(server.port)
+    try:
+        assert client.get("/api/status")["unusable"] == 0
+        broken.update()
+        broken.wait()
+        status = client.get("/api/status")
+        assert (status["photos"], status["unusable"], status["classes"]) == (0, 3, True)
+        broken.indexing.running = True
+        assert len(client.get("/api/unusable")) == 3
+    finally:
+        server.stop()
+        broken.stop()
+
+
 def test_queries_come_between_the_photos_of_the_folder():
     model, order = FakeModel(), []
     embed, started, go_on = model.embed, threading.Event(), threading.Event()
