@@ -77,6 +77,18 @@ def columns_of(schema: Any, path: str | os.PathLike) -> tuple[str, str]:
     return embedding, name
 
 
+def check_once(names: Sequence[str], what: str) -> None:
+    """Refuses a name that is there twice: one photo would take the other's place.
+
+    Raises:
+        UserError: which names it.
+    """
+    if len(set(names)) < len(names):
+        seen: set[str] = set()
+        twice = next(name for name in names if name in seen or seen.add(name))
+        raise UserError(f"{what} has the name {printable_name(str(twice))} twice: each must have its own")
+
+
 def _checked(values, names, what):
     if values.ndim != 2 or values.shape[1] == 0 or values.dtype.kind != "f":
         raise UserError(
@@ -85,10 +97,7 @@ def _checked(values, names, what):
     names = [nameless(row) for row in range(len(values))] if names is None else list(names)
     if len(names) != len(values):
         raise UserError(f"{what} has {len(values):,} descriptors, where there are {len(names):,} names")
-    if len(set(names)) < len(names):
-        seen: set[str] = set()
-        twice = next(name for name in names if name in seen or seen.add(name))
-        raise UserError(f"{what} has the name {printable_name(str(twice))} twice: each must have its own")
+    check_once(names, what)
     return Descriptors(values, names, what)
 
 

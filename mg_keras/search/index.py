@@ -158,6 +158,9 @@ class Index:
             if model is None:
                 raise UserError("photos need a model to describe them: mg_keras.load opens one")
             root = folder_of(what)
+            if root and names is not None:
+                raise UserError("names are of photos that are given one by one: those of a folder have their paths")
+            photos = [] if root else list(named(what, names, None))
         elif model is not None:
             check_made_by(given, model, resolution)
         about = {
@@ -185,7 +188,7 @@ class Index:
             elif root:
                 work.update()
             else:
-                work.add_photos(named(what, names, None))
+                work.add_photos(photos)
         return cls(path, model, keep)
 
     @classmethod

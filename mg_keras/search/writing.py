@@ -15,7 +15,7 @@ from mg_keras.files import printable_name
 from mg_keras.progress import Progress, mapped
 from mg_keras.search import neighbors
 from mg_keras.search.describing import MOST_CLASSES, Model, unit, why_unusable
-from mg_keras.search.given import Descriptors
+from mg_keras.search.given import Descriptors, check_once
 from mg_keras.search.photos import Facts, look_at, look_at_file, pixels, stamp
 from mg_keras.search.store import State, Writer
 
@@ -386,7 +386,7 @@ def named(what: Any, names: Sequence[str] | None, root: str | None) -> Iterator[
     """(name, photo, kind) of photos that are given one by one, or as a folder; kind is None but for files of odd kinds.
 
     Raises:
-        UserError: `names` are not as many as photos.
+        UserError: `names` are not as many as photos, or one is there twice.
     """
     if isinstance(what, str | os.PathLike):
         folder = folder_of(what)
@@ -396,6 +396,8 @@ def named(what: Any, names: Sequence[str] | None, root: str | None) -> Iterator[
     what = list(what)
     if names is not None and len(names) != len(what):
         raise UserError(f"names must be as many as photos, {len(what)}, received {len(names)}")
+    if names is not None:
+        check_once(names, "the list of names")
     paths = [os.path.expanduser(os.fspath(item)) for item in what if isinstance(item, str | os.PathLike)]
     kinds = finding.look_at(paths, "looking at photos")[0].kinds if paths else {}
     for place, item in enumerate(what):

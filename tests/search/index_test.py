@@ -309,6 +309,23 @@ def test_descriptors_from_files(tmp_path):
             Index.build(tmp_path / name)
 
 
+def test_names_of_photos_are_their_own(tmp_path):
+    paths = album(tmp_path / "photos", 2)
+    for what, given, message in (
+        (paths, ["x", "x"], "the list of names has the name x twice: each must have its own"),
+        (paths, ["x"], "names must be as many as photos, 2, received 1"),
+        (tmp_path / "photos", ["x", "y"], "names are of photos that are given one by one"),
+    ):
+        with pytest.raises(UserError, match=message):
+            Index.build(what, FakeModel(), tmp_path / "index", given)
+        # what is refused begins nothing
+        assert not (tmp_path / "index").exists()
+    with Index.build(paths, FakeModel(), names=["x", "y"]) as index:
+        assert names(index.photos()) == ["x", "y"]
+        with pytest.raises(UserError, match="the list of names has the name z twice"):
+            index.add(paths, ["z", "z"])
+
+
 def test_photos_of_odd_kinds_beside_descriptors_of_no_known_resolution(tmp_path):
     model = FakeModel()
     Index.build(model.embed([noise(1)]), path=tmp_path / "index", names=["a"]).close()
