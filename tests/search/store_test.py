@@ -49,11 +49,11 @@ def test_kill_at_any_moment_leaves_the_state_before_or_after(tmp_path):
     lost, states = set(), []
     for kill in range(20):
         started = processes.Event()
-        process = processes.Process(target=written.write_for_ever, args=(folder, path, 1000 * kill, started))
+        process = processes.Process(target=written.write_for_ever, args=(folder, path, 1000 * (kill + 1), started))
         process.start()
         assert started.wait(30)
         # the first ones during the building, the others anywhere
-        time.sleep(rng.uniform(0.0, 0.03 if kill < 8 else 0.15))
+        time.sleep(rng.uniform(0.0, 0.03 if kill < 8 else 0.25))
         process.kill()
         process.join()
         if not path.exists() or not (path / "index.sqlite").exists():

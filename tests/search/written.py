@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from mg_keras.search import index as index_module
+from mg_keras.search import writing
 from mg_keras.search.index import Index
 from tests.search.fake import SIDE, FakeModel, noise
 
@@ -17,8 +17,8 @@ def extra(number):
 
 def write_for_ever(folder, path, first, started):
     """Builds, adds, removes, makes anew and orders, until it is killed."""
-    index_module._FIRST_CHUNK = index_module._LARGEST_CHUNK = 5
-    index_module._SMALLEST_APPROXIMATE = 16
+    writing._FIRST_CHUNK = writing._LARGEST_CHUNK = 5
+    writing._SMALLEST_APPROXIMATE = 16
     started.set()
     index = Index.build(folder, FakeModel(), path, kind="ivf")
     for number in range(first, first + 100_000):
@@ -33,7 +33,7 @@ def write_for_ever(folder, path, first, started):
 
 def add_pairs(path, count, started):
     """Adds descriptors by twos, and sometimes takes all out again."""
-    index_module._SMALLEST_APPROXIMATE = 16
+    writing._SMALLEST_APPROXIMATE = 16
     started.wait()
     with Index.open(path) as index:
         for number in range(count):
