@@ -5,7 +5,7 @@ import functools
 import hashlib
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +92,7 @@ class Loaded:
         whitened: bool,
         default_resolution: int | None = None,
         thresholds: dict[str, dict[str, float]] | None = None,
+        whitened_resolutions: Sequence[int] = (),
     ):
         self.path, self.network, self.class_names, self.whitened = path, network, class_names, whitened
         self.train_resolution, self.resolution = resolution, default_resolution or resolution
@@ -100,6 +101,7 @@ class Loaded:
         self.preparation = preparation_of(network)
         # None: the network's values are its descriptors
         self._whitening_at = whitening_at
+        self._whitened_resolutions = tuple(whitened_resolutions)
         self._classifier = None if whitening_at else _Classifier(network)
 
     def __repr__(self) -> str:
@@ -199,7 +201,7 @@ class Loaded:
         digest = hashlib.sha256(self.network.fingerprint().encode())
         digest.update(repr((self.pooling_exponent, sorted(self.p_star.items()))).encode())
         if self._whitening_at:
-            for resolution in sorted({self.resolution, *self.p_star}):
+            for resolution in sorted({self.resolution, *self.p_star, *self._whitened_resolutions}):
                 whitening = self._whitening_at(resolution)
                 digest.update(whitening.mean_.tobytes() + whitening.projection_.tobytes())
         return digest.hexdigest()
@@ -356,6 +358,7 @@ def _of_run(path, checkpoint):
         run.settings.pooling_exponent,
         run.results.p_star,
         exported is not None,
+        whitened_resolutions=run.results.whitened_resolutions,
     )
 
 

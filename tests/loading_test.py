@@ -217,6 +217,12 @@ def test_its_fingerprint_is_of_what_makes_descriptors(run, opened, exported, tmp
     before = Whitening.load(path)
     Whitening(0.5 * before.mean_, before.projection_).save(path)
     assert mg_keras.load(moved).fingerprint != opened.fingerprint
+    # at a resolution for which no exponent was chosen, too
+    shutil.rmtree(moved)
+    shutil.copytree(run.path, moved)
+    before = Whitening.load(path)
+    Whitening(0.5 * before.mean_, before.projection_).save(path.with_name("whitening-48.npz"))
+    assert mg_keras.load(moved).fingerprint != opened.fingerprint
 
 
 @pytest.mark.slow

@@ -46,6 +46,13 @@ class Results:
         return Whitening.load(path) if path.exists() else None
 
     @property
+    def whitened_resolutions(self) -> list[int]:
+        """The resolutions that have a `whitening_at` of their own."""
+        sizes = [path.stem.removeprefix("whitening-") for path in self.folder.glob("whitening-*.npz")]
+        sizes = {self.resolution, *(int(size) for size in sizes if size.isdecimal())}
+        return sorted(size for size in sizes if self.whitening_path(size).exists())
+
+    @property
     def whitening(self) -> Whitening | None:
         """The `Whitening` that is exported, or None before it is fitted."""
         return self.whitening_at(self.resolution)
