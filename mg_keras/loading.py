@@ -26,6 +26,7 @@ from mg_keras.pretrained.layouts import RESNETS
 from mg_keras.pretrained.packed import PACKAGE, Packed
 from mg_keras.processor import computes_bfloat16
 from mg_keras.runs.run import load_run
+from mg_keras.whitening_formulas import SMALLEST_DESCRIPTOR
 
 # of training where a file of weights doesn't say it: ImageNet's
 _RESOLUTION = 224
@@ -164,7 +165,7 @@ class Loaded:
             `Classes`.
 
         Raises:
-            UserError: as `embed`; descriptors of another size; or there is no classifier.
+            UserError: as `embed`; descriptors of another size, infinite or all 0; or there is no classifier.
 
         Example:
             >>> mg_keras.load("runs/demo").classify("photo.jpg").names  # doctest: +SKIP
@@ -251,6 +252,10 @@ class Loaded:
         size = whitening.projection_.shape[1] if whitening else self.network.about["embedding_size"]
         if descriptors.shape[1] != size:
             raise UserError(f"descriptors of {self.path} have {size} values, received {descriptors.shape[1]}")
+        largest = np.abs(descriptors).max(axis=1, initial=0)
+        for wrong, why in ((np.isinf(largest), "infinite"), (largest < SMALLEST_DESCRIPTOR, "all 0, or nearly")):
+            if wrong.any():
+                raise UserError(f"row {np.argmax(wrong)} of the descriptors has values that are {why}")
         if whitening is None:
             return self.network.classify(descriptors)
         rows = np.flatnonzero(~np.isnan(descriptors).any(axis=1))
@@ -318,6 +323,8 @@ def load(
     if what is None or what == PACKAGED:
         if trunk is not None or class_names is not None:
             raise UserError("trunk and class_names are for a file of weights; the model in the package has its own")
+        if checkpoint != "last":
+            raise UserError(f"checkpoint is of a run: the model in the package has one, received {checkpoint!r}")
         return _of_packed(PACKAGE, precision)
     path = Path(what).expanduser()
     if not path.exists():
@@ -325,6 +332,8 @@ def load(
     is_packed = (path / "model.safetensors").is_file() and (path / "model.json").is_file()
     if precision is not None and not is_packed:
         raise UserError(f"precision is for packed networks; {path} computes in what it was made for")
+    if checkpoint != "last" and not (path / "config.yaml").is_file():
+        raise UserError(f"checkpoint is of a run: {path} is none, received {checkpoint!r}")
     if path.is_file():
         return _of_weights(path, trunk, class_names)
     if trunk is not None or class_names is not None:
@@ -427,6 +436,8 @@ def _of_weights(path, trunk, class_names):
     exponent = (keras_weights.pooling_exponent(path) if suffix in _KERAS else None) or 1.0
     mean, std = trunks.normalization(trunk)
     model = MultiGrain(layers, len(head.bias) if head else 1, exponent, pixel_mean=mean, pixel_std=std)
+    if head is None and class_names is not None:
+        raise UserError(f"{path} holds a trunk without a classifier: it takes no class_names")
     if head is None:
         return _of_network(path, model, None, None, exponent)
     if class_names is not None and len(class_names) != len(head.bias):

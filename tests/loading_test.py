@@ -257,6 +257,8 @@ def test_a_trunk_alone_embeds_and_can_not_classify(small, files, tmp_path):
     trunks.build("resnet18").save_weights(tmp_path / "trunk.weights.h5")
     opened = mg_keras.load(tmp_path / "trunk.weights.h5", trunk="resnet18")
     assert opened.class_names is None
+    with pytest.raises(UserError, match="a trunk without a classifier: it takes no class_names"):
+        mg_keras.load(tmp_path / "trunk.weights.h5", trunk="resnet18", class_names=["a"])
     assert opened.embed(files[:1], 64).shape[0] == 1
     with pytest.raises(UserError, match="a trunk without a classifier"):
         opened.classify(files[:1])
@@ -275,6 +277,8 @@ def test_a_file_does_not_name_the_levels_that_its_classifier_reads(small, tmp_pa
         (".", {}, "is no run and no SavedModel: give the folder"),
         ("notes.txt", {}, "notes.txt is no file of weights: give"),
         (".", {"trunk": "resnet18"}, "trunk and class_names are for a file of weights"),
+        (".", {"checkpoint": "best"}, "checkpoint is of a run: .* is none, received 'best'"),
+        ("a.pth", {"checkpoint": "best"}, r"checkpoint is of a run: .*a\.pth is none, received 'best'"),
         ("a.pth", {}, r"a\.pth"),
         ("a.keras", {"trunk": "resnet19"}, "unknown trunk 'resnet19'"),
         ("a.safetensors", {"trunk": "vgg16"}, r"\.safetensors files are read for resnet18, .*, received vgg16"),
@@ -287,7 +291,8 @@ def test_what_can_not_be_opened(tmp_path, what, options, message):
         mg_keras.load(tmp_path / what, **options)
 
 
-def test_arguments_out_of_range(opened, files):
+@pytest.mark.slow
+def test_arguments_out_of_range(opened, exported, files):
     for options, message in (
         ({"resolution": 0}, "resolution must be a whole number of pixels, at least 1, received 0"),
         ({"p_star": -1.0}, "p_star must be a number > 0, received -1.0"),
@@ -297,6 +302,13 @@ def test_arguments_out_of_range(opened, files):
             opened.embed(files[:1], **options)
     with pytest.raises(UserError, match=r"descriptors of .* values, received 5"):
         opened.classify(np.zeros((2, 5), np.float32))
+    for network in (opened, exported):
+        values = network.embed(files[:3])
+        # as clients are told by the signature; one with a NaN stands for a photo that could not be used
+        for wrong, message in ((np.inf, "row 1 of the descriptors .* infinite"), (0, "row 1 .* all 0")):
+            values[0, 0], values[1] = np.nan, wrong
+            with pytest.raises(UserError, match=message):
+                network.classify(values)
     with pytest.raises(UserError, match='checkpoint must be "last" or "best"'):
         mg_keras.load(opened.path, checkpoint="first")
 
@@ -306,3 +318,5 @@ def test_the_model_in_the_package_has_a_name(monkeypatch):
     assert mg_keras.load("package") == mg_keras.load() == (PACKAGE, None)
     with pytest.raises(UserError, match="the model in the package has its own"):
         mg_keras.load("package", class_names=["a"])
+    with pytest.raises(UserError, match="checkpoint is of a run: the model in the package has one, received 'best'"):
+        mg_keras.load(checkpoint="best")
