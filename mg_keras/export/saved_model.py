@@ -140,7 +140,9 @@ def export_saved_model(
         expected = _keras_answers(model, fitted)
         description["check"]["figures"] = check(partial, expected, checked, resolution, exponent, precision)
         atomic_write_json(partial / "assets" / "multigrain.json", description)
-        requests = warm_up.model_requests(sorted({resolution, *exponents}), description["embedding_size"])
+        # a request that the graph refuses would keep the version from being served
+        sizes = sorted(size for size in {resolution, *exponents} if size**2 <= LIMITS["network_pixels"])
+        requests = warm_up.model_requests(sizes, description["embedding_size"])
         warm_up.write_requests(partial / warm_up.PLACE, requests)
     return target
 

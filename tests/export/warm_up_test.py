@@ -3,7 +3,8 @@ import pytest
 import tensorflow as tf
 
 from mg_keras.export import warm_up
-from tests.export.small import P_STAR
+from mg_keras.export.saved_model import export_saved_model
+from tests.export.small import METADATA, P_STAR
 
 SIGNATURES = {
     "serving_default": {"images", "p_star"},
@@ -68,6 +69,19 @@ def test_an_export_brings_requests_that_it_can_answer(exported):
     assert seen == [(size, size) for size in sorted({48, *P_STAR})]
     assert len(records) == 1 + 2 * len(seen)
     assert sum(map(len, records)) < 10_000, "no image is written out value by value"
+
+
+@pytest.mark.slow
+def test_what_the_model_would_refuse_is_no_request(model, tmp_path):
+    # of more pixels than encoded takes, though an exponent was chosen for it
+    path = export_saved_model(model, None, tmp_path, metadata={**METADATA, "p_star": {64: 2.5, 2400: 5.0}})
+    records = tf.data.TFRecordDataset(str(path / warm_up.PLACE)).as_numpy_iterator()
+    asked = [inputs["resolution"].tolist() for signature, inputs in map(parsed, records) if signature == "encoded"]
+    assert asked == [[48], [64]]
+    loaded = tf.saved_model.load(path)
+    grey = tf.io.encode_jpeg(tf.fill([1800, 2400, 3], tf.constant(128, tf.uint8)))
+    with pytest.raises(tf.errors.InvalidArgumentError, match="ask for a lower resolution"):
+        loaded.signatures["encoded"](image_bytes=grey[None], resolution=tf.constant([2400]), p_star=tf.constant([0.0]))
 
 
 def test_the_messages_are_those_of_tf_serving():
