@@ -107,9 +107,12 @@ class Client(ABC):
     ):
         at_least = {"retries": (retries, 0), "batch_size": (batch_size, 1), "batch_bytes": (batch_bytes, 1)}
         for key, (value, least) in at_least.items():
+            if value is not None and not isinstance(value, int | np.integer):
+                raise ValueError(f"{key} must be a whole number, received {value!r}")
             if value is not None and value < least:
                 raise ValueError(f"{key} must be at least {least}, received {value}")
-        if timeout <= 0:
+        # a NaN is not
+        if not timeout > 0:
             raise ValueError(f"timeout must be greater than 0, received {timeout}")
         if version is not None and label is not None:
             raise ValueError(f"give a version or a label, not both, received {version} and {label!r}")
@@ -645,7 +648,10 @@ def _deadline(connection: socket.socket, until: float) -> Iterator[None]:
 
 def _one_each(value: Any, count: int, dtype: type) -> np.ndarray:
     """One value for all, or one for each, as an array [count]."""
-    array = np.asarray(value, dtype)
+    array = np.asarray(value)
+    if dtype == np.int32 and (array.dtype.kind not in "iuf" or np.any(array != np.rint(array))):
+        raise ValueError(f"whole numbers of pixels were expected, received {value!r}")
+    array = array.astype(dtype)
     if array.shape not in ((), (count,)):
         raise ValueError(f"one value for all {count} photos or one a photo, received shape {array.shape}")
     return np.broadcast_to(array, count)

@@ -3,6 +3,7 @@
 import base64
 import contextlib
 import json
+import math
 import shutil
 import socket
 import ssl
@@ -278,6 +279,8 @@ def test_one_client_serves_many_threads(client):
         ([np.zeros((2, 2, 3))], {"p_star": 3, "resolution": 224}, "no resolution, received 3 and 224"),
         ([b""], {}, "files need a resolution"),
         ([b""], {"resolution": 0, "on_error": "ignore"}, "received 'ignore'"),
+        ([b""], {"resolution": 224.7}, "whole numbers of pixels were expected, received 224.7"),
+        ([b"", b""], {"resolution": [224, 0.5]}, r"whole numbers of pixels .* \[224, 0.5\]"),
         (b"one", {"resolution": 0}, "give a list of photos.* single bytes"),
         (bytearray(b"one"), {"resolution": 0}, "give a list of photos.* single bytearray"),
         (Path("photo.jpg"), {"resolution": 0}, "give a list of photos.* single"),
@@ -303,6 +306,8 @@ def test_descriptors_that_no_server_needs_to_see(embeddings):
         (GrpcClient, "http://127.0.0.1:8500", {}, "such as 127.0.0.1:8500"),
         (RestClient, "http://x", {"version": 1, "label": "stable"}, "not both"),
         (RestClient, "http://x", {"timeout": 0}, "timeout must be greater than 0, received 0"),
+        (RestClient, "http://x", {"timeout": math.nan}, "timeout must be greater than 0, received nan"),
+        (RestClient, "http://x", {"batch_size": 2.5}, "batch_size must be a whole number, received 2.5"),
         (RestClient, "http://x", {"retries": -1}, "retries must be at least 0, received -1"),
         (RestClient, "http://x", {"batch_size": 0}, "batch_size must be at least 1, received 0"),
         (RestClient, "http://x", {"batch_bytes": 0}, "batch_bytes must be at least 1, received 0"),
