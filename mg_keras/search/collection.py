@@ -137,13 +137,13 @@ class CollectionIndex:
         copy, instance = thresholds.pair(self.thresholds, precision)
         descriptor = self.describe(query)
         if expand:
-            near = [hit for hit in self._nearest(descriptor, expand) if hit.similarity >= instance]
+            near = [hit for hit in self._nearest(descriptor, min(expand, _MOST)) if hit.similarity >= instance]
             known = self._collection.descriptors([hit.key for hit in near])
             near = [hit for hit in near if hit.key in known]
             if near:
                 similarities = np.array([hit.similarity for hit in near], np.float32)
                 descriptor = expanded(descriptor, similarities, np.array([known[hit.key] for hit in near]))
-        wanted = 2 * k + 1
+        wanted = min(2 * k + 1, _MOST)
         while True:
             near = self._nearest(descriptor, wanted)
             if len(near) < wanted or near[-1].similarity < instance or wanted >= _MOST:

@@ -373,14 +373,13 @@ class Index:
         Raises:
             UserError: the query can't be used, or there is no such class.
         """
-        if k < 1:
-            raise UserError(f"k must be at least 1, received {k}")
+        _check_counts(k, expand)
         view = self._view
         descriptor, among = self._describe(view, query), self._among(view, class_name)
         if expand:
             descriptor = _expanded(view, descriptor, expand, thresholds.pick(view.thresholds, "instance", precision))
         # one more, as the query itself may be among them
-        values, rows = view.neighbors.nearest(descriptor[None], k + isinstance(query, Photo), among)
+        values, rows = view.nearest(descriptor, k + isinstance(query, Photo), among)
         return _hits(view.state, rows[0], values[0], query)[:k]
 
     def range(self, query: Any, threshold: float, class_name: str | None = None) -> list[Hit]:
@@ -395,9 +394,10 @@ class Index:
 
         Args:
             query, expand: as `search` takes them.
-            k: how many of each.
+            k: how many of each, at most.
             precision: of the thresholds: the share of copies and of instances that shall be right.
         """
+        _check_counts(k, expand)
         view = self._view
         copy, instance = thresholds.pair(view.thresholds, precision)
         descriptor = self._describe(view, query)
@@ -414,7 +414,7 @@ class Index:
         among = self._among(view, classes[0][0] if classes else None)
         among = view.state.used.copy() if among is None else among
         among[rows] = False
-        values, rows = view.neighbors.nearest(descriptor[None], k, among)
+        values, rows = view.nearest(descriptor, k, among)
         return Answer(*found, _hits(view.state, rows[0], values[0], query)[:k], classes)
 
     def find_class(self, text: str, k: int = 20, offset: int = 0) -> list[tuple[Photo, float]]:
@@ -531,6 +531,16 @@ class _View:
     def thresholds(self):
         return thresholds.completed(self.brought, lambda: thresholds.estimated(self.state.descriptors, self.state.used))
 
+    def nearest(self, descriptor, k, among=None):
+        """(similarities [1, k], rows [1, k]) of a descriptor, of no more than there are rows: `k` may be anything."""
+        return self.neighbors.nearest(descriptor[None], min(k, max(1, len(self.state.used))), among)
+
+
+def _check_counts(k, expand):
+    for name, value, least in (("k", k, 1), ("expand", expand, 0)):
+        if value < least:
+            raise UserError(f"{name} must be at least {least}, received {value}")
+
 
 def _state_number(path):
     return sharded.state_number(path) if sharded.is_sharded(path) else state_number(path)
@@ -576,7 +586,7 @@ def _base(path, state, before):
 
 
 def _expanded(view, descriptor, count, least):
-    values, rows = view.neighbors.nearest(descriptor[None], count)
+    values, rows = view.nearest(descriptor, count)
     kept = (rows[0] >= 0) & (values[0] >= least)
     return expanded(descriptor, values[0][kept], view.state.descriptors[rows[0][kept]])
 

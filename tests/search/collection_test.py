@@ -69,6 +69,9 @@ def test_it_finds_what_the_index_of_the_folder_does(pushed, tmp_path):
                 assert [name for name, _ in there.classes] == [name for name, _ in here.classes]
                 shares = [share for _, share in here.classes]
                 assert [share for _, share in there.classes] == pytest.approx(shares, abs=1e-3)
+        # more than a database answers at once
+        there, here = (each.find(folder / "00001.png", 10**12, expand=10**12) for each in (found_there, index))
+        assert told(there.kind) == told(here.kind)
         photo = found_there.find(folder / "00001.png").copies[0].photo
         assert (photo.width, photo.height) == (640, 480)
 

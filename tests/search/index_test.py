@@ -309,6 +309,21 @@ def test_descriptors_from_files(tmp_path):
             Index.build(tmp_path / name)
 
 
+def test_more_answers_than_there_are_photos_take_no_more_memory(tmp_path):
+    many = 10**12
+    with Index.build(unit_rows(5), names=list("abcde")) as index:
+        query = index.descriptors(index.photos()[:1])[0]
+        assert len(index.search(query, many, expand=many)) == 5
+        answer = index.find(index.photo("a"), many, expand=many)
+        assert sum(map(len, (answer.copies, answer.instances, answer.kind))) == 4
+        for ask, options, message in (
+            (index.find, {"k": 0}, "k must be at least 1, received 0"),
+            (index.search, {"expand": -1}, "expand must be at least 0, received -1"),
+        ):
+            with pytest.raises(UserError, match=message):
+                ask(query, **options)
+
+
 def test_names_of_photos_are_their_own(tmp_path):
     paths = album(tmp_path / "photos", 2)
     for what, given, message in (
