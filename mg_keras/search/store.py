@@ -370,6 +370,10 @@ class Writer:
         ).fetchone()
         return found and found[0]
 
+    def count(self) -> int:
+        """How many photos there are, those that can't be used among them."""
+        return self._database.execute("SELECT COUNT(*) FROM photos").fetchone()[0]
+
     def used_rows(self) -> int:
         """How many rows are a photo's."""
         return self._database.execute("SELECT COUNT(DISTINCT row) FROM photos").fetchone()[0]

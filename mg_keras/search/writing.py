@@ -127,14 +127,16 @@ class Work:
                 values = np.asarray(given.values[part], np.float32)
                 usable = np.isfinite(values).all(axis=1) & (np.abs(values).max(axis=1, initial=0) > 0)
                 units = unit(values[usable], size, given.what)
-                rows = np.full(len(values), -1)
+                rows, before = np.full(len(values), -1), writer.count()
                 with writer.transaction():
                     rows[usable] = writer.append(units)
                     self._classify(rows[usable], units)
                     for name, row in zip(given.names[part], rows, strict=True):
                         problem = None if row >= 0 else "no descriptor"
                         writer.put(os.fsencode(name), Facts(), row if row >= 0 else None, problem)
-                self.changes.added += len(values)
+                added = writer.count() - before
+                self.changes.added += added
+                self.changes.changed += len(values) - added
                 self.changes.unusable += int((~usable).sum())
                 if self.label:
                     progress.advance(len(values))

@@ -324,6 +324,14 @@ def test_more_answers_than_there_are_photos_take_no_more_memory(tmp_path):
                 ask(query, **options)
 
 
+def test_descriptors_that_take_the_place_of_others_are_changes(tmp_path):
+    values = unit_rows(5)
+    values[4] = np.nan
+    with Index.build(values[:4], names=list("abcd")) as index:
+        assert index.add(values[2:], ["a", "e", "f"]) == Changes(added=2, changed=1, unusable=1)
+        assert len(index) == 5
+
+
 def test_names_of_photos_are_their_own(tmp_path):
     paths = album(tmp_path / "photos", 2)
     for what, given, message in (
