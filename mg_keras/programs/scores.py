@@ -125,8 +125,10 @@ def evaluate(
     announce(_plan(chosen, config.resolutions))
     measured = measure.measure_all(embedder or embedder_of(run), chosen, rows_at, config.seed, keep)
     everything = merged(results.metrics.get("benchmarks", {}), measured)
+    # those that were measured before, at other resolutions than now, too
+    sizes = {int(size) for benchmark in everything.values() for size in benchmark["results"]}
     metrics = {
-        **summary(everything, {size: results.exponent_at(size) for size in config.resolutions}),
+        **summary(everything, {size: results.exponent_at(size) for size in sizes}),
         "sizes": {
             "classes": len(run.class_names),
             "train_photos": len(source.train),
