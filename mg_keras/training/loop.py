@@ -47,6 +47,9 @@ _OF_EXCHANGES = (
     tf.errors.DeadlineExceededError,
 )
 
+# how lines begin that stand before the reason in an error of a graph
+_NO_REASONS = ("Graph execution error:", "Detected at node", "<stack traces unavailable>", "  File ")
+
 # how many steps may pass before a loss that is no number is noticed
 _CHECK_EVERY = 20
 
@@ -98,7 +101,10 @@ def _check_cluster():
 
 def _reason(error):
     """What TensorFlow says of an error, without the operation that raised it."""
-    return str(error).splitlines()[0].partition("}} ")[2] or str(error).splitlines()[0]
+    lines = str(error).splitlines()
+    # within a graph, where the operation stands comes before
+    first = next((line for line in lines if line and not line.startswith(_NO_REASONS)), lines[0])
+    return first.partition("}} ")[2] or first.strip()
 
 
 def rate_schedule(config: TrainConfig, initial: float) -> keras.optimizers.schedules.LearningRateSchedule:

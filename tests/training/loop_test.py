@@ -135,6 +135,19 @@ def test_validation_photos_that_cannot_be_used_are_listed_too(policy, usable, tm
     assert [line.split("\t")[0] for line in lines] == gone
 
 
+@tf.function(autograph=False)
+def _place_of(number):
+    return tf.gather(tf.range(4), number)
+
+
+@pytest.mark.parametrize("fails", [_place_of, lambda number: tf.gather(tf.range(4), number)], ids=["graph", "at once"])
+def test_what_tensorflow_says_of_an_error_is_its_reason(fails):
+    """Memory that is used up is told so, too: `OOM when allocating tensor ...`, as an error of a graph."""
+    with pytest.raises(tf.errors.InvalidArgumentError) as caught:
+        fails(tf.constant(9))
+    assert loop._reason(caught.value).startswith("indices = 9 is not in [0, 4)")
+
+
 def test_a_warm_up_that_a_schedule_has_not_is_refused():
     with pytest.raises(UserError, match="warmup_epochs is of the schedule cosine"):
         rate_schedule(TrainConfig(warmup_epochs=1.0), 0.1)
