@@ -204,13 +204,15 @@ class Checkpoints:
     def save(self, step: int, arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> None:
         """Writes the checkpoint of `step`, then removes those that need not stay and what a killed run left.
 
+        Those of later steps can't be read, or the run would have gone on from them: they take no place of another.
+
         Raises:
             OSError: it could not be written; what was there before is untouched.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         with atomic_path(self.folder / f"step-{step:09d}.npz") as temporary, open(temporary, "wb") as file:
             np.savez(file, **arrays, **{_META: np.frombuffer(json.dumps(meta).encode(), np.uint8)})
-        paths = {int(path.stem[5:]): path for path in self.paths()}
+        paths = {int(path.stem[5:]): path for path in self.paths() if int(path.stem[5:]) <= step}
         for gone in set(paths) - self.retention.staying(list(paths), meta):
             paths[gone].unlink()
         remove_leftovers(self.folder, "step-*.npz")
@@ -227,9 +229,9 @@ class Checkpoints:
             groups: of `snapshot`, to read those alone: an optimiser and a memory are most of a file. None: all.
 
         Raises:
-            UserError: there are checkpoints, but none that can be read.
+            UserError: there are checkpoints, but none that can be read, or not the best one.
         """
-        paths = self.paths()
+        paths, best = self.paths(), None
         for path in reversed(paths):
             try:
                 with np.load(path, allow_pickle=False) as file:
@@ -241,10 +243,13 @@ class Checkpoints:
                 meta = json.loads(arrays.pop(_META).tobytes())
             except (*BROKEN_ARRAYS, KeyError):
                 continue
-            best = (meta.get("best") or {}).get("step")
-            if which == "best" and best is not None and path.stem != f"step-{best:09d}":
+            step = (meta.get("best") or {}).get("step")
+            if which == "best" and step is not None and path.stem != f"step-{step:09d}":
+                best = best or f"step-{step:09d}.npz"
                 continue
             return path, arrays, meta
+        if best:
+            raise UserError(f"the best checkpoint of {self.folder}, {best}, is gone or can't be read: take the last")
         if paths:
             raise UserError(f"no checkpoint in {self.folder} can be read ({len(paths)} files); remove the folder")
         return None

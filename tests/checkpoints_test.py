@@ -221,3 +221,27 @@ def test_the_last_ones_and_the_best_stay_and_nothing_half_written(tmp_path):
         checkpoints.load()
     with pytest.raises(UserError, match="can't be read, and the run can't go on without"):
         read_arrays(path)
+
+
+def test_a_best_checkpoint_that_is_lost_is_told_and_the_last_one_is_none_the_worse(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    for step in (1, 2, 3):
+        checkpoints.save(step, {"model/0000/kernel": np.float32([step])}, {"step": step, "best": {"step": 1}})
+    for lose in (lambda path: path.write_bytes(b""), lambda path: path.unlink()):
+        lose(tmp_path / "step-000000001.npz")
+        with pytest.raises(UserError, match=r"the best checkpoint of .*, step-000000001.npz, is gone or can't be read"):
+            checkpoints.load("best")
+        assert checkpoints.load()[2]["step"] == 3
+
+
+def test_a_broken_checkpoint_of_a_later_step_takes_no_place(tmp_path):
+    """A run that goes on before it, and is killed again, has what it saved meanwhile."""
+    checkpoints = Checkpoints(tmp_path, Retention(keep_checkpoints=1))
+    checkpoints.save(1, {"model/0000/kernel": np.float32([1])}, {"step": 1, "best": {"step": 1}})
+    (tmp_path / "step-000000003.npz").write_bytes(b"")
+    assert checkpoints.load()[2]["step"] == 1
+    checkpoints.save(2, {"model/0000/kernel": np.float32([2])}, {"step": 2, "best": {"step": 1}})
+    assert checkpoints.load()[2]["step"] == 2
+    checkpoints.save(3, {"model/0000/kernel": np.float32([3])}, {"step": 3, "best": {"step": 1}})
+    assert [path.stem for path in checkpoints.paths()] == ["step-000000001", "step-000000003"]
+    assert checkpoints.load()[2]["step"] == 3
