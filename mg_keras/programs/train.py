@@ -5,6 +5,7 @@ The same command after Ctrl-C, a crash or `kill -9` goes on where the run was.
 
 from collections.abc import Sequence
 
+from mg_keras.errors import UserError
 from mg_keras.programs import albums
 from mg_keras.programs.common import PRESETS, Parser, given, preset_names, with_preset
 from mg_keras.programs.export import export_run
@@ -22,6 +23,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--run", help="the run's folder; default: runs/<preset>")
     parser.add_argument("--strategy", default="mirrored", help="mirrored (all GPUs), multiworker (TF_CONFIG) or single")
     options = parser.parse_args(arguments)
+    if options.preset:
+        # the first of the command line has become a file of settings; a second one, or one in a file, says nothing
+        raise UserError(f"--preset is given once, on the command line: {options.preset} would change nothing")
     run = train_and_measure(settings_of(options), options.run or f"runs/{preset or 'run'}", options.strategy)
     if run:
         finish(run)

@@ -58,6 +58,7 @@ def test_the_overview_is_there_without_tensorflow():
         (["xyz"], "unknown verb 'xyz'; known: train, "),
         ([], "a verb is missing: one of train, "),
         (["train", "--preset=demos"], "unknown preset 'demos', did you mean 'demo'?"),
+        (["train", "--preset=demo", "--preset=grafit"], "--preset is given once, on the command line: grafit would"),
         (["ablation", "--presets=demo", "--seed=3"], "no --seed"),
         (["export", "--run=x"], "out"),
     ],
@@ -66,6 +67,14 @@ def test_mistakes(arguments, message):
     with pytest.raises(UserError, match=r"^[^\n]*$") as refused:
         command.main(arguments)
     assert message in str(refused.value)
+
+
+def test_a_preset_in_a_file_of_settings_is_not_passed_over(tmp_path):
+    """What is none of its settings would be trained with the defaults, for days."""
+    settings = tmp_path / "mine.yaml"
+    settings.write_text("preset: demo\nepochs: 3\n")
+    with pytest.raises(UserError, match="--preset is given once, on the command line: demo would change nothing"):
+        command.main(["train", f"--config={settings}", f"--run={tmp_path}/run"])
 
 
 def test_a_mistake_is_one_line_and_status_2():
