@@ -296,6 +296,9 @@ class Trainer:
         with self._clear_errors(), self._watch_signals() as stop, self._summaries() as summaries:
             if not self.restored:
                 self._start_objective()
+            elif self.is_chief and self.state.history:
+                # a run that was killed between a checkpoint and its row has no other chance, if it was the last one
+                self._show_history()
             step = self._step_function(iter(batches))
             label = f"training {config.trunk} on {self.source.description}"
             with Progress(label, total, "steps", self.state.step) as progress:
@@ -495,8 +498,8 @@ class Trainer:
         paths = self.run.checkpoints.paths()
         return f"the last good checkpoint is {paths[-1].name}; " if paths else "there is no checkpoint yet; "
 
-    def _log(self, row, summaries):
-        """What a person looks at: the CSV, its curves, TensorBoard."""
+    def _show_history(self):
+        """The CSV of all epochs so far, and its curves."""
         text = io.StringIO()
         measured = [metric.name for metric in self.objective.metrics]
         columns = ["epoch", "step", "seconds", "learning_rate", *measured, "images_per_second", "val_top1", "val_top5"]
@@ -505,6 +508,10 @@ class Trainer:
         writer.writerows(self.state.history)
         atomic_write_text(self.run.path / "metrics.csv", text.getvalue())
         pictures.training_curves(self.run.path / "metrics.csv", self.run.path / "curves.png", self.objective.metrics)
+
+    def _log(self, row, summaries):
+        """What a person looks at: the CSV, its curves, TensorBoard."""
+        self._show_history()
         with summaries.as_default(step=row["step"]):
             for name, value in row.items():
                 if name not in ("epoch", "step"):

@@ -119,6 +119,27 @@ def test_a_run_stopped_as_an_epoch_ends_loses_nothing_of_it(data, tmp_path, monk
     np.testing.assert_allclose(trained("run", []), whole, rtol=1e-5)
 
 
+def test_a_run_killed_before_the_row_of_its_last_epoch_has_it_when_it_goes_on(data, tmp_path, monkeypatch):
+    config = TrainConfig(data=data, objective="classification", versions=1, batch_size=4, epochs=2, iterations=1)
+    batch = tf.random.stateless_uniform((4, 16, 16, 3), [1, 2]), tf.range(4) % 3, tf.range(4)
+    source, log = open_source(data), Trainer._log
+
+    def killed_in_the_second(trainer, row, summaries):
+        if row["epoch"] == 2:
+            raise KeyboardInterrupt
+        log(trainer, row, summaries)
+
+    killed = Trainer(Run.start(tmp_path / "run", config), source, make_strategy("single"))
+    monkeypatch.setattr(Trainer, "_log", killed_in_the_second)
+    with pytest.raises(KeyboardInterrupt):
+        killed.train([batch] * 2)
+    again = Trainer(Run.open(tmp_path / "run"), source, make_strategy("single"))
+    assert again.restore()
+    again.train([])
+    rows = (tmp_path / "run" / "metrics.csv").read_text().splitlines()[1:]
+    assert [row.split(",")[:2] for row in rows] == [["1", "1"], ["2", "2"]]
+
+
 @pytest.mark.parametrize(("policy", "usable"), [("skip", 1), ("skip", 0), ("fail", 1)])
 def test_validation_photos_that_cannot_be_used_are_listed_too(policy, usable, tmp_path, monkeypatch):
     source = open_source(f"folder:{draw_folder(tmp_path / 'photos', per_class=3)}")
