@@ -142,9 +142,14 @@ def projected(
     """
     found = _usable(embedder, val, size, exponent)
     whitening = _with_loss(projection, found.values[0])
-    entry = _entry(whitening, exponent, None, 0, f"projection of the objective {objective}")
+    entry = _entry(whitening, exponent, None, 0, projection_kind(objective))
     entry |= _classes_kept(whitening, found, val, embedder.network)
     return Fitted({exponent: whitening}, entry)
+
+
+def projection_kind(objective: str) -> str:
+    """What the entry of a projection that `objective` trained says it was fitted on."""
+    return f"projection of the objective {objective}"
 
 
 def _entry(whitening, exponent, shrinkage, photos, kind):

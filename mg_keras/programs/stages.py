@@ -222,7 +222,9 @@ def fit_whitening(
     return f"{fitted.entry['photos']} {kind}"
 
 
-def take_projection(run: Run, source: Source) -> str:
+def take_projection(
+    run: Run, source: Source, resolutions: Sequence[int] | None = None, embedder: Embedder | None = None
+) -> str:
     """Makes the L2-normalised projection that the objective trained the descriptor of a run, at each resolution.
 
     Writes what `fit_whitening` writes, so that measures, exports and searches take it.
@@ -230,6 +232,7 @@ def take_projection(run: Run, source: Source) -> str:
     Args:
         run: `Run`.
         source: its photos; those for validation tell what a descriptor keeps of the embedding and its class.
+        resolutions, embedder: as `fit_whitening` takes them.
 
     Returns:
         str, what it was taken from.
@@ -240,9 +243,9 @@ def take_projection(run: Run, source: Source) -> str:
     objective, projection = run.settings.objective, projection_of(run)
     if projection is None:
         raise UserError(f"{run.path} was trained with the objective {objective}, which projects nothing")
-    embedder = embedder_of(run)
+    embedder = embedder or embedder_of(run)
     announce(f"measuring the projection on {len(source.val):,} validation photos")
-    for size in run.settings.resolutions:
+    for size in resolutions or run.settings.resolutions:
         exponent = run.results.exponent_at(size)
         _keep_whitening(run, size, whitening.projected(embedder, source.val, size, exponent, projection, objective), [])
     return f"the projection that {objective} trained"
@@ -262,6 +265,8 @@ def _keep_whitening(run, size, fitted, poolings):
 def complete(run: Run, source: Source, embedder: Embedder | None = None) -> Iterator[str]:
     """Chooses p* and fits the whitening at those of the run's resolutions where that is still to be done.
 
+    Where the projection is the run's descriptor, it is taken there, too.
+
     Args:
         run: `Run`.
         source: its photos.
@@ -278,6 +283,10 @@ def complete(run: Run, source: Source, embedder: Embedder | None = None) -> Iter
     missing = [size for size in sizes if not is_whitened(run, size)]
     if missing:
         places = ", ".join(f"{size} px" for size in missing)
+        if is_projected(run):
+            # which of the two is the descriptor was said by `mg-keras whiten`
+            yield f"descriptor at {places}: {take_projection(run, source, missing, embedder)}"
+            return
         try:
             fitted_on = fit_whitening(run, source, COMPARISON, resolutions=missing, embedder=embedder)
             yield f"whitening at {places} fitted on {fitted_on}"
@@ -290,6 +299,12 @@ def is_whitened(run: Run, size: int) -> bool:
     exponent = run.results.exponent_at(size)
     fitted_at = run.results.whitening_report.get(size, {}).get("p_star", exponent)
     return run.results.whitening_at(size) is not None and fitted_at == exponent
+
+
+def is_projected(run: Run) -> bool:
+    """Whether the projection that the objective trained is the run's descriptor, in place of a whitening."""
+    entry = run.results.whitening_report.get(run.settings.resolution, {})
+    return entry.get("fitted_on") == whitening.projection_kind(run.settings.objective)
 
 
 def _pixels(sizes):

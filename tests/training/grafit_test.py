@@ -3,13 +3,17 @@
 import json
 import signal
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 import mg_keras
+from mg_keras.embedding.photos import Embeddings
+from mg_keras.embedding.whitening import Whitening
 from mg_keras.errors import UserError
 from mg_keras.evaluation.folders import Options
+from mg_keras.finishing import whitening
 from mg_keras.programs import scores, stages, whole_run
 from mg_keras.programs.stages import take_projection
 from mg_keras.runs.config import TrainConfig
@@ -102,6 +106,27 @@ def check_what_is_measured(path):
 
 def run_embeddings(run, source):
     return stages.embedder_of(run).embed(source.val, 32, [run.settings.pooling_exponent]).values[0]
+
+
+def test_a_projection_that_was_taken_is_the_descriptor_at_other_resolutions_and_exponents_too(tmp_path, monkeypatch):
+    settings = TrainConfig(objective="grafit", versions=2, resolution=32, evaluation_resolutions=[48])
+    run, source = loop.Run(tmp_path, settings), SimpleNamespace(val=range(3))
+    projection, found = Whitening(np.zeros(5), np.eye(5)[:, :2]), Embeddings(np.arange(3), np.ones((1, 3, 4)), None)
+    monkeypatch.setattr(stages, "projection_of", lambda run: projection)
+    monkeypatch.setattr(whitening, "_usable", lambda *given: found)
+    monkeypatch.setattr(whitening, "_classes_kept", lambda *given: {})
+    run.results.save_p_star({32: 3.0, 48: 3.0}, {}, {})
+    embedder = SimpleNamespace(network=None)
+    take_projection(run, source, [32], embedder)
+    assert list(stages.complete(run, source, embedder)) == ["descriptor at 48 px: the projection that grafit trained"]
+    run.results.save_p_star({32: 2.0, 48: 3.0}, {}, {})
+    (said,) = stages.complete(run, source, embedder)
+    assert said.startswith("descriptor at 32 px")
+    report = run.results.whitening_report
+    assert {size: (entry["p_star"], entry["fitted_on"]) for size, entry in report.items()} == {
+        32: (2.0, "projection of the objective grafit"),
+        48: (3.0, "projection of the objective grafit"),
+    }
 
 
 def test_a_run_that_projects_nothing(tmp_path, monkeypatch):
