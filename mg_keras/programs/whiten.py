@@ -8,6 +8,7 @@ were fitted on, and how often the class read from a descriptor is the one read f
 
 from collections.abc import Sequence
 
+from mg_keras.errors import UserError
 from mg_keras.programs.common import number, stage_arguments
 from mg_keras.quiet import import_tensorflow
 
@@ -49,6 +50,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
 
     options = stage_arguments("mg-keras whiten", __doc__, arguments, more)
+    of_a_fit = ("unlabelled", "shrinkage", "dimensions", "versions")
+    of_a_fit = [name for name in of_a_fit if getattr(options, name) is not None]
+    if options.descriptor == "projected" and of_a_fit:
+        raise UserError(f"--{of_a_fit[0]} is of a whitening that is fitted: a projection is taken as it was trained")
     import_tensorflow()
     from mg_keras.evaluation.scores import METRICS
     from mg_keras.programs import stages
