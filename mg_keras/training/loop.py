@@ -440,7 +440,8 @@ class Trainer:
         """Top-1 and top-5 on the validation photos at the training resolution and exponent.
 
         Raises:
-            UserError: none of the photos can be used, or one can't and that was not to be passed over.
+            UserError: none of the photos can be used, or one can't and that was not to be passed over; or the network
+                gives no numbers any more.
         """
         self._learn_labels()
         arrays = snapshot({"model": self.model.state_variables})
@@ -453,6 +454,9 @@ class Trainer:
         self._note_unusable(self.source.val, found)
         self.validated = poolings, found
         logits = found.logits(self.copy)
+        # the epoch's last update is in no loss yet
+        if np.isnan(logits).any():
+            raise self._diverged("validation gives nan")
         labels = self._val_labels[found.rows]
         return {f"val_top{k}": top_k_accuracy(logits, labels, min(k, logits.shape[1])) for k in (1, 5)}
 
@@ -489,10 +493,13 @@ class Trainer:
     def _check_finite(self):
         loss = float(self.model.metrics[0].result())
         if not math.isfinite(loss):
-            raise UserError(
-                f"the loss is {loss} at step {self.state.step}: {self._last_good()}try a lower learning_rate "
-                f"(it was {self.config.learning_rate}) in a new run"
-            )
+            raise self._diverged(f"the loss is {loss}")
+
+    def _diverged(self, what):
+        return UserError(
+            f"{what} at step {self.state.step}: {self._last_good()}try a lower learning_rate "
+            f"(it was {self.config.learning_rate}) in a new run"
+        )
 
     def _last_good(self):
         paths = self.run.checkpoints.paths()

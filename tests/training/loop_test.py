@@ -156,6 +156,15 @@ def test_validation_photos_that_cannot_be_used_are_listed_too(policy, usable, tm
     assert [line.split("\t")[0] for line in lines] == gone
 
 
+def test_a_network_that_the_last_step_of_an_epoch_has_spoilt_is_told_so(tmp_path, monkeypatch):
+    source = open_source(f"folder:{draw_folder(tmp_path / 'photos', per_class=3)}")
+    found = Embeddings(np.arange(3), np.full((1, 3, 4), np.nan, np.float32), np.arange(0))
+    monkeypatch.setattr(loop, "embed", lambda *given: found)
+    trainer = Trainer(Run.start(tmp_path / "run", TrainConfig(learning_rate=9.0)), source, make_strategy("single"))
+    with pytest.raises(UserError, match=r"validation gives nan at step 0: .*try a lower learning_rate \(it was 9.0\)"):
+        VALIDATE(trainer)
+
+
 @tf.function(autograph=False)
 def _place_of(number):
     return tf.gather(tf.range(4), number)
