@@ -302,6 +302,22 @@ def test_values_of_a_setting_are_rows_of_their_own_and_a_picture(tmp_path, monke
     assert (tmp_path / "trade.png").is_file()
 
 
+def test_the_line_of_a_setting_goes_from_number_to_number(tmp_path, monkeypatch):
+    """The rows of a table that is made of what lies in a folder stand in the order of their names, 10 before 2."""
+    figures = []
+    monkeypatch.setattr(drawing, "save", lambda figure, path: figures.append(figure))
+    rows = {
+        value: {
+            "varied": {"preset": "gem", "setting": "versions", "value": value},
+            "resolutions": {"64": {name: {"mean": float(value), "deviation": None} for name in ("top1", "instance")}},
+        }
+        for value in ("10", "2", "4")
+    }
+    pictures.trade_picture(tmp_path / "trade.png", {"presets": rows})
+    line, *_ = figures[0].axes[0].containers[0].lines
+    assert list(line.get_ydata()) == [2, 4, 10]
+
+
 def test_a_picture_of_an_earlier_table_is_not_said_to_be_written(out, capsys):
     (out / "lengths.png").touch()
     show(ablation.write_report(out, ["mean"]), out)

@@ -100,7 +100,8 @@ def lengths_picture(path: str | os.PathLike, summary: Mapping) -> None:
 def trade_picture(path: str | os.PathLike, summary: Mapping) -> None:
     """Draw IN-aug against top-1 as a setting varies: a line a resolution, a point a value (Figure 5, of lambda).
 
-    A panel for each preset, setting and length; bars are deviations over seeds.
+    A panel for each preset, setting and length; bars are deviations over seeds. A line goes from one number to the
+    next, whatever the order of the rows.
 
     Args:
         path: the PNG to write, whole or not at all.
@@ -120,7 +121,7 @@ def trade_picture(path: str | os.PathLike, summary: Mapping) -> None:
     figure = Figure(figsize=(1.5 + 5.0 * len(panels), 5.2), layout="constrained")
     for axes, (title, rows) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
         for number, size in enumerate(ablation_sizes(summary)):
-            found = {row["varied"]["value"]: row["resolutions"].get(size, {}) for row in rows}
+            found = {row["varied"]["value"]: row["resolutions"].get(size, {}) for row in sorted(rows, key=_value)}
             found = {value: scores for value, scores in found.items() if {"top1", "instance"} <= scores.keys()}
             (x, width), (y, height) = (_in_unit(found.values(), score) for score in ("top1", "instance"))
             look = {"color": LINE_COLOURS[number % len(LINE_COLOURS)], "marker": MARKS[number % len(MARKS)]}
@@ -132,6 +133,14 @@ def trade_picture(path: str | os.PathLike, summary: Mapping) -> None:
         plain_frame(axes)
         axes.legend(frameon=False)
     drawing.save(figure, path)
+
+
+def _value(row):
+    """The number that a row is of; texts stay as they stand."""
+    try:
+        return float(row["varied"]["value"])
+    except ValueError:
+        return 0.0
 
 
 def _in_unit(rows, score):
