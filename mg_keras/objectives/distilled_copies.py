@@ -101,9 +101,9 @@ class DistilledCopies(DistilledMultiGrain):
         return loss, found, (outputs["embedding"], batch.instance_ids)
 
     def after_step(self, network: Network, carries: Sequence[Any]) -> dict[str, tf.Tensor]:
-        """The whitening takes up the embeddings."""
+        """The whitening takes up the embeddings, where versions are compared."""
         del network
-        if self.whitening is not None:
+        if self.whitening is not None and self.needs_instances:
             embeddings, instance_ids = (tf.concat(parts, axis=0) for parts in zip(*carries, strict=True))
             self.whitening.update(instance_ids, embeddings)
         return {}

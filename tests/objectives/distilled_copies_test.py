@@ -50,6 +50,18 @@ def test_more_dimensions_than_an_embedding_has_are_refused():
         DistilledCopies(model.margin_loss, model.sampling, model.twin(), contrast_dimensions=most + 1)
 
 
+def test_where_nothing_is_compared_no_whitening_moves():
+    """With lambda 1, as one of several values in an ablation, batches need no instance ids."""
+    model = build()
+    objective = DistilledCopies(model.margin_loss, model.sampling, model.twin(), 1.0, contrast_dimensions=3)
+    objective.start(model)
+    model.compile(keras.optimizers.SGD(0.1), objective=objective)
+    images, labels, instance_ids = batch()
+    found = model.train_step(tensors((images, np.full_like(labels, -1), instance_ids)))
+    assert float(found["loss"]) == pytest.approx(float(found["classification_loss"]))
+    assert int(objective.whitening.steps) == 0
+
+
 def test_it_compares_through_a_whitening_that_each_step_moves():
     model = build()
     objective = DistilledCopies(model.margin_loss, model.sampling, model.twin(), contrast_dimensions=3)
