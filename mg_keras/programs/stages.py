@@ -256,9 +256,10 @@ def _keep_whitening(run, size, fitted, poolings):
     for stale in results.folder.glob(f"whitening-{size}-*.npz"):
         stale.unlink()
     results.folder.mkdir(exist_ok=True)
-    next(iter(fitted.whitenings.values())).save(results.whitening_path(size))
     for pooling in poolings:
         fitted.whitenings[pooling].save(results.whitening_path(size, pooling))
+    # by this one others see that it was done: a kill before it leaves all to be fitted again
+    next(iter(fitted.whitenings.values())).save(results.whitening_path(size))
     results.save_whitening_report({**results.whitening_report, size: fitted.entry})
 
 

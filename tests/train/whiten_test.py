@@ -15,6 +15,7 @@ from mg_keras.embedding import embedder
 from mg_keras.embedding.photos import Embeddings, embed, embed_versions
 from mg_keras.embedding.whitening import Whitening
 from mg_keras.errors import UserError
+from mg_keras.finishing.whitening import Fitted
 from mg_keras.models import trunks
 from mg_keras.poolings import RMAC
 from mg_keras.programs import stages
@@ -288,3 +289,22 @@ def test_a_reduced_whitening_is_exported(run, tmp_path):
     expected = run.model.classify(hat[:, :-1] / hat[:, -1:])
     again = served["classify_embedding"](embedding=tf.constant(descriptors))
     np.testing.assert_allclose(again["logits"], expected, atol=1e-4 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("written", [0, 1, 2])
+def test_a_fit_that_was_killed_between_its_files_is_done_again(written, tmp_path, monkeypatch):
+    """`mg-keras evaluate` fits what is missing; with a part of it the tables would lack rows from then on."""
+    run, save, left = Run(tmp_path, TrainConfig(resolution=32)), Whitening.save, iter(range(written))
+    identity = Whitening(np.zeros(4), np.eye(4))
+
+    def killed(whitening, path):
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        save(whitening, path)
+
+    monkeypatch.setattr(Whitening, "save", killed)
+    fitted = Fitted(dict.fromkeys((3.0, *stages.COMPARISON), identity), {"p_star": 3.0})
+    with pytest.raises(KeyboardInterrupt):
+        stages._keep_whitening(run, 48, fitted, stages.COMPARISON)
+    assert len(list(tmp_path.glob("whitening-48*.npz"))) == written
+    assert not stages.is_whitened(run, 48)
