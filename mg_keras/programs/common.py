@@ -205,7 +205,7 @@ def stage_arguments(
     parser.add_argument(
         "--resolutions",
         type=list_of(int, at_least=1),
-        help="pixels, such as 224,500,800; default: those of the run's settings",
+        help="pixels, such as 224,500,800, and of a run that of its training besides; default: those of its settings",
     )
     parser.add_argument(
         "--checkpoint",
