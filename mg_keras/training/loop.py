@@ -102,9 +102,10 @@ def _check_cluster():
 def _reason(error):
     """What TensorFlow says of an error, without the operation that raised it."""
     lines = str(error).splitlines()
-    # within a graph, where the operation stands comes before
-    first = next((line for line in lines if line and not line.startswith(_NO_REASONS)), lines[0])
-    return first.partition("}} ")[2] or first.strip()
+    # within a graph, where the operation stands comes before, and how many others failed at once
+    reasons = (line for line in lines if line and not line.startswith(_NO_REASONS))
+    first = next((line for line in reasons if not line.endswith("root error(s) found.")), lines[0])
+    return first.partition("}} ")[2] or first.strip().removeprefix("(0) ")
 
 
 def rate_schedule(config: TrainConfig, initial: float) -> keras.optimizers.schedules.LearningRateSchedule:

@@ -178,6 +178,16 @@ def test_what_tensorflow_says_of_an_error_is_its_reason(fails):
     assert loop._reason(caught.value).startswith("indices = 9 is not in [0, 4)")
 
 
+def test_of_several_errors_at_once_the_first_is_told():
+    places = "Detected at node zeros defined at (most recent call last):\n<stack traces unavailable>\n" * 2
+    error = tf.errors.ResourceExhaustedError(
+        None,
+        None,
+        f"Graph execution error:\n\n{places}2 root error(s) found.\n  (0) RESOURCE_EXHAUSTED:  OOM when ...\n",
+    )
+    assert loop._reason(error) == "RESOURCE_EXHAUSTED:  OOM when ..."
+
+
 def test_a_warm_up_that_a_schedule_has_not_is_refused():
     with pytest.raises(UserError, match="warmup_epochs is of the schedule cosine"):
         rate_schedule(TrainConfig(warmup_epochs=1.0), 0.1)
