@@ -243,11 +243,12 @@ class Checkpoints:
                 meta = json.loads(arrays.pop(_META).tobytes())
             except (*BROKEN_ARRAYS, KeyError):
                 continue
-            step = (meta.get("best") or {}).get("step")
-            if which == "best" and step is not None and path.stem != f"step-{step:09d}":
-                best = best or f"step-{step:09d}.npz"
-                continue
-            return path, arrays, meta
+            if best is None:
+                # the newest knows; of older ones, what was the best in their time
+                step = (meta.get("best") or {}).get("step")
+                best = path.name if step is None else f"step-{step:09d}.npz"
+            if which == "last" or path.name == best:
+                return path, arrays, meta
         if best:
             raise UserError(f"the best checkpoint of {self.folder}, {best}, is gone or can't be read: take the last")
         if paths:

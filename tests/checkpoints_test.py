@@ -234,6 +234,17 @@ def test_a_best_checkpoint_that_is_lost_is_told_and_the_last_one_is_none_the_wor
         assert checkpoints.load()[2]["step"] == 3
 
 
+@pytest.mark.parametrize("before", [None, {"step": 1}])
+def test_what_was_the_best_in_its_time_stands_for_no_better_one(tmp_path, before):
+    checkpoints = Checkpoints(tmp_path, Retention(keep_checkpoints=3))
+    for step, best in ((1, before), (2, {"step": 2}), (3, {"step": 2})):
+        checkpoints.save(step, {"model/0000/kernel": np.float32([step])}, {"step": step, "best": best})
+    assert checkpoints.load("best")[2]["step"] == 2
+    (tmp_path / "step-000000002.npz").write_bytes(b"")
+    with pytest.raises(UserError, match=r"step-000000002.npz, is gone or can't be read"):
+        checkpoints.load("best")
+
+
 def test_a_broken_checkpoint_of_a_later_step_takes_no_place(tmp_path):
     """A run that goes on before it, and is killed again, has what it saved meanwhile."""
     checkpoints = Checkpoints(tmp_path, Retention(keep_checkpoints=1))

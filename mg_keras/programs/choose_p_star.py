@@ -85,8 +85,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
     of_another = [size for size in chosen if run.results.whitening_at(size) and not stages.is_whitened(run, size)]
     if of_another:
         sizes = ",".join(map(str, sorted(of_another)))
-        descriptor = " --descriptor projected" if stages.is_projected(run) else ""
-        print(
-            f"the whitening at {sizes} px was fitted at another p*: mg-keras whiten --run {run.path} "
-            f"--resolutions {sizes}{descriptor} fits it anew"
-        )
+        command = stages.whiten_command(run, of_another)
+        print(f"the whitening at {sizes} px was fitted at another p*: {command} fits it anew")

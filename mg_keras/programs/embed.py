@@ -117,6 +117,7 @@ def _of_run(options):
     """As the run has chosen where the options don't say."""
     from mg_keras.embedding.settings import Settings
     from mg_keras.engines.local import Local
+    from mg_keras.programs import stages
     from mg_keras.runs.run import load_run
 
     run = load_run(options.run)
@@ -127,8 +128,8 @@ def _of_run(options):
     whitening = run.results.whitening_at(resolution) if wanted else None
     if options.whiten and whitening is None:
         raise UserError(
-            f"{run.path} has no whitening for {resolution} px: run mg-keras whiten --run {run.path} "
-            f"--resolutions {resolution}, or give --whiten false"
+            f"{run.path} has no whitening for {resolution} px: run {stages.whiten_command(run, [resolution])}, "
+            "or give --whiten false"
         )
     pooling, names = options.p_star or chosen, run.class_names or None
     settings = Settings(resolution, run.settings.resolution, pooling, whitening, names)

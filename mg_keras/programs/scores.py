@@ -86,8 +86,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """Measures a run on benchmarks, at each of its resolutions, with its p*, with and without its whitening.
 
-    Writes metrics.json, in which the scores of other benchmarks and resolutions stay, and for the run's own photos
-    scores.png and retrieval.png.
+    Writes metrics.json, in which scores of the same network by other benchmarks and at other resolutions stay, and for
+    the run's own photos scores.png and retrieval.png.
 
     Args:
         run: `Run`.
@@ -124,7 +124,10 @@ def evaluate(
 
     announce(_plan(chosen, config.resolutions))
     measured = measure.measure_all(embedder or embedder_of(run), chosen, rows_at, config.seed, keep)
-    everything = merged(results.metrics.get("benchmarks", {}), measured)
+    network = run.model.fingerprint()
+    # what was measured before training went on does not stay; files of earlier releases don't say which network it was
+    before = results.metrics if results.metrics.get("network") in (None, network) else {}
+    everything = merged(before.get("benchmarks", {}), measured)
     # those that were measured before, at other resolutions than now, too
     sizes = {int(size) for benchmark in everything.values() for size in benchmark["results"]}
     metrics = {
@@ -141,6 +144,7 @@ def evaluate(
             "augmentation": config.augmentation,
             "pooling_exponent": config.pooling_exponent,
         },
+        "network": network,
         "benchmarks": everything,
         "paper": paper_tables(),
     }

@@ -253,12 +253,13 @@ def take_projection(
 
 def _keep_whitening(run, size, fitted, poolings):
     results = run.results
+    # by the first one others see that it was done: it goes first and comes last, so that a kill leaves all to be fitted
+    results.whitening_path(size).unlink(missing_ok=True)
     for stale in results.folder.glob(f"whitening-{size}-*.npz"):
         stale.unlink()
     results.folder.mkdir(exist_ok=True)
     for pooling in poolings:
         fitted.whitenings[pooling].save(results.whitening_path(size, pooling))
-    # by this one others see that it was done: a kill before it leaves all to be fitted again
     next(iter(fitted.whitenings.values())).save(results.whitening_path(size))
     results.save_whitening_report({**results.whitening_report, size: fitted.entry})
 
@@ -306,6 +307,12 @@ def is_projected(run: Run) -> bool:
     """Whether the projection that the objective trained is the run's descriptor, in place of a whitening."""
     entry = run.results.whitening_report.get(run.settings.resolution, {})
     return entry.get("fitted_on") == whitening.projection_kind(run.settings.objective)
+
+
+def whiten_command(run: Run, sizes: Sequence[int]) -> str:
+    """The command that fits a whitening at some resolutions, or takes the projection where that is the descriptor."""
+    descriptor = " --descriptor projected" if is_projected(run) else ""
+    return f"mg-keras whiten --run {run.path} --resolutions {','.join(map(str, sorted(sizes)))}{descriptor}"
 
 
 def _pixels(sizes):

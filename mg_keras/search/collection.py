@@ -15,7 +15,7 @@ from mg_keras.search import thresholds
 from mg_keras.search.album import Album
 from mg_keras.search.describing import Model, check_model, classes_of, embedded_query, expanded, unit
 from mg_keras.search.given import Descriptors
-from mg_keras.search.index import Answer, Hit
+from mg_keras.search.index import Answer, Hit, check_counts
 from mg_keras.search.store import Photo
 
 # photos that are listed; thresholds are estimated from them, and files that are here are looked for among them
@@ -132,8 +132,9 @@ class CollectionIndex:
         """As `Index.find`.
 
         Raises:
-            UserError: the query can't be used, or the database can't be asked.
+            UserError: the query can't be used, `k` or `expand` is out of range, or the database can't be asked.
         """
+        check_counts(k, expand)
         copy, instance = thresholds.pair(self.thresholds, precision)
         descriptor = self.describe(query)
         if expand:

@@ -373,7 +373,7 @@ class Index:
         Raises:
             UserError: the query can't be used, or there is no such class.
         """
-        _check_counts(k, expand)
+        check_counts(k, expand)
         view = self._view
         descriptor, among = self._describe(view, query), self._among(view, class_name)
         if expand:
@@ -397,7 +397,7 @@ class Index:
             k: how many of each, at most.
             precision: of the thresholds: the share of copies and of instances that shall be right.
         """
-        _check_counts(k, expand)
+        check_counts(k, expand)
         view = self._view
         copy, instance = thresholds.pair(view.thresholds, precision)
         descriptor = self._describe(view, query)
@@ -536,7 +536,12 @@ class _View:
         return self.neighbors.nearest(descriptor[None], min(k, max(1, len(self.state.used))), among)
 
 
-def _check_counts(k, expand):
+def check_counts(k: int, expand: int) -> None:
+    """Refuses numbers of photos and of neighbours that there can't be.
+
+    Raises:
+        UserError: which names it.
+    """
     for name, value, least in (("k", k, 1), ("expand", expand, 0)):
         if value < least:
             raise UserError(f"{name} must be at least {least}, received {value}")

@@ -399,7 +399,7 @@ def named(what: Any, names: Sequence[str] | None, root: str | None) -> Iterator[
     if names is not None and len(names) != len(what):
         raise UserError(f"names must be as many as photos, {len(what)}, received {len(names)}")
     if names is not None:
-        check_once(names, "the list of names")
+        check_once([os.fsdecode(name) for name in names], "the list of names")
     paths = [os.path.expanduser(os.fspath(item)) for item in what if isinstance(item, str | os.PathLike)]
     kinds = finding.look_at(paths, "looking at photos")[0].kinds if paths else {}
     for place, item in enumerate(what):

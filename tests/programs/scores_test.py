@@ -27,14 +27,18 @@ def test_scores_in_short_of_other_resolutions_stay(tmp_path, monkeypatch):
     results.save_p_star({64: 3.0, 96: 4.0, 128: 5.0, 500: 5.0}, {}, {})
     found = {size: {"gem": {"pooling": 4.0, "top1": 0.5}} for size in ("96", "128")}
     entry = {"description": "6 photos", "warnings": [], "photos": 6, "unusable": [], "chance": {"top1": 0.1}}
-    results.save_metrics({"benchmarks": {"classes": {**entry, "results": found}}})
+    results.save_metrics({"network": "trained", "benchmarks": {"classes": {**entry, "results": found}}})
     now = {size: {"gem": {"pooling": p, "top1": 0.6}} for size, p in ((64, 3.0), (500, 5.0))}
     monkeypatch.setattr(scores.measure, "measure_all", lambda *given: {"classes": {**entry, "results": now}})
     monkeypatch.setattr(scores, "projection_of", lambda run: None)
     monkeypatch.setattr(scores.pictures, "scores_picture", lambda *given: None)
     settings = TrainConfig(resolution=64, evaluation_resolutions=[500])
-    run = SimpleNamespace(settings=settings, results=results, class_names=["a", "b"])
+    model = SimpleNamespace(fingerprint=lambda: "trained")
+    run = SimpleNamespace(settings=settings, results=results, class_names=["a", "b"], model=model)
     source = SimpleNamespace(train=range(9), val=range(6))
     in_short = scores.evaluate(run, source, chosen=[], embedder="of the run")["resolutions"]
     assert {size: row["top1"] for size, row in in_short.items()} == {"64": 0.6, "96": 0.5, "500": 0.6}
     assert in_short["96"]["p_star"] == pytest.approx(4.0)
+    # of a training that has gone on
+    model.fingerprint = lambda: "trained for longer"
+    assert list(scores.evaluate(run, source, chosen=[], embedder="of the run")["resolutions"]) == ["64", "500"]

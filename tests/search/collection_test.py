@@ -95,6 +95,9 @@ def test_which_model_made_it_is_told_by_the_model_or_by_photos_that_are_here(pus
             CollectionIndex(collection, FakeModel())
         with pytest.raises(UserError, match="holds descriptors of 109 values, received one of 5"):
             CollectionIndex(collection, Telling()).find(np.ones(5))
+        for given in ({"k": 0}, {"expand": -1}):
+            with pytest.raises(UserError, match="must be at least"):
+                CollectionIndex(collection, Telling()).find(np.ones(109), **given)
 
 
 def test_thresholds_of_a_model_that_has_none_are_estimated(pushed, tmp_path):

@@ -1,5 +1,6 @@
 import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -336,6 +337,7 @@ def test_names_of_photos_are_their_own(tmp_path):
     paths = album(tmp_path / "photos", 2)
     for what, given, message in (
         (paths, ["x", "x"], "the list of names has the name x twice: each must have its own"),
+        (paths, [Path("x"), "x"], "the list of names has the name x twice"),
         (paths, ["x"], "names must be as many as photos, 2, received 1"),
         (tmp_path / "photos", ["x", "y"], "names are of photos that are given one by one"),
     ):

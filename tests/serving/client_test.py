@@ -281,6 +281,8 @@ def test_one_client_serves_many_threads(client):
         ([b""], {"resolution": 0, "on_error": "ignore"}, "received 'ignore'"),
         ([b""], {"resolution": 224.7}, "whole numbers of pixels were expected, received 224.7"),
         ([b"", b""], {"resolution": [224, 0.5]}, r"whole numbers of pixels .* \[224, 0.5\]"),
+        ([b""], {"resolution": 2**32 + 224}, "no photo has so many pixels on a side: 4294967520"),
+        ([b""], {"resolution": float("inf")}, "no photo has so many pixels on a side: inf"),
         (b"one", {"resolution": 0}, "give a list of photos.* single bytes"),
         (bytearray(b"one"), {"resolution": 0}, "give a list of photos.* single bytearray"),
         (Path("photo.jpg"), {"resolution": 0}, "give a list of photos.* single"),

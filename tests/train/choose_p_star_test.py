@@ -140,6 +140,12 @@ def test_a_whitening_at_another_exponent_is_named(made_up, monkeypatch, capsys):
     *_, line = capsys.readouterr().out.splitlines()
     assert line.startswith("the whitening at 40 px was fitted at another p*: mg-keras whiten --run ")
     assert line.endswith(f"{made_up.path} --resolutions 40 fits it anew")
+    # what the objective trained is not to be lost to a whitening
+    objective = made_up.settings.objective
+    made_up.results.save_whitening_report(
+        {32: {"p_star": 2.0, "fitted_on": f"projection of the objective {objective}"}}
+    )
+    assert stages.whiten_command(made_up, [40]).endswith("--resolutions 40 --descriptor projected")
 
 
 def test_with_both_the_choice_is_cross_validations(made_up):

@@ -291,8 +291,9 @@ def test_a_reduced_whitening_is_exported(run, tmp_path):
     np.testing.assert_allclose(again["logits"], expected, atol=1e-4 * np.abs(expected).max())
 
 
+@pytest.mark.parametrize("again", [False, True])
 @pytest.mark.parametrize("written", [0, 1, 2])
-def test_a_fit_that_was_killed_between_its_files_is_done_again(written, tmp_path, monkeypatch):
+def test_a_fit_that_was_killed_between_its_files_is_done_again(written, again, tmp_path, monkeypatch):
     """`mg-keras evaluate` fits what is missing; with a part of it the tables would lack rows from then on."""
     run, save, left = Run(tmp_path, TrainConfig(resolution=32)), Whitening.save, iter(range(written))
     identity = Whitening(np.zeros(4), np.eye(4))
@@ -302,8 +303,11 @@ def test_a_fit_that_was_killed_between_its_files_is_done_again(written, tmp_path
             raise KeyboardInterrupt
         save(whitening, path)
 
-    monkeypatch.setattr(Whitening, "save", killed)
     fitted = Fitted(dict.fromkeys((3.0, *stages.COMPARISON), identity), {"p_star": 3.0})
+    if again:
+        stages._keep_whitening(run, 48, fitted, stages.COMPARISON)
+        assert stages.is_whitened(run, 48)
+    monkeypatch.setattr(Whitening, "save", killed)
     with pytest.raises(KeyboardInterrupt):
         stages._keep_whitening(run, 48, fitted, stages.COMPARISON)
     assert len(list(tmp_path.glob("whitening-48*.npz"))) == written
