@@ -38,12 +38,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("photo", type=str, nargs="?", help="the photo to find others by; without it a page is served")
     parser.add_argument("--class", type=str, help="a class to find photos of, such as schooner")
-    parser.add_argument("--k", type=number(int, at_least=1), help="photos a list, at most; default: 10")
     parser.add_argument(
-        "--precision", type=number(float, above=0, below=1), help="share of a list that shall be right; default: 0.9"
+        "--k", type=number(int, at_least=1), help="of PHOTO or a class: photos a list, at most; default: 10"
     )
     parser.add_argument(
-        "--expand", type=number(int, at_least=0), help="neighbours that the query is joined with; default: 0"
+        "--precision",
+        type=number(float, above=0, below=1),
+        help="of PHOTO: share of a list that shall be right; default: 0.9",
+    )
+    parser.add_argument(
+        "--expand", type=number(int, at_least=0), help="of PHOTO: neighbours that it is joined with; default: 0"
     )
     parser.add_argument("--out", type=str, help="a file in .json for what is found")
     parser.add_argument("--host", type=str, help="of the page: the address to listen on; default: 127.0.0.1")
