@@ -27,6 +27,7 @@ from mg_keras.files import atomic_write_json, check_writable, printable_name
 from mg_keras.programs import albums
 from mg_keras.programs.common import Parser, number
 
+# of flags that are refused where they have no part: whether one was given must be told
 _DEFAULTS = {"k": 10, "precision": 0.9, "expand": 0, "host": "127.0.0.1", "port": 8765, "browser": True}
 
 
@@ -39,24 +40,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("photo", type=str, nargs="?", help="the photo to find others by; without it a page is served")
     parser.add_argument("--class", type=str, help="a class to find photos of, such as schooner")
     parser.add_argument(
-        "--k", type=number(int, at_least=1), help="of PHOTO or a class: photos a list, at most; default: 10"
+        "--k", type=number(int, at_least=1), help=f"of PHOTO or a class: photos a list, at most; {_default('k')}"
     )
     parser.add_argument(
         "--precision",
         type=number(float, above=0, below=1),
-        help="of PHOTO: share of a list that shall be right; default: 0.9",
+        help=f"of PHOTO: share of a list that shall be right; {_default('precision')}",
     )
     parser.add_argument(
-        "--expand", type=number(int, at_least=0), help="of PHOTO: neighbours that it is joined with; default: 0"
+        "--expand",
+        type=number(int, at_least=0),
+        help=f"of PHOTO: neighbours that it is joined with; {_default('expand')}",
     )
     parser.add_argument("--out", type=str, help="a file in .json for what is found")
-    parser.add_argument("--host", type=str, help="of the page: the address to listen on; default: 127.0.0.1")
+    parser.add_argument("--host", type=str, help=f"of the page: the address to listen on; {_default('host')}")
     parser.add_argument(
         "--port",
         type=number(int, at_least=0, at_most=65535),
-        help="of the page; 0 takes a free one; default: 8765",
+        help=f"of the page; 0 takes a free one; {_default('port')}",
     )
-    parser.add_argument("--browser", type=bool, help="of the page; false: it is not opened; default: true")
+    parser.add_argument("--browser", type=bool, help=f"of the page; false: it is not opened; {_default('browser')}")
     parser.add_argument("--photos", type=str, help="of the page of a collection: the folder of the photos it may show")
     albums.add_arguments(parser)
     options = parser.parse_args(arguments)
@@ -106,6 +109,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         }
         atomic_write_json(options.out, {**rows, "classes": dict(classes)})
         print(f"written: {options.out}")
+
+
+def _default(flag):
+    return f"default: {str(_DEFAULTS[flag]).lower()}"
 
 
 def _check_used(options):

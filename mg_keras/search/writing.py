@@ -396,9 +396,9 @@ def named(what: Any, names: Sequence[str] | None, root: str | None) -> Iterator[
     elif isinstance(what, bytes | bytearray) or hasattr(what, "mode") or getattr(what, "ndim", None) == 3:
         what = [what]
     what = list(what)
-    if names is not None and len(names) != len(what):
-        raise UserError(f"names must be as many as photos, {len(what)}, received {len(names)}")
     if names is not None:
+        if len(names) != len(what):
+            raise UserError(f"names must be as many as photos, {len(what)}, received {len(names)}")
         check_once([os.fsdecode(name) for name in names], "the list of names")
     paths = [os.path.expanduser(os.fspath(item)) for item in what if isinstance(item, str | os.PathLike)]
     kinds = finding.look_at(paths, "looking at photos")[0].kinds if paths else {}

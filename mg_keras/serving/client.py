@@ -649,10 +649,11 @@ def _deadline(connection: socket.socket, until: float) -> Iterator[None]:
 def _one_each(value: Any, count: int, dtype: type) -> np.ndarray:
     """One value for all, or one for each, as an array [count]."""
     array = np.asarray(value)
-    if dtype == np.int32 and (array.dtype.kind not in "iuf" or np.any(array != np.rint(array))):
-        raise ValueError(f"whole numbers of pixels were expected, received {value!r}")
-    if dtype == np.int32 and np.any(np.abs(array) > np.iinfo(np.int32).max):
-        raise ValueError(f"no photo has so many pixels on a side: {value!r}")
+    if dtype == np.int32:
+        if array.dtype.kind not in "iuf" or np.any(array != np.rint(array)):
+            raise ValueError(f"whole numbers of pixels were expected, received {value!r}")
+        if np.any(np.abs(array) > np.iinfo(np.int32).max):
+            raise ValueError(f"no photo has so many pixels on a side: {value!r}")
     array = array.astype(dtype)
     if array.shape not in ((), (count,)):
         raise ValueError(f"one value for all {count} photos or one a photo, received shape {array.shape}")
