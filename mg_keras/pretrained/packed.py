@@ -100,19 +100,39 @@ class Packed:
         kernel = self._arrays["classifier/kernel"] * self._arrays["classifier/scale"][:, None]
         return Head(kernel, self._arrays["classifier/bias"], names, tuple(self.about["levels"]))
 
+    @property
+    def preparation(self) -> str:
+        """How it wants photos brought to a resolution, of `mg_keras.preparations`."""
+        try:
+            return checked(self.about.get("preparation", ASPECT))
+        except ValueError as error:
+            raise UserError(f"{self.folder / _ABOUT}: {error}") from error
+
+    def describe(self) -> str:
+        """What the folder holds: lines to print."""
+        about, whitening = self.about, self.whitening
+        levels = f", joined with {len(about['levels'])} levels" if about["levels"] else ""
+        kept = "none" if whitening is None else "{1} of {0} values".format(*whitening.projection_.shape)
+        rows = {
+            "folder": f"{self.folder}, {(self.folder / _WEIGHTS).stat().st_size / 1e6:,.1f} MB",
+            "trunk": about["trunk"],
+            "classes": f"{about['num_classes']}",
+            "pooling": f"GeM, p = {about['pooling_exponent']:.6g}{levels}",
+            "whitening": kept,
+            "resolution": f"trained at {about['resolution']} px, "
+            f"used at {about.get('default_resolution') or about['resolution']} px",
+        }
+        return "\n".join(f"{name:<10}  {text}" for name, text in rows.items())
+
     def network(self) -> Network:
         """The whole network, with the training exponent and the levels that it was packed with."""
         about = self.about
-        try:
-            preparation = checked(about.get("preparation", ASPECT))
-        except ValueError as error:
-            raise UserError(f"{self.folder / _ABOUT}: {error}") from error
         network = Network(
             about["trunk"],
             about["num_classes"],
             about["pooling_exponent"],
             levels=about["levels"],
-            preparation=preparation,
+            preparation=self.preparation,
         )
         head = self.fill(network.trunk, about["trunk"])
         network.set_classifier(head.kernel, head.bias)

@@ -1,9 +1,11 @@
 """Looks into a PyTorch checkpoint, and makes a run of it: mg-keras import-weights CHECKPOINT --run runs/NAME.
 
 Without --run it only says what the file is. Nothing of the file is run, and PyTorch is not needed. The run's folder is
-one that mg-keras evaluate, mg-keras choose-p-star, mg-keras whiten and mg-keras export take.
+one that mg-keras evaluate, mg-keras choose-p-star, mg-keras whiten and mg-keras export take. In place of a checkpoint,
+`package` is the model in the package, and a folder is one of mg-keras pack: to fit its whitening to other photos.
 """
 
+import dataclasses
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from mg_keras.checkpoints import snapshot
 from mg_keras.errors import UserError
-from mg_keras.pretrained import open_torch_checkpoint
+from mg_keras.pretrained import PACKAGED, open_torch_checkpoint
 from mg_keras.pretrained.layouts import MULTIGRAIN
 from mg_keras.programs.common import Parser
 from mg_keras.quiet import import_tensorflow
@@ -19,6 +21,7 @@ from mg_keras.runs.config import TrainConfig
 
 if TYPE_CHECKING:
     from mg_keras.pretrained import Pretrained
+    from mg_keras.pretrained.packed import Packed
     from mg_keras.runs.run import Run
 
 # nothing was learnt here: no step, and no epoch to show
@@ -28,7 +31,11 @@ _META = {"step": 0, "seconds": 0.0, "history": [], "best": None}
 def main(arguments: Sequence[str] | None = None) -> None:
     """Arguments, what the file is, and the run."""
     parser = Parser("mg-keras import-weights", __doc__)
-    parser.add_argument("checkpoint", type=str, help="a .pth file: MultiGrain's, or a ResNet of torchvision")
+    parser.add_argument(
+        "checkpoint",
+        type=str,
+        help="a .pth file: MultiGrain's, or a ResNet of torchvision; or package, or a folder of mg-keras pack",
+    )
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--describe", action="store_true", help="only say what the file is, as without --run")
     what.add_argument("--run", type=str, help="the folder of a new run")
@@ -42,18 +49,35 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise UserError("--run needs --data, the photos that the run is measured on: what mg-keras train takes")
     if not options.run and (options.data or options.class_names):
         raise UserError("--data and --class_names are a run's: give --run, the folder of a new one")
-    print(open_torch_checkpoint(options.checkpoint).describe())
+    packed = _packed(options)
+    print(packed.describe() if packed else open_torch_checkpoint(options.checkpoint).describe())
     if options.run:
-        make_run(options)
+        make_run(options, packed)
 
 
-def make_run(options: Namespace) -> None:
+def _packed(options):
+    """The packed network that is meant, or None."""
+    if options.checkpoint != PACKAGED and not Path(options.checkpoint).is_dir():
+        return None
+    if options.class_names:
+        raise UserError(f"{options.checkpoint} knows its classes: leave --class_names out")
+    import_tensorflow()
+    from mg_keras.pretrained.packed import PACKAGE, Packed
+
+    return Packed(PACKAGE if options.checkpoint == PACKAGED else options.checkpoint)
+
+
+def make_run(options: Namespace, packed: "Packed | None" = None) -> None:
     """The network and its folder."""
     names = options.class_names and read_names(Path(options.class_names))
     import_tensorflow()
-    from mg_keras.pretrained import from_torch_checkpoint
+    if packed:
+        run, note = save_packed_run(packed, options.run, options.data)
+    else:
+        from mg_keras.pretrained import from_torch_checkpoint
 
-    run, note = save_run(from_torch_checkpoint(options.checkpoint, names, options.strict), options.run, options.data)
+        pretrained = from_torch_checkpoint(options.checkpoint, names, options.strict)
+        run, note = save_run(pretrained, options.run, options.data)
     if note:
         print(f"note: {note}")
     print(f"written: {run.path}, for mg-keras evaluate --run {run.path} and what else takes a run")
@@ -88,11 +112,7 @@ def save_run(pretrained: "Pretrained", folder: str | Path, data: str) -> "tuple[
     Raises:
         UserError: the folder holds something, the data cannot be opened, or they have classes that the network has not.
     """
-    from mg_keras.runs.networks import build_model
-    from mg_keras.runs.photos import open_source
-    from mg_keras.runs.run import Run
-
-    checkpoint, model = pretrained.checkpoint, pretrained.model
+    checkpoint = pretrained.checkpoint
     baseline = {"classification_weight": 1.0, "versions": 1, "augmentation": "standard"}
     config = TrainConfig(
         data=data,
@@ -101,15 +121,63 @@ def save_run(pretrained: "Pretrained", folder: str | Path, data: str) -> "tuple[
         evaluation_resolutions=[500, 800],
         **(baseline if checkpoint.layout is not MULTIGRAIN else {}),
     )
+    # the whitening is of no other exponent's embeddings, so none is to be chosen here unless it is asked for
+    p_star = {config.resolution: config.pooling_exponent} if pretrained.whitening else {}
+    return _save(folder, config, pretrained.model, pretrained.class_names, pretrained.whitening, p_star)
+
+
+def save_packed_run(packed: "Packed", folder: str | Path, data: str) -> "tuple[Run, str | None]":
+    """Makes a run's folder of a packed network, such as the model in the package.
+
+    It has the settings of the training, p* and the whitening, as that of every resolution that it has a p* for.
+
+    Args:
+        packed: `Packed`.
+        folder, data: as `save_run` takes them.
+
+    Returns:
+        (run, note): as `save_run`.
+
+    Raises:
+        UserError: as `save_run`.
+    """
+    about = packed.about
+    known = {field.name for field in dataclasses.fields(TrainConfig)}
+    settings = {name: value for name, value in about.get("training", {}).items() if name in known}
+    settings |= {name: about[name] for name in ("trunk", "pooling_exponent", "levels", "resolution")}
+    sizes = {int(size): float(exponent) for size, exponent in about.get("p_star", {}).items()}
+    sizes.setdefault(about.get("default_resolution") or about["resolution"], about["pooling_exponent"])
+    config = TrainConfig(
+        **{
+            **settings,
+            "preparation": packed.preparation,
+            "data": data,
+            "data_dir": None,
+            "unlabelled": None,
+            "evaluation_resolutions": sorted(sizes.keys() - {about["resolution"]}),
+        }
+    )
+    names = about.get("class_ids") or about.get("class_names")
+    return _save(folder, config, packed.network(), names, packed.whitening, sizes)
+
+
+def _save(folder, config, model, class_names, whitening, p_star):
+    """A run of a network, its p*, and its whitening at these resolutions; and a note on classes, or None."""
+    from mg_keras.runs.networks import build_model
+    from mg_keras.runs.photos import open_source
+    from mg_keras.runs.run import Run
+
     source = open_source(config)
-    names, note = _class_names(pretrained.class_names, source.class_names, model.num_classes, data)
+    names, note = _class_names(class_names, source.class_names, model.num_classes, config.data)
     run = Run.start(folder, config)
     if run.checkpoints.paths():
         raise UserError(f"{folder} holds the checkpoints of a run: give another folder")
     run.save_class_names(names)
     run.save_data(source)
-    if pretrained.whitening:
-        _save_whitening(run, pretrained.whitening)
+    if whitening:
+        _save_whitening(run, whitening, p_star)
+    if p_star:
+        run.results.save_p_star(p_star, {}, {})
     # what a run trains has beta and random states beside the network
     trained = build_model(config, model.num_classes)
     trained.take_weights(model)
@@ -118,20 +186,16 @@ def save_run(pretrained: "Pretrained", folder: str | Path, data: str) -> "tuple[
     return run, note
 
 
-def _save_whitening(run, whitening):
-    size, exponent = run.settings.resolution, run.settings.pooling_exponent
-    kept, embedding_size = whitening.projection_.shape[::-1]
+def _save_whitening(run, whitening, p_star):
     entry = {
-        "p_star": exponent,
-        "dimensions": kept,
-        "embedding_dimensions": embedding_size,
+        "dimensions": whitening.projection_.shape[1],
+        "embedding_dimensions": whitening.projection_.shape[0],
         "variance_kept": whitening.variance_kept_,
         "fitted_on": "photos of whoever made the checkpoint",
     }
-    whitening.save(run.results.whitening_path(size))
-    run.results.save_whitening_report({size: entry})
-    # it is of no other exponent's embeddings, so none is to be chosen here unless it is asked for
-    run.results.save_p_star({size: exponent}, {}, {})
+    for size in p_star:
+        whitening.save(run.results.whitening_path(size))
+    run.results.save_whitening_report({size: {"p_star": exponent, **entry} for size, exponent in p_star.items()})
 
 
 def _class_names(given, found, count, data):

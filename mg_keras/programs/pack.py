@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
     from mg_keras.loading import Loaded
 
+# what is told of how the whitening was fitted
+_OF_A_WHITENING = ("dimensions", "photos", "versions", "power", "shrinkage", "variance_kept")
 # strong edits of each photo that thresholds are measured on
 _EDITS = 2
 _AT_ONCE = 64
@@ -73,6 +75,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         about["class_ids"] = run.class_names
     # the one of the resolution that descriptors are made at
     whitening = run.results.whitening_at(about["default_resolution"]) or run.results.whitening
+    entry = run.results.whitening_report.get(about["default_resolution"], {})
+    # nobody's folders
+    about["whitening"] = {name: entry[name] for name in _OF_A_WHITENING if entry.get(name) is not None}
     with atomic_path(folder) as partial:
         pack(partial, run.model, run.settings.trunk, whitening, about)
         thresholds = measured_thresholds(load(partial), options.copies, options.instances)

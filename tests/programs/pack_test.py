@@ -1,5 +1,6 @@
 """mg-keras pack, and mg-keras export of what it wrote."""
 
+import dataclasses
 import json
 from types import SimpleNamespace
 
@@ -13,6 +14,7 @@ from mg_keras.export.opened import Exported
 from mg_keras.pretrained import packed
 from mg_keras.programs import command
 from mg_keras.programs.pack import measured_thresholds
+from mg_keras.runs.run import load_run
 from tests.loading_test import SIZE, folder, make_run, small
 from tests.train.tiny import CLASSES
 
@@ -21,7 +23,10 @@ __all__ = ["folder", "small"]
 
 @pytest.fixture(scope="module")
 def run(small, folder, tmp_path_factory):
-    return make_run(tmp_path_factory.mktemp("runs") / "run", folder, whitened=True)
+    run = make_run(tmp_path_factory.mktemp("runs") / "run", folder, whitened=True)
+    entry = {"p_star": 4.0, "photos": 9, "shrinkage": 0.5, "fitted_on": f"photos of {folder}"}
+    run.results.save_whitening_report({SIZE: entry})
+    return run
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +69,37 @@ def test_thresholds_are_cosines_at_two_precisions(out):
         assert sorted(values.values()) == [values[name] for name in sorted(values)]
     assert about["class_ids"] == list(CLASSES)
     # nobody's folders
+    assert about["whitening"] == {"photos": 9, "shrinkage": 0.5}
     assert about["training"]["data"] is None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("of_package", [True, False])
+def test_a_run_is_made_of_it(out, run, folder, names, tmp_path, monkeypatch, capsys, of_package):
+    monkeypatch.setattr(packed, "PACKAGE", out)
+    given = ["import-weights", "package" if of_package else str(out)]
+    command.main([*given, f"--run={tmp_path / 'run'}", f"--data=folder:{folder}"])
+    printed = capsys.readouterr()
+    assert "used at 32 px" in printed.out
+    assert not printed.err
+    found = load_run(tmp_path / "run")
+    assert found.results.p_star == {SIZE: 4.0}
+    assert found.results.whitening_report[SIZE]["p_star"] == 4.0
+    assert dataclasses.replace(run.settings, data=f"folder:{folder}", evaluation_resolutions=[]) == found.settings
+    if of_package:
+        # nothing is lost on the way: packed again it is the same file
+        again = ["--class_names", str(names), "--out", str(tmp_path / "again")]
+        command.main(["pack", f"--run={tmp_path / 'run'}", *again])
+        assert (tmp_path / "again" / "model.safetensors").read_bytes() == (out / "model.safetensors").read_bytes()
+    with pytest.raises(UserError, match="holds the checkpoints of a run"):
+        command.main([*given, f"--run={tmp_path / 'run'}", f"--data=folder:{folder}"])
+
+
+def test_a_packed_network_knows_its_classes(out, names, tmp_path, folder):
+    more = [f"--run={tmp_path / 'run'}", f"--data=folder:{folder}", f"--class_names={names}"]
+    with pytest.raises(UserError, match="knows its classes: leave --class_names out"):
+        command.main(["import-weights", str(out), *more])
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow
