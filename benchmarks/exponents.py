@@ -204,12 +204,14 @@ def embedded(path, size, kind, options):
 
 @functools.lru_cache(maxsize=1)
 def opened(path):
-    """The run, or the model in the package as one."""
+    """The optimised graph of a run, or of the model in the package, and its settings."""
+    from mg_keras.export.optimized import Optimized
+
     if path != PACKAGED:
         from mg_keras.runs.run import load_run
 
-        return load_run(path)
-    from mg_keras.export.optimized import Optimized
+        run = load_run(path)
+        return SimpleNamespace(model=Optimized(run.model), settings=run.settings)
     from mg_keras.pretrained.packed import PACKAGE, Packed
 
     packed = Packed(PACKAGE)

@@ -159,15 +159,16 @@ class Whitening:
         embeddings: ArrayLike,
         versions: ArrayLike,
         bias_channel: bool = True,
-        shrinkage: float = 0.1,
+        shrinkage: float = 0.5,
         dimensions: int | None = None,
+        power: float = 0.5,
     ) -> Self:
         """Learns the whitening from photos and edited versions of them, in float64.
 
-        Whitens how versions of one photo differ, not how photos do, and then keeps the directions where photos differ
-        most (PCA): S = V' L^-1, with L L' the covariance C of versions about the mean of their photo, shrunk, and V'
-        the principal directions of the photos' L^-1 ê (Mikolajczyk and Matas 2007, "learned whitening" in retrieval).
-        So what an edit changes counts for little in a descriptor.
+        Keeps the k directions in which photos differ most for what edits change there: S = Λ^(-α/2) V' L^-1, with L L'
+        the covariance C of versions about the mean of their photo, shrunk, and V' the principal directions of the
+        photos' L^-1 ê, Λ their variances. With α = 0, what an edit changes counts for little ("learned whitening" in
+        retrieval, Mikolajczyk and Matas 2007); with α = 1, the k directions count for as much, as after a PCA.
 
         Args:
             embeddings: [N, d] of the photos as they are, not normalised.
@@ -176,6 +177,7 @@ class Whitening:
             bias_channel: as in `fit`.
             shrinkage: s in (0, 1]: C becomes (1 - s) C + s c̄ I, with c̄ the mean of its D variances.
             dimensions: as in `fit`. N ≥ k + 1 photos are needed.
+            power: α, 0 to 1.
 
         Returns:
             A `Whitening`, scaled so that its k values have the variance 1 on average over the photos.
@@ -198,6 +200,8 @@ class Whitening:
         check_fit(count, size, None, dimensions)
         if not 0 < shrinkage <= 1:
             raise ValueError(f"shrinkage must be in (0, 1], received {shrinkage}")
+        if not 0 <= power <= 1:
+            raise ValueError(f"power must be from 0 to 1, received {power}")
         kept = kept_dimensions(dimensions, size)
         edited = unit_embeddings(np, edited, bias_channel).reshape(count, -1, size)
         together = np.concatenate([rows[:, None], edited], axis=1)
@@ -222,7 +226,8 @@ class Whitening:
                 f"the embeddings don't spread in {flat} of {kept} directions: take other photos or fewer dimensions"
             )
         directions = whitened_rows.T @ vectors / np.sqrt(among * (count - 1)) if by_photos else vectors
-        projection = solve_triangular(lower, directions, trans=1, lower=True) / np.sqrt(among.mean())
+        scales = among ** (-power / 2) / np.sqrt(np.mean(among ** (1 - power)))
+        projection = solve_triangular(lower, directions, trans=1, lower=True) * scales
         if kept == size:
             return cls(mean, projection, bias_channel)
         # the least squares of ê from Φ: unlike a PCA's, the directions left out vary with those kept

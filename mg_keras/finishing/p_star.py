@@ -46,6 +46,7 @@ def choose(
     learnt_before: float | None = None,
     training_exponent: float | None = None,
     seed: int = 0,
+    describing: EmbeddingNetwork | None = None,
 ) -> Choice:
     """Chooses p* at one resolution.
 
@@ -59,6 +60,8 @@ def choose(
         learnt_before: an exponent fine-tuned at this resolution before, to be measured in the sweep, too.
         training_exponent: p, which p* stays next to among equals; None: the best score counts alone.
         seed: of augmentations and of the photos to fine-tune on.
+        describing: what embeds the photos, such as the network's optimised graph; None: the network. It is the network
+            that is fine-tuned.
 
     Returns:
         `Choice`.
@@ -67,6 +70,7 @@ def choose(
         UserError: no photo can be used.
     """
     p_star, scores, errors, fine_tuned, swept = None, None, None, None, None
+    describing = describing or network
     if how.method != "cross-validation":
         learnt = fine_tune_exponent(
             network,
@@ -84,13 +88,13 @@ def choose(
         also = [] if learnt_before is None or not how.sweep else [learnt_before]
         tried = sorted({*how.exponents, *also})
         label = f"p* at {size} px"
-        counts = in_aug_counts(network, in_aug, size, tried, seed, label, how.augmentation)
+        counts = in_aug_counts(describing, in_aug, size, tried, seed, label, how.augmentation)
         means = {exponent: float(np.mean(found)) for exponent, found in counts.items()}
         scores = {exponent: means[exponent] for exponent in how.exponents}
         errors = paired_errors({exponent: counts[exponent] for exponent in how.exponents})
     if how.sweep:
         label = f"p sweep at {size} px, test photos"
-        accuracies = class_accuracies(network, source.val, size, train_resolution, tried, label)
+        accuracies = class_accuracies(describing, source.val, size, train_resolution, tried, label)
         swept = {exponent: {**accuracies[exponent], "instance": means[exponent]} for exponent in tried}
     if how.method != "fine-tuning":
         p_star = best_exponent(scores, errors, training_exponent, how.tolerance)

@@ -26,6 +26,7 @@ class Fit:
         versions: 0: by PCA; more: learned from so many versions of each photo.
         augmentation: of the versions, a name of `mg_keras.data.augmentations`.
         seed: of the versions.
+        power: α of `Whitening.fit_on_versions`.
     """
 
     shrinkage: float | None = None
@@ -33,6 +34,7 @@ class Fit:
     versions: int = 0
     augmentation: str = "full"
     seed: int = 0
+    power: float = 0.5
 
     def check(self, count: int, embedding_dimension: int, kind: str) -> None:
         """Refuses, before photos are embedded, what can't be fitted on so many.
@@ -47,7 +49,7 @@ class Fit:
         """A `Whitening` of embeddings [N, d]; `versions` [N V, d], those of one photo together, where there are any."""
         if versions is None:
             return Whitening.fit(embeddings, shrinkage=self.shrinkage, dimensions=self.dimensions)
-        given = {} if self.shrinkage is None else {"shrinkage": self.shrinkage}
+        given = {"power": self.power} if self.shrinkage is None else {"power": self.power, "shrinkage": self.shrinkage}
         versions = versions.reshape(len(embeddings), -1, embeddings.shape[1])
         return Whitening.fit_on_versions(embeddings, versions, dimensions=self.dimensions, **given)
 
@@ -115,7 +117,7 @@ def fit_whitening(
     whitening = fitted[wanted[0]]
     entry = _entry(whitening, wanted[0], how.shrinkage, len(found.rows), kind)
     if how.versions:
-        entry["versions"] = how.versions
+        entry |= {"versions": how.versions, "power": how.power}
     if val is not None and (measure_classes or entry["dimensions"] < entry["embedding_dimensions"]):
         entry |= _classes_kept(whitening, _usable(embedder, val, size, wanted[0]), val, embedder.network)
     return Fitted(fitted, entry)

@@ -117,6 +117,7 @@ def _of_run(options):
     """As the run has chosen where the options don't say."""
     from mg_keras.embedding.settings import Settings
     from mg_keras.engines.local import Local
+    from mg_keras.export.optimized import Optimized
     from mg_keras.programs import stages
     from mg_keras.runs.run import load_run
 
@@ -133,7 +134,7 @@ def _of_run(options):
         )
     pooling, names = options.p_star or chosen, run.class_names or None
     settings = Settings(resolution, run.settings.resolution, pooling, whitening, names)
-    return Local(run.model, settings), settings, whitening is not None
+    return Local(Optimized(run.model), settings), settings, whitening is not None
 
 
 def _of_package(options):

@@ -16,6 +16,7 @@ from mg_keras.evaluation.folders import Options, open_benchmark
 from mg_keras.evaluation.pictures.categories import category_picture
 from mg_keras.evaluation.pictures.copies import copies_picture
 from mg_keras.evaluation.records import merged, paper_tables, summary
+from mg_keras.export.optimized import Optimized
 from mg_keras.finishing.pooling_exponent import VERSIONS, in_aug_photos
 from mg_keras.pretrained.packed import Packed
 from mg_keras.programs.stages import embedder_of
@@ -226,7 +227,7 @@ def evaluate_packed(
         size: measure.rows(p_star.get(size, about["pooling_exponent"]), lambda pooling: whitening) for size in sizes
     }
     method = {"name": about["trunk"], "pooling_exponent": about["pooling_exponent"]}
-    return _measured(packed.network(), about["resolution"], chosen, rows_at, method)
+    return _measured(Optimized(packed.network()), about["resolution"], chosen, rows_at, method)
 
 
 def _need_folders(specs):

@@ -14,6 +14,7 @@ from mg_keras.data.sources import Source
 from mg_keras.embedding.embedder import Embedder
 from mg_keras.errors import UserError
 from mg_keras.evaluation import pictures
+from mg_keras.export.optimized import Optimized
 from mg_keras.files import check_writable
 from mg_keras.finishing import p_star, whitening
 from mg_keras.finishing.pooling_exponent import VERSIONS, best_exponent, in_aug_photos
@@ -29,13 +30,13 @@ COMPARISON = (1.0, RMAC)
 
 
 def embedder_of(run: Run, also: Sequence[float | str] = ()) -> Embedder:
-    """What the stages after training share, so that each photo is embedded once a resolution.
+    """What the stages after training share, so that each photo is embedded once a resolution, by the optimised graph.
 
     Args:
         run: `Run`.
         also: as `Embedder` takes it.
     """
-    return Embedder(run.model, run.settings.resolution, also)
+    return Embedder(Optimized(run.model), run.settings.resolution, also)
 
 
 def open_run(
@@ -88,6 +89,7 @@ def choose_p_star(
     source: Source,
     how: Choosing | None = None,
     resolutions: Sequence[int] | None = None,
+    embedder: Embedder | None = None,
 ) -> dict[int, float]:
     """Chooses p* for each of the run's resolutions (`finishing.p_star.choose`).
 
@@ -99,6 +101,7 @@ def choose_p_star(
         source: its photos.
         how: `mg_keras.finishing.settings.Choosing`; None: its defaults.
         resolutions: pixels; None: the run's.
+        embedder: `embedder_of` the run, shared with other stages; None: one of its own.
 
     Returns:
         dict resolution -> exponent in use, of all resolutions that have one.
@@ -124,10 +127,11 @@ def choose_p_star(
     said = " and ".join(words.values() if how.method == "both" else [words[how.method]])
     measured = f", and measuring {len(source.val):,} validation photos at each exponent" if how.sweep else ""
     announce(f"choosing p* at {_pixels(sizes)} {said}{measured}")
+    describing = (embedder or embedder_of(run)).network
     for size in sizes:
         learnt_before = fine_tuned[size]["p_star"] if size in fine_tuned else None
         found = p_star.choose(
-            run.model, source, photos, size, config.resolution, how, learnt_before, training, config.seed
+            run.model, source, photos, size, config.resolution, how, learnt_before, training, config.seed, describing
         )
         chosen[size] = found.p_star
         found_rule = None if found.scores is None else rule
@@ -208,7 +212,12 @@ def fit_whitening(
     photos, kind = _whitening_photos(config, source)
     versions = config.whitening_versions
     how = whitening.Fit(
-        config.whitening_shrinkage, config.whitening_dimensions, versions, config.augmentation, config.seed
+        config.whitening_shrinkage,
+        config.whitening_dimensions,
+        versions,
+        config.augmentation,
+        config.seed,
+        config.whitening_power,
     )
     how.check(len(photos), run.model.embedding_dimension, kind)
     sizes = resolutions or config.resolutions
@@ -280,7 +289,7 @@ def complete(run: Run, source: Source, embedder: Embedder | None = None) -> Iter
     sizes = run.settings.resolutions
     missing = [size for size in sizes if size not in run.results.p_star]
     if missing:
-        chosen = choose_p_star(run, source, resolutions=missing)
+        chosen = choose_p_star(run, source, resolutions=missing, embedder=embedder)
         yield "p* " + ", ".join(f"{size} px: {chosen[size]:g}" for size in missing)
     missing = [size for size in sizes if not is_whitened(run, size)]
     if missing:

@@ -36,6 +36,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
             help="learn it from so many edited versions of each photo; 0: by PCA; default: the run's",
         )
         parser.add_argument(
+            "--power",
+            type=number(float, at_least=0, at_most=1),
+            help="of one learned from versions: from 0, edits count for little, to 1, photos are white; default: the "
+            "run's",
+        )
+        parser.add_argument(
             "--comparison",
             type=bool,
             default=True,
@@ -50,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
 
     options = stage_arguments("mg-keras whiten", __doc__, arguments, more)
-    of_a_fit = ("unlabelled", "shrinkage", "dimensions", "versions")
+    of_a_fit = ("unlabelled", "shrinkage", "dimensions", "versions", "power")
     of_a_fit = [name for name in of_a_fit if getattr(options, name) is not None]
     if options.descriptor == "projected" and of_a_fit:
         raise UserError(f"--{of_a_fit[0]} is of a whitening that is fitted: a projection is taken as it was trained")
@@ -67,6 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         whitening_shrinkage=options.shrinkage,
         whitening_dimensions=options.dimensions,
         whitening_versions=options.versions,
+        whitening_power=options.power,
     )
     poolings = stages.COMPARISON if options.comparison else ()
     if options.descriptor == "projected":

@@ -116,6 +116,8 @@ class MeasuringSettings:
         max_whitening_photos: photos to fit the whitening on at most.
         whitening_versions: 0 fits the whitening by PCA, as the paper does; more learn it from so many versions of each
             photo, augmented as in training (`Whitening.fit_on_versions`).
+        whitening_power: alpha in 0-1 of a learned one: from 0, where what versions change counts for little, to 1,
+            where photos are white.
         whitening_shrinkage: s in 0-1 of the fit, for fewer photos than dimensions; null: none, or the default of a
             learned one.
         whitening_dimensions: values of a whitened descriptor, those of largest variance; null: all of them.
@@ -125,6 +127,7 @@ class MeasuringSettings:
     in_aug_per_class: Count = 2
     max_whitening_photos: Count = 20_000
     whitening_versions: Annotated[int, Limits(at_least=0)] = 0
+    whitening_power: Annotated[float, Limits(at_least=0, at_most=1)] = 0.5
     whitening_shrinkage: Annotated[float | None, Limits(above=0, at_most=1)] = None
     whitening_dimensions: CountOrNull = None
 

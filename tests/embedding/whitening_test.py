@@ -81,11 +81,11 @@ def versions(embeddings):
     return embeddings[:, None] + 0.4 * along + 0.05 * rng.standard_normal((120, 3, 12))
 
 
-@pytest.mark.parametrize(("bias_channel", "count"), [(True, 120), (False, 120), (True, 9)])
-def test_learned_whitening_is_that_of_its_definition(embeddings, versions, bias_channel, count):
+@pytest.mark.parametrize(("bias_channel", "count", "power"), [(True, 120, 0), (False, 120, 0.5), (True, 9, 1)])
+def test_learned_whitening_is_that_of_its_definition(embeddings, versions, bias_channel, count, power):
     # of few photos, fewer than dimensions, another product is decomposed
     embeddings, versions = embeddings[:count], versions[:count]
-    learned = Whitening.fit_on_versions(embeddings, versions, bias_channel, shrinkage=0.2, dimensions=5)
+    learned = Whitening.fit_on_versions(embeddings, versions, bias_channel, shrinkage=0.2, dimensions=5, power=power)
     within = np.zeros((12 + bias_channel,) * 2)
     for photo, edited in zip(embeddings, versions, strict=True):
         group = np.array([hat(e, bias_channel) for e in (photo, *edited)])
@@ -93,14 +93,18 @@ def test_learned_whitening_is_that_of_its_definition(embeddings, versions, bias_
             within += np.outer(row - group.mean(0), row - group.mean(0)) / (count * 3)
     shrunk = 0.8 * within + 0.2 * np.trace(within) / len(within) * np.eye(len(within))
     rows = np.array([hat(e, bias_channel) for e in embeddings])
-    # distances after it: those by the inverse of the shrunk covariance, in the five directions of most signal
+    # distances after it with power 0: those by the inverse of the shrunk covariance, in the five directions of most
+    # signal; with power 1 photos are white in these
     values, vectors = np.linalg.eig(np.linalg.solve(shrunk, np.cov(rows.T)))
     first = vectors.real[:, np.argsort(-values.real)[:5]]
     first /= np.sqrt(np.einsum("ij,ik,kj->j", first, shrunk, first))
-    first /= np.sqrt(np.sort(values.real)[-5:].mean())
+    first /= np.sqrt(np.sort(values.real)[:-6:-1]) ** power
+    expected = (rows - rows.mean(0)) @ first
+    expected /= np.sqrt(np.var(expected, axis=0, ddof=1).mean())
     phi = learned.transform(embeddings, normalize=False)
-    np.testing.assert_allclose(np.abs(phi), np.abs((rows - rows.mean(0)) @ first), rtol=1e-6, atol=1e-9)
-    np.testing.assert_allclose(np.var(phi, axis=0, ddof=1).mean(), 1)
+    np.testing.assert_allclose(np.abs(phi), np.abs(expected), rtol=1e-6, atol=1e-9)
+    if power == 1:
+        np.testing.assert_allclose(np.cov(phi.T), np.eye(5), atol=1e-9)
 
 
 def test_learned_whitening_finds_versions_that_pca_mistakes(embeddings, versions):
@@ -152,6 +156,7 @@ def test_learned_whitening_is_saved_with_its_way_back(embeddings, versions, tmp_
         ),
         ({"versions": np.full((120, 1, 12), np.nan)}, "versions must be finite"),
         ({"shrinkage": 0.0}, r"shrinkage must be in \(0, 1\], received 0"),
+        ({"power": 1.5}, "power must be from 0 to 1, received 1.5"),
         ({"versions": None}, "all versions are like their photos"),
         ({"dimensions": 40}, "dimensions must be a whole number from 1 to 13"),
     ],

@@ -10,6 +10,7 @@ import pytest
 from mg_keras import processor
 from mg_keras.embedding import embedder
 from mg_keras.embedding.photos import Embeddings, embed
+from mg_keras.export.optimized import Optimized
 from mg_keras.models import trunks
 from mg_keras.programs import scores as evaluation
 from mg_keras.programs import stages, whole_run
@@ -33,7 +34,7 @@ def measured(tmp_path_factory):
         passes[len(split)] += len(split)
         return embed(network, split, size, *arguments)
 
-    def choose(run, source):
+    def choose(run, source, embedder):
         run.results.save_p_star({32: 3.0}, {32: {3.0: 4.0}}, {})
         return run.results.p_star
 
@@ -102,7 +103,7 @@ def test_only_embeddings_of_the_weights_that_were_saved_are_taken_over(measured,
     for copy in (run.model, other):
         whole_run._measure(run, source, SimpleNamespace(copy=copy, validated=validated))
     assert not found[0].any()
-    np.testing.assert_array_equal(found[1], embed(run.model, source.val, 32, 32, [3.0]).values)
+    np.testing.assert_array_equal(found[1], embed(Optimized(run.model), source.val, 32, 32, [3.0]).values)
 
 
 def test_what_takes_long_is_said_before(measured):

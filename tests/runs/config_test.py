@@ -60,6 +60,7 @@ ENDS = {
     "whitening_shrinkage": ([1e-6, 1], [0.0, 1.5]),
     "whitening_dimensions": ([1], [0]),
     "whitening_versions": ([0, 3], [-1]),
+    "whitening_power": ([0.0, 1.0], [-0.1, 1.1]),
 }
 
 

@@ -42,6 +42,7 @@ def run(folder, tmp_path, monkeypatch):
 def made_up(run, monkeypatch):
     """The run, its measures replaced: p* is 2 at 32 px and 3 at 40 px by cross-validation, SIZE / 10 by fine-tuning."""
     monkeypatch.setattr(Run, "model", "network")
+    monkeypatch.setattr(stages, "Optimized", "optimised {}".format)
     pictures = []
 
     def draw(path, *shown, score):
@@ -55,7 +56,7 @@ def made_up(run, monkeypatch):
         return 4 - abs(exponent - (2 if size == 32 else 3)) / 10
 
     def in_aug_counts(network, photos, size, exponents, seed, label, augmentation):
-        assert (network, len(photos), seed, augmentation) == ("network", 3, 0, "copies")
+        assert (network, len(photos), seed, augmentation) == ("optimised network", 3, 0, "copies")
         # exponents differ on all photos by as much: nothing is left to chance
         return {exponent: score(size, exponent) + np.array([-0.5, 0, 0.5]) for exponent in exponents}
 
@@ -64,7 +65,7 @@ def made_up(run, monkeypatch):
         return FineTuned(3.0, np.array([3.1, size / 10]), np.zeros(2), [np.arange(per_class), np.arange(epochs)])
 
     def class_accuracies(network, val, size, train_resolution, exponents, label):
-        assert (network, len(val), train_resolution) == ("network", 3, 32)
+        assert (network, len(val), train_resolution) == ("optimised network", 3, 32)
         return {exponent: {"top1": exponent / 100, "top5": 0.9} for exponent in exponents}
 
     for function in (in_aug_counts, fine_tune_exponent, class_accuracies):

@@ -17,6 +17,7 @@ from mg_keras.data.formats import NO_PHOTO
 from mg_keras.data.sources import photos
 from mg_keras.embedding.photos import embed
 from mg_keras.embedding.whitening import Whitening
+from mg_keras.export.optimized import Optimized
 from mg_keras.export.saved_model import export_saved_model
 from mg_keras.runs.config import TrainConfig
 from mg_keras.runs.networks import build_model
@@ -99,10 +100,10 @@ def in_process(arguments, monkeypatch):
 
 @pytest.mark.slow
 def test_the_run_says_p_star_and_whitening(run, folder, tmp_path, monkeypatch, capsys):
-    out = tmp_path / "features.npy"
+    out, network = tmp_path / "features.npy", Optimized(run.model)
     in_process(command(run, folder, out, resolution=48), monkeypatch)
     assert "21 photos at 48 px, p* = 4, whitened" in capsys.readouterr().out
-    expected = run.results.whitening_at(48).transform(embed(run.model, photos(folder), 48, 32, [4.0]).values[0])
+    expected = run.results.whitening_at(48).transform(embed(network, photos(folder), 48, 32, [4.0]).values[0])
     np.testing.assert_allclose(np.load(out), expected, atol=1e-6)
     np.testing.assert_allclose(np.linalg.norm(np.load(out), axis=1), 1, atol=1e-6)
     other = tmp_path / "other.parquet"
@@ -114,7 +115,7 @@ def test_the_run_says_p_star_and_whitening(run, folder, tmp_path, monkeypatch, c
     assert set(found["class"].to_pylist()) <= {*CLASSES, None}
     found = found.filter(found["error"].is_null())["embedding"].combine_chunks()
     values = np.asarray(found.flatten()).reshape(21, -1)
-    np.testing.assert_allclose(values, embed(run.model, photos(folder), 48, 32, [1.5]).values[0], atol=1e-6)
+    np.testing.assert_allclose(values, embed(network, photos(folder), 48, 32, [1.5]).values[0], atol=1e-6)
 
 
 @pytest.mark.slow

@@ -116,7 +116,7 @@ def test_the_program_reports_what_was_lost(data, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_versions_teach_it_what_edits_change(run):
-    run = run.changed(whitening_versions=2, whitening_shrinkage=0.3, augmentation="standard")
+    run = run.changed(whitening_versions=2, whitening_shrinkage=0.3, whitening_power=0.25, augmentation="standard")
     source = run_photos.open_source(run.settings)
     stages.fit_whitening(run, source, resolutions=[32])
     rows = embeddings(run, source.train, 32, 3.0)
@@ -124,14 +124,15 @@ def test_versions_teach_it_what_edits_change(run):
     # of photo after photo, in the order of their rows
     np.testing.assert_array_equal(found.rows, np.repeat(np.arange(30), 2))
     versions = found.values[0].reshape(30, 2, -1)
-    expected = Whitening.fit_on_versions(rows, versions, shrinkage=0.3, dimensions=6)
+    expected = Whitening.fit_on_versions(rows, versions, shrinkage=0.3, dimensions=6, power=0.25)
     whitening = run.results.whitening_at(32)
     np.testing.assert_allclose(
         whitening.transform(rows) @ whitening.transform(rows).T,
         expected.transform(rows) @ expected.transform(rows).T,
         atol=1e-4,
     )
-    assert run.results.whitening_report[32]["versions"] == 2
+    entry = run.results.whitening_report[32]
+    assert (entry["versions"], entry["power"]) == (2, 0.25)
 
 
 @pytest.mark.slow

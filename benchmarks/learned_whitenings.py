@@ -1,0 +1,91 @@
+"""What a whitening learned from versions finds, by how it is fitted.
+
+    python -m benchmarks.learned_whitenings --run package --fit MANY_KINDS --photos HELD_OUT --holidays FOLDER
+
+One network at one `--resolution` with one `--exponent`; the whitening is learned from `--versions` of each photo of
+`--fit` by the recipe `copies`, once for each of `--shrinkages` and `--powers` (`Whitening.fit_on_versions`). What its
+descriptors find is measured as benchmarks.describers does: copies and objects among `--photos`, and Holidays. With
+`--keep FOLDER` embeddings are kept there, and a second call takes them.
+"""
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.arguments import benchmark_parser
+from benchmarks.describers import edits_of, holidays_files, photo_files, scores, shown
+from benchmarks.exponents import opened
+from benchmarks.kept import embed_all, embed_some_versions, kept
+from benchmarks.timing import print_table
+from mg_keras.evaluation.copies import STRONG_EDITS
+from mg_keras.programs.common import list_of, run_program
+from mg_keras.quiet import import_tensorflow
+from mg_keras.whitening_formulas import unit_rows
+
+
+def main():
+    """Arguments, embeddings, and the table."""
+    parser = benchmark_parser("learned_whitenings", __doc__)
+    parser.add_argument("--run", required=True, help="or package")
+    parser.add_argument("--fit", required=True)
+    parser.add_argument("--photos", required=True)
+    parser.add_argument("--holidays")
+    parser.add_argument("--objects")
+    parser.add_argument("--versions", type=int, default=4)
+    parser.add_argument("--shrinkages", type=list_of(float), default=[0.1, 0.5])
+    parser.add_argument("--powers", type=list_of(float), default=[0, 0.5, 1])
+    parser.add_argument("--dimensions", type=int, default=512)
+    parser.add_argument("--resolution", type=int, default=320, help="pixels (320)")
+    parser.add_argument("--exponent", type=float, default=3.0, help="p* (3)")
+    parser.add_argument("--edits", type=int, default=240)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--keep", type=Path)
+    options = parser.parse_args()
+    files = photo_files(options.photos)
+    sets = {"photos": files, "edits": list(edits_of(files, options.edits, options.seed))}
+    if options.holidays:
+        sets["holidays"] = holidays_files(options.holidays)
+    if options.objects:
+        sets["objects"] = photo_files(options.objects)
+    import_tensorflow()
+    from mg_keras.embedding.whitening import Whitening
+
+    found = {name: embedded(name, photos, options) for name, photos in sets.items()}
+    fitted_on = embedded("fit", photo_files(options.fit), options)
+    versions = embedded("versions", photo_files(options.fit), options).reshape(len(fitted_on), options.versions, -1)
+    table = [["none", "", *cells({name: unit_rows(np, values) for name, values in found.items()}, sets, options)]]
+    for shrinkage, power in itertools.product(options.shrinkages, options.powers):
+        whitening = Whitening.fit_on_versions(fitted_on, versions, True, shrinkage, options.dimensions, power)
+        described = {name: whitening.transform(values) for name, values in found.items()}
+        table.append([f"{shrinkage:g}", f"{power:g}", *cells(described, sets, options)])
+    heads = ["shrinkage", "power", "copies R@1 %", "Holidays mAP %", "objects R@1 %"]
+    place = f"{Path(options.run).name} at {options.resolution} px, p* = {options.exponent:g}"
+    print_table(f"{place}; {options.edits} edits among {len(files):,} photos, seed {options.seed}", heads, table)
+
+
+def embedded(name, photos, options):
+    """Embeddings float32 [N, D] of photos, or with the name "versions" of versions of the photos of `--fit`."""
+    run, size, poolings = opened(options.run), options.resolution, [options.exponent]
+    label = f"{name} at {size} px"
+
+    def embed():
+        if name == "versions":
+            about = "copies", size, poolings, options.seed, label, options.versions
+            return embed_some_versions(run, options.fit, len(photos), *about)
+        return embed_all(run, photos, size, poolings, label)
+
+    # edits are pictures in memory, made of the photos by number
+    of = (options.photos, options.edits) if name == "edits" else [path.resolve() for path in photos]
+    made_from = run.model.fingerprint(), of, options.seed, poolings, options.versions
+    return kept(options.keep, f"{Path(options.run).name}-{size}-{name}", made_from, embed)[0][0]
+
+
+def cells(described, sets, options):
+    """Copies, Holidays and objects, as shown."""
+    copies, *rest = scores(described, sets, options)
+    return [shown([value]) for value in (copies, *rest[len(STRONG_EDITS) :])]
+
+
+if __name__ == "__main__":
+    run_program(main)

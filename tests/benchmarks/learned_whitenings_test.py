@@ -1,0 +1,35 @@
+import sys
+
+import numpy as np
+from PIL import Image
+
+from benchmarks import learned_whitenings
+
+
+def test_a_row_for_each_fit(monkeypatch, capsys, tmp_path):
+    for folder, count in (("p", 9), ("f", 30)):
+        (tmp_path / folder).mkdir()
+        for number in range(count):
+            Image.new("RGB", (40, 40)).save(tmp_path / folder / f"{number}.jpg")
+    rng = np.random.default_rng(0)
+    edit = 9 * rng.normal(size=6)
+    photos = rng.normal(size=(40, 6))
+
+    def embedded(name, files, options):
+        if name == "versions":
+            return np.repeat(photos[10:], 2, axis=0) + np.tile([edit, -edit], (30, 1))
+        if name == "edits":
+            return photos[np.random.default_rng(options.seed).permutation(9)[:8]] + edit
+        return photos[:9] if name == "photos" else photos[10:]
+
+    monkeypatch.setattr(learned_whitenings, "embedded", embedded)
+    folders = [f"--fit={tmp_path / 'f'}", f"--photos={tmp_path / 'p'}"]
+    more = ["--run=runs/a", "--versions=2", "--dimensions=4", "--edits=8", "--shrinkages=0.01", "--powers=[0,1]"]
+    monkeypatch.setattr(sys, "argv", ["learned_whitenings", *folders, *more])
+    learned_whitenings.main()
+    table = [[cell.strip() for cell in line.split("│")[1:-1]] for line in capsys.readouterr().out.splitlines()]
+    rows = [cells for cells in table if len(cells) == 5]
+    assert [cells[:2] for cells in rows] == [["none", ""], ["0.01", "0"], ["0.01", "1"]]
+    # a strong edit hides the photo until the whitening knows edits
+    assert float(rows[0][2]) < 50
+    assert [cells[2:] for cells in rows[1:]] == [["100.0", "–", "–"]] * 2
