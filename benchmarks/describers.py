@@ -3,7 +3,9 @@
     python -m benchmarks.describers --photos FOLDER --holidays FOLDER --objects FOLDER --model package --onnx FILE
 
 * `--photos`: photos that no describer was trained on. `--edits` of them get a strong edit each, the kinds in turn: R@1
-  is the share of edits whose nearest photo is the one that they were made of.
+  is the share of edits whose nearest photo is the one that they were made of; micro-AP, the measure of the Image
+  Similarity Challenge, the average precision of all pairs of an edit and a photo in one list: whether one cosine tells
+  copies from others everywhere.
 * `--holidays`: INRIA Holidays or a part of it, names as distributed: mAP, the query left out.
 * `--objects`: a subfolder of photos for each object, the first of them by name the reference: R@1 of the others among
   all references and `--photos`.
@@ -27,7 +29,7 @@ from benchmarks.arguments import benchmark_parser
 from benchmarks.timing import print_table
 from mg_keras.errors import UserError
 from mg_keras.evaluation.copies import STRONG_EDITS
-from mg_keras.evaluation.metrics import mean_average_precision
+from mg_keras.evaluation.metrics import mean_average_precision, micro_average_precision
 from mg_keras.pretrained import PACKAGED
 from mg_keras.programs.common import run_program
 from mg_keras.progress import Progress
@@ -65,7 +67,13 @@ def main():
         found = {kind: describe(photos, f"{name}, {kind}") for kind, photos in sets.items()}
         right = 100 * classes_found(classify(known), known) if classify and known else None
         columns.setdefault(name, []).append([*scores(found, sets, options), right])
-    measures = ["copies R@1 %", *(f"of {kind}" for kind in STRONG_EDITS), "Holidays mAP %", "objects R@1 %"]
+    measures = [
+        "copies R@1 %",
+        "copies micro-AP %",
+        *(f"of {kind}" for kind in STRONG_EDITS),
+        "Holidays mAP %",
+        "objects R@1 %",
+    ]
     measures.append(f"class of {len(known)} photos, % right")
     cells = [[shown(values) for values in zip(*runs, strict=True)] for runs in columns.values()]
     rows = [[measure, *values] for measure, *values in zip(measures, *cells, strict=True)]
@@ -107,6 +115,13 @@ def edited_rows(photos, count, seed):
 def edits_found(edits, photos, seed):
     """Whether the photo nearest to each of the `edits_of` photos is the one that it was made of: bool [edits]."""
     return np.argmax(edits @ photos.T, axis=1) == edited_rows(len(photos), len(edits), seed)
+
+
+def edits_micro_ap(edits, photos, seed):
+    """Micro-AP of all pairs of an edit and a photo, 0 to 1."""
+    right = np.zeros((len(edits), len(photos)), bool)
+    right[np.arange(len(edits)), edited_rows(len(photos), len(edits), seed)] = True
+    return micro_average_precision((edits @ photos.T).ravel(), right.ravel(), len(edits))
 
 
 def opened(photo):
@@ -188,7 +203,8 @@ def scores(found, sets, options):
     """The column of a describer: its scores in %, a dash where a set is not given."""
     right = edits_found(found["edits"], found["photos"], options.seed)
     kinds = [100 * right[place :: len(STRONG_EDITS)].mean() for place in range(len(STRONG_EDITS))]
-    values = [100 * right.mean(), *kinds]
+    micro_ap = edits_micro_ap(found["edits"], found["photos"], options.seed)
+    values = [100 * right.mean(), 100 * micro_ap, *kinds]
     values.append(100 * holidays_map(found["holidays"], sets["holidays"]) if "holidays" in found else None)
     values.append(
         100 * objects_found(found["objects"], sets["objects"], found["photos"]) if "objects" in found else None

@@ -59,7 +59,7 @@ def main():
         whitening = Whitening.fit_on_versions(fitted_on, versions, True, shrinkage, options.dimensions, power)
         described = {name: whitening.transform(values) for name, values in found.items()}
         table.append([f"{shrinkage:g}", f"{power:g}", *cells(described, sets, options)])
-    heads = ["shrinkage", "power", "copies R@1 %", "Holidays mAP %", "objects R@1 %"]
+    heads = ["shrinkage", "power", "copies R@1 %", "copies micro-AP %", "Holidays mAP %", "objects R@1 %"]
     place = f"{Path(options.run).name} at {options.resolution} px, p* = {options.exponent:g}"
     print_table(f"{place}; {options.edits} edits among {len(files):,} photos, seed {options.seed}", heads, table)
 
@@ -82,9 +82,9 @@ def embedded(name, photos, options):
 
 
 def cells(described, sets, options):
-    """Copies, Holidays and objects, as shown."""
-    copies, *rest = scores(described, sets, options)
-    return [shown([value]) for value in (copies, *rest[len(STRONG_EDITS) :])]
+    """The scores of a row, as shown."""
+    recall, micro_ap, *rest = scores(described, sets, options)
+    return [shown([value]) for value in (recall, micro_ap, *rest[len(STRONG_EDITS) :])]
 
 
 if __name__ == "__main__":

@@ -161,7 +161,7 @@ class Whitening:
         bias_channel: bool = True,
         shrinkage: float = 0.5,
         dimensions: int | None = None,
-        power: float = 0.5,
+        power: float = 1.0,
     ) -> Self:
         """Learns the whitening from photos and edited versions of them, in float64.
 

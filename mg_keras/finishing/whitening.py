@@ -34,7 +34,7 @@ class Fit:
     versions: int = 0
     augmentation: str = "full"
     seed: int = 0
-    power: float = 0.5
+    power: float = 1.0
 
     def check(self, count: int, embedding_dimension: int, kind: str) -> None:
         """Refuses, before photos are embedded, what can't be fitted on so many.

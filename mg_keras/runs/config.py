@@ -127,7 +127,7 @@ class MeasuringSettings:
     in_aug_per_class: Count = 2
     max_whitening_photos: Count = 20_000
     whitening_versions: Annotated[int, Limits(at_least=0)] = 0
-    whitening_power: Annotated[float, Limits(at_least=0, at_most=1)] = 0.5
+    whitening_power: Annotated[float, Limits(at_least=0, at_most=1)] = 1.0
     whitening_shrinkage: Annotated[float | None, Limits(above=0, at_most=1)] = None
     whitening_dimensions: CountOrNull = None
 

@@ -113,3 +113,15 @@ def test_classes_are_read_from_the_folders_called_by_wordnet_numbers():
     assert describers.classes_found(["n00000001", "tench"], others) == 0.5
     # by its name or its number
     assert describers.classes_found(["English springer", "n01440764", "tench"], files) == pytest.approx(2 / 3)
+
+
+def test_micro_ap_is_of_all_pairs_in_one_list():
+    photos = np.eye(3)
+    order = describers.edited_rows(3, 3, 0)
+    edits = photos[order]
+    assert describers.edits_micro_ap(edits, photos, 0) == pytest.approx(1)
+    # each is nearest to its own photo; one is nearer to another than the rest are to theirs
+    edits = 0.1 * edits
+    edits[0] = photos[order[0]] + 0.9 * photos[order[1]]
+    assert np.all(describers.edits_found(edits, photos, 0))
+    assert describers.edits_micro_ap(edits, photos, 0) == pytest.approx(1 / 3 + 2 / 3 * 3 / 4)

@@ -28,8 +28,8 @@ def test_a_row_for_each_fit(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(sys, "argv", ["learned_whitenings", *folders, *more])
     learned_whitenings.main()
     table = [[cell.strip() for cell in line.split("│")[1:-1]] for line in capsys.readouterr().out.splitlines()]
-    rows = [cells for cells in table if len(cells) == 5]
+    rows = [cells for cells in table if len(cells) == 6]
     assert [cells[:2] for cells in rows] == [["none", ""], ["0.01", "0"], ["0.01", "1"]]
     # a strong edit hides the photo until the whitening knows edits
     assert float(rows[0][2]) < 50
-    assert [cells[2:] for cells in rows[1:]] == [["100.0", "–", "–"]] * 2
+    assert [cells[2:] for cells in rows[1:]] == [["100.0", "100.0", "–", "–"]] * 2
