@@ -360,7 +360,7 @@ def _of_run(path, checkpoint):
 
     return Loaded(
         path,
-        run.model,
+        Optimized(run.model),
         whitening_at,
         run.class_names,
         run.settings.resolution,

@@ -38,4 +38,4 @@ class Optimized:
 
     def fingerprint(self) -> str:
         """As `Network.fingerprint`; descriptors in bfloat16 alone are too far from the others to be taken for them."""
-        return f"{self.network.fingerprint()}-{'bfloat16' if self.precision == 'bfloat16' else 'float32'}"
+        return self.network.fingerprint() + ("-bfloat16" if self.precision == "bfloat16" else "")

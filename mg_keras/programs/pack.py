@@ -102,7 +102,8 @@ def measured_thresholds(
         instances: folder with a subfolder of photos for each object; all pairs of them are looked at.
 
     Returns:
-        `"copy"` and `"instance"`, what was asked for of them -> precision -> cosine.
+        `"copy"` and `"instance"`, what was asked for of them -> precision -> cosine. Where no cosine gives a precision
+        of instances, it is that of copies, which show one instance, too.
     """
     import numpy as np
 
@@ -117,7 +118,7 @@ def measured_thresholds(
             similarities, matches = np.append(similarities, same), np.append(matches, np.zeros(len(same), bool))
         found["copy"] = thresholds(similarities, matches)
     if of_objects:
-        found["instance"] = thresholds(*of_objects)
+        found["instance"] = {**found.get("copy", {}), **thresholds(*of_objects)}
     return found
 
 

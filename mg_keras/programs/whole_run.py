@@ -1,5 +1,6 @@
 """A run from its settings to its scores, as the programs that train do it."""
 
+import contextlib
 import os
 import sys
 
@@ -32,7 +33,7 @@ def train_and_measure(config: TrainConfig, folder: str | os.PathLike, strategy_n
     from mg_keras.runs.networks import known_classes
     from mg_keras.runs.photos import check_same_photos, matched, open_source
     from mg_keras.runs.run import Run
-    from mg_keras.training.loop import Stopped, Trainer, enable_determinism, is_first_worker, make_strategy
+    from mg_keras.training.loop import Trainer, enable_determinism, is_first_worker, make_strategy
 
     # what is refused is refused before anything is written: a finished run stays as it is
     run = Run.at(folder, config)
@@ -68,10 +69,22 @@ def train_and_measure(config: TrainConfig, folder: str | os.PathLike, strategy_n
     if not going_on:
         _warn_of_emulation(config)
     data = trainer.batches()
-    run.begin(source, trainer.is_chief, class_names)
-    trainer.note_passed_over()
-    if trainer.is_chief and not going_on:
-        _warn_of_leaks(run, source)
+    with run.claimed() if trainer.is_chief else contextlib.nullcontext():
+        run.begin(source, trainer.is_chief, class_names)
+        trainer.note_passed_over()
+        if trainer.is_chief and not going_on:
+            _warn_of_leaks(run, source)
+        _train(trainer, data)
+        if not trainer.is_chief:
+            return None
+        _measure(run, source, trainer)
+    return run
+
+
+def _train(trainer, data):
+    """To the end, or until a signal comes."""
+    from mg_keras.training.loop import Stopped
+
     try:
         trainer.train(data)
     except Stopped as stopped:
@@ -83,10 +96,6 @@ def train_and_measure(config: TrainConfig, folder: str | os.PathLike, strategy_n
             file=sys.stderr,
         )
         sys.exit(128 + stopped.number)
-    if not trainer.is_chief:
-        return None
-    _measure(run, source, trainer)
-    return run
 
 
 def _warn_of_emulation(config):

@@ -1,15 +1,16 @@
 """A run is one folder, and whatever comes after training needs nothing but that folder."""
 
+import contextlib
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from mg_keras.checkpoints import Checkpoints, assign
 from mg_keras.errors import UserError
-from mg_keras.files import atomic_path, atomic_write_json, atomic_write_text, check_writable, printable_name
+from mg_keras.files import atomic_path, atomic_write_json, atomic_write_text, check_writable, printable_name, try_lock
 from mg_keras.runs.config import PLACES, TrainConfig
 from mg_keras.runs.results import Results, read_json
 
@@ -107,6 +108,22 @@ class Run:
         if is_chief:
             self.save_class_names(source.class_names if class_names is None else class_names)
             self.save_data(source)
+
+    @contextlib.contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Keeps others from training the run meanwhile; a process that is killed keeps nobody out.
+
+        Raises:
+            UserError: another process is training it.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(self.path, os.O_RDONLY)
+        try:
+            if not try_lock(descriptor):
+                raise UserError(f"{self.path} is being trained by another process: give another --run folder")
+            yield
+        finally:
+            os.close(descriptor)
 
     def save_settings(self) -> None:
         """Writes `config.yaml`, unless it is as it should be."""

@@ -61,6 +61,7 @@ def test_the_overview_is_there_without_tensorflow():
         (["train", "--preset=demo", "--preset=grafit"], "--preset is given once, on the command line: grafit would"),
         (["ablation", "--presets=demo", "--seed=3"], "no --seed"),
         (["whiten", "--run=x", "--descriptor=projected", "--dimensions=4"], "--dimensions is of a whitening that is"),
+        (["whiten", "--run=x", "--descriptor=projected", "--power=0.5"], "--power is of a whitening that is"),
         (["export", "--run=x"], "out"),
     ],
 )

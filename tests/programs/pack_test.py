@@ -12,7 +12,7 @@ from mg_keras import loading
 from mg_keras.errors import UserError
 from mg_keras.export.opened import Exported
 from mg_keras.pretrained import packed
-from mg_keras.programs import command
+from mg_keras.programs import command, pack
 from mg_keras.programs.pack import measured_thresholds
 from mg_keras.runs.run import load_run
 from tests.loading_test import SIZE, folder, make_run, small
@@ -154,6 +154,22 @@ def test_copies_are_told_by_photos_that_can_be_used(tmp_path):
     model = SimpleNamespace(embed=lambda folder, on_error: np.full((1, 4), np.nan, np.float32))
     with pytest.raises(UserError, match=f"none of the photos in {tmp_path} can be used"):
         measured_thresholds(model, copies=str(tmp_path))
+
+
+def test_where_no_cosine_tells_instances_that_of_copies_does(monkeypatch):
+    # two objects are more alike than any one is with itself
+    pairs = {
+        "copy_pairs": (np.array([0.9, 0.8, 0.3]), np.array([True, True, False])),
+        "instance_pairs": (
+            np.array([0.7, 0.6, *np.full(9, 0.5), 0.2, 0.2]),
+            np.array([False, *[True] * 10, False, False]),
+        ),
+    }
+    for name, found in pairs.items():
+        monkeypatch.setattr(pack, name, lambda model, folder, found=found: found)
+    found = measured_thresholds(None, "photos", "objects")
+    assert found == {"copy": {"0.9": 0.8, "0.99": 0.8}, "instance": {"0.9": 0.5, "0.99": 0.8}}
+    assert measured_thresholds(None, None, "objects") == {"instance": {"0.9": 0.5}}
 
 
 def test_photos_of_a_run_need_the_run(tmp_path):

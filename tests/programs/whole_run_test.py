@@ -10,6 +10,7 @@ import pytest
 from mg_keras import processor
 from mg_keras.embedding import embedder
 from mg_keras.embedding.photos import Embeddings, embed
+from mg_keras.errors import UserError
 from mg_keras.export.optimized import Optimized
 from mg_keras.models import trunks
 from mg_keras.programs import scores as evaluation
@@ -104,6 +105,16 @@ def test_only_embeddings_of_the_weights_that_were_saved_are_taken_over(measured,
         whole_run._measure(run, source, SimpleNamespace(copy=copy, validated=validated))
     assert not found[0].any()
     np.testing.assert_array_equal(found[1], embed(Optimized(run.model), source.val, 32, 32, [3.0]).values)
+
+
+def test_who_trains_a_run_keeps_others_out(measured):
+    run, _, _ = measured
+    before = {path: path.stat().st_mtime_ns for path in run.path.rglob("*")}
+    with run.claimed(), pytest.raises(UserError, match=f"{run.path} is being trained by another process"):
+        whole_run.train_and_measure(run.settings, run.path, "single")
+    assert {path: path.stat().st_mtime_ns for path in run.path.rglob("*")} == before
+    with run.claimed():
+        pass
 
 
 def test_what_takes_long_is_said_before(measured):
