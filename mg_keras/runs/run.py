@@ -117,7 +117,8 @@ class Run:
             UserError: another process is training it.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(self.path, os.O_RDONLY)
+        # not the folder itself, which an ablation keeps for its member
+        descriptor = os.open(self.path / ".training", os.O_RDWR | os.O_CREAT, 0o644)
         try:
             if not try_lock(descriptor):
                 raise UserError(f"{self.path} is being trained by another process: give another --run folder")
