@@ -33,8 +33,8 @@ def main():
     parser.add_argument("--holidays")
     parser.add_argument("--objects")
     parser.add_argument("--versions", type=int, default=4)
-    parser.add_argument("--shrinkages", type=list_of(float), default=[0.1, 0.5])
-    parser.add_argument("--powers", type=list_of(float), default=[0, 0.5, 1])
+    parser.add_argument("--shrinkages", type=list_of(float, above=0, at_most=1), default=[0.1, 0.5])
+    parser.add_argument("--powers", type=list_of(float, at_least=0, at_most=1), default=[0, 0.5, 1])
     parser.add_argument("--dimensions", type=int, default=512)
     parser.add_argument("--resolution", type=int, default=320, help="pixels (320)")
     parser.add_argument("--exponent", type=float, default=3.0, help="p* (3)")
@@ -42,7 +42,7 @@ def main():
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--keep", type=Path)
     options = parser.parse_args()
-    files = photo_files(options.photos)
+    files, to_fit = photo_files(options.photos), photo_files(options.fit)
     sets = {"photos": files, "edits": list(edits_of(files, options.edits, options.seed))}
     if options.holidays:
         sets["holidays"] = holidays_files(options.holidays)
@@ -52,8 +52,8 @@ def main():
     from mg_keras.embedding.whitening import Whitening
 
     found = {name: embedded(name, photos, options) for name, photos in sets.items()}
-    fitted_on = embedded("fit", photo_files(options.fit), options)
-    versions = embedded("versions", photo_files(options.fit), options).reshape(len(fitted_on), options.versions, -1)
+    fitted_on = embedded("fit", to_fit, options)
+    versions = embedded("versions", to_fit, options).reshape(len(fitted_on), options.versions, -1)
     table = [["none", "", *cells({name: unit_rows(np, values) for name, values in found.items()}, sets, options)]]
     for shrinkage, power in itertools.product(options.shrinkages, options.powers):
         whitening = Whitening.fit_on_versions(fitted_on, versions, True, shrinkage, options.dimensions, power)
@@ -77,7 +77,7 @@ def embedded(name, photos, options):
 
     # edits are pictures in memory, made of the photos by number
     of = (options.photos, options.edits) if name == "edits" else [path.resolve() for path in photos]
-    made_from = run.model.fingerprint(), of, options.seed, poolings, options.versions
+    made_from = run.model.fingerprint(), of, options.seed, poolings, options.versions if name == "versions" else None
     return kept(options.keep, f"{Path(options.run).name}-{size}-{name}", made_from, embed)[0][0]
 
 

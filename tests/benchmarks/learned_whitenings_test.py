@@ -1,6 +1,7 @@
 import sys
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from benchmarks import learned_whitenings
@@ -33,3 +34,11 @@ def test_a_row_for_each_fit(monkeypatch, capsys, tmp_path):
     # a strong edit hides the photo until the whitening knows edits
     assert float(rows[0][2]) < 50
     assert [cells[2:] for cells in rows[1:]] == [["100.0", "100.0", "–", "–"]] * 2
+
+
+@pytest.mark.parametrize("mistake", ["--shrinkages=0", "--shrinkages=0.1,2", "--powers=-1"])
+def test_settings_out_of_range_are_refused_before_photos_are_embedded(monkeypatch, capsys, mistake):
+    monkeypatch.setattr(sys, "argv", ["learned_whitenings", "--run=x", "--fit=x", "--photos=x", mistake])
+    with pytest.raises(SystemExit):
+        learned_whitenings.main()
+    assert f"argument {mistake.split('=')[0]}: invalid" in capsys.readouterr().err
