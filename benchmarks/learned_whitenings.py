@@ -3,8 +3,9 @@
     python -m benchmarks.learned_whitenings --run package --fit MANY_KINDS --photos HELD_OUT --holidays FOLDER
 
 One network at one `--resolution` with one `--exponent`; the whitening is learned from `--versions` of each photo of
-`--fit` by the recipe `copies`, once for each of `--shrinkages` and `--powers` (`Whitening.fit_on_versions`). What its
-descriptors find is measured as benchmarks.describers does: copies and objects among `--photos`, and Holidays. With
+`--fit` by each of the recipes `--augmentations`, once for each of `--shrinkages` and `--powers`
+(`Whitening.fit_on_versions`), and trained further for each of `--steps` (`finishing.contrast`). What its descriptors
+find is measured as benchmarks.describers does: copies and objects among `--photos`, and Holidays. With
 `--keep FOLDER` embeddings are kept there, and a second call takes them.
 """
 
@@ -35,6 +36,8 @@ def main():
     parser.add_argument("--versions", type=int, default=4)
     parser.add_argument("--shrinkages", type=list_of(float, above=0, at_most=1), default=[0.1, 0.5])
     parser.add_argument("--powers", type=list_of(float, at_least=0, at_most=1), default=[0, 0.5, 1])
+    parser.add_argument("--augmentations", type=list_of(str), default=["copies"], help="recipes (copies)")
+    parser.add_argument("--steps", type=list_of(int, at_least=0), default=[0], help="of training (0)")
     parser.add_argument("--dimensions", type=int, default=512)
     parser.add_argument("--resolution", type=int, default=320, help="pixels (320)")
     parser.add_argument("--exponent", type=float, default=3.0, help="p* (3)")
@@ -49,35 +52,46 @@ def main():
     if options.objects:
         sets["objects"] = photo_files(options.objects)
     import_tensorflow()
+    from mg_keras.data import augmentations
     from mg_keras.embedding.whitening import Whitening
+    from mg_keras.finishing.contrast import contrasted
 
+    for name in options.augmentations:
+        augmentations.get(name)
     found = {name: embedded(name, photos, options) for name, photos in sets.items()}
     fitted_on = embedded("fit", to_fit, options)
-    versions = embedded("versions", to_fit, options).reshape(len(fitted_on), options.versions, -1)
-    table = [["none", "", *cells({name: unit_rows(np, values) for name, values in found.items()}, sets, options)]]
+    versions = [
+        embedded(name, to_fit, options).reshape(len(fitted_on), options.versions, -1) for name in options.augmentations
+    ]
+    versions = np.concatenate(versions, axis=1)
+    pooled = {name: unit_rows(np, values) for name, values in found.items()}
+    table = [["none", "", "", *cells(pooled, sets, options)]]
     for shrinkage, power in itertools.product(options.shrinkages, options.powers):
-        whitening = Whitening.fit_on_versions(fitted_on, versions, True, shrinkage, options.dimensions, power)
-        described = {name: whitening.transform(values) for name, values in found.items()}
-        table.append([f"{shrinkage:g}", f"{power:g}", *cells(described, sets, options)])
-    heads = ["shrinkage", "power", "copies R@1 %", "copies micro-AP %", "Holidays mAP %", "objects R@1 %"]
+        learned = Whitening.fit_on_versions(fitted_on, versions, True, shrinkage, options.dimensions, power)
+        for steps in options.steps:
+            more = fitted_on, versions, steps, options.seed
+            whitening = contrasted(learned, *more, label="training the whitening") if steps else learned
+            described = {name: whitening.transform(values) for name, values in found.items()}
+            table.append([f"{shrinkage:g}", f"{power:g}", f"{steps}", *cells(described, sets, options)])
+    heads = ["shrinkage", "power", "steps", "copies R@1 %", "copies micro-AP %", "Holidays mAP %", "objects R@1 %"]
     place = f"{Path(options.run).name} at {options.resolution} px, p* = {options.exponent:g}"
     print_table(f"{place}; {options.edits} edits among {len(files):,} photos, seed {options.seed}", heads, table)
 
 
 def embedded(name, photos, options):
-    """Embeddings float32 [N, D] of photos, or with the name "versions" of versions of the photos of `--fit`."""
+    """Embeddings float32 [N, D] of photos, or with the name of a recipe of versions of the photos of `--fit`."""
     run, size, poolings = opened(options.run), options.resolution, [options.exponent]
-    label = f"{name} at {size} px"
+    label, versions = f"{name} at {size} px", name in options.augmentations
 
     def embed():
-        if name == "versions":
-            about = "copies", size, poolings, options.seed, label, options.versions
+        if versions:
+            about = name, size, poolings, options.seed, label, options.versions
             return embed_some_versions(run, options.fit, len(photos), *about)
         return embed_all(run, photos, size, poolings, label)
 
     # edits are pictures in memory, made of the photos by number
     of = (options.photos, options.edits) if name == "edits" else [path.resolve() for path in photos]
-    made_from = run.model.fingerprint(), of, options.seed, poolings, options.versions if name == "versions" else None
+    made_from = run.model.fingerprint(), of, options.seed, poolings, options.versions if versions else None
     return kept(options.keep, f"{Path(options.run).name}-{size}-{name}", made_from, embed)[0][0]
 
 

@@ -87,7 +87,10 @@ def wanted(kind: Any) -> str:
     if origin in (Union, types.UnionType):
         # jsonargparse adds null to what may be null already
         return " or ".join(map(wanted, parts)).replace("or null or null", "or null")
-    return f"a list of {_PLURALS[parts[0]]}" if origin is list else _WORDS[kind]
+    if origin is list:
+        of_names = get_origin(parts[0]) is Literal
+        return f"a list of {', '.join(get_args(parts[0])) if of_names else _PLURALS[parts[0]]}"
+    return _WORDS[kind]
 
 
 def check(name: str, value: Any, kind: Any) -> None:

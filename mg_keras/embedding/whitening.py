@@ -18,6 +18,8 @@ from mg_keras.whitening_formulas import kept_dimensions, unit_embeddings, unit_r
 # Embeddings are float32: a direction in which they spread this much less than in the widest holds only rounding.
 _SMALLEST_RELATIVE_SPREAD = 1e-7
 
+_PHOTOS_A_PART = 1000
+
 # projections and their inverses are kept in half precision or in 8 bits, too
 _LARGEST_INVERSE_ERROR = 0.1
 
@@ -203,10 +205,15 @@ class Whitening:
         if not 0 <= power <= 1:
             raise ValueError(f"power must be from 0 to 1, received {power}")
         kept = kept_dimensions(dimensions, size)
-        edited = unit_embeddings(np, edited, bias_channel).reshape(count, -1, size)
-        together = np.concatenate([rows[:, None], edited], axis=1)
-        deviations = (together - together.mean(axis=1, keepdims=True)).reshape(-1, size)
-        within = deviations.T @ deviations / edited[..., 0].size
+        # in parts: all in float64 at once would take several times the memory of what is given
+        within, of_each = np.zeros((size, size)), versions.shape[1]
+        for start in range(0, count, _PHOTOS_A_PART):
+            part = rows[start : start + _PHOTOS_A_PART, None]
+            of_part = edited[start * of_each : (start + len(part)) * of_each]
+            of_part = unit_embeddings(np, of_part, bias_channel).reshape(len(part), of_each, size)
+            together = np.concatenate([part, of_part], axis=1)
+            deviations = (together - together.mean(axis=1, keepdims=True)).reshape(-1, size)
+            within += deviations.T @ deviations / (count * of_each)
         spread = np.trace(within) / size
         if spread <= _SMALLEST_RELATIVE_SPREAD**2:
             raise ValueError("all versions are like their photos, so nothing can be learned from them")
@@ -226,12 +233,32 @@ class Whitening:
                 f"the embeddings don't spread in {flat} of {kept} directions: take other photos or fewer dimensions"
             )
         directions = whitened_rows.T @ vectors / np.sqrt(among * (count - 1)) if by_photos else vectors
-        scales = among ** (-power / 2) / np.sqrt(np.mean(among ** (1 - power)))
-        projection = solve_triangular(lower, directions, trans=1, lower=True) * scales
-        if kept == size:
+        projection = solve_triangular(lower, directions, trans=1, lower=True) * among ** (-power / 2)
+        return cls.of_projection(photos, projection, bias_channel)
+
+    @classmethod
+    def of_projection(cls, embeddings: ArrayLike, projection: ArrayLike, bias_channel: bool = True) -> Self:
+        """A whitening by a known projection; mean, scale and the way back are those of photos.
+
+        Args:
+            embeddings: [N, d] of the photos, not normalised.
+            projection: Sᵀ, [D, k], of any scale.
+            bias_channel: as in `fit`.
+
+        Returns:
+            A `Whitening`, scaled so that its k values have the variance 1 on average over the photos.
+
+        Raises:
+            ValueError: for embeddings that aren't finite, and where the constructor does.
+        """
+        rows = unit_embeddings(np, _checked(embeddings, "embeddings"), bias_channel)
+        mean = rows.mean(axis=0)
+        phi = (rows - mean) @ projection
+        scale = np.sqrt(np.mean(np.var(phi, axis=0, ddof=1)))
+        phi, projection = phi / scale, projection / scale
+        if projection.shape[0] == projection.shape[1]:
             return cls(mean, projection, bias_channel)
         # the least squares of ê from Φ: unlike a PCA's, the directions left out vary with those kept
-        phi = (rows - mean) @ projection
         inverse = np.linalg.solve(phi.T @ phi, phi.T @ (rows - mean))
         discarded = np.mean(np.sum((rows - mean - phi @ inverse) ** 2, axis=1))
         return cls(mean, projection, bias_channel, discarded, inverse)

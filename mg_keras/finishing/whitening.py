@@ -13,6 +13,7 @@ from mg_keras.embedding.embedder import Embedder
 from mg_keras.embedding.photos import embed_versions
 from mg_keras.embedding.whitening import Whitening, check_fit, class_agreement
 from mg_keras.errors import UserError
+from mg_keras.finishing.contrast import contrasted
 from mg_keras.whitening_formulas import unit_embeddings
 
 
@@ -23,35 +24,46 @@ class Fit:
     Attributes:
         shrinkage: as `Whitening.fit` or, with versions, `Whitening.fit_on_versions` takes it; None: its default.
         dimensions: k, values of a descriptor; None: all of them.
-        versions: 0: by PCA; more: learned from so many versions of each photo.
-        augmentation: of the versions, a name of `mg_keras.data.augmentations`.
+        versions: 0: by PCA; more: learned from so many versions of each photo by each recipe.
+        augmentations: the recipes, names of `mg_keras.data.augmentations`.
         seed: of the versions.
         power: α of `Whitening.fit_on_versions`.
+        steps: of `contrast.contrasted`, by which one that is learned from versions is trained further.
     """
 
     shrinkage: float | None = None
     dimensions: int | None = None
     versions: int = 0
-    augmentation: str = "full"
+    augmentations: Sequence[str] = ("full",)
     seed: int = 0
     power: float = 1.0
+    steps: int = 0
 
     def check(self, count: int, embedding_dimension: int, kind: str) -> None:
         """Refuses, before photos are embedded, what can't be fitted on so many.
 
         Raises:
-            UserError: there are too few photos for the dimensions, or a setting is out of range.
+            UserError: there are too few photos for the dimensions, or a setting is out of range or does not go with
+                another.
         """
+        if self.steps and not self.versions:
+            raise UserError(
+                f"a whitening is trained for {self.steps} steps from versions of photos: give whitening_versions, too"
+            )
         with _refused(count, kind):
             check_fit(count, embedding_dimension + 1, None if self.versions else self.shrinkage, self.dimensions)
 
     def fit(self, embeddings: np.ndarray, versions: np.ndarray | None) -> Whitening:
-        """A `Whitening` of embeddings [N, d]; `versions` [N V, d], those of one photo together, where there are any."""
+        """A `Whitening` of embeddings [N, d]; `versions` [N, V, d], where there are any."""
         if versions is None:
             return Whitening.fit(embeddings, shrinkage=self.shrinkage, dimensions=self.dimensions)
         given = {"power": self.power} if self.shrinkage is None else {"power": self.power, "shrinkage": self.shrinkage}
-        versions = versions.reshape(len(embeddings), -1, embeddings.shape[1])
-        return Whitening.fit_on_versions(embeddings, versions, dimensions=self.dimensions, **given)
+        whitening = Whitening.fit_on_versions(embeddings, versions, dimensions=self.dimensions, **given)
+        if self.steps:
+            whitening = contrasted(
+                whitening, embeddings, versions, self.steps, self.seed, label="training the whitening"
+            )
+        return whitening
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,16 +111,7 @@ def fit_whitening(
     found = embedder.embed(photos, size, wanted, f"whitening at {size} px")
     versions = [None] * len(wanted)
     if how.versions:
-        versions = embed_versions(
-            embedder.network,
-            photos.subset(found.rows),
-            augmentations.get(how.augmentation),
-            size,
-            how.versions,
-            wanted,
-            how.seed,
-            f"versions for the whitening at {size} px",
-        ).values
+        versions = _versions(embedder, photos.subset(found.rows), size, wanted, how)
     with _refused(len(found.rows), kind):
         fitted = {
             pooling: how.fit(values, edited)
@@ -117,10 +120,34 @@ def fit_whitening(
     whitening = fitted[wanted[0]]
     entry = _entry(whitening, wanted[0], how.shrinkage, len(found.rows), kind)
     if how.versions:
-        entry |= {"versions": how.versions, "power": how.power}
+        entry |= {
+            "versions": how.versions,
+            "augmentations": list(how.augmentations),
+            "power": how.power,
+            "steps": how.steps,
+        }
     if val is not None and (measure_classes or entry["dimensions"] < entry["embedding_dimensions"]):
         entry |= _classes_kept(whitening, _usable(embedder, val, size, wanted[0]), val, embedder.network)
     return Fitted(fitted, entry)
+
+
+def _versions(embedder, photos, size, poolings, how):
+    """[N, V, d] for each pooling: versions by all recipes."""
+    found = [
+        embed_versions(
+            embedder.network,
+            photos,
+            augmentations.get(name),
+            size,
+            how.versions,
+            poolings,
+            how.seed,
+            f"versions by {name!r} for the whitening at {size} px",
+        ).values
+        for name in how.augmentations
+    ]
+    of_each = [values.reshape(len(poolings), len(photos), how.versions, -1) for values in found]
+    return np.concatenate(of_each, axis=2)
 
 
 def projected(

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from mg_keras.loading import Loaded
 
 # what is told of how the whitening was fitted
-_OF_A_WHITENING = ("dimensions", "photos", "versions", "power", "shrinkage", "variance_kept")
+_OF_A_WHITENING = ("dimensions", "photos", "versions", "augmentations", "power", "steps", "shrinkage", "variance_kept")
 # strong edits of each photo that thresholds are measured on
 _EDITS = 2
 _AT_ONCE = 64

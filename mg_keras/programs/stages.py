@@ -215,13 +215,14 @@ def fit_whitening(
         config.whitening_shrinkage,
         config.whitening_dimensions,
         versions,
-        config.augmentation,
+        config.whitening_augmentations or [config.augmentation],
         config.seed,
         config.whitening_power,
+        config.whitening_steps,
     )
     how.check(len(photos), run.model.embedding_dimension, kind)
     sizes = resolutions or config.resolutions
-    edits = f" and {versions} versions of each" if versions else ""
+    edits = f" and {versions * len(how.augmentations)} versions of each" if versions else ""
     announce(f"fitting a whitening at {_pixels(sizes)} on {len(photos):,} {kind}{edits}")
     embedder = embedder or embedder_of(run)
     for size in sizes:

@@ -9,7 +9,7 @@ were fitted on, and how often the class read from a descriptor is the one read f
 from collections.abc import Sequence
 
 from mg_keras.errors import UserError
-from mg_keras.programs.common import number, stage_arguments
+from mg_keras.programs.common import list_of, number, stage_arguments
 from mg_keras.quiet import import_tensorflow
 
 
@@ -19,6 +19,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     def more(parser):
         parser.add_argument(
             "--unlabelled", type=str, help="folder of photos, or training: the training photos; default: the run's own"
+        )
+        parser.add_argument(
+            "--max_photos", type=number(int, at_least=1), help="to fit it on so many at most; default: the run's"
         )
         parser.add_argument(
             "--shrinkage",
@@ -33,7 +36,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.add_argument(
             "--versions",
             type=number(int, at_least=0),
-            help="learn it from so many edited versions of each photo; 0: by PCA; default: the run's",
+            help="learn it from so many edited versions of each photo by each recipe; 0: by PCA; default: the run's",
+        )
+        parser.add_argument(
+            "--augmentations",
+            type=list_of(str),
+            help="recipes of those versions, so many by each; default: the run's",
+        )
+        parser.add_argument(
+            "--steps",
+            type=number(int, at_least=0),
+            help="train one learned from versions further by so many steps of InfoNCE; default: the run's",
         )
         parser.add_argument(
             "--power",
@@ -56,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
 
     options = stage_arguments("mg-keras whiten", __doc__, arguments, more)
-    of_a_fit = ("unlabelled", "shrinkage", "dimensions", "versions", "power")
+    of_a_fit = ("unlabelled", "max_photos", "shrinkage", "dimensions", "versions", "augmentations", "steps", "power")
     of_a_fit = [name for name in of_a_fit if getattr(options, name) is not None]
     if options.descriptor == "projected" and of_a_fit:
         raise UserError(f"--{of_a_fit[0]} is of a whitening that is fitted: a projection is taken as it was trained")
@@ -70,10 +83,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         options.checkpoint,
         options.data,
         unlabelled=options.unlabelled,
+        max_whitening_photos=options.max_photos,
         whitening_shrinkage=options.shrinkage,
         whitening_dimensions=options.dimensions,
         whitening_versions=options.versions,
+        whitening_augmentations=options.augmentations,
         whitening_power=options.power,
+        whitening_steps=options.steps,
     )
     poolings = stages.COMPARISON if options.comparison else ()
     if options.descriptor == "projected":

@@ -19,6 +19,7 @@ from jsonargparse import ActionConfigFile, ArgumentParser, get_loader
 
 from mg_keras import objectives
 from mg_keras.checkpoints import Retention
+from mg_keras.data.augmentations import AugmentationName
 from mg_keras.data.settings import PhotoSettings
 from mg_keras.errors import UserError
 from mg_keras.limits import Count, CountOrNull, Limits, NotNegative, Positive, check, wanted
@@ -115,9 +116,11 @@ class MeasuringSettings:
         in_aug_per_class: training images a class for IN-aug; of unlabelled ones, as many as of 100 classes.
         max_whitening_photos: photos to fit the whitening on at most.
         whitening_versions: 0 fits the whitening by PCA, as the paper does; more learn it from so many versions of each
-            photo, augmented as in training (`Whitening.fit_on_versions`).
+            photo by each recipe (`Whitening.fit_on_versions`).
+        whitening_augmentations: recipes of those versions; empty: that of the training.
         whitening_power: alpha in 0-1 of a learned one: from 0, where what versions change counts for little, to 1,
             where photos are white.
+        whitening_steps: by which a learned one is trained further with InfoNCE and KoLeo (`finishing.contrast`).
         whitening_shrinkage: s in 0-1 of the fit, for fewer photos than dimensions; null: none, or the default of a
             learned one.
         whitening_dimensions: values of a whitened descriptor, those of largest variance; null: all of them.
@@ -127,7 +130,9 @@ class MeasuringSettings:
     in_aug_per_class: Count = 2
     max_whitening_photos: Count = 20_000
     whitening_versions: Annotated[int, Limits(at_least=0)] = 0
+    whitening_augmentations: list[AugmentationName] = dataclasses.field(default_factory=list)
     whitening_power: Annotated[float, Limits(at_least=0, at_most=1)] = 1.0
+    whitening_steps: Annotated[int, Limits(at_least=0)] = 0
     whitening_shrinkage: Annotated[float | None, Limits(above=0, at_most=1)] = None
     whitening_dimensions: CountOrNull = None
 

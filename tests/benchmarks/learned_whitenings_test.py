@@ -17,7 +17,7 @@ def test_a_row_for_each_fit(monkeypatch, capsys, tmp_path):
     photos = rng.normal(size=(40, 6))
 
     def embedded(name, files, options):
-        if name == "versions":
+        if name == "copies":
             return np.repeat(photos[10:], 2, axis=0) + np.tile([edit, -edit], (30, 1))
         if name == "edits":
             return photos[np.random.default_rng(options.seed).permutation(9)[:8]] + edit
@@ -25,18 +25,19 @@ def test_a_row_for_each_fit(monkeypatch, capsys, tmp_path):
 
     monkeypatch.setattr(learned_whitenings, "embedded", embedded)
     folders = [f"--fit={tmp_path / 'f'}", f"--photos={tmp_path / 'p'}"]
-    more = ["--run=runs/a", "--versions=2", "--dimensions=4", "--edits=8", "--shrinkages=0.01", "--powers=[0,1]"]
-    monkeypatch.setattr(sys, "argv", ["learned_whitenings", *folders, *more])
+    more = ["--run=runs/a", "--versions=2", "--dimensions=4", "--edits=8", "--shrinkages=0.01", "--powers=0,1"]
+    monkeypatch.setattr(sys, "argv", ["learned_whitenings", *folders, *more, "--steps=0,2"])
     learned_whitenings.main()
     table = [[cell.strip() for cell in line.split("│")[1:-1]] for line in capsys.readouterr().out.splitlines()]
-    rows = [cells for cells in table if len(cells) == 6]
-    assert [cells[:2] for cells in rows] == [["none", ""], ["0.01", "0"], ["0.01", "1"]]
+    rows = [cells for cells in table if len(cells) == 7]
+    fits = [["0.01", "0", "0"], ["0.01", "0", "2"], ["0.01", "1", "0"], ["0.01", "1", "2"]]
+    assert [cells[:3] for cells in rows] == [["none", "", ""], *fits]
     # a strong edit hides the photo until the whitening knows edits
-    assert float(rows[0][2]) < 50
-    assert [cells[2:] for cells in rows[1:]] == [["100.0", "100.0", "–", "–"]] * 2
+    assert float(rows[0][3]) < 50
+    assert [cells[3:] for cells in rows[1:]] == [["100.0", "100.0", "–", "–"]] * 4
 
 
-@pytest.mark.parametrize("mistake", ["--shrinkages=0", "--shrinkages=0.1,2", "--powers=-1"])
+@pytest.mark.parametrize("mistake", ["--shrinkages=0", "--shrinkages=0.1,2", "--powers=-1", "--steps=-1"])
 def test_settings_out_of_range_are_refused_before_photos_are_embedded(monkeypatch, capsys, mistake):
     monkeypatch.setattr(sys, "argv", ["learned_whitenings", "--run=x", "--fit=x", "--photos=x", mistake])
     with pytest.raises(SystemExit):

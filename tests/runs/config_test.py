@@ -61,6 +61,7 @@ ENDS = {
     "whitening_dimensions": ([1], [0]),
     "whitening_versions": ([0, 3], [-1]),
     "whitening_power": ([0.0, 1.0], [-0.1, 1.1]),
+    "whitening_steps": ([0, 1], [-1]),
 }
 
 

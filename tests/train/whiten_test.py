@@ -15,6 +15,7 @@ from mg_keras.embedding import embedder
 from mg_keras.embedding.photos import Embeddings, embed, embed_versions
 from mg_keras.embedding.whitening import Whitening
 from mg_keras.errors import UserError
+from mg_keras.finishing.contrast import contrasted
 from mg_keras.finishing.whitening import Fitted
 from mg_keras.models import trunks
 from mg_keras.poolings import RMAC
@@ -136,6 +137,31 @@ def test_versions_teach_it_what_edits_change(run):
 
 
 @pytest.mark.slow
+def test_versions_by_several_recipes_train_it_further(run):
+    run = run.changed(whitening_versions=2, whitening_augmentations=["standard", "recaptured"], whitening_steps=3)
+    source = run_photos.open_source(run.settings)
+    stages.fit_whitening(run, source, resolutions=[32])
+    rows = embeddings(run, source.train, 32, 3.0)
+    versions = np.concatenate(
+        [
+            embed_versions(run.model, source.train, augmentations.get(name), 32, 2, [3.0], run.settings.seed)
+            .values[0]
+            .reshape(30, 2, -1)
+            for name in ("standard", "recaptured")
+        ],
+        axis=1,
+    )
+    learned = Whitening.fit_on_versions(rows, versions, dimensions=6)
+    expected = contrasted(learned, rows, versions, 3, run.settings.seed)
+    whitening = run.results.whitening_at(32)
+    similarities = [one.transform(rows) @ one.transform(rows).T for one in (whitening, expected, learned)]
+    np.testing.assert_allclose(similarities[0], similarities[1], atol=1e-3)
+    assert np.abs(similarities[0] - similarities[2]).max() > 1e-2
+    entry = run.results.whitening_report[32]
+    assert (entry["augmentations"], entry["steps"]) == (["standard", "recaptured"], 3)
+
+
+@pytest.mark.slow
 def test_other_poolings_are_whitened_from_the_same_pass(run, monkeypatch):
     source = run_photos.open_source(run.settings)
     passes = []
@@ -206,6 +232,7 @@ def test_the_photos_to_fit_on(run, data, monkeypatch):
         ({"whitening_dimensions": None}, "30 training photos, .*whitening 41 dimensions needs at least 42"),
         ({"whitening_dimensions": 30}, "whitening 30 dimensions needs at least 31 embeddings, received 30"),
         ({"whitening_dimensions": 42}, "from 1 to 41, received 42"),
+        ({"whitening_steps": 3}, "trained for 3 steps from versions of photos: give whitening_versions"),
     ],
     ids=str,
 )
@@ -226,6 +253,10 @@ def test_what_can_not_be_fitted_is_refused_before_the_photos_are_embedded(run, s
         ),
         ("--dimensions=0", "--dimensions must be a whole number, at least 1; received '0'"),
         ("--shrinkage=2", "--shrinkage must be a number, above 0 and at most 1; received '2'"),
+        (
+            "--augmentations=copies,mosaic",
+            r"whitening_augmentations must be a list of full, .*, none; received \['copies', 'mosaic'\]",
+        ),
     ],
 )
 def test_a_mistake_is_one_line(run, option, message, monkeypatch, capsys):

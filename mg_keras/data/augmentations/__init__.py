@@ -23,7 +23,7 @@ from typing import Literal, get_args
 from mg_keras.errors import UserError
 
 # the files are loaded on first use: to read settings needs no TensorFlow
-AugmentationName = Literal["full", "standard", "autoaugment", "copies", "none"]
+AugmentationName = Literal["full", "standard", "autoaugment", "copies", "recaptured", "none"]
 """What a run's `augmentation` may be."""
 
 NAMES = get_args(AugmentationName)

@@ -97,7 +97,8 @@ def test_a_bad_size_is_named(name):
         augmentations.get(name)(photo(8, 8), 0, [0, 0])
 
 
-@pytest.mark.parametrize("name", RANDOM)
+# of what is recaptured, other things than the photo take up half
+@pytest.mark.parametrize("name", [name for name in RANDOM if name != "recaptured"])
 @pytest.mark.slow
 def test_versions_of_a_real_photo_stay_close_to_it_in_colour(name):
     """Grey, black or negative versions may occur, but most must look like the photo they come from."""

@@ -1,0 +1,79 @@
+"""A whitening that is trained, the network fixed: InfoNCE and KoLeo between versions of photos (PAPER.md 11b)."""
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from mg_keras.embedding.whitening import Whitening
+from mg_keras.layers import InfoNCE, KoLeo
+from mg_keras.progress import Progress
+from mg_keras.whitening_formulas import unit_embeddings, unit_rows, whitened
+
+TEMPERATURE = 0.05
+SPREAD_WEIGHT = 30.0
+# of the first step, to which the projection's values, brought to a mean square of 1, are changed by it
+LEARNING_RATE = 0.02
+PHOTOS_A_STEP = 512
+
+
+def contrasted(
+    whitening: Whitening,
+    embeddings: np.ndarray,
+    versions: np.ndarray,
+    steps: int,
+    seed: int = 0,
+    temperature: float = TEMPERATURE,
+    spread_weight: float = SPREAD_WEIGHT,
+    label: str | None = None,
+) -> Whitening:
+    """Trains the projection of a whitening, so that a version of a photo is nearer to its others than to other photos.
+
+    Each step draws up to 512 photos and two pictures of each, of its versions and the photo itself, and takes a step
+    of Adam, at a rate that falls linearly to 0, down InfoNCE + s KoLeo of their descriptors. What edits do to photos
+    is not the same everywhere, and a covariance, which `Whitening.fit_on_versions` goes by, knows only its mean.
+
+    Args:
+        whitening: to begin with, of such photos.
+        embeddings, versions: [N, d] and [N, V, d], as `Whitening.fit_on_versions` takes them.
+        steps: how many.
+        seed: of what is drawn.
+        temperature: T of InfoNCE.
+        spread_weight: s.
+        label: what to call it while it runs; None shows nothing.
+
+    Returns:
+        A `Whitening` of as many dimensions.
+
+    Raises:
+        ValueError: fewer than two photos.
+    """
+    if len(embeddings) < 2:
+        raise ValueError(f"photos are told apart from others: at least 2 are needed, received {len(embeddings)}")
+    pictures = np.concatenate([embeddings[:, None], versions], axis=1, dtype=np.float32)
+    count, of_each, _ = pictures.shape
+    a_step = min(PHOTOS_A_STEP, count)
+    scale = np.sqrt(np.mean(whitening.projection_**2))
+    projection = tf.Variable(whitening.projection_ / scale, dtype=tf.float32)
+    mean = tf.constant(whitening.mean_, tf.float32)
+    rate = keras.optimizers.schedules.PolynomialDecay(LEARNING_RATE, steps, 0.0)
+    optimizer = keras.optimizers.Adam(rate, beta_2=0.99)
+    optimizer.build([projection])
+    info_nce, koleo, photos = InfoNCE(temperature), KoLeo(), tf.tile(tf.range(a_step), [2])
+
+    @tf.function(input_signature=[tf.TensorSpec([2 * a_step, pictures.shape[2]], tf.float32)], autograph=False)
+    def step(drawn):
+        unit = unit_embeddings(keras.ops, drawn, whitening.bias_channel)
+        with tf.GradientTape() as tape:
+            descriptors = unit_rows(keras.ops, whitened(keras.ops, unit, mean, projection))
+            loss = info_nce(descriptors, photos) + spread_weight * koleo(descriptors, photos)
+        optimizer.apply_gradients([(tape.gradient(loss, projection), projection)])
+
+    rng = np.random.default_rng(seed)
+    with Progress(label or "", steps if label else 0, "steps") as progress:
+        for _ in range(steps):
+            rows = rng.choice(count, a_step, replace=False)
+            two = np.argsort(rng.random((a_step, of_each)), axis=1)[:, :2]
+            step(np.concatenate(pictures[rows[:, None], two].transpose(1, 0, 2)))
+            if label:
+                progress.advance()
+    return Whitening.of_projection(embeddings, projection.numpy() * scale, whitening.bias_channel)
