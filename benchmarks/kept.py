@@ -44,12 +44,19 @@ def embed_all(run, photos, size, poolings, label):
     return found
 
 
+def some_photos(folder, count, seed):
+    """A split of `count` photos of a folder, drawn with a seed, in their order; None: all."""
+    from mg_keras.data import sources
+
+    photos = sources.photos(Path(folder))
+    return photos.subset(np.sort(np.random.default_rng(seed).permutation(len(photos))[:count]))
+
+
 def embed_some_versions(run, folder, count, recipe, size, poolings, seed, label, versions=None):
-    """`embed_versions` of `count` photos of a folder, so many of each (None: IN-aug's) by the recipe called so."""
-    from mg_keras.data import augmentations, sources
+    """`embed_versions` of `some_photos`, so many of each (None: IN-aug's) by the recipe called so."""
+    from mg_keras.data import augmentations
     from mg_keras.embedding.photos import embed_versions
     from mg_keras.finishing.pooling_exponent import VERSIONS
 
-    photos = sources.photos(Path(folder))
-    some = photos.subset(np.sort(np.random.default_rng(seed).permutation(len(photos))[:count]))
+    some = some_photos(folder, count, seed)
     return embed_versions(run.model, some, augmentations.get(recipe), size, versions or VERSIONS, poolings, seed, label)

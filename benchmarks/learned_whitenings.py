@@ -17,10 +17,10 @@ import numpy as np
 from benchmarks.arguments import benchmark_parser
 from benchmarks.describers import edits_of, holidays_files, photo_files, scores, shown
 from benchmarks.exponents import opened
-from benchmarks.kept import embed_all, embed_some_versions, kept
+from benchmarks.kept import embed_all, embed_some_versions, kept, some_photos
 from benchmarks.timing import print_table
 from mg_keras.evaluation.copies import STRONG_EDITS
-from mg_keras.programs.common import list_of, run_program
+from mg_keras.programs.common import list_of, number, run_program
 from mg_keras.quiet import import_tensorflow
 from mg_keras.whitening_formulas import unit_rows
 
@@ -30,6 +30,7 @@ def main():
     parser = benchmark_parser("learned_whitenings", __doc__)
     parser.add_argument("--run", required=True, help="or package")
     parser.add_argument("--fit", required=True)
+    parser.add_argument("--count", type=number(int, at_least=1), help="photos of --fit, drawn with the seed (all)")
     parser.add_argument("--photos", required=True)
     parser.add_argument("--holidays")
     parser.add_argument("--objects")
@@ -45,7 +46,7 @@ def main():
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--keep", type=Path)
     options = parser.parse_args()
-    files, to_fit = photo_files(options.photos), photo_files(options.fit)
+    files = photo_files(options.photos)
     sets = {"photos": files, "edits": list(edits_of(files, options.edits, options.seed))}
     if options.holidays:
         sets["holidays"] = holidays_files(options.holidays)
@@ -58,6 +59,8 @@ def main():
 
     for name in options.augmentations:
         augmentations.get(name)
+    # as the source of versions lists them
+    to_fit = [Path(file) for file in some_photos(options.fit, options.count, options.seed).files]
     found = {name: embedded(name, photos, options) for name, photos in sets.items()}
     fitted_on = embedded("fit", to_fit, options)
     versions = [

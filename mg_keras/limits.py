@@ -88,8 +88,10 @@ def wanted(kind: Any) -> str:
         # jsonargparse adds null to what may be null already
         return " or ".join(map(wanted, parts)).replace("or null or null", "or null")
     if origin is list:
-        of_names = get_origin(parts[0]) is Literal
-        return f"a list of {', '.join(get_args(parts[0])) if of_names else _PLURALS[parts[0]]}"
+        if get_origin(parts[0]) is not Literal:
+            return f"a list of {_PLURALS[parts[0]]}"
+        names = get_args(parts[0])
+        return f"a list such as [{','.join(names[:2])}] of some of {', '.join(names)}"
     return _WORDS[kind]
 
 

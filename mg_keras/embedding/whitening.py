@@ -191,12 +191,11 @@ class Whitening:
         from scipy.linalg import cholesky, eigh, solve_triangular
 
         photos = _checked(embeddings, "embeddings")
-        versions = np.asarray(versions, np.float64)
+        versions = np.asarray(versions)
         if versions.ndim != 3 or versions.shape[::2] != photos.shape or not versions.shape[1]:
             raise ValueError(
                 f"versions must be [{len(photos)}, V, {photos.shape[1]}] with V >= 1, received shape {versions.shape}"
             )
-        edited = _checked(versions.reshape(-1, photos.shape[1]), "versions")
         rows = unit_embeddings(np, photos, bias_channel)
         count, size = rows.shape
         check_fit(count, size, None, dimensions)
@@ -208,10 +207,9 @@ class Whitening:
         # in parts: all in float64 at once would take several times the memory of what is given
         within, of_each = np.zeros((size, size)), versions.shape[1]
         for start in range(0, count, _PHOTOS_A_PART):
-            part = rows[start : start + _PHOTOS_A_PART, None]
-            of_part = edited[start * of_each : (start + len(part)) * of_each]
-            of_part = unit_embeddings(np, of_part, bias_channel).reshape(len(part), of_each, size)
-            together = np.concatenate([part, of_part], axis=1)
+            of_part = _checked(versions[start : start + _PHOTOS_A_PART].reshape(-1, photos.shape[1]), "versions")
+            of_part = unit_embeddings(np, of_part, bias_channel).reshape(-1, of_each, size)
+            together = np.concatenate([rows[start : start + _PHOTOS_A_PART, None], of_part], axis=1)
             deviations = (together - together.mean(axis=1, keepdims=True)).reshape(-1, size)
             within += deviations.T @ deviations / (count * of_each)
         spread = np.trace(within) / size
@@ -249,12 +247,20 @@ class Whitening:
             A `Whitening`, scaled so that its k values have the variance 1 on average over the photos.
 
         Raises:
-            ValueError: for embeddings that aren't finite, and where the constructor does.
+            ValueError: for embeddings that aren't finite, a projection that doesn't fit them or whose values don't vary
+                independently over them, and where the constructor does.
         """
         rows = unit_embeddings(np, _checked(embeddings, "embeddings"), bias_channel)
+        projection = np.asarray(projection, np.float64)
+        if projection.ndim != 2 or len(projection) != rows.shape[1]:
+            raise ValueError(f"projection must be [{rows.shape[1]}, k], received shape {projection.shape}")
         mean = rows.mean(axis=0)
         phi = (rows - mean) @ projection
-        scale = np.sqrt(np.mean(np.var(phi, axis=0, ddof=1)))
+        covariance = np.cov(phi.T).reshape(phi.shape[1], -1)
+        # of values that follow from others, the inverse would be rounding
+        if np.linalg.matrix_rank(covariance, tol=1e-12 * np.abs(covariance).max()) < len(covariance):
+            raise ValueError(f"the {len(covariance)} values don't vary independently over these {len(rows)} photos")
+        scale = np.sqrt(np.mean(np.diag(covariance)))
         phi, projection = phi / scale, projection / scale
         if projection.shape[0] == projection.shape[1]:
             return cls(mean, projection, bias_channel)

@@ -45,10 +45,12 @@ def contrasted(
         A `Whitening` of as many dimensions.
 
     Raises:
-        ValueError: fewer than two photos.
+        ValueError: fewer than two photos, or no version or step.
     """
     if len(embeddings) < 2:
         raise ValueError(f"photos are told apart from others: at least 2 are needed, received {len(embeddings)}")
+    if steps < 1 or not versions.shape[1]:
+        raise ValueError(f"there must be 1 version and 1 step at least, received {versions.shape[1]} and {steps}")
     pictures = np.concatenate([embeddings[:, None], versions], axis=1, dtype=np.float32)
     count, of_each, _ = pictures.shape
     a_step = min(PHOTOS_A_STEP, count)

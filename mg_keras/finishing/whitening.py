@@ -43,26 +43,19 @@ class Fit:
         """Refuses, before photos are embedded, what can't be fitted on so many.
 
         Raises:
-            UserError: there are too few photos for the dimensions, or a setting is out of range or does not go with
-                another.
+            UserError: there are too few photos for the dimensions, or a setting is out of range.
         """
-        if self.steps and not self.versions:
-            raise UserError(
-                f"a whitening is trained for {self.steps} steps from versions of photos: give whitening_versions, too"
-            )
         with _refused(count, kind):
             check_fit(count, embedding_dimension + 1, None if self.versions else self.shrinkage, self.dimensions)
 
-    def fit(self, embeddings: np.ndarray, versions: np.ndarray | None) -> Whitening:
-        """A `Whitening` of embeddings [N, d]; `versions` [N, V, d], where there are any."""
+    def fit(self, embeddings: np.ndarray, versions: np.ndarray | None, label: str) -> Whitening:
+        """A `Whitening` of embeddings [N, d]; `versions` [N, V, d], where there are any; `label` names its training."""
         if versions is None:
             return Whitening.fit(embeddings, shrinkage=self.shrinkage, dimensions=self.dimensions)
         given = {"power": self.power} if self.shrinkage is None else {"power": self.power, "shrinkage": self.shrinkage}
         whitening = Whitening.fit_on_versions(embeddings, versions, dimensions=self.dimensions, **given)
         if self.steps:
-            whitening = contrasted(
-                whitening, embeddings, versions, self.steps, self.seed, label="training the whitening"
-            )
+            whitening = contrasted(whitening, embeddings, versions, self.steps, self.seed, label=label)
         return whitening
 
 
@@ -114,7 +107,7 @@ def fit_whitening(
         versions = _versions(embedder, photos.subset(found.rows), size, wanted, how)
     with _refused(len(found.rows), kind):
         fitted = {
-            pooling: how.fit(values, edited)
+            pooling: how.fit(values, edited, f"training the whitening at {size} px, pooling {pooling}")
             for pooling, values, edited in zip(wanted, found.values, versions, strict=True)
         }
     whitening = fitted[wanted[0]]
@@ -147,7 +140,7 @@ def _versions(embedder, photos, size, poolings, how):
         for name in how.augmentations
     ]
     of_each = [values.reshape(len(poolings), len(photos), how.versions, -1) for values in found]
-    return np.concatenate(of_each, axis=2)
+    return np.concatenate(of_each, axis=2) if len(of_each) > 1 else of_each[0]
 
 
 def projected(

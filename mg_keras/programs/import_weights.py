@@ -145,6 +145,9 @@ def save_packed_run(packed: "Packed", folder: str | Path, data: str) -> "tuple[R
     known = {field.name for field in dataclasses.fields(TrainConfig)}
     settings = {name: value for name, value in about.get("training", {}).items() if name in known}
     settings |= {name: about[name] for name in ("trunk", "pooling_exponent", "levels", "resolution")}
+    # what it was whitened by may be another fit than the training's
+    fit = about.get("whitening", {})
+    settings |= {f"whitening_{name}": value for name, value in fit.items() if f"whitening_{name}" in known}
     sizes = {int(size): float(exponent) for size, exponent in about.get("p_star", {}).items()}
     sizes.setdefault(about.get("default_resolution") or about["resolution"], about["pooling_exponent"])
     config = TrainConfig(
@@ -158,11 +161,14 @@ def save_packed_run(packed: "Packed", folder: str | Path, data: str) -> "tuple[R
         }
     )
     names = about.get("class_ids") or about.get("class_names")
-    return _save(folder, config, packed.network(), names, packed.whitening, sizes)
+    return _save(folder, config, packed.network(), names, packed.whitening, sizes, fit)
 
 
-def _save(folder, config, model, class_names, whitening, p_star):
-    """A run of a network, its p*, and its whitening at these resolutions; and a note on classes, or None."""
+def _save(folder, config, model, class_names, whitening, p_star, fit=None):
+    """A run of a network, its p*, and its whitening at these resolutions; and a note on classes, or None.
+
+    `fit`: what is known of how the whitening was fitted, entries of whitening.json.
+    """
     from mg_keras.runs.networks import build_model
     from mg_keras.runs.photos import open_source
     from mg_keras.runs.run import Run
@@ -175,7 +181,7 @@ def _save(folder, config, model, class_names, whitening, p_star):
     run.save_class_names(names)
     run.save_data(source)
     if whitening:
-        _save_whitening(run, whitening, p_star)
+        _save_whitening(run, whitening, p_star, fit or {})
     if p_star:
         run.results.save_p_star(p_star, {}, {})
     # what a run trains has beta and random states beside the network
@@ -186,8 +192,9 @@ def _save(folder, config, model, class_names, whitening, p_star):
     return run, note
 
 
-def _save_whitening(run, whitening, p_star):
+def _save_whitening(run, whitening, p_star, fit):
     entry = {
+        **fit,
         "dimensions": whitening.projection_.shape[1],
         "embedding_dimensions": whitening.projection_.shape[0],
         "variance_kept": whitening.variance_kept_,

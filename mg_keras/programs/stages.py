@@ -223,6 +223,7 @@ def fit_whitening(
     how.check(len(photos), run.model.embedding_dimension, kind)
     sizes = resolutions or config.resolutions
     edits = f" and {versions * len(how.augmentations)} versions of each" if versions else ""
+    edits += f", and training it for {how.steps:,} steps" if how.steps else ""
     announce(f"fitting a whitening at {_pixels(sizes)} on {len(photos):,} {kind}{edits}")
     embedder = embedder or embedder_of(run)
     for size in sizes:

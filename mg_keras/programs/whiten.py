@@ -73,6 +73,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     of_a_fit = [name for name in of_a_fit if getattr(options, name) is not None]
     if options.descriptor == "projected" and of_a_fit:
         raise UserError(f"--{of_a_fit[0]} is of a whitening that is fitted: a projection is taken as it was trained")
+    if options.versions == 0:
+        # by PCA: what a run says of one that is learned from versions is not asked for
+        options.steps, options.augmentations = options.steps or 0, options.augmentations or []
     import_tensorflow()
     from mg_keras.evaluation.scores import METRICS
     from mg_keras.programs import stages
@@ -91,6 +94,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         whitening_power=options.power,
         whitening_steps=options.steps,
     )
+    if options.power is not None and not run.settings.whitening_versions:
+        raise UserError("--power is of a whitening learned from versions of photos: give --versions, too")
     poolings = stages.COMPARISON if options.comparison else ()
     if options.descriptor == "projected":
         print(f"descriptor: {stages.take_projection(run, source)}")

@@ -168,6 +168,14 @@ class TrainConfig(
                 raise UserError(f"objective {self.objective} learns from the network it starts from: name it by init")
             if self.class_balance != "none":
                 raise UserError(f"class_balance needs labels, which objective {self.objective} does not take: none")
+        if not self.whitening_versions and (self.whitening_steps or self.whitening_augmentations):
+            raise UserError(
+                f"whitening_versions 0 fits by PCA, without whitening_steps ({self.whitening_steps}) and "
+                f"whitening_augmentations ({self.whitening_augmentations}): take 1 or more, or 0 steps and []"
+            )
+        recipes = self.whitening_augmentations
+        if "none" in recipes or len(set(recipes)) < len(recipes):
+            raise UserError(f"whitening_augmentations must change photos, and be named once; received {recipes}")
         if self.schedule == "cosine" and self.warmup_epochs >= self.epochs:
             raise UserError(
                 f"warmup_epochs {self.warmup_epochs:g} leaves nothing of {self.epochs} epochs: take fewer of them"

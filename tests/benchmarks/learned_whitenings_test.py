@@ -5,6 +5,9 @@ import pytest
 from PIL import Image
 
 from benchmarks import learned_whitenings
+from benchmarks.kept import some_photos
+from mg_keras.embedding.whitening import Whitening
+from mg_keras.finishing import contrast
 
 
 def test_a_row_for_each_fit(monkeypatch, capsys, tmp_path):
@@ -19,14 +22,28 @@ def test_a_row_for_each_fit(monkeypatch, capsys, tmp_path):
     def embedded(name, files, options):
         if name == "copies":
             return np.repeat(photos[10:], 2, axis=0) + np.tile([edit, -edit], (30, 1))
+        if name == "full":
+            return np.repeat(photos[10:], 2, axis=0)
         if name == "edits":
             return photos[np.random.default_rng(options.seed).permutation(9)[:8]] + edit
         return photos[:9] if name == "photos" else photos[10:]
 
+    trained = []
+
+    def contrasted(whitening, embeddings, versions, steps, seed, label):
+        trained.append((steps, seed))
+        np.testing.assert_array_equal(embeddings, photos[10:])
+        # two by each recipe, of each photo
+        np.testing.assert_allclose(versions - photos[10:, None], np.tile([edit, -edit, 0 * edit, 0 * edit], (30, 1, 1)))
+        return Whitening.of_projection(embeddings, np.eye(7)[:, :4])
+
+    monkeypatch.setattr(contrast, "contrasted", contrasted)
     monkeypatch.setattr(learned_whitenings, "embedded", embedded)
     folders = [f"--fit={tmp_path / 'f'}", f"--photos={tmp_path / 'p'}"]
     more = ["--run=runs/a", "--versions=2", "--dimensions=4", "--edits=8", "--shrinkages=0.01", "--powers=0,1"]
-    monkeypatch.setattr(sys, "argv", ["learned_whitenings", *folders, *more, "--steps=0,2"])
+    monkeypatch.setattr(
+        sys, "argv", ["learned_whitenings", *folders, *more, "--steps=0,2", "--augmentations=copies,full"]
+    )
     learned_whitenings.main()
     table = [[cell.strip() for cell in line.split("│")[1:-1]] for line in capsys.readouterr().out.splitlines()]
     rows = [cells for cells in table if len(cells) == 7]
@@ -34,7 +51,9 @@ def test_a_row_for_each_fit(monkeypatch, capsys, tmp_path):
     assert [cells[:3] for cells in rows] == [["none", "", ""], *fits]
     # a strong edit hides the photo until the whitening knows edits
     assert float(rows[0][3]) < 50
-    assert [cells[3:] for cells in rows[1:]] == [["100.0", "100.0", "–", "–"]] * 4
+    assert [rows[number][3:] for number in (1, 3)] == [["100.0", "100.0", "–", "–"]] * 2
+    assert trained == [(2, 0), (2, 0)]
+    assert float(rows[2][3]) < 50, "the row is of what was trained"
 
 
 @pytest.mark.parametrize("mistake", ["--shrinkages=0", "--shrinkages=0.1,2", "--powers=-1", "--steps=-1"])
@@ -43,3 +62,14 @@ def test_settings_out_of_range_are_refused_before_photos_are_embedded(monkeypatc
     with pytest.raises(SystemExit):
         learned_whitenings.main()
     assert f"argument {mistake.split('=')[0]}: invalid" in capsys.readouterr().err
+
+
+def test_photos_are_those_that_versions_are_made_of(tmp_path):
+    """Names that sort otherwise as paths than as text, and files that others pass over."""
+    for name in ("a/b.jpg", "a b/c.jpg", "a-b/d.jpg", ".hidden.jpg", "e.gif", "f.jpg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (40, 40)).save(tmp_path / name)
+    whole, some = some_photos(tmp_path, None, 0), some_photos(tmp_path, 3, 0)
+    assert len(some) == 3
+    assert [file for file in whole.files if file in some.files] == some.files
+    assert some.files == some_photos(tmp_path, 3, 0).files != some_photos(tmp_path, 3, 1).files

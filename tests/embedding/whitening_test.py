@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from mg_keras.embedding import whitening as whitenings
 from mg_keras.embedding.whitening import Whitening, class_agreement
 from mg_keras.errors import UserError
 from mg_keras.whitening_formulas import folded_logits, unit_embeddings, unwhitened, whitened
@@ -105,6 +106,31 @@ def test_learned_whitening_is_that_of_its_definition(embeddings, versions, bias_
     np.testing.assert_allclose(np.abs(phi), np.abs(expected), rtol=1e-6, atol=1e-9)
     if power == 1:
         np.testing.assert_allclose(np.cov(phi.T), np.eye(5), atol=1e-9)
+
+
+def test_learned_whitening_is_the_same_in_parts(embeddings, versions, monkeypatch):
+    whole = Whitening.fit_on_versions(embeddings, versions, dimensions=5)
+    monkeypatch.setattr(whitenings, "_PHOTOS_A_PART", 7)
+    parts = Whitening.fit_on_versions(embeddings, versions, dimensions=5)
+    np.testing.assert_allclose(np.abs(parts.projection_), np.abs(whole.projection_), rtol=1e-8)
+
+
+def test_a_known_projection_gets_its_scale_and_way_back_from_photos(embeddings):
+    projection = np.random.default_rng(6).standard_normal((13, 4))
+    made = Whitening.of_projection(embeddings, projection)
+    rows = np.array([hat(e, True) for e in embeddings])
+    np.testing.assert_allclose(made.mean_, rows.mean(0))
+    phi = (rows - rows.mean(0)) @ projection
+    scale = np.sqrt(phi.var(0, ddof=1).mean())
+    np.testing.assert_allclose(made.transform(embeddings, normalize=False), phi / scale)
+    np.testing.assert_allclose(made.inverse_, np.linalg.lstsq(phi / scale, rows - rows.mean(0), rcond=None)[0])
+    for wrong, message in (
+        (projection[:, [0, 1, 0]], "the 3 values don't vary independently over these 120 photos"),
+        (0 * projection, "the 4 values don't vary"),
+        (projection[:12], r"projection must be \[13, k\], received shape \(12, 4\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Whitening.of_projection(embeddings, wrong)
 
 
 def test_learned_whitening_finds_versions_that_pca_mistakes(embeddings, versions):

@@ -95,8 +95,10 @@ def test_it_folds_and_gives_the_embedding_back_as_others_do(photos):
     np.testing.assert_allclose(part.inverse_ @ part.projection_, np.eye(8), atol=1e-6)
 
 
-def test_one_photo_is_refused(photos):
+def test_too_little_is_refused(photos):
     embeddings, versions = photos
     learned = Whitening.fit_on_versions(embeddings, versions, dimensions=8)
     with pytest.raises(ValueError, match="at least 2 are needed, received 1"):
         contrasted(learned, embeddings[:1], versions[:1], 3)
+    with pytest.raises(ValueError, match="1 version and 1 step at least, received 3 and 0"):
+        contrasted(learned, embeddings, versions, 0)

@@ -20,12 +20,14 @@ from tests.train.tiny import CLASSES
 
 __all__ = ["folder", "small"]
 
+# how the run's whitening was fitted, which is not as its settings say
+FIT = {"photos": 9, "versions": 2, "augmentations": ["standard"], "power": 0.5, "steps": 3, "shrinkage": 0.3}
+
 
 @pytest.fixture(scope="module")
 def run(small, folder, tmp_path_factory):
     run = make_run(tmp_path_factory.mktemp("runs") / "run", folder, whitened=True)
-    entry = {"p_star": 4.0, "photos": 9, "shrinkage": 0.5, "fitted_on": f"photos of {folder}"}
-    run.results.save_whitening_report({SIZE: entry})
+    run.results.save_whitening_report({SIZE: {"p_star": 4.0, **FIT, "fitted_on": f"photos of {folder}"}})
     return run
 
 
@@ -69,7 +71,7 @@ def test_thresholds_are_cosines_at_two_precisions(out):
         assert sorted(values.values()) == [values[name] for name in sorted(values)]
     assert about["class_ids"] == list(CLASSES)
     # nobody's folders
-    assert about["whitening"] == {"photos": 9, "shrinkage": 0.5}
+    assert about["whitening"] == FIT
     assert about["training"]["data"] is None
 
 
@@ -85,7 +87,11 @@ def test_a_run_is_made_of_it(out, run, folder, names, tmp_path, monkeypatch, cap
     found = load_run(tmp_path / "run")
     assert found.results.p_star == {SIZE: 4.0}
     assert found.results.whitening_report[SIZE]["p_star"] == 4.0
-    assert dataclasses.replace(run.settings, data=f"folder:{folder}", evaluation_resolutions=[]) == found.settings
+    assert found.results.whitening_report[SIZE].items() >= FIT.items()
+    # further whitenings are fitted as this one was
+    fit = {f"whitening_{name}": value for name, value in FIT.items() if name != "photos"}
+    expected = dataclasses.replace(run.settings, data=f"folder:{folder}", evaluation_resolutions=[], **fit)
+    assert found.settings == expected
     if of_package:
         # nothing is lost on the way: packed again it is the same file
         again = ["--class_names", str(names), "--out", str(tmp_path / "again")]

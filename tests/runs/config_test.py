@@ -83,9 +83,10 @@ def test_every_setting_refuses_what_it_may_not_be(name):
     for value in wrong + ENDS.get(name, ([], []))[1]:
         with pytest.raises(UserError, match=f"^{name} must be"):
             TrainConfig(**{name: value})
+    others = {"whitening_versions": 1} if name == "whitening_steps" else {}
     for value in [FIELDS[name].default, *ENDS.get(name, ([], []))[0]]:
         if value is not dataclasses.MISSING:
-            assert getattr(TrainConfig(**{name: value}), name) == value
+            assert getattr(TrainConfig(**others, **{name: value}), name) == value
 
 
 @pytest.mark.parametrize(
@@ -100,6 +101,11 @@ def test_every_setting_refuses_what_it_may_not_be(name):
         {"evaluation_resolutions": 96},
         {"versions": 1},
         {"schedule": "cosine", "epochs": 2, "warmup_epochs": 2.0},
+        {"whitening_steps": 10},
+        {"whitening_augmentations": ["copies"]},
+        {"whitening_versions": 1, "whitening_augmentations": ["copies", "copies"]},
+        {"whitening_versions": 1, "whitening_augmentations": ["copies", "none"]},
+        {"whitening_versions": 1, "whitening_augmentations": ["copied"]},
     ],
     ids=str,
 )

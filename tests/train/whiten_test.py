@@ -232,7 +232,6 @@ def test_the_photos_to_fit_on(run, data, monkeypatch):
         ({"whitening_dimensions": None}, "30 training photos, .*whitening 41 dimensions needs at least 42"),
         ({"whitening_dimensions": 30}, "whitening 30 dimensions needs at least 31 embeddings, received 30"),
         ({"whitening_dimensions": 42}, "from 1 to 41, received 42"),
-        ({"whitening_steps": 3}, "trained for 3 steps from versions of photos: give whitening_versions"),
     ],
     ids=str,
 )
@@ -255,8 +254,11 @@ def test_what_can_not_be_fitted_is_refused_before_the_photos_are_embedded(run, s
         ("--shrinkage=2", "--shrinkage must be a number, above 0 and at most 1; received '2'"),
         (
             "--augmentations=copies,mosaic",
-            r"whitening_augmentations must be a list of full, .*, none; received \['copies', 'mosaic'\]",
+            r"whitening_augmentations must be a list such as \[full,standard\] of some of full, .*, none; "
+            r"received \['copies', 'mosaic'\]",
         ),
+        ("--steps=3", r"whitening_versions 0 fits by PCA, without whitening_steps \(3\) and .*"),
+        ("--power=0.5", "--power is of a whitening learned from versions of photos: give --versions, too"),
     ],
 )
 def test_a_mistake_is_one_line(run, option, message, monkeypatch, capsys):
