@@ -10,7 +10,7 @@
 * `--objects`: a subfolder of photos for each object, the first of them by name the reference: R@1 of the others among
   all references and `--photos`.
 * Of `--photos` in folders called by a WordNet number (`n02102040`): the share whose class among all those of a model is
-  that one.
+  that one, and mAP of each as a query for the others of its class among all `--photos`, by descriptors alone.
 * `--model`: what mg_keras.load opens, or a pattern such as `runs/mine-seed*` for several, of which the mean and the
   standard deviation are told; `--onnx`: a network from pixels [1, s, s, 3] (uint8) or [1, 3, s, s] (float, ImageNet's
   normalisation) to a descriptor, given photos squashed to s = `--size`. Both may be given again.
@@ -73,6 +73,7 @@ def main():
         *(f"of {kind}" for kind in STRONG_EDITS),
         "Holidays mAP %",
         "objects R@1 %",
+        "same class mAP %",
     ]
     measures.append(f"class of {len(known)} photos, % right")
     cells = [[shown(values) for values in zip(*runs, strict=True)] for runs in columns.values()]
@@ -209,6 +210,7 @@ def scores(found, sets, options):
     values.append(
         100 * objects_found(found["objects"], sets["objects"], found["photos"]) if "objects" in found else None
     )
+    values.append(same_class_map(found["photos"], sets["photos"]))
     return values
 
 
@@ -253,6 +255,17 @@ def holidays_precisions(descriptors, files):
     rankings = np.argsort(-descriptors[queries] @ descriptors.T, axis=1, kind="stable")
     triples = zip(rankings, positives, queries, strict=True)
     return np.array([mean_average_precision([ranking], [right], [[query]]) for ranking, right, query in triples])
+
+
+def same_class_map(descriptors, files):
+    """mAP in % of photos of one class: each of a known class is a query for its others; None: no class is known."""
+    names = np.array([wordnet_number(file) or "" for file in files])
+    queries = [row for row in np.flatnonzero(names) if np.sum(names == names[row]) > 1]
+    if not queries:
+        return None
+    rankings = np.argsort(-descriptors[queries] @ descriptors.T, axis=1, kind="stable")
+    positives = [np.setdiff1d(np.flatnonzero(names == names[query]), [query]) for query in queries]
+    return 100 * mean_average_precision(rankings, positives, [[query] for query in queries])
 
 
 def objects_found(descriptors, files, distractors):

@@ -72,11 +72,12 @@ def main():
     for shrinkage, power in itertools.product(options.shrinkages, options.powers):
         learned = Whitening.fit_on_versions(fitted_on, versions, True, shrinkage, options.dimensions, power)
         for steps in options.steps:
-            more = fitted_on, versions, steps, options.seed
+            more = fitted_on, versions, steps, options.seed, opened(options.run).model.classify(fitted_on)
             whitening = contrasted(learned, *more, label="training the whitening") if steps else learned
             described = {name: whitening.transform(values) for name, values in found.items()}
             table.append([f"{shrinkage:g}", f"{power:g}", f"{steps}", *cells(described, sets, options)])
     heads = ["shrinkage", "power", "steps", "copies R@1 %", "copies micro-AP %", "Holidays mAP %", "objects R@1 %"]
+    heads.append("same class mAP %")
     place = f"{Path(options.run).name} at {options.resolution} px, p* = {options.exponent:g}"
     print_table(f"{place}; {options.edits} edits among {len(files):,} photos, seed {options.seed}", heads, table)
 

@@ -14,6 +14,7 @@ from mg_keras.embedding.photos import embed_versions
 from mg_keras.embedding.whitening import Whitening, check_fit, class_agreement
 from mg_keras.errors import UserError
 from mg_keras.finishing.contrast import contrasted
+from mg_keras.poolings import RMAC
 from mg_keras.whitening_formulas import unit_embeddings
 
 
@@ -48,14 +49,19 @@ class Fit:
         with _refused(count, kind):
             check_fit(count, embedding_dimension + 1, None if self.versions else self.shrinkage, self.dimensions)
 
-    def fit(self, embeddings: np.ndarray, versions: np.ndarray | None, label: str) -> Whitening:
-        """A `Whitening` of embeddings [N, d]; `versions` [N, V, d], where there are any; `label` names its training."""
+    def fit(
+        self, embeddings: np.ndarray, versions: np.ndarray | None, logits: np.ndarray | None, label: str
+    ) -> Whitening:
+        """A `Whitening` of embeddings [N, d]; `versions` [N, V, d], where there are any.
+
+        `logits` [N, C] are for its training, where it is trained: None where there are none. `label` names that.
+        """
         if versions is None:
             return Whitening.fit(embeddings, shrinkage=self.shrinkage, dimensions=self.dimensions)
         given = {"power": self.power} if self.shrinkage is None else {"power": self.power, "shrinkage": self.shrinkage}
         whitening = Whitening.fit_on_versions(embeddings, versions, dimensions=self.dimensions, **given)
         if self.steps:
-            whitening = contrasted(whitening, embeddings, versions, self.steps, self.seed, label=label)
+            whitening = contrasted(whitening, embeddings, versions, self.steps, self.seed, logits, label=label)
         return whitening
 
 
@@ -107,7 +113,13 @@ def fit_whitening(
         versions = _versions(embedder, photos.subset(found.rows), size, wanted, how)
     with _refused(len(found.rows), kind):
         fitted = {
-            pooling: how.fit(values, edited, f"training the whitening at {size} px, pooling {pooling}")
+            pooling: how.fit(
+                values,
+                edited,
+                # the classifier reads GeM alone
+                None if pooling == RMAC or not how.steps else embedder.network.classify(values),
+                f"training the whitening at {size} px, pooling {pooling}",
+            )
             for pooling, values, edited in zip(wanted, found.values, versions, strict=True)
         }
     whitening = fitted[wanted[0]]

@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.add_argument(
             "--steps",
             type=number(int, at_least=0),
-            help="train one learned from versions further by so many steps of InfoNCE; default: the run's",
+            help="train one learned from versions further by so many steps of contrast; default: the run's",
         )
         parser.add_argument(
             "--power",

@@ -120,7 +120,8 @@ class MeasuringSettings:
         whitening_augmentations: recipes of those versions; empty: that of the training.
         whitening_power: alpha in 0-1 of a learned one: from 0, where what versions change counts for little, to 1,
             where photos are white.
-        whitening_steps: by which a learned one is trained further with InfoNCE and KoLeo (`finishing.contrast`).
+        whitening_steps: by which a learned one is trained further, versions of a photo against others and classes
+            (`finishing.contrast`).
         whitening_shrinkage: s in 0-1 of the fit, for fewer photos than dimensions; null: none, or the default of a
             learned one.
         whitening_dimensions: values of a whitened descriptor, those of largest variance; null: all of them.

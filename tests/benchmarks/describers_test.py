@@ -115,6 +115,14 @@ def test_classes_are_read_from_the_folders_called_by_wordnet_numbers():
     assert describers.classes_found(["English springer", "n01440764", "tench"], files) == pytest.approx(2 / 3)
 
 
+def test_of_a_class_all_photos_are_to_come_first():
+    files = [Path("a/n00000001/1.jpg"), Path("a/n00000001/2.jpg"), Path("a/n00000002/3.jpg"), Path("a/other/4.jpg")]
+    # of both photos of the first class the fourth is the nearest, then the other: between 0 and 1 / 2 in trapezoids
+    descriptors = np.array([[1, 0.0], [0.8, 0.6], [0.8, -0.6], [0.96, 0.28]])
+    assert describers.same_class_map(descriptors, files) == pytest.approx(25)
+    assert describers.same_class_map(descriptors[2:], files[2:]) is None
+
+
 def test_micro_ap_is_of_all_pairs_in_one_list():
     photos = np.eye(3)
     order = describers.edited_rows(3, 3, 0)

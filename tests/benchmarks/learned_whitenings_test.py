@@ -1,4 +1,5 @@
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -30,14 +31,17 @@ def test_a_row_for_each_fit(monkeypatch, capsys, tmp_path):
 
     trained = []
 
-    def contrasted(whitening, embeddings, versions, steps, seed, label):
+    def contrasted(whitening, embeddings, versions, steps, seed, logits, label):
         trained.append((steps, seed))
+        np.testing.assert_array_equal(logits, embeddings[:, :3])
         np.testing.assert_array_equal(embeddings, photos[10:])
         # two by each recipe, of each photo
         np.testing.assert_allclose(versions - photos[10:, None], np.tile([edit, -edit, 0 * edit, 0 * edit], (30, 1, 1)))
         return Whitening.of_projection(embeddings, np.eye(7)[:, :4])
 
     monkeypatch.setattr(contrast, "contrasted", contrasted)
+    network = SimpleNamespace(classify=lambda embeddings: embeddings[:, :3])
+    monkeypatch.setattr(learned_whitenings, "opened", lambda run: SimpleNamespace(model=network))
     monkeypatch.setattr(learned_whitenings, "embedded", embedded)
     folders = [f"--fit={tmp_path / 'f'}", f"--photos={tmp_path / 'p'}"]
     more = ["--run=runs/a", "--versions=2", "--dimensions=4", "--edits=8", "--shrinkages=0.01", "--powers=0,1"]
@@ -46,12 +50,12 @@ def test_a_row_for_each_fit(monkeypatch, capsys, tmp_path):
     )
     learned_whitenings.main()
     table = [[cell.strip() for cell in line.split("│")[1:-1]] for line in capsys.readouterr().out.splitlines()]
-    rows = [cells for cells in table if len(cells) == 7]
+    rows = [cells for cells in table if len(cells) == 8]
     fits = [["0.01", "0", "0"], ["0.01", "0", "2"], ["0.01", "1", "0"], ["0.01", "1", "2"]]
     assert [cells[:3] for cells in rows] == [["none", "", ""], *fits]
     # a strong edit hides the photo until the whitening knows edits
     assert float(rows[0][3]) < 50
-    assert [rows[number][3:] for number in (1, 3)] == [["100.0", "100.0", "–", "–"]] * 2
+    assert [rows[number][3:] for number in (1, 3)] == [["100.0", "100.0", "–", "–", "–"]] * 2
     assert trained == [(2, 0), (2, 0)]
     assert float(rows[2][3]) < 50, "the row is of what was trained"
 

@@ -42,6 +42,8 @@ def test_a_step_is_one_of_adam_down_the_loss(photos):
     versions = versions[:, :1]
     learned = Whitening.fit_on_versions(embeddings, versions, dimensions=3)
     pictures = np.concatenate([embeddings[:, None], versions], axis=1)
+    logits = 2 * np.random.default_rng(1).standard_normal((6, 4))
+    classes = np.exp(logits / 2) / np.exp(logits / 2).sum(1, keepdims=True)
     scale = np.sqrt(np.mean(learned.projection_**2))
 
     def loss(projection):
@@ -56,6 +58,9 @@ def test_a_step_is_one_of_adam_down_the_loss(photos):
                 own = rows[photo, this] @ rows[photo, 1 - this] / 0.5
                 total += np.log(np.exp(own) + np.sum(np.exp(np.array(others) / 0.5))) - own
                 total -= 2.0 * np.log(np.sqrt(2 - 2 * max(others)))
+                alike = np.array([classes[photo] @ classes[n] for n in range(6) for v in range(2) if n != photo])
+                logs = np.array(others) / 0.1 - np.log(np.sum(np.exp(np.array(others) / 0.1)))
+                total -= 0.7 * np.sum(alike / alike.sum() * logs)
         return total / 12
 
     expected = learned.projection_ / scale
@@ -66,12 +71,28 @@ def test_a_step_is_one_of_adam_down_the_loss(photos):
         gradient[place] = (loss(expected + moved) - loss(expected - moved)) / 2e-5
     # the first step of Adam is by the sign, whatever was drawn first: all photos and both pictures of each are
     expected = expected - contrast.LEARNING_RATE * np.sign(gradient)
-    trained = contrasted(learned, embeddings, versions, steps=1, temperature=0.5, spread_weight=2.0)
+    trained = contrasted(learned, embeddings, versions, 1, 0, logits, 0.5, 2.0, class_weight=0.7)
     expected = Whitening.of_projection(embeddings, expected)
     certain = np.abs(gradient) > 1e-3 * np.abs(gradient).max()
     assert certain.mean() > 0.9
     np.testing.assert_allclose(trained.projection_[certain], expected.projection_[certain], rtol=2e-3, atol=1e-4)
     np.testing.assert_allclose(trained.mean_, expected.mean_)
+
+
+def test_classes_keep_photos_together_that_the_others_part(photos):
+    """Of two directions alike for all that versions tell, one holds the class."""
+    embeddings, versions = photos
+    labels = (embeddings[:, -1] > 0).astype(int)
+    learned = Whitening.fit_on_versions(embeddings, versions, dimensions=8)
+
+    def apart(whitening):
+        similarities = whitening.transform(embeddings) @ whitening.transform(embeddings).T
+        same = labels[:, None] == labels
+        return similarities[same].mean() - similarities[~same].mean()
+
+    logits = 8.0 * np.eye(2)[labels]
+    without, trained = (contrasted(learned, embeddings, versions, 40, logits=one) for one in (None, logits))
+    assert apart(trained) > 1.4 * apart(without)
 
 
 def test_a_seed_gives_the_same_again(photos):

@@ -152,7 +152,7 @@ def test_versions_by_several_recipes_train_it_further(run):
         axis=1,
     )
     learned = Whitening.fit_on_versions(rows, versions, dimensions=6)
-    expected = contrasted(learned, rows, versions, 3, run.settings.seed)
+    expected = contrasted(learned, rows, versions, 3, run.settings.seed, run.model.classify(rows))
     whitening = run.results.whitening_at(32)
     similarities = [one.transform(rows) @ one.transform(rows).T for one in (whitening, expected, learned)]
     np.testing.assert_allclose(similarities[0], similarities[1], atol=1e-3)
