@@ -19,7 +19,7 @@ from mg_keras.finishing.contrast import contrasted
 from mg_keras.finishing.whitening import Fitted
 from mg_keras.models import trunks
 from mg_keras.poolings import RMAC
-from mg_keras.programs import stages
+from mg_keras.programs import stages, whiten
 from mg_keras.programs.export import export_run
 from mg_keras.runs import photos as run_photos
 from mg_keras.runs.config import TrainConfig
@@ -159,6 +159,15 @@ def test_versions_by_several_recipes_train_it_further(run):
     assert np.abs(similarities[0] - similarities[2]).max() > 1e-2
     entry = run.results.whitening_report[32]
     assert (entry["augmentations"], entry["steps"]) == (["standard", "recaptured"], 3)
+
+
+@pytest.mark.slow
+def test_a_run_that_learns_from_versions_can_be_whitened_by_pca(run):
+    learned = {"whitening_versions": 2, "whitening_augmentations": ["standard"], "whitening_steps": 3}
+    run.changed(**learned).settings.save(run.path / "config.yaml")
+    whiten.main([f"--run={run.path}", "--versions=0", "--resolutions=32", "--comparison=false"])
+    entry = load_run(run.path).results.whitening_report[32]
+    assert (entry["photos"], "versions" in entry) == (30, False)
 
 
 @pytest.mark.slow
