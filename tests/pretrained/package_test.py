@@ -35,7 +35,10 @@ def test_it_is_small_and_says_what_made_it():
         assert 0 < about["thresholds"][kind]["0.9"] < about["thresholds"][kind]["0.99"] < 1
     # what the preset makes, but for where its photos lie and the whitening that a program of its own fits
     preset = dataclasses.asdict(TrainConfig.load(PRESETS / "package.yaml"))
-    apart = {"data", "data_dir", "unlabelled", "whitening_versions"}
+    apart = {"data", "data_dir", "unlabelled", "max_whitening_photos"}
+    for name in ("dimensions", "versions", "augmentations", "power", "steps"):
+        assert about["whitening"][name] == preset[f"whitening_{name}"]
+        apart.add(f"whitening_{name}")
     assert {name: about["training"][name] for name in preset.keys() - apart} == {
         name: value for name, value in preset.items() if name not in apart
     }
