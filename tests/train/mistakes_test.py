@@ -26,7 +26,7 @@ def folder(tmp_path):
         ({"trunk": "resnet19"}, "unknown trunk 'resnet19'"),
         (
             {"augmentation": "wild"},
-            "--augmentation must be one of full, .*, copies, none; received 'wild'",
+            "--augmentation must be one of full, .*, copies, recaptured, none; received 'wild'",
         ),
         ({"strategy": "parallel"}, "strategy must be one of mirrored, multiworker, single, received 'parallel'"),
         ({"strategy": "multiworker"}, "TF_CONFIG"),
