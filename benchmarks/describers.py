@@ -210,7 +210,8 @@ def scores(found, sets, options):
     values.append(
         100 * objects_found(found["objects"], sets["objects"], found["photos"]) if "objects" in found else None
     )
-    values.append(same_class_map(found["photos"], sets["photos"]))
+    share = same_class_map(found["photos"], sets["photos"])
+    values.append(None if share is None else 100 * share)
     return values
 
 
@@ -258,14 +259,14 @@ def holidays_precisions(descriptors, files):
 
 
 def same_class_map(descriptors, files):
-    """mAP in % of photos of one class: each of a known class is a query for its others; None: no class is known."""
+    """mAP of photos of one class: each of a known class is a query for its others; None: no class is known."""
     names = np.array([wordnet_number(file) or "" for file in files])
     queries = [row for row in np.flatnonzero(names) if np.sum(names == names[row]) > 1]
     if not queries:
         return None
     rankings = np.argsort(-descriptors[queries] @ descriptors.T, axis=1, kind="stable")
     positives = [np.setdiff1d(np.flatnonzero(names == names[query]), [query]) for query in queries]
-    return 100 * mean_average_precision(rankings, positives, [[query] for query in queries])
+    return mean_average_precision(rankings, positives, [[query] for query in queries])
 
 
 def objects_found(descriptors, files, distractors):

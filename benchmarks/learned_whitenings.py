@@ -67,12 +67,13 @@ def main():
         embedded(name, to_fit, options).reshape(len(fitted_on), options.versions, -1) for name in options.augmentations
     ]
     versions = np.concatenate(versions, axis=1)
+    logits = opened(options.run).model.classify(fitted_on) if any(options.steps) else None
     pooled = {name: unit_rows(np, values) for name, values in found.items()}
     table = [["none", "", "", *cells(pooled, sets, options)]]
     for shrinkage, power in itertools.product(options.shrinkages, options.powers):
         learned = Whitening.fit_on_versions(fitted_on, versions, True, shrinkage, options.dimensions, power)
         for steps in options.steps:
-            more = fitted_on, versions, steps, options.seed, opened(options.run).model.classify(fitted_on)
+            more = fitted_on, versions, steps, options.seed, logits
             whitening = contrasted(learned, *more, label="training the whitening") if steps else learned
             described = {name: whitening.transform(values) for name, values in found.items()}
             table.append([f"{shrinkage:g}", f"{power:g}", f"{steps}", *cells(described, sets, options)])

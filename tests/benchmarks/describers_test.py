@@ -119,7 +119,7 @@ def test_of_a_class_all_photos_are_to_come_first():
     files = [Path("a/n00000001/1.jpg"), Path("a/n00000001/2.jpg"), Path("a/n00000002/3.jpg"), Path("a/other/4.jpg")]
     # of both photos of the first class the fourth is the nearest, then the other: between 0 and 1 / 2 in trapezoids
     descriptors = np.array([[1, 0.0], [0.8, 0.6], [0.8, -0.6], [0.96, 0.28]])
-    assert describers.same_class_map(descriptors, files) == pytest.approx(25)
+    assert describers.same_class_map(descriptors, files) == pytest.approx(0.25)
     assert describers.same_class_map(descriptors[2:], files[2:]) is None
 
 

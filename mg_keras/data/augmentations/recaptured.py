@@ -45,22 +45,14 @@ def augment(image: tf.Tensor, size: int, seed: tf.Tensor) -> tf.Tensor:
     crop_seed, map_seed, light_seed, ground_seed, cover_seed, camera_seed = tf.unstack(tf.random.split(seed, 6))
     height, width = tf.unstack(tf.shape(image)[:2])
     whole = tf.clip_by_value(tf.cast(width / height, tf.float32), 0.5, 2.0)
-    window = standard.sample_crop(height, width, crop_seed, AREA, [0.8 * whole, 1.25 * whole])
-    return tf.ensure_shape(
-        _camera(_scene(image, tf.stack(window), size, map_seed, light_seed, ground_seed, cover_seed), camera_seed),
-        [size, size, 3],
-    )
-
-
-def _scene(image, window, size, map_seed, light_seed, ground_seed, cover_seed):
-    """float32 `[size, size, 3]`: the print in its place."""
-    top, left, height, width = tf.unstack(window)
+    top, left, height, width = standard.sample_crop(height, width, crop_seed, AREA, [0.8 * whole, 1.25 * whole])
     to_canvas, pixels = sample_map(width / height, tf.constant(size), map_seed)
     picture = resolutions.resize(image[top : top + height, left : left + width], pixels, pixels)
     scene = warps.lay(_lit(picture, light_seed), to_canvas, _ground(ground_seed, size), tf.constant(size))
     which_seed, cover_seed = tf.unstack(tf.random.split(cover_seed, 2))
     covered = tf.random.stateless_uniform([], which_seed) < COVERED
-    return tf.cond(covered, lambda: overlays.shapes(scene, cover_seed), lambda: scene)
+    scene = tf.cond(covered, lambda: overlays.shapes(scene, cover_seed), lambda: scene)
+    return tf.ensure_shape(_camera(scene, camera_seed), [size, size, 3])
 
 
 def sample_map(aspect: tf.Tensor, size: tf.Tensor, seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
