@@ -258,7 +258,8 @@ class Whitening:
         phi = (rows - mean) @ projection
         covariance = np.cov(phi.T).reshape(phi.shape[1], -1)
         # of values that follow from others, the inverse would be rounding
-        if np.linalg.matrix_rank(covariance, tol=1e-12 * np.abs(covariance).max()) < len(covariance):
+        smallest, largest = np.linalg.eigvalsh(covariance)[[0, -1]]
+        if smallest <= 1e-12 * largest:
             raise ValueError(f"the {len(covariance)} values don't vary independently over these {len(rows)} photos")
         scale = np.sqrt(np.mean(np.diag(covariance)))
         phi, projection = phi / scale, projection / scale

@@ -111,6 +111,7 @@ def class_contrast(
         descriptors: float32 [B, k], unit norm.
         classes: float32 [B, C], probabilities.
         photos: int [B], equal for pictures of one photo, of which there are two at least.
+        temperature: T.
 
     Returns:
         A scalar, float32.
