@@ -3,6 +3,7 @@
 `whole_run` calls them one after the other, the other programs one at a time.
 """
 
+import dataclasses
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -21,12 +22,25 @@ from mg_keras.finishing.pooling_exponent import VERSIONS, best_exponent, in_aug_
 from mg_keras.finishing.settings import Choosing
 from mg_keras.poolings import RMAC
 from mg_keras.progress import announce
+from mg_keras.runs.config import TrainConfig
 from mg_keras.runs.photos import matched, open_source
 from mg_keras.runs.projection import projection_of
 from mg_keras.runs.run import Run, load_run
 
 COMPARISON = (1.0, RMAC)
 """Poolings that GeM at p* is compared with, on the same trunk: average pooling and R-MAC."""
+
+# settings by which a whitening is fitted
+_OF_A_FIT = (
+    "unlabelled",
+    "max_whitening_photos",
+    "whitening_shrinkage",
+    "whitening_dimensions",
+    "whitening_versions",
+    "whitening_augmentations",
+    "whitening_power",
+    "whitening_steps",
+)
 
 
 def embedder_of(run: Run, also: Sequence[float | str] = ()) -> Embedder:
@@ -185,6 +199,7 @@ def fit_whitening(
     measure_classes: bool = False,
     resolutions: Sequence[int] | None = None,
     embedder: Embedder | None = None,
+    settings: TrainConfig | None = None,
 ) -> str:
     """Fits the whitening at each of the run's resolutions with its p* (`finishing.whitening.fit_whitening`).
 
@@ -201,6 +216,7 @@ def fit_whitening(
             construction.
         resolutions: s*, pixels, to fit at; None: all of the run's.
         embedder: `embedder_of` the run, shared with other stages; None: one of its own.
+        settings: on what and how, in place of the run's own.
 
     Returns:
         str, what it was fitted on.
@@ -208,7 +224,7 @@ def fit_whitening(
     Raises:
         UserError: there are too few photos for the dimensions, or a setting of the whitening is out of range.
     """
-    config, results = run.settings, run.results
+    config, results = settings or run.settings, run.results
     photos, kind = _whitening_photos(config, source)
     versions = config.whitening_versions
     how = whitening.Fit(
@@ -229,6 +245,7 @@ def fit_whitening(
     for size in sizes:
         wanted = [results.exponent_at(size), *poolings]
         fitted = whitening.fit_whitening(embedder, photos, size, wanted, how, kind, source.val, measure_classes)
+        fitted.entry["settings"] = {name: getattr(config, name) for name in _OF_A_FIT}
         _keep_whitening(run, size, fitted, poolings)
     return f"{fitted.entry['photos']} {kind}"
 
@@ -300,11 +317,23 @@ def complete(run: Run, source: Source, embedder: Embedder | None = None) -> Iter
             # which of the two is the descriptor was said by `mg-keras whiten`
             yield f"descriptor at {places}: {take_projection(run, source, missing, embedder)}"
             return
-        try:
-            fitted_on = fit_whitening(run, source, COMPARISON, resolutions=missing, embedder=embedder)
-            yield f"whitening at {places} fitted on {fitted_on}"
-        except UserError as error:
-            yield f"not whitened at {places}: {error}"
+        for size in missing:
+            how = {"embedder": embedder, "settings": _as_before(run, size)}
+            try:
+                fitted_on = fit_whitening(run, source, COMPARISON, resolutions=[size], **how)
+                yield f"whitening at {size} px fitted on {fitted_on}"
+            except UserError as error:
+                yield f"not whitened at {size} px: {error}"
+
+
+def _as_before(run, size):
+    """The run's settings with those of its fit at a resolution, or else at that of training, or else at the largest.
+
+    `mg-keras whiten` may have been given others than the run has.
+    """
+    report = run.results.whitening_report
+    fits = (report.get(known, {}) for known in (size, run.settings.resolution, *sorted(report, reverse=True)))
+    return dataclasses.replace(run.settings, **next((fit["settings"] for fit in fits if "settings" in fit), {}))
 
 
 def is_whitened(run: Run, size: int) -> bool:

@@ -204,6 +204,18 @@ def test_other_poolings_are_whitened_from_the_same_pass(run, monkeypatch):
     assert set(run.results.whitening_report) == {32, 48}
 
 
+def test_a_size_that_comes_later_is_whitened_as_the_others_were(run, capsys):
+    """And not by the settings of the run, which `mg-keras whiten` was given others than."""
+    given = ["--dimensions", "3", "--versions", "1", "--augmentations", "standard,copies", "--comparison", "false"]
+    whiten.main(["--run", str(run.path), "--resolutions", "32", *given])
+    run.results.save_p_star({32: 3.0, 48: 3.0}, {}, {})
+    (said,) = stages.complete(run, run_photos.open_source(run.settings))
+    assert said.startswith("whitening at 48 px fitted on 30 training photos")
+    entry = run.results.whitening_report[48]
+    assert (entry["dimensions"], entry["versions"], entry["augmentations"]) == (3, 1, ["standard", "copies"])
+    assert run.results.whitening_at(48).projection_.shape[1] == 3
+
+
 @pytest.mark.slow
 def test_classes_are_measured_only_where_they_can_differ_or_when_asked(run):
     source = run_photos.open_source(run.settings)
