@@ -86,7 +86,12 @@ def wanted(kind: Any) -> str:
         return f"one of {', '.join(map(str, parts))}"
     if origin in (Union, types.UnionType):
         # jsonargparse adds null to what may be null already
-        return " or ".join(map(wanted, parts)).replace("or null or null", "or null")
+        words = " or ".join(map(wanted, parts)).replace("or null or null", "or null")
+        for part in parts:
+            if get_origin(part) is list and get_args(part)[0] in parts:
+                # what one may be is said: not again what each of a list may be
+                words = words.replace(wanted(part), wanted(part).partition(" of ")[0])
+        return words
     if origin is list:
         if get_origin(parts[0]) is not Literal:
             return f"a list of {_PLURALS[parts[0]]}"

@@ -7,6 +7,7 @@ import pytest
 from mg_keras.errors import UserError
 from mg_keras.limits import Limits, check, fits, wanted
 
+ONE_OR_SOME = Literal["a", "b"] | list[Literal["a", "b"]]
 COUNT = Annotated[int, Limits(at_least=1)]
 SHARE = Annotated[float | None, Limits(above=0, at_most=1)]
 RISING = Annotated[list[int], Limits(at_least=0, rising=True)]
@@ -21,6 +22,8 @@ RISING = Annotated[list[int], Limits(at_least=0, rising=True)]
         (str, ["", "1"], [1, None, ["a"]], "a text"),
         (str | None, ["a", None], [1], "a text or null"),
         (Literal["step", "cosine"], ["step"], ["Step", None, 1, ["step"]], "one of step, cosine"),
+        (ONE_OR_SOME, ["a", [], ["b", "a"]], ["c", ["c"], None], "one of a, b or a list such as [a,b]"),
+        (list[Literal["a", "b"]], [[], ["b"]], ["a", ["c"]], "a list such as [a,b] of some of a, b"),
         (COUNT, [1, 2], [0, 1.0, "1", None], "a whole number, at least 1"),
         (SHARE, [None, 1, 1e-9], [0, 1.01, -1, math.nan, "1"], "a number, above 0 and at most 1, or null"),
         (

@@ -25,7 +25,7 @@ class PhotoSettings:
         val_fraction: share of each class held out for validation.
         resolution: pixels of the square training crops.
         augmentation: the recipe by which versions of a photo are made (`mg_keras.data.augmentations`); `copies` does
-            what edits do to photos.
+            what edits do to photos. Of a list, such as `[standard, copies, copies]`, recipes make versions in turn.
         mixing: how the images of a batch are mixed, and their labels with them (`mg_keras.data.mixing`), which the
             objective `classification` takes; or `none`.
         mixing_alpha: of the Beta distribution that their shares are drawn from.
@@ -40,8 +40,13 @@ class PhotoSettings:
     val_per_class: CountOrNull = None
     val_fraction: Annotated[float, Limits(above=0, below=1)] = 0.2
     resolution: Count = 224
-    augmentation: AugmentationName = "full"
+    augmentation: AugmentationName | list[AugmentationName] = "full"
     mixing: MixingName = "none"
     mixing_alpha: Positive = 0.2
     versions: Count = 3
     on_bad_image: Literal["skip", "fail"] = "skip"
+
+    @property
+    def recipes(self) -> list[str]:
+        """Those of `augmentation`, each once."""
+        return [self.augmentation] if isinstance(self.augmentation, str) else list(dict.fromkeys(self.augmentation))

@@ -142,7 +142,7 @@ def evaluate(
         "method": {
             "name": config.trunk,
             "classification_weight": objectives.weight_of(config.objective, config.classification_weight),
-            "augmentation": config.augmentation,
+            "augmentation": ", ".join(config.recipes),
             "pooling_exponent": config.pooling_exponent,
         },
         "network": network,

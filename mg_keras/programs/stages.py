@@ -231,7 +231,7 @@ def fit_whitening(
         config.whitening_shrinkage,
         config.whitening_dimensions,
         versions,
-        config.whitening_augmentations or [config.augmentation],
+        config.whitening_augmentations or config.recipes,
         config.seed,
         config.whitening_power,
         config.whitening_steps,

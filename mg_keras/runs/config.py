@@ -174,6 +174,8 @@ class TrainConfig(
                 f"whitening_versions 0 fits by PCA, without whitening_steps ({self.whitening_steps}) and "
                 f"whitening_augmentations ({self.whitening_augmentations}): take 1 or more, or 0 steps and []"
             )
+        if not self.recipes:
+            raise UserError("augmentation must be a recipe or a list of some; received []")
         recipes = self.whitening_augmentations
         if "none" in recipes or len(set(recipes)) < len(recipes):
             raise UserError(f"whitening_augmentations must change photos, and be named once; received {recipes}")

@@ -26,8 +26,9 @@ def folder(tmp_path):
         ({"trunk": "resnet19"}, "unknown trunk 'resnet19'"),
         (
             {"augmentation": "wild"},
-            "--augmentation must be one of full, .*, copies, recaptured, none; received 'wild'",
+            r"--augmentation must be one of full, .*, none or a list such as \[full,standard\]; received 'wild'",
         ),
+        ({"augmentation": []}, r"augmentation must be a recipe or a list of some; received \[\]"),
         ({"strategy": "parallel"}, "strategy must be one of mirrored, multiworker, single, received 'parallel'"),
         ({"strategy": "multiworker"}, "TF_CONFIG"),
         ({"batch_size": 3}, "a batch of 3 .* is too small for 3 versions"),

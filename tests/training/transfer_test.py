@@ -32,12 +32,13 @@ def test_a_transfer_starts_from_weights_and_goes_on_without_them(tmp_path, monke
         epochs=1,
         iterations=2,
         learning_rate=0.01,
-        augmentation="standard",
+        # in turn, version after version
+        augmentation=["standard", "none"],
     )
     run = whole_run.train_and_measure(config, tmp_path / "run", "single")
     assert f"weights of {path}: the trunk; new classifier" in capfd.readouterr().out
     found = load_run(run.path)
-    assert found.settings.init == str(path)
+    assert (found.settings.init, found.settings.recipes) == (str(path), ["standard", "none"])
     after = found.model.trunk.weights
     for old, new in zip(trunk.weights, after, strict=True):
         # batch norms stay as they are in all stages

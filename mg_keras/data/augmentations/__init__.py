@@ -17,7 +17,7 @@ with the mean grey, `Equalization` rounds otherwise than PIL.
 """
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal, get_args
 
 from mg_keras.errors import UserError
@@ -29,11 +29,13 @@ AugmentationName = Literal["full", "standard", "autoaugment", "copies", "recaptu
 NAMES = get_args(AugmentationName)
 
 
-def get(name: str) -> Callable:
-    """The recipe called `name`.
+def get(name: str | Sequence[str]) -> Callable:
+    """The recipe called `name`, or several that make versions in turn.
 
     Args:
-        name: one of `NAMES`.
+        name: one of `NAMES`, or a list of them, in which one may be named again: the version whose seed's second value
+            is i is made by recipe i modulo their number. `repeated_batches` numbers versions so: of `["standard",
+            "copies", "copies"]` and three versions a photo, one of each photo is by `standard`.
 
     Returns:
         A function `augment(image, size, seed)`, as described above.
@@ -47,6 +49,22 @@ def get(name: str) -> Callable:
     >>> get("standard")(tf.zeros([300, 200, 3], tf.uint8), size=96, seed=[1, 2]).shape
     TensorShape([96, 96, 3])
     """
-    if name not in NAMES:
-        raise UserError(f"Unknown augmentation {name!r}; the known ones are {', '.join(NAMES)}")
-    return importlib.import_module(f"{__name__}.{name}").augment
+    if isinstance(name, str):
+        if name not in NAMES:
+            raise UserError(f"Unknown augmentation {name!r}; the known ones are {', '.join(NAMES)}")
+        return importlib.import_module(f"{__name__}.{name}").augment
+    if not name:
+        raise UserError("augmentation must be a recipe or a list of some, received []")
+    recipes = [get(one) for one in name]
+    return recipes[0] if len(recipes) == 1 else _in_turn(recipes)
+
+
+def _in_turn(recipes):
+    import tensorflow as tf
+
+    def augment(image, size, seed):
+        place = tf.cast(seed[1] % len(recipes), tf.int32)
+        picture = tf.switch_case(place, [lambda recipe=recipe: recipe(image, size, seed) for recipe in recipes])
+        return tf.ensure_shape(picture, [size, size, 3])
+
+    return augment

@@ -40,6 +40,17 @@ def test_an_unknown_name_lists_the_known_ones():
         augmentations.get("fulll")
 
 
+def test_recipes_of_a_list_make_versions_in_turn():
+    image, names = photo(90, 120), ("standard", "copies", "copies")
+    expected = [in_a_graph(names[number % 3])(image, [0, number]) for number in range(7)]
+    np.testing.assert_array_equal(versions(names, image, 7), expected)
+    np.testing.assert_array_equal(versions(("copies",), image, 2), versions("copies", image, 2))
+    with pytest.raises(UserError, match=r"a recipe or a list of some, received \[\]"):
+        augmentations.get([])
+    with pytest.raises(UserError, match="Unknown augmentation 'wild'"):
+        augmentations.get(["standard", "wild"])
+
+
 @pytest.mark.parametrize("name", augmentations.NAMES)
 @pytest.mark.parametrize("shape", [(90, 120), (1, 1), (200, 3), (2, 500)])
 @pytest.mark.slow
