@@ -396,10 +396,11 @@ def _of_packed(path, precision):
     packed = Packed(path)
     precision = precision or ("mixed" if computes_bfloat16() else "float32")
     about, model = packed.about, packed.network()
+    network = _in_8_bits(packed, model) if precision == INT8 else Optimized(model, precision)
     fitted = packed.whitening or _identity(model)
     return Loaded(
         packed.folder,
-        Optimized(model, precision, _observed(packed) if precision == INT8 else None),
+        network,
         lambda _: fitted,
         about.get("class_names") or _numbered(model.num_classes),
         about["resolution"],
@@ -411,20 +412,22 @@ def _of_packed(path, precision):
     )
 
 
-def _observed(packed):
-    """What a network needs to be known of for 8 bits."""
+def _in_8_bits(packed, model):
     if computes_int8() is False or not supported():
         raise UserError(
             "precision int8 needs a processor with avx512_vnni or avx_vnni and a TensorFlow with oneDNN, which this "
             "machine has not"
         )
+    again = "pack it again with mg-keras pack --copies PHOTOS"
     observed = packed.observed
     if observed is None:
         raise UserError(
-            f"nobody has observed what the convolutions of {packed.folder} read, which precision int8 needs: pack it "
-            "again with mg-keras pack --copies PHOTOS"
+            f"{packed.folder} doesn't say what its convolutions read, which precision int8 needs to know: {again}"
         )
-    return Observed(*observed)
+    try:
+        return Optimized(model, INT8, Observed(*observed))
+    except ValueError as error:
+        raise UserError(f"{packed.folder}: {error}: {again}") from error
 
 
 def _of_weights(path, trunk, class_names):

@@ -127,7 +127,11 @@ def observe_photos(packed_folder: str | os.PathLike, photos_folder: str) -> None
         for batch in batches
         for start in range(0, len(batch.rows), _OBSERVED_AT_ONCE)
     )
-    pack_observed(packed_folder, *observe(network.mapper, (normalized(part, *network.pixel_scaling) for part in parts)))
+    try:
+        observed = observe(network.mapper, (normalized(part, *network.pixel_scaling) for part in parts))
+    except ValueError:
+        raise UserError(f"none of the photos in {photos_folder} can be used: there is nothing to observe") from None
+    pack_observed(packed_folder, *observed)
 
 
 def measured_thresholds(
