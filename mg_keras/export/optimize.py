@@ -254,7 +254,7 @@ class Graph:
         """Fold batch normalisation, factors and offsets that follow a convolution into its kernel and bias."""
         users = self.users()
         for convolution in [node for node in self.nodes.values() if node.op in CONVOLUTIONS]:
-            kernel = self.constant(convolution.input[1])
+            kernel = self.constant_value(convolution.input[1])
             if kernel is None:
                 continue
             channels = kernel.shape[2] * kernel.shape[3] if convolution.op != "Conv2D" else kernel.shape[3]
@@ -287,7 +287,7 @@ class Graph:
             padding = self.nodes[node_of(convolution.input[0])]
             if padding.op != "Pad" or convolution.attr["padding"].s != b"VALID" or len(users[padding.name]) != 1:
                 continue
-            widths = self.constant(padding.input[1])
+            widths = self.constant_value(padding.input[1])
             if widths is None or widths.shape != (4, 2) or widths[[0, 3]].any():
                 continue
             if convolution.op != "Conv2D":
@@ -302,7 +302,7 @@ class Graph:
 
     def _is_same_padding(self, convolution, widths: np.ndarray) -> bool:
         """Whether "SAME" pads a convolution by these widths, whatever the size of the map."""
-        kernel = self.constant(convolution.input[1])
+        kernel = self.constant_value(convolution.input[1])
         if kernel is None or set(convolution.attr["strides"].list.i) != {1}:
             return False
         if not set(convolution.attr["dilations"].list.i) <= {1}:
@@ -328,14 +328,14 @@ class Graph:
         """(factor, offset) of a node that multiplies channels or adds to them; None for any other node."""
         places = [place for place, source in enumerate(node.input) if node_of(source) == before]
         if node.op == "FusedBatchNormV3" and not node.attr["is_training"].b and places == [0]:
-            gamma, beta, mean, variance = (self.constant(source) for source in node.input[1:5])
+            gamma, beta, mean, variance = (self.constant_value(source) for source in node.input[1:5])
             if any(value is None for value in (gamma, beta, mean, variance)):
                 return None
             factor = gamma.astype(np.float64) / np.sqrt(variance.astype(np.float64) + node.attr["epsilon"].f)
             return factor, beta - mean * factor
         if node.op not in ("Mul", "AddV2", "Add", "BiasAdd", "Sub", "RealDiv") or len(places) != 1:
             return None
-        value = self.constant(node.input[1 - places[0]])
+        value = self.constant_value(node.input[1 - places[0]])
         # [C] or [1, 1, 1, C], or one value for all
         if value is None or value.size not in (1, channels) or value.shape[-1:] not in ((), (1,), (channels,)):
             return None
@@ -378,7 +378,7 @@ class Graph:
             for pair in ([*added.items()] if key == name else []) + [(key, node)]
         )
 
-    def constant(self, source: str):
+    def constant_value(self, source: str) -> np.ndarray | None:
         """The value of an input that is a constant, else None."""
         node = self.nodes[node_of(source)]
         return self._value(node.name) if node.op == "Const" else None

@@ -144,12 +144,12 @@ def _convolutions(graph):
     return [
         node.name
         for node in graph.definition().node
-        if node.op in CONVOLUTIONS and graph.constant(node.input[1]) is not None
+        if node.op in CONVOLUTIONS and graph.constant_value(node.input[1]) is not None
     ]
 
 
 def _channels_read(graph, name):
-    return graph.constant(graph.nodes[name].input[1]).shape[2]
+    return graph.constant_value(graph.nodes[name].input[1]).shape[2]
 
 
 def _units(graph):
@@ -163,7 +163,7 @@ def _units(graph):
 
     for name in _convolutions(graph):
         node = following(name)
-        bias = graph.constant(node.input[1]) if node is not None and node.op == "BiasAdd" else None
+        bias = graph.constant_value(node.input[1]) if node is not None and node.op == "BiasAdd" else None
         if bias is None:
             continue
         nodes, residual, activation = [name, node.name], None, None
@@ -277,7 +277,7 @@ class _Quantizer:
         """Adds a unit in 8 bits and says so; or does nothing, where it can't be."""
         name, end = unit.nodes[0], unit.nodes[-1]
         convolution = self.graph.nodes[name]
-        kernel = self.graph.constant(convolution.input[1]).astype(np.float64)
+        kernel = self.graph.constant_value(convolution.input[1]).astype(np.float64)
         source, depthwise = convolution.input[0], convolution.op != "Conv2D"
         plain = set(convolution.attr["dilations"].list.i) <= {1} and convolution.attr["data_format"].s == b"NHWC"
         whole = kernel.shape[3] == 1 if depthwise else len(self.means[name]) == kernel.shape[2]

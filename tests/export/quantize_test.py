@@ -56,7 +56,10 @@ def residual():
     image = keras.Input((None, None, 3))
     maps = layers.MaxPooling2D()(convolution(image, 8, 3, activation="relu"))
     for channels, stride in ((8, 1), (12, 2)):
-        branch = convolution(convolution(maps, channels, 3, stride, "relu"), channels, 3)
+        # zero padding that is not "SAME"
+        padded = layers.ZeroPadding2D(1)(maps)
+        branch = layers.ReLU()(layers.BatchNormalization()(layers.Conv2D(channels, 3, stride)(padded)))
+        branch = convolution(branch, channels, 3)
         shortcut = maps if stride == 1 else convolution(maps, channels, 1, stride)
         maps = layers.ReLU()(layers.Add()([branch, shortcut]))
     return model(image, maps)
