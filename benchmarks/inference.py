@@ -251,7 +251,9 @@ def files_contestants(files, resolution, folder):
     """({name: (call, photos that it describes)}, lines about what is missing) of the model in the package."""
     import mg_keras
     from mg_keras.export.optimize import PRECISIONS, optimized_trunk
+    from mg_keras.export.quantize import INT8, supported
     from mg_keras.pretrained.packed import PACKAGE, Packed
+    from mg_keras.processor import computes_int8
 
     network = Packed(PACKAGE).network()
     embed = embedding_function(network, optimized_trunk(network.mapper))
@@ -269,7 +271,7 @@ def files_contestants(files, resolution, folder):
             found[name] = make()(images), BATCH_FROM_MEMORY
         except ImportError as error:
             missing.append(f"{name.split(',')[0]} is missing: {error}")
-    for precision in PRECISIONS:
+    for precision in (*PRECISIONS, INT8) if computes_int8() is not False and supported() else PRECISIONS:
         model = mg_keras.load(precision=precision)
         found[f"files, {precision}"] = functools.partial(model.embed, files, resolution), len(files)
     return found, missing

@@ -20,11 +20,12 @@ from mg_keras.errors import UserError
 from mg_keras.export.opened import Exported
 from mg_keras.export.optimize import PRECISIONS
 from mg_keras.export.optimized import Optimized
+from mg_keras.export.quantize import INT8, Observed, supported
 from mg_keras.models import trunks
 from mg_keras.pretrained import PACKAGED, from_torch_checkpoint, keras_weights, lite0
 from mg_keras.pretrained.layouts import RESNETS
 from mg_keras.pretrained.packed import PACKAGE, Packed
-from mg_keras.processor import computes_bfloat16
+from mg_keras.processor import computes_bfloat16, computes_int8
 from mg_keras.runs.run import load_run
 from mg_keras.whitening_formulas import SMALLEST_DESCRIPTOR
 
@@ -300,9 +301,10 @@ def load(
         class_names: of a weights file, which has none; in the order of the logits.
         checkpoint: of a run: `"last"`, or `"best"`, with what was made of it.
         precision: what the trunk of the model in the package, or of another that `mg-keras pack` wrote, computes in:
-            `"float32"`, `"mixed"` or `"bfloat16"` (`mg_keras.export.optimize`). None: `"mixed"` where the processor
-            multiplies bfloat16 numbers itself, else `"float32"`: descriptors of the two have a cosine of 0.9997 on
-            average, and 0.999 at least of nearly every photo.
+            `"float32"`, `"mixed"` or `"bfloat16"` (`mg_keras.export.optimize`), or `"int8"`, 8 bits
+            (`mg_keras.export.quantize`), the fastest where the processor has no bfloat16 but `avx512_vnni` or
+            `avx_vnni`. None: `"mixed"` where the processor multiplies bfloat16 numbers itself, else `"float32"`:
+            descriptors of the two have a cosine of 0.9997 on average, and 0.999 at least of nearly every photo.
 
     Returns:
         `Loaded`.
@@ -318,8 +320,8 @@ def load(
         >>> network.embed("photos").shape, network.classify("photos").names[:2]  # doctest: +SKIP
         ((120, 513), ['disks', 'crosses'])
     """
-    if precision not in (None, *PRECISIONS):
-        raise UserError(f"precision must be one of {', '.join(PRECISIONS)}, received {precision!r}")
+    if precision not in (None, *PRECISIONS, INT8):
+        raise UserError(f"precision must be one of {', '.join((*PRECISIONS, INT8))}, received {precision!r}")
     if what is None or what == PACKAGED:
         if trunk is not None or class_names is not None:
             raise UserError("trunk and class_names are for a file of weights; the model in the package has its own")
@@ -394,10 +396,11 @@ def _of_packed(path, precision):
     packed = Packed(path)
     precision = precision or ("mixed" if computes_bfloat16() else "float32")
     about, model = packed.about, packed.network()
+    network = _in_8_bits(packed, model) if precision == INT8 else Optimized(model, precision)
     fitted = packed.whitening or _identity(model)
     return Loaded(
         packed.folder,
-        Optimized(model, precision),
+        network,
         lambda _: fitted,
         about.get("class_names") or _numbered(model.num_classes),
         about["resolution"],
@@ -407,6 +410,24 @@ def _of_packed(path, precision):
         about.get("default_resolution"),
         about.get("thresholds"),
     )
+
+
+def _in_8_bits(packed, model):
+    if computes_int8() is False or not supported():
+        raise UserError(
+            "precision int8 needs a processor with avx512_vnni or avx_vnni and a TensorFlow with oneDNN, which this "
+            "machine has not"
+        )
+    again = "pack it again with mg-keras pack --copies PHOTOS"
+    observed = packed.observed
+    if observed is None:
+        raise UserError(
+            f"{packed.folder} doesn't say what its convolutions read, which precision int8 needs to know: {again}"
+        )
+    try:
+        return Optimized(model, INT8, Observed(*observed))
+    except ValueError as error:
+        raise UserError(f"{packed.folder}: {error}: {again}") from error
 
 
 def _of_weights(path, trunk, class_names):

@@ -15,11 +15,11 @@ import tensorflow as tf
 
 PRECISIONS = ("float32", "mixed", "bfloat16")
 
-_CONVOLUTIONS = ("Conv2D", "DepthwiseConv2dNative")
+CONVOLUTIONS = ("Conv2D", "DepthwiseConv2dNative")
 # nodes that hand on their input; training's custom gradients leave some behind
 _PASSING_ON = ("Identity", "IdentityN", "StopGradient", "PreventGradient", "Snapshot")
 _FLOATS = (tf.float32.as_datatype_enum, tf.bfloat16.as_datatype_enum, tf.float16.as_datatype_enum)
-_INPUT = "images"
+INPUT = "images"
 # a shape of the input in which no two sizes are alike, nor likely to become so
 _PROBE = (2, 352, 224, 3)
 
@@ -48,26 +48,38 @@ def optimized_trunk(
     """
     if precision not in PRECISIONS:
         raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, received {precision!r}")
-    graph = _Graph(*_traced(trunk))
+    graph = rewritten(trunk)
+    if precision == "mixed":
+        graph.compute_small_maps_in(tf.bfloat16)
+    else:
+        graph.compute_in(tf.as_dtype(precision))
+    return as_function(graph, trunk, tf.bfloat16 if precision == "bfloat16" else tf.float32)
+
+
+def rewritten(trunk: keras.Model) -> "Graph":
+    """A trunk's graph in float32 with all folded that can be."""
+    graph = Graph(*_traced(trunk))
     # a trunk trained in mixed precision holds float32 weights and casts: without the casts it is the float32 trunk
     graph.compute_in(tf.float32)
     graph.fold_constants()
     graph.fold_channel_factors()
     graph.fold_padding()
     graph.name_residuals()
-    if precision == "mixed":
-        graph.compute_small_maps_in(tf.bfloat16)
-    else:
-        graph.compute_in(tf.as_dtype(precision))
-    computed = tf.bfloat16 if precision == "bfloat16" else tf.float32
+    return graph
+
+
+def as_function(
+    graph: "Graph", trunk: keras.Model, computed: tf.DType = tf.float32
+) -> Callable[[tf.Tensor], tf.Tensor | list[tf.Tensor]]:
+    """The graph made of a trunk, as `optimized_trunk` gives it; `computed`: the type of the image that it reads."""
     definition, shapes = graph.definition(), trunk.output_shape
     several = isinstance(shapes, list)
     channels = [shape[-1] for shape in (shapes if several else [shapes])]
 
-    @tf.function(input_signature=[tf.TensorSpec([None, None, None, 3], tf.float32, _INPUT)], autograph=False)
+    @tf.function(input_signature=[tf.TensorSpec([None, None, None, 3], tf.float32, INPUT)], autograph=False)
     def features(images):
         images = tf.cast(images, computed)
-        found = tf.graph_util.import_graph_def(definition, {_INPUT: images}, graph.outputs, name="")
+        found = tf.graph_util.import_graph_def(definition, {INPUT: images}, graph.outputs, name="")
         maps = [
             tf.ensure_shape(tf.cast(output, tf.float32), [None, None, None, width])
             for output, width in zip(found, channels, strict=True)
@@ -90,7 +102,7 @@ def _traced(trunk):
     groups = trunk.trainable_variables, trunk.non_trainable_variables
     weights = [[variable.numpy() for variable in group] for group in groups]
 
-    @tf.function(input_signature=[tf.TensorSpec([None, None, None, 3], tf.float32, _INPUT)], autograph=False)
+    @tf.function(input_signature=[tf.TensorSpec([None, None, None, 3], tf.float32, INPUT)], autograph=False)
     def features(images):
         return trunk.stateless_call(*weights, images, training=False)[0]
 
@@ -108,11 +120,11 @@ def _traced(trunk):
     captured = dict(zip(names, traced.captured_inputs, strict=True))
     for node in definition.node:
         if node.name in captured:
-            node.CopyFrom(_constant(node.name, captured[node.name].numpy()))
+            node.CopyFrom(constant(node.name, captured[node.name].numpy()))
     return definition, [output.name for output in traced.outputs]
 
 
-class _Graph:
+class Graph:
     """The nodes of a graph with one input, and the rewriting of them."""
 
     def __init__(self, definition: tf.compat.v1.GraphDef, outputs: list[str]):
@@ -122,12 +134,12 @@ class _Graph:
 
     def definition(self) -> tf.compat.v1.GraphDef:
         """The nodes that the outputs need."""
-        needed, waiting = set(), [_node_of(output) for output in self.outputs]
+        needed, waiting = set(), [node_of(output) for output in self.outputs]
         while waiting:
             name = waiting.pop()
             if name not in needed:
                 needed.add(name)
-                waiting += map(_node_of, self.nodes[name].input)
+                waiting += map(node_of, self.nodes[name].input)
         kept = [node for name, node in self.nodes.items() if name in needed]
         return tf.compat.v1.GraphDef(node=kept, versions=self.versions)
 
@@ -169,11 +181,11 @@ class _Graph:
 
         for name, node in self.nodes.items():
             for place, source in enumerate(node.input):
-                other = self.nodes[_node_of(source)]
+                other = self.nodes[node_of(source)]
                 if name in chosen and other.op == "Const":
                     if other.attr["dtype"].type == given:
                         rounded = f"{other.name}/as_{dtype.name}"
-                        nodes[rounded] = _constant(rounded, self._value(other.name).astype(dtype.as_numpy_dtype))
+                        nodes[rounded] = constant(rounded, self._value(other.name).astype(dtype.as_numpy_dtype))
                         node.input[place] = rounded
                 elif name in chosen and other.name not in chosen:
                     node.input[place] = cast(source, given, wanted)
@@ -186,7 +198,7 @@ class _Graph:
                         attribute.type = wanted
             nodes[name] = node
         for number, output in enumerate(self.outputs):
-            if _node_of(output) in chosen:
+            if node_of(output) in chosen:
                 self.outputs[number] = cast(output, wanted, given) + ":0"
         self.nodes = nodes
 
@@ -201,7 +213,7 @@ class _Graph:
                 continue
             read = [tensor for tensor in operation.inputs if tensor.op.type != "Const"]
             # what follows a convolution runs as one with it
-            begins = node.op in _CONVOLUTIONS or all(tensor.op.name in chosen for tensor in read)
+            begins = node.op in CONVOLUTIONS or all(tensor.op.name in chosen for tensor in read)
             if read and begins and all(_is_small(tensor.shape) for tensor in read):
                 chosen.add(operation.name)
         return chosen
@@ -210,7 +222,7 @@ class _Graph:
         """The operations that the outputs need, with the shapes that they have of an image of the size `_PROBE`."""
         with tf.Graph().as_default() as graph:
             image = tf.compat.v1.placeholder(tf.float32, _PROBE)
-            tf.graph_util.import_graph_def(self.definition(), {_INPUT: image}, name="")
+            tf.graph_util.import_graph_def(self.definition(), {INPUT: image}, name="")
         return graph.get_operations()
 
     def fold_constants(self) -> None:
@@ -218,36 +230,36 @@ class _Graph:
         for node in list(self.nodes.values()):
             if node.op in _PASSING_ON:
                 self._bypass(node)
-        depending = {_INPUT}
+        depending = {INPUT}
         for name, node in self.nodes.items():
-            if depending.intersection(map(_node_of, node.input)):
+            if depending.intersection(map(node_of, node.input)):
                 depending.add(name)
         needed = {
             source
             for name in depending
             for source in self.nodes[name].input
-            if _node_of(source) not in depending and self.nodes[_node_of(source)].op != "Const"
+            if node_of(source) not in depending and self.nodes[node_of(source)].op != "Const"
         }
         # a constant has one output: operations of which others are needed, such as a split, stay
-        several = {_node_of(source) for source in needed if ":" in source and not source.endswith(":0")}
-        wanted = sorted(source for source in needed if _node_of(source) not in several)
+        several = {node_of(source) for source in needed if ":" in source and not source.endswith(":0")}
+        wanted = sorted(source for source in needed if node_of(source) not in several)
         with tf.Graph().as_default() as graph:
             tf.graph_util.import_graph_def(self.definition(), name="")
             with tf.compat.v1.Session(graph=graph) as session:
                 values = session.run([name if ":" in name else f"{name}:0" for name in wanted])
         for source, value in zip(wanted, values, strict=True):
-            self._set_constant(_node_of(source), value)
+            self._set_constant(node_of(source), value)
 
     def fold_channel_factors(self) -> None:
         """Fold batch normalisation, factors and offsets that follow a convolution into its kernel and bias."""
-        users = self._users()
-        for convolution in [node for node in self.nodes.values() if node.op in _CONVOLUTIONS]:
-            kernel = self._constant(convolution.input[1])
+        users = self.users()
+        for convolution in [node for node in self.nodes.values() if node.op in CONVOLUTIONS]:
+            kernel = self.constant_value(convolution.input[1])
             if kernel is None:
                 continue
             channels = kernel.shape[2] * kernel.shape[3] if convolution.op != "Conv2D" else kernel.shape[3]
             factor, offset, last = np.ones(channels), np.zeros(channels), convolution
-            while len(users[last.name]) == 1 and last.name not in map(_node_of, self.outputs):
+            while len(users[last.name]) == 1 and last.name not in map(node_of, self.outputs):
                 step = self._channel_step(users[last.name][0], last.name, channels)
                 if step is None:
                     break
@@ -259,8 +271,8 @@ class _Graph:
             folded = kernel.astype(np.float64).reshape(*kernel.shape[:2], -1, channels) * factor
             kernel_name, bias_name = f"{convolution.name}/folded_kernel", f"{convolution.name}/folded_bias"
             added = {
-                kernel_name: _constant(kernel_name, folded.reshape(kernel.shape).astype(kernel.dtype)),
-                bias_name: _constant(bias_name, offset.astype(kernel.dtype)),
+                kernel_name: constant(kernel_name, folded.reshape(kernel.shape).astype(kernel.dtype)),
+                bias_name: constant(bias_name, offset.astype(kernel.dtype)),
             }
             convolution.input[1] = kernel_name
             last.CopyFrom(tf.compat.v1.NodeDef(name=last.name, op="BiasAdd", input=[convolution.name, bias_name]))
@@ -269,13 +281,13 @@ class _Graph:
 
     def fold_padding(self) -> None:
         """Let convolutions pad with zeros themselves."""
-        users = self._users()
+        users = self.users()
         # not pooling, which would no longer run in oneDNN and take twice as long
-        for convolution in [node for node in self.nodes.values() if node.op in _CONVOLUTIONS]:
-            padding = self.nodes[_node_of(convolution.input[0])]
+        for convolution in [node for node in self.nodes.values() if node.op in CONVOLUTIONS]:
+            padding = self.nodes[node_of(convolution.input[0])]
             if padding.op != "Pad" or convolution.attr["padding"].s != b"VALID" or len(users[padding.name]) != 1:
                 continue
-            widths = self._constant(padding.input[1])
+            widths = self.constant_value(padding.input[1])
             if widths is None or widths.shape != (4, 2) or widths[[0, 3]].any():
                 continue
             if convolution.op != "Conv2D":
@@ -290,7 +302,7 @@ class _Graph:
 
     def _is_same_padding(self, convolution, widths: np.ndarray) -> bool:
         """Whether "SAME" pads a convolution by these widths, whatever the size of the map."""
-        kernel = self._constant(convolution.input[1])
+        kernel = self.constant_value(convolution.input[1])
         if kernel is None or set(convolution.attr["strides"].list.i) != {1}:
             return False
         if not set(convolution.attr["dilations"].list.i) <= {1}:
@@ -314,16 +326,16 @@ class _Graph:
 
     def _channel_step(self, node, before: str, channels: int):
         """(factor, offset) of a node that multiplies channels or adds to them; None for any other node."""
-        places = [place for place, source in enumerate(node.input) if _node_of(source) == before]
+        places = [place for place, source in enumerate(node.input) if node_of(source) == before]
         if node.op == "FusedBatchNormV3" and not node.attr["is_training"].b and places == [0]:
-            gamma, beta, mean, variance = (self._constant(source) for source in node.input[1:5])
+            gamma, beta, mean, variance = (self.constant_value(source) for source in node.input[1:5])
             if any(value is None for value in (gamma, beta, mean, variance)):
                 return None
             factor = gamma.astype(np.float64) / np.sqrt(variance.astype(np.float64) + node.attr["epsilon"].f)
             return factor, beta - mean * factor
         if node.op not in ("Mul", "AddV2", "Add", "BiasAdd", "Sub", "RealDiv") or len(places) != 1:
             return None
-        value = self._constant(node.input[1 - places[0]])
+        value = self.constant_value(node.input[1 - places[0]])
         # [C] or [1, 1, 1, C], or one value for all
         if value is None or value.size not in (1, channels) or value.shape[-1:] not in ((), (1,), (channels,)):
             return None
@@ -337,10 +349,11 @@ class _Graph:
             return (1.0, -value) if first else (-1.0, value)
         return 1.0, value
 
-    def _users(self) -> dict[str, list]:
+    def users(self) -> dict[str, list]:
+        """The nodes that read each node's outputs."""
         users = {name: [] for name in self.nodes}
         for node in self.definition().node:
-            for source in dict.fromkeys(map(_node_of, node.input)):
+            for source in dict.fromkeys(map(node_of, node.input)):
                 users[source].append(self.nodes[node.name])
         return users
 
@@ -365,16 +378,16 @@ class _Graph:
             for pair in ([*added.items()] if key == name else []) + [(key, node)]
         )
 
-    def _constant(self, source: str):
+    def constant_value(self, source: str) -> np.ndarray | None:
         """The value of an input that is a constant, else None."""
-        node = self.nodes[_node_of(source)]
+        node = self.nodes[node_of(source)]
         return self._value(node.name) if node.op == "Const" else None
 
     def _value(self, name: str) -> np.ndarray:
         return tf.make_ndarray(self.nodes[name].attr["value"].tensor)
 
     def _set_constant(self, name: str, value: np.ndarray) -> None:
-        self.nodes[name].CopyFrom(_constant(name, value))
+        self.nodes[name].CopyFrom(constant(name, value))
 
 
 def _is_small(shape: tf.TensorShape) -> bool:
@@ -382,7 +395,8 @@ def _is_small(shape: tf.TensorShape) -> bool:
     return shape.rank == 4 and shape[1] is not None and 6 * shape[1] < _PROBE[1]
 
 
-def _constant(name: str, value: np.ndarray):
+def constant(name: str, value: np.ndarray) -> tf.compat.v1.NodeDef:
+    """A node of that value."""
     node = tf.compat.v1.NodeDef(name=name, op="Const")
     node.attr["dtype"].type = _type(value)
     node.attr["value"].tensor.CopyFrom(tf.make_tensor_proto(value))
@@ -393,6 +407,6 @@ def _type(value: np.ndarray) -> int:
     return tf.as_dtype(value.dtype).as_datatype_enum
 
 
-def _node_of(source: str) -> str:
+def node_of(source: str) -> str:
     """The node that an input, such as `name`, `name:1` or `^name`, comes from."""
     return source.lstrip("^").partition(":")[0]

@@ -6,6 +6,7 @@ import numpy as np
 import tensorflow as tf
 
 from mg_keras.export.optimize import normalized, optimized_trunk
+from mg_keras.export.quantize import INT8, Observed, quantized_trunk
 from mg_keras.models import Network
 from mg_keras.models.levels import as_list
 
@@ -15,16 +16,20 @@ class Optimized:
 
     Args:
         network: its weights are copied: what is learnt later is not seen.
-        precision: as `optimized_trunk` takes it.
+        precision: as `optimized_trunk` takes it; or `"int8"`, where `observed` is given.
+        observed: what its convolutions read and give (`mg_keras.export.quantize.observe`).
 
     Attributes:
         preparation, precision: as a network of `mg_keras.embedding.photos` has them.
     """
 
-    def __init__(self, network: Network, precision: str = "float32"):
+    def __init__(self, network: Network, precision: str = "float32", observed: Observed | None = None):
         self.network = network
         self.preparation = network.preparation
-        self._trunk = optimized_trunk(network.mapper, precision)
+        if precision == INT8 and observed is not None:
+            self._trunk = quantized_trunk(network.mapper, observed)
+        else:
+            self._trunk = optimized_trunk(network.mapper, precision)
         self.precision = precision
 
     def embed_batch(self, images: tf.Tensor, poolings: tuple[Any, ...]) -> tf.Tensor:
@@ -37,5 +42,5 @@ class Optimized:
         return self.network.classify(embeddings)
 
     def fingerprint(self) -> str:
-        """As `Network.fingerprint`; descriptors in bfloat16 alone are too far from the others to be taken for them."""
-        return self.network.fingerprint() + ("-bfloat16" if self.precision == "bfloat16" else "")
+        """As `Network.fingerprint`; those in bfloat16 alone and in 8 bits are too far off to be taken for the same."""
+        return self.network.fingerprint() + (f"-{self.precision}" if self.precision in ("bfloat16", INT8) else "")

@@ -5,7 +5,8 @@
 trunk's kernels are float16, but for those of 2^18 values or more, which are int8 times a `scale` for each output; the
 classifier's and the whitening's matrices are int8, each row times its `scale`; the rest is float32. Descriptors so
 have cosines of 0.9997 with those of float32. `model.json` says the rest. Files of before have a projection in float16
-without a scale, and no `inverse`: the pseudo-inverse takes its place.
+without a scale, and no `inverse`: the pseudo-inverse takes its place. `eight_bits.safetensors`, which may be missing,
+holds what the convolutions read and give, for running them in 8 bits.
 
 The model that comes with mg_keras lies so in the package (`PACKAGE`).
 """
@@ -32,7 +33,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "weights" / "multigrain_lite0"
 
 # values of a kernel from which on it is int8: a few hold a quarter of EfficientNet-Lite0's
 _LARGE = 1 << 18
-_WEIGHTS, _ABOUT = "model.safetensors", "model.json"
+_WEIGHTS, _ABOUT, _EIGHT_BITS = "model.safetensors", "model.json", "eight_bits.safetensors"
 _NEEDED = ("trunk", "num_classes", "pooling_exponent", "levels", "resolution")
 
 
@@ -77,6 +78,19 @@ class Packed:
             if name in found
         }
         return Whitening(found["mean"], **matrices, discarded_variance=found["discarded_variance"].item())
+
+    @property
+    def observed(self) -> tuple[list[np.ndarray], np.ndarray, np.ndarray] | None:
+        """(means, read, given) of `mg_keras.export.quantize.Observed`; None: nobody has observed it."""
+        path = self.folder / _EIGHT_BITS
+        if not path.is_file():
+            return None
+        try:
+            found = load_file(path)
+            means = np.split(np.float32(found["means"]), np.cumsum(found["channels"])[:-1])
+            return means, found["read"], found["given"]
+        except (OSError, KeyError, ValueError, SafetensorError) as error:
+            raise UserError(f"{path} can't be read: {error}") from error
 
     def fill(self, trunk: Any, trunk_name: str) -> Head:
         """Puts the weights into a trunk of that name.
@@ -200,6 +214,26 @@ def pack(
     except OSError as error:
         raise UserError(f"{folder} can't be written to: {error.strerror or error}") from error
     return folder
+
+
+def pack_observed(folder: str | os.PathLike, means: list[np.ndarray], read: np.ndarray, given: np.ndarray) -> None:
+    """Adds what `Packed.observed` gives to a folder that `pack` wrote; arguments as it gives them.
+
+    Raises:
+        UserError: the folder can't be written to.
+    """
+    path = Path(folder) / _EIGHT_BITS
+    arrays = {
+        "means": np.concatenate(means).astype(np.float16),
+        "channels": np.array([len(mean) for mean in means], np.int32),
+        "read": np.float32(read),
+        "given": np.float32(given),
+    }
+    try:
+        save_file(arrays, path)
+        path.chmod(0o644)
+    except OSError as error:
+        raise UserError(f"{folder} can't be written to: {error.strerror or error}") from error
 
 
 def _rounded(matrix):

@@ -5,6 +5,7 @@ mg_keras is one of these.
 """
 
 import dataclasses
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,9 @@ _OF_A_WHITENING = ("dimensions", "photos", "versions", "augmentations", "power",
 # strong edits of each photo that thresholds are measured on
 _EDITS = 2
 _AT_ONCE = 64
+# that tell the ranges of 8-bit numbers
+_OBSERVED = 256
+_OBSERVED_AT_ONCE = 16
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -38,7 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--copies",
         type=str,
-        help="photos that were not trained on: strong edits of them tell from which cosine on a pair is a copy",
+        help="photos that were not trained on: strong edits of them tell from which cosine on a pair is a copy; "
+        'some of them tell what mg_keras.load(precision="int8") needs to know',
     )
     parser.add_argument(
         "--instances",
@@ -80,6 +85,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     about["whitening"] = {name: entry[name] for name in _OF_A_WHITENING if entry.get(name) is not None}
     with atomic_path(folder) as partial:
         pack(partial, run.model, run.settings.trunk, whitening, about)
+        if options.copies:
+            observe_photos(partial, options.copies)
         thresholds = measured_thresholds(load(partial), options.copies, options.instances)
         if thresholds:
             atomic_write_json(partial / "model.json", {**Packed(partial).about, "thresholds": thresholds})
@@ -88,6 +95,43 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for kind, values in thresholds.items():
         shown = ", ".join(f"{cosine:.3f} at a precision of {float(value):.0%}" for value, cosine in values.items())
         print(f"a pair is {'a copy' if kind == 'copy' else 'of one instance'} from a cosine of {shown or 'no value'}")
+
+
+def observe_photos(packed_folder: str | os.PathLike, photos_folder: str) -> None:
+    """Adds to a packed network what it needs to run in 8 bits.
+
+    Args:
+        packed_folder: of `mg_keras.pretrained.packed.pack`.
+        photos_folder: photos; some hundred of them are looked at, at the network's resolution.
+
+    Raises:
+        UserError: none of them can be used.
+    """
+    import numpy as np
+
+    from mg_keras.data.sources import photos
+    from mg_keras.embedding.photos import preparation_of, prepared_batches
+    from mg_keras.export.optimize import normalized
+    from mg_keras.export.quantize import observe
+    from mg_keras.pretrained.packed import Packed, pack_observed
+
+    packed = Packed(packed_folder)
+    network, about = packed.network(), packed.about
+    split = photos(photos_folder)
+    # from all of its subfolders
+    rows = np.unique(np.linspace(0, len(split) - 1, min(len(split), _OBSERVED)).astype(np.int64))
+    resolution = about.get("default_resolution") or about["resolution"]
+    batches = prepared_batches(split, resolution, about["resolution"], rows, preparation_of(network))
+    parts = (
+        batch.images[start : start + _OBSERVED_AT_ONCE]
+        for batch in batches
+        for start in range(0, len(batch.rows), _OBSERVED_AT_ONCE)
+    )
+    try:
+        observed = observe(network.mapper, (normalized(part, *network.pixel_scaling) for part in parts))
+    except ValueError:
+        raise UserError(f"none of the photos in {photos_folder} can be used: there is nothing to observe") from None
+    pack_observed(packed_folder, *observed)
 
 
 def measured_thresholds(

@@ -7,7 +7,9 @@ import pytest
 from PIL import Image, ImageDraw
 
 import mg_keras
+from mg_keras import processor
 from mg_keras.evaluation.copies import STRONG_EDITS
+from mg_keras.export.quantize import supported
 from mg_keras.pretrained.packed import PACKAGE, Packed
 from mg_keras.programs.common import PRESETS
 from mg_keras.runs.config import TrainConfig
@@ -58,3 +60,15 @@ def test_it_finds_edited_copies():
     nearest = np.argmax(model.embed([np.asarray(image) for image in edits]) @ descriptors.T, axis=1)
     # flat shapes are none of what it was trained on: docs/package.md has figures on photos
     assert np.mean(nearest == np.arange(16)) >= 0.8
+
+
+@pytest.mark.slow
+def test_it_describes_alike_in_8_bits():
+    if processor.computes_int8() is not True or not supported():
+        pytest.skip("no 8-bit convolutions on this machine")
+    scenes = [np.asarray(scene(seed)) for seed in range(8)]
+    found, expected = (mg_keras.load(precision=name).embed(scenes, 224) for name in ("int8", "float32"))
+    similar = np.sum(found * expected, axis=1)
+    # of flat shapes less than of photos, whose cosines are 0.997 on average: docs/package.md
+    assert similar.mean() > 0.98
+    assert similar.min() > 0.97

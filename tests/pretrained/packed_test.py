@@ -10,12 +10,12 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 import mg_keras
-from mg_keras import Whitening
+from mg_keras import Whitening, loading
 from mg_keras.data.resolutions import square, squashed
 from mg_keras.errors import UserError
 from mg_keras.models import Network, trunks
 from mg_keras.pretrained import class_names, initialize, packed
-from mg_keras.pretrained.packed import Packed, pack
+from mg_keras.pretrained.packed import Packed, pack, pack_observed
 from mg_keras.programs.export import export_packed
 from tests.export.small import TINY_RESNET, made_up_statistics, random_images
 
@@ -88,6 +88,31 @@ def test_how_photos_are_prepared_travels_with_the_weights(network, whitening, tm
         else:
             with pytest.raises(UserError, match="preparation must be one of aspect, squash, received 'stretch'"):
                 mg_keras.load(folder)
+
+
+def test_8_bits_need_to_know_what_convolutions_read(folder, monkeypatch):
+    monkeypatch.setattr(loading, "supported", lambda: True)
+    monkeypatch.setattr(loading, "computes_int8", lambda: True)
+    assert Packed(folder).observed is None
+    with pytest.raises(UserError, match=r"doesn't say what its convolutions read, .* mg-keras pack --copies PHOTOS"):
+        mg_keras.load(folder, precision="int8")
+    # of another network
+    pack_observed(folder, [np.ones(3), np.arange(5.0)], np.array([[0, 1], [-2, 3]]), np.array([[0, 6], [-4, 5]]))
+    means, read, given = Packed(folder).observed
+    np.testing.assert_array_equal(np.concatenate(means), [1, 1, 1, 0, 1, 2, 3, 4])
+    assert [len(mean) for mean in means] == [3, 5]
+    np.testing.assert_array_equal(read, [[0, 1], [-2, 3]])
+    np.testing.assert_array_equal(given, [[0, 6], [-4, 5]])
+    with pytest.raises(UserError, match="2 convolutions were observed, which are not this trunk's"):
+        mg_keras.load(folder, precision="int8")
+    (folder / "eight_bits.safetensors").write_bytes(b"broken")
+    with pytest.raises(UserError, match=r"eight_bits.safetensors can't be read"):
+        mg_keras.load(folder, precision="int8")
+    for name, value in (("supported", False), ("computes_int8", False)):
+        with monkeypatch.context() as patched:
+            patched.setattr(loading, name, lambda value=value: value)
+            with pytest.raises(UserError, match="precision int8 needs a processor with avx512_vnni"):
+                mg_keras.load(folder, precision="int8")
 
 
 @pytest.mark.slow

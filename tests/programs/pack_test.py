@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 
 import mg_keras
-from mg_keras import loading
+from mg_keras import loading, processor
 from mg_keras.errors import UserError
 from mg_keras.export.opened import Exported
+from mg_keras.export.quantize import supported
 from mg_keras.pretrained import packed
 from mg_keras.programs import command, pack
-from mg_keras.programs.pack import measured_thresholds
+from mg_keras.programs.pack import measured_thresholds, observe_photos
 from mg_keras.runs.run import load_run
 from tests.loading_test import SIZE, folder, make_run, small
 from tests.train.tiny import CLASSES
@@ -73,6 +74,20 @@ def test_thresholds_are_cosines_at_two_precisions(out):
     # nobody's folders
     assert about["whitening"] == FIT
     assert about["training"]["data"] is None
+
+
+@pytest.mark.slow
+def test_what_8_bits_need_to_know_is_observed_on_the_copies(out, folder, tmp_path):
+    if processor.computes_int8() is not True or not supported():
+        pytest.skip("no 8-bit convolutions on this machine")
+    model, expected = mg_keras.load(out, precision="int8"), mg_keras.load(out, precision="float32")
+    assert np.sum(model.embed(folder) * expected.embed(folder), axis=1).min() > 0.98
+    # an index of the one is no index of the other
+    assert model.fingerprint != expected.fingerprint
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "broken.jpg").write_bytes(b"no photo")
+    with pytest.raises(UserError, match=r"none of the photos in .*photos can be used"):
+        observe_photos(out, tmp_path / "photos")
 
 
 @pytest.mark.slow
