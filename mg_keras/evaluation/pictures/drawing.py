@@ -9,7 +9,7 @@ from mg_keras.files import atomic_path
 
 # Okabe and Ito's colours, which stay apart for colour-blind readers.
 BLUE, GREEN, RED, ORANGE, PURPLE = "#0072B2", "#009E73", "#D55E00", "#E69F00", "#AA5599"
-LINE_COLOURS = (BLUE, RED, GREEN, PURPLE, ORANGE, "black")
+LINE_COLOURS = (BLUE, RED, GREEN, PURPLE, ORANGE, "black", "#56B4E9")
 MARKS = ("o", "s", "^", "D", "v", "P", "X")
 
 
