@@ -54,11 +54,12 @@ _PHOTOS = (
 # what is no part of a state: it holds of contents, whatever photos there are
 _BESIDE = """
 CREATE TABLE IF NOT EXISTS sketches (sha256 BLOB PRIMARY KEY, method INTEGER, sketch BLOB) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS decisions (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS compared (
     one BLOB, other BLOB, method INTEGER, same INTEGER, score REAL, how TEXT, PRIMARY KEY (one, other)
 ) WITHOUT ROWID;
 """
+_NOTED = "CREATE TABLE IF NOT EXISTS decisions (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;"
+_OPTIONS = {"isolation_level": None, "check_same_thread": False, "timeout": 30.0}
 # of what SQLite takes in one statement
 _AT_ONCE = 500
 _BLOCK_ROWS = 1 << 14
@@ -131,8 +132,8 @@ class State:
         self.folder = folder
         self._lock = threading.Lock()
         for attempt in range(5):
-            self._database = _connected(folder)
             try:
+                self._database = _connected(folder)
                 self._open()
                 return
             except FileNotFoundError as error:
@@ -164,11 +165,11 @@ class State:
 
     def close(self) -> None:
         """Lets go of the state."""
-        self._database.close()
-
-    def __del__(self):
         if hasattr(self, "_database"):
             self._database.close()
+
+    def __del__(self):
+        self.close()
 
     def path(self, name: str) -> Path:
         """Where the photo of a name lies."""
@@ -552,45 +553,55 @@ class Compared:
 
 
 class Noted:
-    """Text by key, kept in an index's database; anybody may write, whoever writes the index.
+    """Text by key, kept in a database; anybody may write.
 
     Args:
-        folder: of the index.
+        place: an index's folder, or a file.
+        is_index: which of them it is; a file is made with the first note.
     """
 
-    def __init__(self, folder: Path):
-        self._folder = folder
-        self._database = _connected(folder)
+    def __init__(self, place: Path, is_index: bool = True):
+        self._place, self._is_index = place, is_index
+        self._database = None
 
     def all(self) -> dict[str, str]:
         """Key -> what was noted.
 
         Raises:
-            UserError: the index can't be read.
+            UserError: it can't be read.
         """
         try:
+            if self._database is None:
+                if not self._is_index and not self._place.exists():
+                    return {}
+                self._database = (_connected if self._is_index else _reading)(self._place)
             return dict(self._database.execute("SELECT key, value FROM decisions").fetchall())
         except sqlite3.Error as error:
-            # nothing was noted in this index yet; whatever else it is must not read as that
+            # nothing was noted here yet; whatever else it is must not read as that
             if str(error) == "no such table: decisions":
                 return {}
-            raise _damaged(self._folder, error) from error
+            if self._is_index:
+                raise _damaged(self._place, error) from error
+            raise UserError(f"{printable_name(self._place)} can't be read: {error}") from error
 
     def put(self, key: str, value: str) -> None:
         """Notes it.
 
         Raises:
-            UserError: the index can't be written to.
+            UserError: it can't be written to.
         """
         try:
-            with contextlib.closing(_beside(self._folder)) as database:
+            if not self._is_index:
+                self._place.parent.mkdir(parents=True, exist_ok=True)
+            with contextlib.closing(_beside(self._place) if self._is_index else _made(self._place)) as database:
                 database.execute("REPLACE INTO decisions VALUES (?, ?)", (key, value))
-        except sqlite3.Error as error:
-            raise UserError(f"{printable_name(self._folder)} can't be written to: {error}") from error
+        except (OSError, sqlite3.Error) as error:
+            raise UserError(f"{printable_name(self._place)} can't be written to: {error}") from error
 
     def close(self) -> None:
         """Lets go of the database."""
-        self._database.close()
+        if self._database is not None:
+            self._database.close()
 
 
 def is_index(folder: Path) -> bool:
@@ -613,19 +624,40 @@ def state_number(folder: Path) -> int:
         raise _damaged(folder, error) from error
 
 
+def root_of(folder: Path) -> str | None:
+    """The folder of which there is an index, or None where it is of none."""
+    try:
+        with contextlib.closing(_connected(folder)) as database:
+            return _about(database, folder)["root"]
+    except sqlite3.Error as error:
+        raise _damaged(folder, error) from error
+
+
 def _connected(folder, new=False):
     path = folder / _DATABASE
-    if not new and not path.is_file():
-        raise UserError(f"{printable_name(folder)} is no index: it lacks {_DATABASE}")
-    options = {"isolation_level": None, "check_same_thread": False, "timeout": 30.0}
-    if not new and not os.access(folder, os.W_OK):
-        return _read_only(path.absolute().as_uri(), options)
-    database = sqlite3.connect(path, **options)
-    if new:
-        database.execute("PRAGMA journal_mode = WAL")
-        database.execute("PRAGMA synchronous = FULL")
-    else:
-        database.execute("PRAGMA query_only = 1")
+    if not new:
+        if not path.is_file():
+            raise UserError(f"{printable_name(folder)} is no index: it lacks {_DATABASE}")
+        return _reading(path)
+    database = sqlite3.connect(path, **_OPTIONS)
+    database.execute("PRAGMA journal_mode = WAL")
+    database.execute("PRAGMA synchronous = FULL")
+    return database
+
+
+def _reading(path):
+    """A connection to a database that is there, which only reads."""
+    if not os.access(path.parent, os.W_OK):
+        return _read_only(path.absolute().as_uri())
+    database = sqlite3.connect(path, **_OPTIONS)
+    database.execute("PRAGMA query_only = 1")
+    return database
+
+
+def _made(path):
+    """A connection to a database for notes, made where it is not there."""
+    database = sqlite3.connect(path, **_OPTIONS)
+    database.executescript(_NOTED)
     return database
 
 
@@ -635,19 +667,19 @@ def _beside(folder):
         raise sqlite3.OperationalError("it is read-only")
     # never made here: an index without photos would be left
     address = f"{(folder / _DATABASE).absolute().as_uri()}?mode=rw"
-    database = sqlite3.connect(address, uri=True, isolation_level=None, check_same_thread=False, timeout=30)
-    database.executescript(_BESIDE)
+    database = sqlite3.connect(address, uri=True, **_OPTIONS)
+    database.executescript(_BESIDE + _NOTED)
     return database
 
 
-def _read_only(address, options):
-    database = sqlite3.connect(f"{address}?mode=ro", uri=True, **options)
+def _read_only(address):
+    database = sqlite3.connect(f"{address}?mode=ro", uri=True, **_OPTIONS)
     try:
         database.execute("SELECT 1 FROM sqlite_master")
     except sqlite3.OperationalError:
         database.close()
         # nobody writes here, and what readers share with a writer can't be made
-        database = sqlite3.connect(f"{address}?immutable=1", uri=True, **options)
+        database = sqlite3.connect(f"{address}?immutable=1", uri=True, **_OPTIONS)
     return database
 
 

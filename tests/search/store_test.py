@@ -217,6 +217,22 @@ def test_what_was_noted_is_told_or_an_error(tmp_path):
     noted.close()
 
 
+def test_notes_in_a_file_of_their_own_are_told_or_an_error(tmp_path):
+    path = tmp_path / "new" / "notes.sqlite"
+    noted, other = Noted(path, is_index=False), Noted(path, is_index=False)
+    assert other.all() == {}
+    assert not path.parent.exists()
+    noted.put("a", "text")
+    assert noted.all() == other.all() == {"a": "text"}
+    noted.close()
+    other.close()
+    path.write_text("it is none" * 100)
+    with pytest.raises(UserError, match=r"notes\.sqlite can't be read: file is not a database"):
+        Noted(path, is_index=False).all()
+    with pytest.raises(UserError, match=r"notes\.sqlite can't be written to: file is not a database"):
+        Noted(path, is_index=False).put("a", "text")
+
+
 def set_version(path, number):
     with sqlite3.connect(path / "index.sqlite") as database:
         database.execute("UPDATE about SET value = ? WHERE key = 'version'", (str(number),))

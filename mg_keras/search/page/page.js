@@ -329,7 +329,7 @@ async function showAlbum(values) {
   pager($("album-pager"), page, last, (to) => go("album", { class: name, text, page: to }));
 }
 
-// duplicates; what was decided is kept in the index
+// duplicates; what was decided is kept by album
 
 // one after the other, each from what the one before left; what could not be noted is not shown as decided
 function decide(group, change) {
