@@ -10,6 +10,7 @@ import grpc
 import numpy as np
 import pytest
 import tensorflow as tf
+from tensorflow.core.framework.tensor_pb2 import TensorProto
 from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 
 from mg_keras.serving import rest_format
@@ -93,19 +94,27 @@ def test_a_large_grpc_message(local):
     assert_it_goes_on(local)
 
 
-def test_a_small_message_that_unpacks_to_a_large_tensor(local):
+@pytest.mark.parametrize(
+    ("name", "tensor", "sizes"),
+    [
+        ("images", TensorProto(dtype=tf.float32.as_datatype_enum, float_val=[1]), (1, 10**6, 10**6, 3)),
+        # few enough that they would be made, if they were taken to weigh nothing
+        ("image_bytes", TensorProto(dtype=tf.string.as_datatype_enum, string_val=[b"x"]), (10**6,)),
+    ],
+    ids=["numbers", "strings"],
+)
+def test_a_small_message_that_unpacks_to_a_large_tensor(local, name, tensor, sizes):
     request = predict_pb2.PredictRequest()
     request.model_spec.name = "multigrain"
-    tensor = request.inputs["images"]
-    tensor.dtype = tf.float32.as_datatype_enum
-    tensor.float_val.append(1.0)
-    for size in (1, 10**6, 10**6, 3):
+    request.model_spec.signature_name = "encoded" if name == "image_bytes" else ""
+    for size in sizes:
         tensor.tensor_shape.dim.add(size=size)
+    request.inputs[name].CopyFrom(tensor)
     request.inputs["p_star"].CopyFrom(tf.make_tensor_proto(np.float32([3])))
     with grpc.insecure_channel(local.grpc) as channel, pytest.raises(grpc.RpcError) as refused:
         prediction_service_pb2_grpc.PredictionServiceStub(channel).Predict(request, timeout=60)
     assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
-    assert "too large" in refused.value.details()
+    assert f"input {name}: shape {list(sizes)} is not allowed, or too large" in refused.value.details()
 
 
 @pytest.mark.parametrize("kind", ["rest", "grpc"])
