@@ -60,6 +60,9 @@ CREATE TABLE IF NOT EXISTS compared (
 """
 _NOTED = "CREATE TABLE IF NOT EXISTS decisions (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;"
 _OPTIONS = {"isolation_level": None, "check_same_thread": False, "timeout": 30.0}
+# what SQLite says of a file that is broken, is none of its own, or lacks what an index has
+_DAMAGE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR)
+_IN_USE = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 # of what SQLite takes in one statement
 _AT_ONCE = 500
 _BLOCK_ROWS = 1 << 14
@@ -145,7 +148,7 @@ class State:
                     ) from None
             except sqlite3.Error as error:
                 self.close()
-                raise _damaged(folder, error) from error
+                raise _unreadable(folder, error) from error
             except BaseException:
                 self.close()
                 raise
@@ -227,7 +230,7 @@ class State:
             try:
                 return self._database.execute(statement, values).fetchall()
             except sqlite3.DatabaseError as error:
-                raise _damaged(self.folder, error) from error
+                raise _unreadable(self.folder, error) from error
 
     def _photo(self, found):
         number, name, size, time, digest, width, height, row, problem, kind, probability = found
@@ -284,7 +287,7 @@ class Writer:
             self._file = open(_descriptors(self.folder, self.about["generation"]), "r+b")
         except sqlite3.Error as error:
             self.__exit__()
-            raise _damaged(self.folder, error) from error
+            raise _unreadable(self.folder, error) from error
         except BaseException:
             self.__exit__()
             raise
@@ -581,7 +584,7 @@ class Noted:
             if str(error) == "no such table: decisions":
                 return {}
             if self._is_index:
-                raise _damaged(self._place, error) from error
+                raise _unreadable(self._place, error) from error
             raise UserError(f"{printable_name(self._place)} can't be read: {error}") from error
 
     def put(self, key: str, value: str) -> None:
@@ -612,7 +615,7 @@ def is_index(folder: Path) -> bool:
         with contextlib.closing(_connected(folder)) as database:
             return _is_begun(database)
     except sqlite3.Error as error:
-        raise _damaged(folder, error) from error
+        raise _unreadable(folder, error) from error
 
 
 def state_number(folder: Path) -> int:
@@ -621,7 +624,7 @@ def state_number(folder: Path) -> int:
         with contextlib.closing(_connected(folder)) as database:
             return json.loads(database.execute("SELECT value FROM about WHERE key = 'state'").fetchone()[0])
     except sqlite3.Error as error:
-        raise _damaged(folder, error) from error
+        raise _unreadable(folder, error) from error
 
 
 def root_of(folder: Path) -> str | None:
@@ -630,7 +633,7 @@ def root_of(folder: Path) -> str | None:
         with contextlib.closing(_connected(folder)) as database:
             return _about(database, folder)["root"]
     except sqlite3.Error as error:
-        raise _damaged(folder, error) from error
+        raise _unreadable(folder, error) from error
 
 
 def _connected(folder, new=False):
@@ -709,8 +712,15 @@ def _writing_to(folder):
         raise UserError(f"{printable_name(folder)} can't be written to: {error}") from error
 
 
-def _damaged(folder, error):
-    return UserError(f"{printable_name(folder)} can't be read as an index: {error}; build it anew")
+def _unreadable(folder, error):
+    """What to say of an error of SQLite's: only some of them are the index's own."""
+    code = getattr(error, "sqlite_errorcode", None)
+    # extended codes have the plain one in their lowest byte
+    code = code and code & 0xFF
+    if code in _DAMAGE:
+        return UserError(f"{printable_name(folder)} can't be read as an index: {error}; build it anew")
+    hint = "another process holds it: try again" if code in _IN_USE else "is the disk full, or gone?"
+    return UserError(f"{printable_name(folder)} can't be used now: {error}; {hint}")
 
 
 def _descriptors(folder, generation):
