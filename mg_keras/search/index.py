@@ -484,7 +484,9 @@ class Index:
     def _describe(self, view, query):
         if isinstance(query, Photo):
             found = view.state.select("WHERE photos.id = ?", [query.id])
-            if not found or found[0].row is None:
+            # older indexes gave the number of the last one, once it was gone, to the next
+            same = found and (found[0].name, found[0].sha256) == (query.name, query.sha256)
+            if not same or found[0].row is None:
                 raise UserError(f"{printable_name(query.name)} is not in the index any more, or can't be used")
             return np.asarray(view.state.descriptors[found[0].row], np.float32)
         if not isinstance(query, str | os.PathLike | bytes) and np.ndim(query) == 1 and not hasattr(query, "mode"):

@@ -34,7 +34,7 @@ _VERSION = 1
 _SCHEMA = """
 CREATE TABLE about (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE photos (
-    id INTEGER PRIMARY KEY, name BLOB NOT NULL UNIQUE, file_size INTEGER, modified INTEGER, sha256 BLOB,
+    id INTEGER PRIMARY KEY AUTOINCREMENT, name BLOB NOT NULL UNIQUE, file_size INTEGER, modified INTEGER, sha256 BLOB,
     width INTEGER, height INTEGER, row INTEGER, problem TEXT
 );
 CREATE INDEX photos_by_row ON photos (row);

@@ -9,7 +9,7 @@ from PIL import Image
 from pyarrow import parquet
 
 from mg_keras.errors import UserError
-from mg_keras.search import thresholds
+from mg_keras.search import store, thresholds
 from mg_keras.search.index import Index
 from mg_keras.search.writing import Changes
 from tests.search.fake import FakeModel, album, noise
@@ -118,6 +118,30 @@ def test_classes_are_searched_by_name(photos, tmp_path):
             index.find_class("")
     with Index.build(unit_rows(3)) as index, pytest.raises(UserError, match="knows no classes"):
         index.find_class("red")
+
+
+def test_a_photo_that_is_gone_is_no_query(tmp_path, monkeypatch):
+    # as older indexes have it
+    monkeypatch.setattr(store, "_SCHEMA", store._SCHEMA.replace("AUTOINCREMENT", ""))
+    for name, same_number in (("old", True), ("new", False)):
+        folder = tmp_path / name
+        *_, last = album(folder, 3)
+        with Index.build(folder, FakeModel(), tmp_path / f"{name} index") as index:
+            query = index.photo(last)
+            last.unlink()
+            index.update()
+            noise(77).save(folder / "another.png")
+            index.update()
+            assert (index.photo("another.png").id == query.id) is same_number
+            with pytest.raises(UserError, match=r"00002\.png is not in the index any more"):
+                index.search(query)
+            # what was written over is another photo, too
+            query = index.photo("00001.png")
+            noise(78).save(folder / "00001.png")
+            index.update()
+            with pytest.raises(UserError, match=r"00001\.png is not in the index any more"):
+                index.search(query)
+        monkeypatch.undo()
 
 
 def test_an_update_describes_only_what_changed(photos, tmp_path):
