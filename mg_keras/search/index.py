@@ -411,10 +411,11 @@ class Index:
             for part in (slice(copied), slice(copied, None))
         ]
         classes = self._classes(view, descriptor, query)
-        among = self._among(view, classes[0][0] if classes else None)
-        among = view.state.used.copy() if among is None else among
+        among = _rows_of(view, [classes[0][0]]) if classes else view.state.used.copy()
         among[rows] = False
         values, rows = view.nearest(descriptor, k, among)
+        names = view.state.about["class_names"]
+        classes = [(names[number], probability) for number, probability in classes]
         return Answer(*found, _hits(view.state, rows[0], values[0], query)[:k], classes)
 
     def find_class(self, text: str, k: int = 20, offset: int = 0) -> list[tuple[Photo, float]]:
@@ -436,10 +437,8 @@ class Index:
         view = self._view
         where, values = "photos.row IS NOT NULL", []
         if class_name is not None:
-            where, values = (
-                "likeliest.class = ?",
-                [_class_number(class_name, view.state.about["class_names"], self.path)],
-            )
+            values = _class_numbers(class_name, view.state.about["class_names"], self.path)
+            where = f"likeliest.class IN ({','.join('?' * len(values))})"
         return view.state.select(
             f"WHERE {where} ORDER BY photos.name LIMIT ? OFFSET ?", [*values, -1 if limit is None else limit, offset]
         )
@@ -467,10 +466,13 @@ class Index:
         return len(self) if class_name is None else self.class_counts().get(class_name, 0)
 
     def class_counts(self) -> dict[str, int]:
-        """Class -> of how many photos it is the likeliest, most frequent first."""
+        """Class -> of how many photos it is the likeliest, most frequent first; those of one name count together."""
         state = self._view.state
-        counts = sorted(state.class_counts().items(), key=lambda item: (-item[1], item[0]))
-        return {state.about["class_names"][number]: count for number, count in counts}
+        counts: dict[str, int] = {}
+        for number, count in sorted(state.class_counts().items()):
+            name = state.about["class_names"][number]
+            counts[name] = counts.get(name, 0) + count
+        return dict(sorted(counts.items(), key=lambda item: -item[1]))
 
     def descriptors(self, photos: Sequence[Photo]) -> np.ndarray:
         """float32 [N, D] of photos of the index that can be used."""
@@ -509,16 +511,14 @@ class Index:
         if not names:
             return []
         if self.model is None:
-            return [(query.class_name, query.probability)] if isinstance(query, Photo) and query.class_name else []
-        return classes_of(self.model, names, descriptor, view.state.about["resolution"])
+            number = view.state.class_of(query.id) if isinstance(query, Photo) else None
+            return [] if number is None else [(number, query.probability)]
+        return classes_of(self.model, descriptor, view.state.about["resolution"])
 
     def _among(self, view, class_name):
         if class_name is None:
             return None
-        among = np.zeros(len(view.state.used), bool)
-        number = _class_number(class_name, view.state.about["class_names"], self.path)
-        among[view.state.rows_of_class(number)] = True
-        return among
+        return _rows_of(view, _class_numbers(class_name, view.state.about["class_names"], self.path))
 
 
 @dataclasses.dataclass
@@ -592,6 +592,13 @@ def _base(path, state, before):
     return neighbors.exact(state.descriptors)
 
 
+def _rows_of(view, numbers):
+    """bool [rows], those whose likeliest class is one of these."""
+    among = np.zeros(len(view.state.used), bool)
+    among[view.state.rows_of_classes(numbers)] = True
+    return among
+
+
 def _expanded(view, descriptor, count, least):
     values, rows = view.nearest(descriptor, count)
     kept = (rows[0] >= 0) & (values[0] >= least)
@@ -645,7 +652,8 @@ def classes_called(text: str, names: Sequence[str] | None, path: str | os.PathLi
     raise UserError(f"no class is called {text!r}{hint}")
 
 
-def _class_number(name, names, path):
-    if names and name in names:
-        return names.index(name)
-    return classes_called(name, names, path)[0]
+def _class_numbers(name, names, path):
+    """All that have a name: of ImageNet's, two are cranes."""
+    if name not in (names or ()):
+        name = names[classes_called(name, names, path)[0]]
+    return [number for number, each in enumerate(names) if each == name]

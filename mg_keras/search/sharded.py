@@ -690,7 +690,7 @@ class State:
         """Of classes nothing is kept, but with each photo."""
         raise self._refused()
 
-    rows_of_class = by_class = known = path = class_counts
+    rows_of_classes = class_of = by_class = known = path = class_counts
 
     def _refused(self):
         return UserError(f"{printable_name(self.folder)} is an index of shards, which finds descriptors alone")

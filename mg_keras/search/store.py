@@ -195,11 +195,18 @@ class State:
                 found.setdefault(photo.row, []).append(photo)
         return found
 
-    def rows_of_class(self, number: int) -> np.ndarray:
-        """int64, the rows whose likeliest class it is."""
-        return np.array(
-            [row for (row,) in self._all("SELECT row FROM classes WHERE class=? AND rank=0", [number])], int
+    def rows_of_classes(self, numbers: Sequence[int]) -> np.ndarray:
+        """int64, the rows whose likeliest class is one of these."""
+        found = self._all(f"SELECT row FROM classes WHERE class IN ({_places(numbers)}) AND rank=0", numbers)
+        return np.array([row for (row,) in found], int)
+
+    def class_of(self, photo: int) -> int | None:
+        """The likeliest class of the photo of a number; None if it has none."""
+        found = self._all(
+            "SELECT class FROM classes JOIN photos ON photos.row = classes.row WHERE photos.id = ? AND rank = 0",
+            [photo],
         )
+        return found[0][0] if found else None
 
     def by_class(self, numbers: Sequence[int], count: int, offset: int) -> list[tuple[Photo, float]]:
         """Photos that may be of one of some classes, with the probability of these together, most probable first."""

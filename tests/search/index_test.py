@@ -120,6 +120,26 @@ def test_classes_are_searched_by_name(photos, tmp_path):
         index.find_class("red")
 
 
+def test_two_classes_of_one_name(tmp_path):
+    folder, model = tmp_path / "photos", FakeModel()
+    model.class_names = ["crane", "green", "crane"]
+    folder.mkdir()
+    for number in range(7):
+        values = np.random.default_rng(number).integers(0, 60, (6, 6, 3))
+        # four red ones, three blue ones
+        values[..., 0 if number < 4 else 2] += 150
+        Image.fromarray(values.astype(np.uint8)).resize((24, 24), 0).save(folder / f"{number}.png")
+    with Index.build(folder, model, tmp_path / "index") as index:
+        assert index.class_counts() == {"crane": 7}
+        assert index.listed("crane") == len(index.photos(class_name="crane")) == 7
+        assert len(index.search(folder / "5.png", 10, class_name="crane")) == 7
+        # of one kind are those of one class, whatever the other is called
+        for answer in (index.find(folder / "5.png", precision=0.99), Index.open(index.path).find(index.photo("5.png"))):
+            assert answer.classes[0][0] == "crane"
+            found = {hit.photo.name for hit in (*answer.copies, *answer.instances, *answer.kind)}
+            assert found - {"5.png"} == {"4.png", "6.png"}
+
+
 def test_a_photo_that_is_gone_is_no_query(tmp_path, monkeypatch):
     # as older indexes have it
     monkeypatch.setattr(store, "_SCHEMA", store._SCHEMA.replace("AUTOINCREMENT", ""))
