@@ -1,3 +1,4 @@
+import json
 import os
 import shutil
 from pathlib import Path
@@ -352,6 +353,29 @@ def test_descriptors_from_files(tmp_path):
     ):
         with pytest.raises(UserError, match=message):
             Index.build(tmp_path / name)
+
+
+def test_parquet_of_two_models_is_refused(tmp_path):
+    def write(name, size, made_from=None):
+        table = pa.table({"uri": [name], "embedding": pa.array(unit_rows(1, size).tolist(), pa.list_(pa.float32()))})
+        told = made_from and {b"mg_keras": json.dumps(made_from).encode()}
+        parquet.write_table(table.replace_schema_metadata(told), tmp_path / f"{name}.parquet")
+
+    write("a", 8, {"network": "one", "resolution": 224, "photos": "some"})
+    write("b", 8, {"network": "one", "resolution": 224, "photos": "others"})
+    write("c", 8)
+    assert len(Index.build(tmp_path)) == 3
+    write("d", 8, {"network": "two", "resolution": 224})
+    with pytest.raises(UserError, match=r"of one model, received other network in .*d\.parquet than in .*a\.parquet"):
+        Index.build(tmp_path)
+    write("d", 4)
+    with pytest.raises(UserError, match=r"of one size, received 8 values and 4 in .*d\.parquet"):
+        Index.build(tmp_path)
+    # within a file, whose values might be those of as many rows
+    column = pa.array([[1.0, 0, 0, 0], [0.0, 1], [0.0, 1]], pa.list_(pa.float32()))
+    parquet.write_table(pa.table({"uri": list("abc"), "embedding": column}), tmp_path / "mixed.parquet")
+    with pytest.raises(UserError, match=r"of one size, received 4 values and 2 in .*mixed\.parquet"):
+        Index.build(tmp_path / "mixed.parquet")
 
 
 def test_more_answers_than_there_are_photos_take_no_more_memory(tmp_path):
