@@ -111,6 +111,7 @@ class Known:
     stamp: tuple[int | None, int | None]
     sha256: bytes | None
     row: int | None
+    problem: str | None
 
 
 class State:
@@ -229,8 +230,8 @@ class State:
 
     def known(self) -> dict[bytes, Known]:
         """Name -> what tells whether it is still the same, of all photos."""
-        found = self._all("SELECT name, id, file_size, modified, sha256, row FROM photos")
-        return {name: Known(key, (size, time), digest, row) for name, key, size, time, digest, row in found}
+        found = self._all("SELECT name, id, file_size, modified, sha256, row, problem FROM photos")
+        return {name: Known(key, (size, time), *rest) for name, key, size, time, *rest in found}
 
     def _all(self, statement, values=()):
         with self._lock:

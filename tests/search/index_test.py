@@ -497,6 +497,42 @@ def test_odd_files_are_told_and_do_no_harm(photos, tmp_path):
             assert "\n" not in str(told.value)
 
 
+def test_what_could_not_be_read_is_tried_again(tmp_path):
+    class Shaken(FakeModel):
+        """Can't read the first photo, for a reason."""
+
+        reason = "could not be read: Input/output error"
+
+        def embed(self, photos, resolution=None, on_error="raise"):
+            values = super().embed(photos, resolution, on_error)
+            if self.reason:
+                values[0] = np.nan
+            return values
+
+        def why_unusable(self, photo):
+            return self.reason
+
+    model = Shaken()
+    album(tmp_path / "photos", 2)
+    with Index.build(tmp_path / "photos", model, tmp_path / "index") as index:
+        assert [photo.problem for photo in index.unusable()] == [model.reason]
+        number = index.about["state"]
+        # still the same: no change
+        assert index.update() == Changes(unusable=1)
+        assert index.about["state"] - number <= 1
+        model.reason = None
+        assert index.update() == Changes(changed=1, embedded=1)
+        assert names(index.photos()) == ["00000.png", "00001.png"]
+        assert index.update() == Changes()
+        # what is no photo stays none, until its file changes
+        (tmp_path / "photos" / "00000.png").write_bytes((tmp_path / "photos" / "00001.png").read_bytes()[:60])
+        model.reason = "not a photo"
+        index.update()
+        model.embedded = 0
+        assert index.update() == Changes()
+        assert model.embedded == 0
+
+
 def test_a_folder_that_vanishes_loses_nothing(photos, tmp_path):
     with Index.build(photos, FakeModel(), tmp_path / "index") as index:
         os.rename(photos, tmp_path / "unplugged")
