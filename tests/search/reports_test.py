@@ -182,6 +182,8 @@ def test_to_another_disk_a_photo_is_whole_or_stays(found, folder, tmp_path, monk
     assert files(tmp_path / "moved").keys() == {HOSTILE, "deep/00001.png", "small.jpg", LIST}
     assert all(to.read_bytes() == before[os.path.relpath(path, folder)] for path, to in done.moved)
     assert set(before) - set(files(folder)) == {HOSTILE, "deep/00001.png", "small.jpg"}
+    with open(tmp_path / "moved" / LIST, encoding="utf-8", errors="surrogateescape", newline="") as file:
+        assert [line["from"] for line in csv.DictReader(file)] == [str(path) for path, _ in done.moved]
 
 
 def test_the_last_one_of_a_group_stays(found, folder, tmp_path):
