@@ -3,7 +3,6 @@
 import dataclasses
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,7 @@ from mg_keras.data.photo_lists import NAME_COLUMNS
 from mg_keras.embedding import shards
 from mg_keras.embedding.settings import DECIDES
 from mg_keras.errors import UserError
-from mg_keras.files import printable_name
+from mg_keras.files import in_home, printable_name
 
 _EMBEDDING = ("embedding", "descriptor")
 
@@ -49,7 +48,7 @@ def descriptors_of(what: Any, names: Sequence[str] | None) -> Descriptors | None
         UserError: it can't be read, or names don't fit.
     """
     if isinstance(what, str | os.PathLike):
-        path = Path(what).expanduser()
+        path = in_home(what)
         if path.suffix == ".npy" and path.is_file():
             values, found = _of_npy(path)
         elif files := _parquet_files(path):

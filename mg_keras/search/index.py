@@ -14,7 +14,7 @@ from typing import Any, Self
 import numpy as np
 
 from mg_keras.errors import UserError
-from mg_keras.files import printable_name
+from mg_keras.files import in_home, printable_name
 from mg_keras.search import neighbors, sharded, thresholds
 from mg_keras.search.describing import (
     LOOKED_AT,
@@ -148,7 +148,7 @@ class Index:
         if shards is not None:
             if path is None:
                 raise UserError("an index of shards needs a path")
-            sharded.build([what], Path(path).expanduser(), shards, workers, show=bool(label))
+            sharded.build([what], in_home(path), shards, workers, show=bool(label))
             return cls.open(path, model)
         if kind not in neighbors.KINDS:
             raise UserError(f"kind must be one of {', '.join(neighbors.KINDS)}, received {kind!r}")
@@ -179,7 +179,7 @@ class Index:
         if path is None:
             keep = tempfile.TemporaryDirectory(prefix="mg-keras-index-")
             path = keep.name
-        path = Path(path).expanduser()
+        path = in_home(path)
         with Writer(path, about) as writer:
             check_same(writer, about)
             work = Work(writer, model, label, report)
@@ -202,7 +202,7 @@ class Index:
         Raises:
             UserError: there is no index, it is damaged, or another model made it.
         """
-        path = Path(path).expanduser()
+        path = in_home(path)
         if not sharded.is_sharded(path) and not is_index(path):
             raise UserError(f"there is no index at {printable_name(path)}: mg-keras search or Index.build makes one")
         index = cls(path, model)
@@ -225,7 +225,7 @@ class Index:
         Raises:
             UserError: there is something at `path`, or another process is writing to this index.
         """
-        path = Path(path).expanduser()
+        path = in_home(path)
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise UserError(f"{printable_name(path)} is there already: choose another name")
         self._check_changeable()

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from mg_keras.errors import UserError
-from mg_keras.files import atomic_path, check_writable, printable_name
+from mg_keras.files import atomic_path, check_writable, in_home, printable_name
 from mg_keras.search.duplicates import Duplicates
 from mg_keras.search.photos import look_at_file, stamp
 from mg_keras.search.store import Photo
@@ -41,7 +41,7 @@ def check_target(folders: Iterable[str | os.PathLike], target: str | os.PathLike
     Raises:
         UserError: it is such a folder.
     """
-    target = Path(target).expanduser()
+    target = in_home(target)
     real = Path(os.path.realpath(target))
     for folder in folders:
         if real.is_relative_to(os.path.realpath(folder)):
@@ -67,7 +67,7 @@ def move_spare(found: Duplicates, target: str | os.PathLike) -> Moved:
     """
     check_target(found.folders, target)
     # the list is read anywhere
-    target = Path(os.path.abspath(Path(target).expanduser()))
+    target = Path(os.path.abspath(in_home(target)))
     moved, left = [], []
     # of a group of which nothing goes, nothing need be kept for others
     kept = {keep.path for _, keep in found.spare}

@@ -11,7 +11,7 @@ import numpy as np
 
 from mg_keras.data import finding
 from mg_keras.errors import UserError
-from mg_keras.files import printable_name
+from mg_keras.files import in_home, printable_name
 from mg_keras.progress import Progress, mapped
 from mg_keras.search import neighbors
 from mg_keras.search.describing import MOST_CLASSES, Model, unit, why_unusable
@@ -390,7 +390,7 @@ def folder_of(what: Any) -> Path | None:
     """
     if not isinstance(what, str | os.PathLike):
         return None
-    folder = Path(what).expanduser()
+    folder = in_home(what)
     if folder.is_dir():
         return Path(os.path.abspath(folder))
     if not folder.exists():
