@@ -22,6 +22,7 @@ from tests.serving.conftest import MAX_REQUEST_BYTES, local_server
 from tests.serving.errors_test import assert_it_goes_on, send
 
 PREDICT = "/v1/models/multigrain:predict"
+ENCODED = b'{"signature_name": "encoded", "inputs": {"image_bytes": %b, "resolution": 0, "p_star": 0}}'
 
 
 @pytest.fixture(scope="module")
@@ -38,9 +39,11 @@ def local(model):
         (b" " * (20 * MAX_REQUEST_BYTES), 413, "more than the 2097152 allowed"),
         (b'{"inputs": ' + b"[" * 150_000, 400, "nested too deeply"),
         (b'{"inputs": ' + b"[" * 900 + b"]" * 900 + b"}", 400, "."),
+        (ENCODED % (b"[" * 450 + b'"a"' + b"]" * 450), 400, "input image_bytes: its lists are nested too deeply"),
+        (ENCODED % (b"[" * 65 + b'"a"' + b"]" * 65), 400, "input image_bytes: its lists are nested too deeply"),
         (b'{"inputs": [' + b"1," * 300_000 + b"1]}", 400, "more than 200000 elements"),
     ],
-    ids=["large", "very large", "deep", "rather deep", "many elements"],
+    ids=["large", "very large", "deep", "rather deep", "deep strings", "strings of many dimensions", "many elements"],
 )
 def test_rest_bodies(local, body, status, message):
     got, error = send(local, "POST", PREDICT, body)
