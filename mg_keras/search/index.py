@@ -491,9 +491,11 @@ class Index:
             if not same or found[0].row is None:
                 raise UserError(f"{printable_name(query.name)} is not in the index any more, or can't be used")
             return np.asarray(view.state.descriptors[found[0].row], np.float32)
-        if not isinstance(query, str | os.PathLike | bytes) and np.ndim(query) == 1 and not hasattr(query, "mode"):
-            size = view.state.about["dimensions"]
-            return unit(np.asarray(query, np.float32)[None], size, "the query")[0]
+        if isinstance(query, bytearray):
+            query = bytes(query)
+        if (values := _as_descriptor(query)) is not None:
+            # before the first photo there is no size
+            return unit(values[None], view.state.about["dimensions"] or len(values), "the query")[0]
         if self.model is None:
             raise UserError(
                 f"a photo as query needs the model that made {self.path}: Index.open({str(self.path)!r}, model)"
@@ -590,6 +592,19 @@ def _base(path, state, before):
         if len(state.descriptors) - base.rows <= neighbors.TAIL_ROWS and base.index.d == state.descriptors.shape[1]:
             return base
     return neighbors.exact(state.descriptors)
+
+
+def _as_descriptor(query):
+    """float32 [D], or None where it is a photo."""
+    if isinstance(query, str | os.PathLike | bytes) or hasattr(query, "mode"):
+        return None
+    try:
+        return np.asarray(query, np.float32) if np.ndim(query) == 1 else None
+    except (TypeError, ValueError):
+        raise UserError(
+            "a query is one photo (a path, bytes, an array [H, W, 3] or a PIL image), a descriptor [D] or a Photo, "
+            f"received a {type(query).__name__} of {len(query)}"
+        ) from None
 
 
 def _rows_of(view, numbers):

@@ -35,7 +35,7 @@ _SCHEMA = """
 CREATE TABLE about (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE photos (
     id INTEGER PRIMARY KEY AUTOINCREMENT, name BLOB NOT NULL UNIQUE, file_size INTEGER, modified INTEGER, sha256 BLOB,
-    width INTEGER, height INTEGER, row INTEGER, problem TEXT
+    width INTEGER, height INTEGER, row INTEGER, problem TEXT, path BLOB
 );
 CREATE INDEX photos_by_row ON photos (row);
 CREATE INDEX photos_by_content ON photos (sha256);
@@ -46,7 +46,7 @@ CREATE INDEX classes_by_probability ON classes (class, probability);
 """
 _COLUMNS = (
     "photos.id, photos.name, photos.file_size, photos.modified, photos.sha256, photos.width, photos.height, "
-    "photos.row, photos.problem, likeliest.class, likeliest.probability"
+    "photos.row, photos.problem, photos.path, likeliest.class, likeliest.probability"
 )
 _PHOTOS = (
     f"SELECT {_COLUMNS} FROM photos LEFT JOIN classes AS likeliest ON likeliest.row = photos.row AND likeliest.rank = 0"
@@ -112,6 +112,7 @@ class Known:
     sha256: bytes | None
     row: int | None
     problem: str | None
+    path: bytes | None
 
 
 class State:
@@ -156,6 +157,9 @@ class State:
 
     def _open(self):
         self._database.execute("BEGIN")
+        # indexes of before know no paths but those that names tell
+        self._path = "photos.path" if _has_paths(self._database) else "NULL"
+        self._photos = _PHOTOS.replace("photos.path", self._path)
         self.about = _about(self._database, self.folder)
         self.number, rows, dimensions = self.about["state"], self.about["rows"], self.about["dimensions"] or 1
         self.descriptors = np.empty((0, dimensions), np.float16)
@@ -185,7 +189,7 @@ class State:
 
     def select(self, rest: str = "", values: Sequence = ()) -> list[Photo]:
         """Photos, by what comes behind `SELECT ... FROM photos` and their likeliest class, `likeliest`."""
-        return [self._photo(found) for found in self._all(f"{_PHOTOS} {rest}", values)]
+        return [self._photo(found) for found in self._all(f"{self._photos} {rest}", values)]
 
     def photos_of_rows(self, rows: Iterable[int]) -> dict[int, list[Photo]]:
         """Row -> the photos whose descriptor it is, in order of name."""
@@ -213,7 +217,7 @@ class State:
         """Photos that may be of one of some classes, with the probability of these together, most probable first."""
         chosen = f"SELECT row, SUM(probability) AS p FROM classes WHERE class IN ({_places(numbers)}) GROUP BY row"
         found = self._all(
-            f"{_PHOTOS.replace(' FROM photos', ', chosen.p FROM photos')} JOIN ({chosen}) AS chosen "
+            f"{self._photos.replace(' FROM photos', ', chosen.p FROM photos')} JOIN ({chosen}) AS chosen "
             "ON chosen.row = photos.row ORDER BY chosen.p DESC, photos.name LIMIT ? OFFSET ?",
             [*numbers, count, offset],
         )
@@ -230,7 +234,7 @@ class State:
 
     def known(self) -> dict[bytes, Known]:
         """Name -> what tells whether it is still the same, of all photos."""
-        found = self._all("SELECT name, id, file_size, modified, sha256, row, problem FROM photos")
+        found = self._all(f"SELECT name, id, file_size, modified, sha256, row, problem, {self._path} FROM photos")
         return {name: Known(key, (size, time), *rest) for name, key, size, time, *rest in found}
 
     def _all(self, statement, values=()):
@@ -241,12 +245,12 @@ class State:
                 raise _unreadable(self.folder, error) from error
 
     def _photo(self, found):
-        number, name, size, time, digest, width, height, row, problem, kind, probability = found
+        number, name, size, time, digest, width, height, row, problem, path, kind, probability = found
         names = self.about["class_names"]
         return Photo(
             number,
             os.fsdecode(name),
-            self.path(os.fsdecode(name)),
+            self.path(os.fsdecode(name)) if path is None else Path(os.fsdecode(path)),
             size,
             time,
             digest and digest.hex(),
@@ -291,6 +295,8 @@ class Writer:
             if self._first is not None and not _is_begun(self._database):
                 self._begin(self._first)
             self.about = _about(self._database, self.folder)
+            if not _has_paths(self._database):
+                self._database.execute("ALTER TABLE photos ADD COLUMN path BLOB")
             self._remove_unnamed()
             self._file = open(_descriptors(self.folder, self.about["generation"]), "r+b")
         except sqlite3.Error as error:
@@ -343,14 +349,16 @@ class Writer:
         self.about["rows"] = first + len(descriptors)
         return first + np.arange(len(descriptors))
 
-    def put(self, name: bytes, facts: Facts, row: int | None, problem: str | None = None) -> None:
-        """Notes a photo, in the place of one of the same name."""
+    def put(
+        self, name: bytes, facts: Facts, row: int | None, problem: str | None = None, path: bytes | None = None
+    ) -> None:
+        """Notes a photo, in the place of one of the same name; `path` where its name does not tell it."""
         self._database.execute(
-            "INSERT INTO photos (name, file_size, modified, sha256, width, height, row, problem) "
-            "VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (name) DO UPDATE SET "
+            "INSERT INTO photos (name, file_size, modified, sha256, width, height, row, problem, path) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (name) DO UPDATE SET "
             "file_size=excluded.file_size, modified=excluded.modified, "
             "sha256=excluded.sha256, width=excluded.width, height=excluded.height, row=excluded.row, "
-            "problem=excluded.problem",
+            "problem=excluded.problem, path=excluded.path",
             (
                 name,
                 facts.file_size,
@@ -360,6 +368,7 @@ class Writer:
                 facts.height,
                 None if row is None else int(row),
                 facts.problem or problem,
+                path,
             ),
         )
 
@@ -692,6 +701,10 @@ def _read_only(address):
         # nobody writes here, and what readers share with a writer can't be made
         database = sqlite3.connect(f"{address}?immutable=1", uri=True, **_OPTIONS)
     return database
+
+
+def _has_paths(database):
+    return any(name == "path" for _, name, *_ in database.execute("PRAGMA table_info(photos)"))
 
 
 def _is_begun(database):

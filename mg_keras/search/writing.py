@@ -87,7 +87,9 @@ class Work:
         inside = {
             name
             for name, photo in known.items()
-            if not os.path.isabs(os.fsdecode(name)) and (photo.stamp[1] is not None or photo.row is None)
+            if photo.path is None
+            and not os.path.isabs(os.fsdecode(name))
+            and (photo.stamp[1] is not None or photo.row is None)
         }
         if inside and not found.files:
             raise UserError(
@@ -217,13 +219,13 @@ class Work:
                     rows[name] = row
             reasons = {name: why for items, why in zip(new.values(), problems, strict=True) for name, _, _ in items}
             self._classify(np.array(appended, np.int64), descriptors)
-            for (name, _, _), facts in pairs:
+            for (name, photo, _), facts in pairs:
                 row, why, before = rows.get(name), facts.problem or reasons.get(name), known.get(name)
                 self.changes.unusable += row is None
                 if before and row is None and (before.row, before.stamp, before.problem) == (None, _stamp(facts), why):
                     # tried again, as it might have passed
                     continue
-                writer.put(name, facts, row, why)
+                writer.put(name, facts, row, why, self._path(name, photo))
                 if name in known:
                     self.changes.changed += 1
                 elif facts.sha256 and gone_contents[facts.sha256] > 0:
@@ -232,6 +234,13 @@ class Work:
                 else:
                     self.changes.added += 1
         self.changes.embedded += sum(usable)
+
+    def _path(self, name, photo):
+        """Where a file is, if its name does not tell it."""
+        if not isinstance(photo, str):
+            return None
+        told = os.path.join(self.writer.about["root"] or "", os.fsdecode(name))
+        return None if os.path.abspath(told) == os.path.abspath(photo) else os.fsencode(os.path.abspath(photo))
 
     def _embed(self, items):
         """(descriptors of those that can be used, why or None for each) of (name, photo, kind)."""
@@ -394,7 +403,7 @@ def folder_of(what: Any) -> Path | None:
     if folder.is_dir():
         return Path(os.path.abspath(folder))
     if not folder.exists():
-        raise UserError(f"no such folder: {printable_name(folder)}")
+        raise UserError(f"no such folder or file: {printable_name(folder)}")
     return None
 
 

@@ -1,6 +1,8 @@
+import contextlib
 import json
 import os
 import shutil
+import sqlite3
 from pathlib import Path
 
 import numpy as np
@@ -72,9 +74,22 @@ def test_a_folder_is_found_again_by_photo(photos, tmp_path):
         assert "33 photos" in repr(index)
 
 
+def test_what_is_no_query_is_told(photos, tmp_path):
+    with Index.build(photos, FakeModel(), tmp_path / "index") as index:
+        for query, told in (([str(photos / "00007.png")], "a list of 1"), (("a", "b"), "a tuple of 2")):
+            with pytest.raises(UserError, match=f"a query is one photo .*, received {told}"):
+                index.search(query)
+        assert names(index.search(bytearray((photos / "00007.png").read_bytes()), 1)) == ["00007.png"]
+        with pytest.raises(UserError, match=r"no such folder or file: .*missing\.png"):
+            index.add(photos / "missing.png")
+
+
 def test_a_folder_without_photos_answers_nothing(tmp_path):
     (tmp_path / "photos").mkdir()
     with Index.build(tmp_path / "photos", FakeModel(), tmp_path / "index") as index:
+        # as the page asks, which describes an upload once
+        answer = index.find(index.describe(noise(1)))
+        assert answer.copies == answer.instances == answer.kind == []
         found = index.find(noise(1), expand=3)
         assert found.copies == found.instances == found.kind == []
         assert index.search(noise(1)) == index.range(noise(1), 0.5) == []
@@ -231,6 +246,29 @@ def test_add_and_remove(photos, tmp_path, monkeypatch):
         assert names(index.photos()) == ["photo 1", "photo 2"]
         with pytest.raises(UserError, match="no index of a folder"):
             index.update()
+
+
+@pytest.mark.parametrize("older", [False, True])
+def test_a_file_from_elsewhere_under_another_name_stays(tmp_path, older):
+    folder, elsewhere = tmp_path / "photos", tmp_path / "elsewhere.png"
+    album(folder, 2)
+    noise(99).save(elsewhere)
+    Index.build(folder, FakeModel(), tmp_path / "index").close()
+    if older:
+        # of the time before paths were kept
+        with contextlib.closing(sqlite3.connect(tmp_path / "index" / "index.sqlite")) as database:
+            database.execute("ALTER TABLE photos DROP COLUMN path")
+    with Index.open(tmp_path / "index", FakeModel()) as index:
+        assert index.photo("00001.png").path == folder / "00001.png"
+        assert len(index.find_class("green")) == 2
+        assert index.add([elsewhere], names=["mine"]).added == 1
+        assert index.photo("mine").path == elsewhere
+        assert index.update() == Changes()
+        assert names(index.search(elsewhere, 1)) == ["mine"]
+        # the folder's own of that name takes its place
+        noise(98).save(folder / "mine", "png")
+        assert index.update() == Changes(changed=1, embedded=1)
+        assert index.photo("mine").path == folder / "mine"
 
 
 def test_a_photo_of_the_folder_is_one_however_its_path_is_written(photos, tmp_path, monkeypatch):
@@ -542,7 +580,7 @@ def test_a_folder_that_vanishes_loses_nothing(photos, tmp_path):
         with pytest.raises(UserError, match=r"no photo is left below .*photos, where .* has 33: is the disk there"):
             index.update()
         assert len(index) == 33
-    with pytest.raises(UserError, match=r"no such folder: .*gone"):
+    with pytest.raises(UserError, match=r"no such folder or file: .*gone"):
         Index.build(tmp_path / "gone", FakeModel())
     with pytest.raises(UserError, match=r"there is no index at .*gone"):
         Index.open(tmp_path / "gone")
