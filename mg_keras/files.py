@@ -40,6 +40,11 @@ def printable_name(name: str | os.PathLike) -> str:
     return _BREAKS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
+def in_home(path: str | os.PathLike) -> Path:
+    """A path whose `~` in front is the home folder; the name of nobody's home stays a name."""
+    return Path(os.path.expanduser(path))
+
+
 @contextlib.contextmanager
 def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     """Give a place beside `path` to write a file or a folder, which takes the name `path` once it is whole.

@@ -21,6 +21,7 @@ from mg_keras.export.opened import Exported
 from mg_keras.export.optimize import PRECISIONS
 from mg_keras.export.optimized import Optimized
 from mg_keras.export.quantize import INT8, Observed, supported
+from mg_keras.files import in_home
 from mg_keras.models import trunks
 from mg_keras.pretrained import PACKAGED, from_torch_checkpoint, keras_weights, lite0
 from mg_keras.pretrained.layouts import RESNETS
@@ -328,7 +329,7 @@ def load(
         if checkpoint != "last":
             raise UserError(f"checkpoint is of a run: the model in the package has one, received {checkpoint!r}")
         return _of_packed(PACKAGE, precision)
-    path = Path(what).expanduser()
+    path = in_home(what)
     if not path.exists():
         raise UserError(f"there is nothing at {path}: {_WANTED}")
     is_packed = (path / "model.safetensors").is_file() and (path / "model.json").is_file()

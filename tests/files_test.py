@@ -11,12 +11,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import mg_keras
 from mg_keras.errors import UserError
 from mg_keras.files import (
     atomic_path,
     atomic_write_json,
     atomic_write_text,
     check_writable,
+    in_home,
     remove_leftovers,
     try_lock,
     wait_for_lock,
@@ -25,6 +27,19 @@ from mg_keras.files import (
 
 def names(folder):
     return sorted(path.name for path in folder.iterdir())
+
+
+def test_the_home_folder_and_names_that_begin_as_it_does(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    assert in_home("~/a") == Path("/home/me/a")
+    assert in_home(Path("~")) == Path("/home/me")
+    # nobody's home: pathlib's own raises a RuntimeError
+    assert in_home("~nobody-has-it.jpg") == Path("~nobody-has-it.jpg")
+
+
+def test_no_path_is_expanded_by_pathlib_which_raises_for_names_that_begin_so():
+    package = Path(mg_keras.__file__).parent
+    assert [path.name for path in package.rglob("*.py") if ".expanduser()" in path.read_text(encoding="utf-8")] == []
 
 
 def test_a_file_appears_when_the_block_ends_and_nothing_else_stays(tmp_path):

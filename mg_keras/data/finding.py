@@ -17,7 +17,7 @@ from pathlib import Path
 from mg_keras.data import formats
 from mg_keras.data.formats import EXTENSIONS
 from mg_keras.errors import UserError
-from mg_keras.files import printable_name
+from mg_keras.files import in_home, printable_name
 from mg_keras.progress import mapped, say
 
 CONVERTED = ("TIFF", "AVIF", "HEIC")
@@ -183,7 +183,7 @@ def existing(folder: str | os.PathLike) -> Path:
     Raises:
         UserError: there is none.
     """
-    folder = Path(folder).expanduser()
+    folder = in_home(folder)
     if not folder.is_dir():
         raise UserError(f"no such folder: {printable_name(folder)}")
     return folder

@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,7 @@ from mg_keras.data.bounds import MIN_SIDE
 from mg_keras.data.images import decode_common, problem, try_decode
 from mg_keras.data.sources import Split, photos
 from mg_keras.errors import UserError
-from mg_keras.files import printable_name
+from mg_keras.files import in_home, printable_name
 
 # of PIL images, those whose values are grey levels and colours of 8 bits
 _PIL_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "HSV", "LAB")
@@ -35,8 +34,8 @@ def given_photos(what: Any) -> "Split | GivenPhotos":
     Raises:
         UserError: the folder is not there, or has no photo in it; or `what` is none of the above.
     """
-    if isinstance(what, str | os.PathLike) and Path(what).expanduser().is_dir():
-        return photos(Path(what).expanduser())
+    if isinstance(what, str | os.PathLike) and in_home(what).is_dir():
+        return photos(in_home(what))
     if isinstance(what, str | os.PathLike | bytes | bytearray | Image.Image) or getattr(what, "ndim", None) == 3:
         what = [what]
     elif not isinstance(what, Iterable):
@@ -66,7 +65,7 @@ class GivenPhotos:
             path, content = b"", b""
             if isinstance(item, str | os.PathLike):
                 # opened by its bytes, which need not be valid UTF-8
-                path = os.fsencode(Path(item).expanduser())
+                path = os.fsencode(in_home(item))
             elif isinstance(item, bytes | bytearray):
                 content = bytes(item)
             else:

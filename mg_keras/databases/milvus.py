@@ -19,6 +19,7 @@ from pymilvus import DataType, MilvusClient, MilvusException
 
 from mg_keras.databases.collection import PAYLOAD, Address, Away, Collection, Found, Photos
 from mg_keras.errors import UserError
+from mg_keras.files import in_home
 
 _SECONDS, _SECONDS_TO_CONNECT = 60, 10
 _KEY = "mg_keras"
@@ -41,7 +42,7 @@ class Milvus(Collection):
         if address.is_server:
             place, token = address.place, os.environ.get(self.secret, "")
         else:
-            place, token = str(Path(address.place).expanduser().absolute()), ""
+            place, token = str(in_home(address.place).absolute()), ""
             _check_folder(Path(place), create)
         with self._told(), _first_record_of("milvus_lite") as record:
             try:

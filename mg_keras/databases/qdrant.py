@@ -9,7 +9,6 @@ import os
 import sqlite3
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,7 @@ from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedR
 
 from mg_keras.databases.collection import PAYLOAD, Address, Away, Collection, Found, Photos
 from mg_keras.errors import UserError
+from mg_keras.files import in_home
 
 _SECONDS = 60
 _KEY = "mg_keras"
@@ -41,7 +41,7 @@ class Qdrant(Collection):
                         url=address.place, api_key=key, timeout=_SECONDS, check_compatibility=False
                     )
             else:
-                folder = Path(address.place).expanduser()
+                folder = in_home(address.place)
                 _check_folder(folder, create)
                 with warnings.catch_warnings():
                     # that a folder is for few points, docs/clusters.md says

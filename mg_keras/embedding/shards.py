@@ -27,7 +27,7 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from mg_keras.errors import UserError
-from mg_keras.files import atomic_path, printable_name, remove_leftovers
+from mg_keras.files import atomic_path, in_home, printable_name, remove_leftovers
 
 DTYPES = ("float16", "float32")
 """Of the embeddings."""
@@ -187,7 +187,7 @@ def found(paths: Sequence[str | os.PathLike]) -> list[Path]:
     """
     files = []
     for path in paths:
-        given = Path(path).expanduser()
+        given = in_home(path)
         if given.is_dir():
             here = sorted(file for file in given.rglob("*.parquet") if not file.name.startswith("."))
             if not here:

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from mg_keras.errors import UserError
+from mg_keras.files import in_home
 from mg_keras.preparations import ASPECT, checked
 
 
@@ -33,7 +34,7 @@ class ExportedFiles:
     """
 
     def __init__(self, path: str | os.PathLike):
-        self.path = _version_folder(Path(path).expanduser())
+        self.path = _version_folder(in_home(path))
         notes = self.path / "assets" / "multigrain.json"
         try:
             self.about = about = json.loads(notes.read_text(encoding="utf-8"))

@@ -2,9 +2,9 @@
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 
 from mg_keras.errors import UserError
+from mg_keras.files import in_home
 from mg_keras.models import Network, trunks
 from mg_keras.poolings import Level
 from mg_keras.pretrained import PACKAGED, checkpoint, keras_weights, lite0, packed
@@ -98,7 +98,7 @@ def _fill(trunk, weights, trunk_name):
         return keras_weights.fill_from_preset(trunk, trunk_name)
     if weights == PACKAGED:
         return packed.Packed(packed.PACKAGE).fill(trunk, trunk_name)
-    path = Path(weights).expanduser()
+    path = in_home(weights)
     if not path.exists():
         raise UserError(f"no weights at {path}: give package, imagenet, the folder of a run, or a file of weights")
     if path.is_dir():

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from mg_keras.errors import UserError
+from mg_keras.files import in_home
 from mg_keras.limits import wanted
 from mg_keras.programs.ablations import Member, is_finished, more_pictures, row_name, train_members, write_report
 from mg_keras.programs.common import PRESETS, Parser, given, list_of, print_table, unknown, with_preset
@@ -84,7 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def preset_file(preset: str) -> tuple[str, Path]:
     """(name in the table, YAML file) of a preset given by its name or as a file."""
-    path = Path(preset).expanduser()
+    path = in_home(preset)
     if path.suffix in (".yaml", ".yml"):
         if not path.is_file():
             raise UserError(f"no such preset file: {preset}")

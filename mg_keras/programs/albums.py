@@ -11,7 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from mg_keras.errors import UserError
-from mg_keras.files import check_writable, printable_name
+from mg_keras.files import check_writable, in_home, printable_name
 from mg_keras.programs.common import Parser, number
 from mg_keras.quiet import import_tensorflow
 
@@ -36,7 +36,7 @@ def loaded(options: Any) -> Any:
 
 def existing(folder: str) -> Path:
     """The folder, if it is one; before seconds are spent on a model."""
-    path = Path(folder).expanduser()
+    path = in_home(folder)
     if not path.is_dir():
         raise UserError(f"no such folder: {printable_name(path)}")
     return path
@@ -99,7 +99,7 @@ def indexed_demo(run: Any, model: Path) -> str:
 
 def place(folder: Path, model: Any, options: Any) -> Path:
     """Where the index of a folder lies, as the options say; it can be written to."""
-    path = Path(options.index).expanduser() if options.index else default_place(folder, model, options)
+    path = in_home(options.index) if options.index else default_place(folder, model, options)
     check_writable(path)
     return path
 

@@ -5,6 +5,7 @@ import difflib
 import errno
 import os
 import re
+import select
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Collection, Sequence
@@ -32,10 +33,16 @@ def run_program(main: Callable[[], Any]) -> None:
     """Runs `main()`; a `UserError` becomes one line and its exit status, Ctrl-C the status of its signal.
 
     So does a file that can't be written because of where it lies: a full disk, a folder without the right to write, a
-    folder that has its name.
+    folder that has its name. Where nobody reads what is printed any more, as behind `| head`, it ends silently, with
+    the status of the signal that this is to other programs.
     """
     try:
         main()
+        sys.stdout.flush()
+    except BrokenPipeError:
+        if not any([_is_unread(sys.stdout), _is_unread(sys.stderr)]):
+            raise
+        sys.exit(141)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.status)
@@ -48,6 +55,23 @@ def run_program(main: Callable[[], Any]) -> None:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+def _is_unread(stream):
+    """Whether a stream leads to a pipe whose reader is gone; what it still holds is dropped, so that Python can end."""
+    try:
+        number = stream.fileno()
+    except (OSError, ValueError):
+        # what stands for it in a test
+        return False
+    poll = select.poll()
+    poll.register(number, 0)
+    gone = bool(poll.poll(0))
+    if gone:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, number)
+        os.close(nowhere)
+    return gone
 
 
 def print_table(table: "Table") -> None:

@@ -9,10 +9,9 @@ mg-keras index --plan 50e6 prints memory, disk, recall and time of three choices
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 
 from mg_keras.errors import UserError
-from mg_keras.files import check_writable, printable_name
+from mg_keras.files import check_writable, in_home, printable_name
 from mg_keras.programs.common import Parser, number
 
 
@@ -50,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from mg_keras.search.index import Index
     from mg_keras.search.sharded import build
 
-    out = Path(options.out).expanduser()
+    out = in_home(options.out)
     check_writable(out)
     build(sources, out, options.shards, options.workers, options.bytes, options.cells, options.seed or 0, show=True)
     with Index.open(out) as index:

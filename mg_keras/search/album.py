@@ -18,7 +18,7 @@ from PIL import Image
 
 from mg_keras.data.bounds import MAX_PIXELS, MIN_SIDE
 from mg_keras.errors import UserError
-from mg_keras.files import printable_name
+from mg_keras.files import in_home, printable_name
 from mg_keras.search.decisions import Decision, Decisions, key_of
 from mg_keras.search.describing import Model
 from mg_keras.search.duplicates import Duplicates, Group, find_duplicates
@@ -103,7 +103,7 @@ class Album:
         recursive: bool = True,
         resolution: int | None = None,
     ):
-        self.folder, self.path = Path(os.path.abspath(Path(folder).expanduser())), Path(path)
+        self.folder, self.path = Path(os.path.abspath(in_home(folder))), Path(path)
         self.real = os.path.realpath(self.folder)
         self.indexing, self.comparing = Work(), Work()
         self.thumbnails = Thumbnails(self.path / "thumbnails")

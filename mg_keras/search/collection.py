@@ -154,7 +154,8 @@ class CollectionIndex:
         copied = sum(hit.similarity >= copy for hit in near)
         names, classes = self.model.class_names, []
         if names:
-            classes = classes_of(self.model, names, descriptor, self._resolution)
+            likeliest = classes_of(self.model, descriptor, self._resolution)
+            classes = [(names[number], probability) for number, probability in likeliest]
         others = self._nearest(descriptor, min(len(near) + k + 1, _MOST), classes[0][0] if classes else None)
         kind = [hit for hit in others if hit.similarity < instance]
         return Answer(*(self._hits(found, query)[:k] for found in (near[:copied], near[copied:], kind)), classes)

@@ -2,7 +2,8 @@
 
 A decision holds of a group of the same photos, by their names and contents, whenever it is found again. Where photos
 are grouped otherwise since, as one was added or another threshold is asked for, those that the last decision about them
-kept are never proposed to go. It lies in the index, so that the page and `mg-keras duplicates` know the same.
+kept are never proposed to go. It lies in the cache in the home folder, by the album and not by the index: the page and
+`mg-keras duplicates` know the same, whatever model, resolution or index either of them was told.
 """
 
 import dataclasses
@@ -16,7 +17,7 @@ from pathlib import Path
 from mg_keras.errors import UserError
 from mg_keras.search.duplicates import Duplicates, Group, related
 from mg_keras.search.index import Index
-from mg_keras.search.store import Noted
+from mg_keras.search.store import Noted, root_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,23 +60,28 @@ class Applied:
 
 
 class Decisions:
-    """The decisions that lie in an index; use as a context manager.
+    """The decisions about an album; use as a context manager.
+
+    Those about a folder are the same for every index of it; those about photos that are in no folder lie in the index.
 
     Args:
-        folder: of the index.
+        folder: of an index of the album.
 
     Raises:
-        UserError: by whatever reads them, where the index can't be read.
+        UserError: the index can't be read; or by whatever reads them, where they can't be read.
     """
 
     def __init__(self, folder: Path):
-        self._noted = Noted(folder)
+        root = root_of(folder)
+        # they were kept in the index before
+        self._places = [Noted(folder), *([] if root is None else [Noted(_place(root), is_index=False)])]
 
     def __enter__(self) -> "Decisions":
         return self
 
     def __exit__(self, *_) -> None:
-        self._noted.close()
+        for place in self._places:
+            place.close()
 
     def about(self, groups: Sequence[Group]) -> list[Decision]:
         """Of each group what was decided, or else what is proposed, without what a decision keeps."""
@@ -100,7 +106,7 @@ class Decisions:
             "photos": sorted([os.fsencode(photo.name).hex(), photo.sha256 or ""] for photo in group.photos),
             "noted": time.time_ns(),
         }
-        self._noted.put(key_of(group), json.dumps(found))
+        self._places[-1].put(key_of(group), json.dumps(found))
 
     def applied(self, found: Duplicates, index: Index) -> Applied:
         """What was found, as it was decided.
@@ -128,7 +134,19 @@ class Decisions:
         return Applied(dataclasses.replace(found, groups=groups), count, unmatched)
 
     def _notes(self):
-        return {key: _Note.read(value) for key, value in self._noted.all().items()}
+        notes = {}
+        for place in self._places:
+            for key, value in place.all().items():
+                note = _Note.read(value)
+                if key not in notes or note.when >= notes[key].when:
+                    notes[key] = note
+        return notes
+
+
+def _place(root):
+    """Where the decisions about a folder lie; it may have several names, by links."""
+    number = hashlib.sha256(os.fsencode(os.path.realpath(root))).hexdigest()[:16]
+    return Path.home() / ".cache" / "mg_keras" / "decisions" / f"{number}.sqlite"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """The model that describes an index's photos: what is asked of it, and whether it is the one that made the index."""
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -150,13 +150,11 @@ def looked_at(path: str | os.PathLike) -> tuple[str, str | None]:
     return path, found.kinds.get(path)
 
 
-def classes_of(
-    model: Model, names: Sequence[str], descriptor: np.ndarray, resolution: int | None
-) -> list[tuple[str, float]]:
-    """(name, probability) of the likeliest classes of a descriptor, likeliest first."""
+def classes_of(model: Model, descriptor: np.ndarray, resolution: int | None) -> list[tuple[int, float]]:
+    """(number, probability) of the likeliest classes of a descriptor, likeliest first."""
     probabilities = model.classify(descriptor[None], resolution).probabilities[0]
     order = np.argsort(-probabilities, kind="stable")[:MOST_CLASSES]
-    return [(names[number], float(probabilities[number])) for number in order]
+    return [(int(number), float(probabilities[number])) for number in order]
 
 
 def why_unusable(model: Model, photo: Any) -> str:

@@ -2,16 +2,17 @@
 
 import dataclasses
 import os
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from pyarrow import ArrowException, parquet
+from pyarrow import ArrowException, compute, parquet
 
 from mg_keras.data.photo_lists import NAME_COLUMNS
+from mg_keras.embedding import shards
+from mg_keras.embedding.settings import DECIDES
 from mg_keras.errors import UserError
-from mg_keras.files import printable_name
+from mg_keras.files import in_home, printable_name
 
 _EMBEDDING = ("embedding", "descriptor")
 
@@ -47,7 +48,7 @@ def descriptors_of(what: Any, names: Sequence[str] | None) -> Descriptors | None
         UserError: it can't be read, or names don't fit.
     """
     if isinstance(what, str | os.PathLike):
-        path = Path(what).expanduser()
+        path = in_home(what)
         if path.suffix == ".npy" and path.is_file():
             values, found = _of_npy(path)
         elif files := _parquet_files(path):
@@ -75,6 +76,31 @@ def columns_of(schema: Any, path: str | os.PathLike) -> tuple[str, str]:
             f"{', '.join(NAME_COLUMNS)} were expected"
         )
     return embedding, name
+
+
+def check_one_model(
+    first: str | os.PathLike,
+    of_first: Mapping[str, Any] | None,
+    file: str | os.PathLike,
+    of_file: Mapping[str, Any] | None,
+) -> None:
+    """Refuses descriptors of two models, as far as their files say it.
+
+    Args:
+        first, file: two files of Parquet.
+        of_first, of_file: what each says that its descriptors were made from; None: nothing.
+
+    Raises:
+        UserError: they are of two models.
+    """
+    if of_first is None or of_file is None:
+        return
+    ours, theirs = ({name: each.get(name) for name in DECIDES} for each in (of_first, of_file))
+    if different := shards.differences(ours, theirs):
+        raise UserError(
+            f"all files must be of one model, received other {different} in {printable_name(file)} than in "
+            f"{printable_name(first)}"
+        )
 
 
 def check_once(names: Sequence[str], what: str) -> None:
@@ -129,7 +155,12 @@ def _parquet_files(path):
 def _of_parquet(files, path):
     """Photos in the order of the files, each once; those without a descriptor have NaN."""
     try:
-        embedding, name = columns_of(parquet.read_schema(files[0]), path)
+        schemas = [parquet.read_schema(file) for file in files]
+        embedding, name = columns_of(schemas[0], path)
+        telling = [file for file, each in zip(files, schemas, strict=True) if shards.KEY in (each.metadata or {})]
+        told = [(file, shards.metadata(file)) for file in telling]
+        for each in told[1:]:
+            check_one_model(*told[0], *each)
         seen, found, parts, width = set(), [], [], 0
         for file in files:
             for batch in parquet.ParquetFile(file).iter_batches(columns=[embedding, name]):
@@ -137,8 +168,14 @@ def _of_parquet(files, path):
                 # two writers may have had the same photo
                 kept = [place for place, each in enumerate(listed) if not (each in seen or seen.add(each))]
                 column, there = batch.column(embedding), np.asarray(batch.column(embedding).is_valid())
-                flat = np.asarray(column.drop_null().flatten())
-                width = width or len(flat) // max(1, int(there.sum()))
+                column = column.drop_null()
+                flat, sizes = np.asarray(column.flatten()), np.unique(compute.list_value_length(column))
+                width = width or int(max(sizes, default=0))
+                if other := [size for size in sizes if size != width]:
+                    raise UserError(
+                        f"all descriptors must be of one size, received {width} values and {other[0]} in "
+                        f"{printable_name(file)}"
+                    )
                 values = np.full((len(listed), width), np.nan, flat.dtype)
                 values[there] = flat.reshape(-1, width) if width else 0
                 parts.append(values[kept])

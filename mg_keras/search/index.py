@@ -14,7 +14,7 @@ from typing import Any, Self
 import numpy as np
 
 from mg_keras.errors import UserError
-from mg_keras.files import printable_name
+from mg_keras.files import in_home, printable_name
 from mg_keras.search import neighbors, sharded, thresholds
 from mg_keras.search.describing import (
     LOOKED_AT,
@@ -148,7 +148,7 @@ class Index:
         if shards is not None:
             if path is None:
                 raise UserError("an index of shards needs a path")
-            sharded.build([what], Path(path).expanduser(), shards, workers, show=bool(label))
+            sharded.build([what], in_home(path), shards, workers, show=bool(label))
             return cls.open(path, model)
         if kind not in neighbors.KINDS:
             raise UserError(f"kind must be one of {', '.join(neighbors.KINDS)}, received {kind!r}")
@@ -179,7 +179,7 @@ class Index:
         if path is None:
             keep = tempfile.TemporaryDirectory(prefix="mg-keras-index-")
             path = keep.name
-        path = Path(path).expanduser()
+        path = in_home(path)
         with Writer(path, about) as writer:
             check_same(writer, about)
             work = Work(writer, model, label, report)
@@ -202,7 +202,7 @@ class Index:
         Raises:
             UserError: there is no index, it is damaged, or another model made it.
         """
-        path = Path(path).expanduser()
+        path = in_home(path)
         if not sharded.is_sharded(path) and not is_index(path):
             raise UserError(f"there is no index at {printable_name(path)}: mg-keras search or Index.build makes one")
         index = cls(path, model)
@@ -225,7 +225,7 @@ class Index:
         Raises:
             UserError: there is something at `path`, or another process is writing to this index.
         """
-        path = Path(path).expanduser()
+        path = in_home(path)
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise UserError(f"{printable_name(path)} is there already: choose another name")
         self._check_changeable()
@@ -411,10 +411,11 @@ class Index:
             for part in (slice(copied), slice(copied, None))
         ]
         classes = self._classes(view, descriptor, query)
-        among = self._among(view, classes[0][0] if classes else None)
-        among = view.state.used.copy() if among is None else among
+        among = _rows_of(view, [classes[0][0]]) if classes else view.state.used.copy()
         among[rows] = False
         values, rows = view.nearest(descriptor, k, among)
+        names = view.state.about["class_names"]
+        classes = [(names[number], probability) for number, probability in classes]
         return Answer(*found, _hits(view.state, rows[0], values[0], query)[:k], classes)
 
     def find_class(self, text: str, k: int = 20, offset: int = 0) -> list[tuple[Photo, float]]:
@@ -436,10 +437,8 @@ class Index:
         view = self._view
         where, values = "photos.row IS NOT NULL", []
         if class_name is not None:
-            where, values = (
-                "likeliest.class = ?",
-                [_class_number(class_name, view.state.about["class_names"], self.path)],
-            )
+            values = _class_numbers(class_name, view.state.about["class_names"], self.path)
+            where = f"likeliest.class IN ({','.join('?' * len(values))})"
         return view.state.select(
             f"WHERE {where} ORDER BY photos.name LIMIT ? OFFSET ?", [*values, -1 if limit is None else limit, offset]
         )
@@ -467,10 +466,13 @@ class Index:
         return len(self) if class_name is None else self.class_counts().get(class_name, 0)
 
     def class_counts(self) -> dict[str, int]:
-        """Class -> of how many photos it is the likeliest, most frequent first."""
+        """Class -> of how many photos it is the likeliest, most frequent first; those of one name count together."""
         state = self._view.state
-        counts = sorted(state.class_counts().items(), key=lambda item: (-item[1], item[0]))
-        return {state.about["class_names"][number]: count for number, count in counts}
+        counts: dict[str, int] = {}
+        for number, count in sorted(state.class_counts().items()):
+            name = state.about["class_names"][number]
+            counts[name] = counts.get(name, 0) + count
+        return dict(sorted(counts.items(), key=lambda item: -item[1]))
 
     def descriptors(self, photos: Sequence[Photo]) -> np.ndarray:
         """float32 [N, D] of photos of the index that can be used."""
@@ -484,12 +486,16 @@ class Index:
     def _describe(self, view, query):
         if isinstance(query, Photo):
             found = view.state.select("WHERE photos.id = ?", [query.id])
-            if not found or found[0].row is None:
+            # older indexes gave the number of the last one, once it was gone, to the next
+            same = found and (found[0].name, found[0].sha256) == (query.name, query.sha256)
+            if not same or found[0].row is None:
                 raise UserError(f"{printable_name(query.name)} is not in the index any more, or can't be used")
             return np.asarray(view.state.descriptors[found[0].row], np.float32)
-        if not isinstance(query, str | os.PathLike | bytes) and np.ndim(query) == 1 and not hasattr(query, "mode"):
-            size = view.state.about["dimensions"]
-            return unit(np.asarray(query, np.float32)[None], size, "the query")[0]
+        if isinstance(query, bytearray):
+            query = bytes(query)
+        if (values := _as_descriptor(query)) is not None:
+            # before the first photo there is no size
+            return unit(values[None], view.state.about["dimensions"] or len(values), "the query")[0]
         if self.model is None:
             raise UserError(
                 f"a photo as query needs the model that made {self.path}: Index.open({str(self.path)!r}, model)"
@@ -507,16 +513,14 @@ class Index:
         if not names:
             return []
         if self.model is None:
-            return [(query.class_name, query.probability)] if isinstance(query, Photo) and query.class_name else []
-        return classes_of(self.model, names, descriptor, view.state.about["resolution"])
+            number = view.state.class_of(query.id) if isinstance(query, Photo) else None
+            return [] if number is None else [(number, query.probability)]
+        return classes_of(self.model, descriptor, view.state.about["resolution"])
 
     def _among(self, view, class_name):
         if class_name is None:
             return None
-        among = np.zeros(len(view.state.used), bool)
-        number = _class_number(class_name, view.state.about["class_names"], self.path)
-        among[view.state.rows_of_class(number)] = True
-        return among
+        return _rows_of(view, _class_numbers(class_name, view.state.about["class_names"], self.path))
 
 
 @dataclasses.dataclass
@@ -590,6 +594,26 @@ def _base(path, state, before):
     return neighbors.exact(state.descriptors)
 
 
+def _as_descriptor(query):
+    """float32 [D], or None where it is a photo."""
+    if isinstance(query, str | os.PathLike | bytes) or hasattr(query, "mode"):
+        return None
+    try:
+        return np.asarray(query, np.float32) if np.ndim(query) == 1 else None
+    except (TypeError, ValueError):
+        raise UserError(
+            "a query is one photo (a path, bytes, an array [H, W, 3] or a PIL image), a descriptor [D] or a Photo, "
+            f"received a {type(query).__name__} of {len(query)}"
+        ) from None
+
+
+def _rows_of(view, numbers):
+    """bool [rows], those whose likeliest class is one of these."""
+    among = np.zeros(len(view.state.used), bool)
+    among[view.state.rows_of_classes(numbers)] = True
+    return among
+
+
 def _expanded(view, descriptor, count, least):
     values, rows = view.nearest(descriptor, count)
     kept = (rows[0] >= 0) & (values[0] >= least)
@@ -643,7 +667,8 @@ def classes_called(text: str, names: Sequence[str] | None, path: str | os.PathLi
     raise UserError(f"no class is called {text!r}{hint}")
 
 
-def _class_number(name, names, path):
-    if names and name in names:
-        return names.index(name)
-    return classes_called(name, names, path)[0]
+def _class_numbers(name, names, path):
+    """All that have a name: of ImageNet's, two are cranes."""
+    if name not in (names or ()):
+        name = names[classes_called(name, names, path)[0]]
+    return [number for number, each in enumerate(names) if each == name]

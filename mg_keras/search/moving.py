@@ -3,13 +3,14 @@
 import contextlib
 import csv
 import dataclasses
+import io
 import os
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
 from mg_keras.errors import UserError
-from mg_keras.files import atomic_path, check_writable, printable_name
+from mg_keras.files import atomic_path, check_writable, in_home, printable_name
 from mg_keras.search.duplicates import Duplicates
 from mg_keras.search.photos import look_at_file, stamp
 from mg_keras.search.store import Photo
@@ -40,7 +41,7 @@ def check_target(folders: Iterable[str | os.PathLike], target: str | os.PathLike
     Raises:
         UserError: it is such a folder.
     """
-    target = Path(target).expanduser()
+    target = in_home(target)
     real = Path(os.path.realpath(target))
     for folder in folders:
         if real.is_relative_to(os.path.realpath(folder)):
@@ -66,7 +67,7 @@ def move_spare(found: Duplicates, target: str | os.PathLike) -> Moved:
     """
     check_target(found.folders, target)
     # the list is read anywhere
-    target = Path(os.path.abspath(Path(target).expanduser()))
+    target = Path(os.path.abspath(in_home(target)))
     moved, left = [], []
     # of a group of which nothing goes, nothing need be kept for others
     kept = {keep.path for _, keep in found.spare}
@@ -80,8 +81,8 @@ def move_spare(found: Duplicates, target: str | os.PathLike) -> Moved:
             try:
                 place.parent.mkdir(parents=True, exist_ok=True)
                 # before it is moved, so that nothing is anywhere that is not listed
-                listed.add(photo.path, place, keep.path)
-                _move(photo.path, place)
+                with listed.line(photo.path, place, keep.path):
+                    _move(photo.path, place)
             except OSError as error:
                 left.append((photo.path, f"could not be moved: {error.strerror or error}"))
                 continue
@@ -90,27 +91,39 @@ def move_spare(found: Duplicates, target: str | os.PathLike) -> Moved:
 
 
 class _List:
-    """`moved.csv`, a line a photo, flushed at once."""
+    """`moved.csv`, a line a photo, written at once."""
 
     def __init__(self, folder):
         self.path = folder / LIST
 
     def __enter__(self):
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.file = open(self.path, "a", encoding="utf-8", errors="surrogateescape", newline="")
-        self.table = csv.writer(self.file, lineterminator="\n")
-        if not self.file.tell():
-            self.table.writerow(["from", "to", "kept"])
+        # nothing waits in memory: what a full disk does not take would be written with the next line
+        self.file = open(self.path, "ab", buffering=0)
         return self
 
     def __exit__(self, *_):
-        # what a full disk did not take is of photos that were left
-        with contextlib.suppress(OSError):
-            self.file.close()
+        self.file.close()
 
-    def add(self, *paths):
-        self.table.writerow(paths)
-        self.file.flush()
+    @contextlib.contextmanager
+    def line(self, *paths):
+        """A line for what is done in this block; taken back if it fails."""
+        before = os.fstat(self.file.fileno()).st_size
+        try:
+            self._write(*([] if before else [("from", "to", "kept")]), paths)
+            yield
+        # of what was interrupted, it isn't known whether it was done
+        except OSError:
+            with contextlib.suppress(OSError):
+                self.file.truncate(before)
+            raise
+
+    def _write(self, *rows):
+        text = io.StringIO(newline="")
+        csv.writer(text, lineterminator="\n").writerows(rows)
+        rest = text.getvalue().encode(errors="surrogateescape")
+        while rest:
+            rest = rest[self.file.write(rest) :]
 
 
 def _why_not(photo: Photo, keep: Photo) -> str | None:

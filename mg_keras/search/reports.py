@@ -15,7 +15,7 @@ from string import Template
 from typing import Any
 
 from mg_keras.errors import UserError
-from mg_keras.files import atomic_write_json, atomic_write_text, printable_name
+from mg_keras.files import atomic_write_json, atomic_write_text, in_home, printable_name
 from mg_keras.progress import mapped
 from mg_keras.search.duplicates import COPY, EQUAL, SIMILAR, Duplicates, words_of_bytes
 from mg_keras.search.thumbnails import thumbnail
@@ -43,7 +43,7 @@ def write(found: Duplicates, path: str | os.PathLike, form: str = "mg_keras") ->
         UserError: another name, or it can't be written.
     """
     check(path, form)
-    path = Path(path).expanduser()
+    path = in_home(path)
     try:
         if form == "imagededup":
             atomic_write_json(path, as_imagededup(found))

@@ -28,11 +28,11 @@ import faiss
 import numpy as np
 
 from mg_keras.embedding import shards as parquet_shards
-from mg_keras.embedding.settings import DECIDES
 from mg_keras.errors import UserError
 from mg_keras.files import BROKEN_ARRAYS, atomic_path, atomic_write_json, printable_name, remove_leftovers, try_lock
 from mg_keras.progress import Progress, announce, mapped
 from mg_keras.search import neighbors, parquet_rows
+from mg_keras.search.given import check_one_model
 from mg_keras.search.neighbors import Base
 from mg_keras.search.parquet_rows import File, ParquetRows
 from mg_keras.search.store import Photo
@@ -193,18 +193,8 @@ def looked_at(paths: Sequence[str | os.PathLike]) -> list[File]:
                 f"all files must have descriptors of one size, received {first.dimensions} values in {first.path} and "
                 f"{file.dimensions} in {file.path}"
             )
-        ours, theirs = (_model_of(each.made_from) for each in (first, file))
-        if None not in (ours, theirs) and (different := parquet_shards.differences(ours, theirs)):
-            raise UserError(
-                f"all files must be of one model, received other {different} in {printable_name(file.path)} than in "
-                f"{printable_name(first.path)}"
-            )
+        check_one_model(first.path, first.made_from, file.path, file.made_from)
     return files
-
-
-def _model_of(made_from):
-    """What decides descriptors."""
-    return made_from and {name: made_from.get(name) for name in DECIDES}
 
 
 def _checked_bytes(count, dimensions):
@@ -690,7 +680,7 @@ class State:
         """Of classes nothing is kept, but with each photo."""
         raise self._refused()
 
-    rows_of_class = by_class = known = path = class_counts
+    rows_of_classes = class_of = by_class = known = path = class_counts
 
     def _refused(self):
         return UserError(f"{printable_name(self.folder)} is an index of shards, which finds descriptors alone")

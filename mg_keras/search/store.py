@@ -34,8 +34,8 @@ _VERSION = 1
 _SCHEMA = """
 CREATE TABLE about (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE photos (
-    id INTEGER PRIMARY KEY, name BLOB NOT NULL UNIQUE, file_size INTEGER, modified INTEGER, sha256 BLOB,
-    width INTEGER, height INTEGER, row INTEGER, problem TEXT
+    id INTEGER PRIMARY KEY AUTOINCREMENT, name BLOB NOT NULL UNIQUE, file_size INTEGER, modified INTEGER, sha256 BLOB,
+    width INTEGER, height INTEGER, row INTEGER, problem TEXT, path BLOB
 );
 CREATE INDEX photos_by_row ON photos (row);
 CREATE INDEX photos_by_content ON photos (sha256);
@@ -46,7 +46,7 @@ CREATE INDEX classes_by_probability ON classes (class, probability);
 """
 _COLUMNS = (
     "photos.id, photos.name, photos.file_size, photos.modified, photos.sha256, photos.width, photos.height, "
-    "photos.row, photos.problem, likeliest.class, likeliest.probability"
+    "photos.row, photos.problem, photos.path, likeliest.class, likeliest.probability"
 )
 _PHOTOS = (
     f"SELECT {_COLUMNS} FROM photos LEFT JOIN classes AS likeliest ON likeliest.row = photos.row AND likeliest.rank = 0"
@@ -54,11 +54,15 @@ _PHOTOS = (
 # what is no part of a state: it holds of contents, whatever photos there are
 _BESIDE = """
 CREATE TABLE IF NOT EXISTS sketches (sha256 BLOB PRIMARY KEY, method INTEGER, sketch BLOB) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS decisions (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS compared (
     one BLOB, other BLOB, method INTEGER, same INTEGER, score REAL, how TEXT, PRIMARY KEY (one, other)
 ) WITHOUT ROWID;
 """
+_NOTED = "CREATE TABLE IF NOT EXISTS decisions (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;"
+_OPTIONS = {"isolation_level": None, "check_same_thread": False, "timeout": 30.0}
+# what SQLite says of a file that is broken, is none of its own, or lacks what an index has
+_DAMAGE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR)
+_IN_USE = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 # of what SQLite takes in one statement
 _AT_ONCE = 500
 _BLOCK_ROWS = 1 << 14
@@ -107,6 +111,8 @@ class Known:
     stamp: tuple[int | None, int | None]
     sha256: bytes | None
     row: int | None
+    problem: str | None
+    path: bytes | None
 
 
 class State:
@@ -131,8 +137,8 @@ class State:
         self.folder = folder
         self._lock = threading.Lock()
         for attempt in range(5):
-            self._database = _connected(folder)
             try:
+                self._database = _connected(folder)
                 self._open()
                 return
             except FileNotFoundError as error:
@@ -144,13 +150,16 @@ class State:
                     ) from None
             except sqlite3.Error as error:
                 self.close()
-                raise _damaged(folder, error) from error
+                raise _unreadable(folder, error) from error
             except BaseException:
                 self.close()
                 raise
 
     def _open(self):
         self._database.execute("BEGIN")
+        # indexes of before know no paths but those that names tell
+        self._path = "photos.path" if _has_paths(self._database) else "NULL"
+        self._photos = _PHOTOS.replace("photos.path", self._path)
         self.about = _about(self._database, self.folder)
         self.number, rows, dimensions = self.about["state"], self.about["rows"], self.about["dimensions"] or 1
         self.descriptors = np.empty((0, dimensions), np.float16)
@@ -164,11 +173,11 @@ class State:
 
     def close(self) -> None:
         """Lets go of the state."""
-        self._database.close()
-
-    def __del__(self):
         if hasattr(self, "_database"):
             self._database.close()
+
+    def __del__(self):
+        self.close()
 
     def path(self, name: str) -> Path:
         """Where the photo of a name lies."""
@@ -180,7 +189,7 @@ class State:
 
     def select(self, rest: str = "", values: Sequence = ()) -> list[Photo]:
         """Photos, by what comes behind `SELECT ... FROM photos` and their likeliest class, `likeliest`."""
-        return [self._photo(found) for found in self._all(f"{_PHOTOS} {rest}", values)]
+        return [self._photo(found) for found in self._all(f"{self._photos} {rest}", values)]
 
     def photos_of_rows(self, rows: Iterable[int]) -> dict[int, list[Photo]]:
         """Row -> the photos whose descriptor it is, in order of name."""
@@ -191,17 +200,24 @@ class State:
                 found.setdefault(photo.row, []).append(photo)
         return found
 
-    def rows_of_class(self, number: int) -> np.ndarray:
-        """int64, the rows whose likeliest class it is."""
-        return np.array(
-            [row for (row,) in self._all("SELECT row FROM classes WHERE class=? AND rank=0", [number])], int
+    def rows_of_classes(self, numbers: Sequence[int]) -> np.ndarray:
+        """int64, the rows whose likeliest class is one of these."""
+        found = self._all(f"SELECT row FROM classes WHERE class IN ({_places(numbers)}) AND rank=0", numbers)
+        return np.array([row for (row,) in found], int)
+
+    def class_of(self, photo: int) -> int | None:
+        """The likeliest class of the photo of a number; None if it has none."""
+        found = self._all(
+            "SELECT class FROM classes JOIN photos ON photos.row = classes.row WHERE photos.id = ? AND rank = 0",
+            [photo],
         )
+        return found[0][0] if found else None
 
     def by_class(self, numbers: Sequence[int], count: int, offset: int) -> list[tuple[Photo, float]]:
         """Photos that may be of one of some classes, with the probability of these together, most probable first."""
         chosen = f"SELECT row, SUM(probability) AS p FROM classes WHERE class IN ({_places(numbers)}) GROUP BY row"
         found = self._all(
-            f"{_PHOTOS.replace(' FROM photos', ', chosen.p FROM photos')} JOIN ({chosen}) AS chosen "
+            f"{self._photos.replace(' FROM photos', ', chosen.p FROM photos')} JOIN ({chosen}) AS chosen "
             "ON chosen.row = photos.row ORDER BY chosen.p DESC, photos.name LIMIT ? OFFSET ?",
             [*numbers, count, offset],
         )
@@ -218,23 +234,23 @@ class State:
 
     def known(self) -> dict[bytes, Known]:
         """Name -> what tells whether it is still the same, of all photos."""
-        found = self._all("SELECT name, id, file_size, modified, sha256, row FROM photos")
-        return {name: Known(key, (size, time), digest, row) for name, key, size, time, digest, row in found}
+        found = self._all(f"SELECT name, id, file_size, modified, sha256, row, problem, {self._path} FROM photos")
+        return {name: Known(key, (size, time), *rest) for name, key, size, time, *rest in found}
 
     def _all(self, statement, values=()):
         with self._lock:
             try:
                 return self._database.execute(statement, values).fetchall()
             except sqlite3.DatabaseError as error:
-                raise _damaged(self.folder, error) from error
+                raise _unreadable(self.folder, error) from error
 
     def _photo(self, found):
-        number, name, size, time, digest, width, height, row, problem, kind, probability = found
+        number, name, size, time, digest, width, height, row, problem, path, kind, probability = found
         names = self.about["class_names"]
         return Photo(
             number,
             os.fsdecode(name),
-            self.path(os.fsdecode(name)),
+            self.path(os.fsdecode(name)) if path is None else Path(os.fsdecode(path)),
             size,
             time,
             digest and digest.hex(),
@@ -279,11 +295,13 @@ class Writer:
             if self._first is not None and not _is_begun(self._database):
                 self._begin(self._first)
             self.about = _about(self._database, self.folder)
+            if not _has_paths(self._database):
+                self._database.execute("ALTER TABLE photos ADD COLUMN path BLOB")
             self._remove_unnamed()
             self._file = open(_descriptors(self.folder, self.about["generation"]), "r+b")
         except sqlite3.Error as error:
             self.__exit__()
-            raise _damaged(self.folder, error) from error
+            raise _unreadable(self.folder, error) from error
         except BaseException:
             self.__exit__()
             raise
@@ -331,14 +349,16 @@ class Writer:
         self.about["rows"] = first + len(descriptors)
         return first + np.arange(len(descriptors))
 
-    def put(self, name: bytes, facts: Facts, row: int | None, problem: str | None = None) -> None:
-        """Notes a photo, in the place of one of the same name."""
+    def put(
+        self, name: bytes, facts: Facts, row: int | None, problem: str | None = None, path: bytes | None = None
+    ) -> None:
+        """Notes a photo, in the place of one of the same name; `path` where its name does not tell it."""
         self._database.execute(
-            "INSERT INTO photos (name, file_size, modified, sha256, width, height, row, problem) "
-            "VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (name) DO UPDATE SET "
+            "INSERT INTO photos (name, file_size, modified, sha256, width, height, row, problem, path) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (name) DO UPDATE SET "
             "file_size=excluded.file_size, modified=excluded.modified, "
             "sha256=excluded.sha256, width=excluded.width, height=excluded.height, row=excluded.row, "
-            "problem=excluded.problem",
+            "problem=excluded.problem, path=excluded.path",
             (
                 name,
                 facts.file_size,
@@ -348,6 +368,7 @@ class Writer:
                 facts.height,
                 None if row is None else int(row),
                 facts.problem or problem,
+                path,
             ),
         )
 
@@ -552,45 +573,55 @@ class Compared:
 
 
 class Noted:
-    """Text by key, kept in an index's database; anybody may write, whoever writes the index.
+    """Text by key, kept in a database; anybody may write.
 
     Args:
-        folder: of the index.
+        place: an index's folder, or a file.
+        is_index: which of them it is; a file is made with the first note.
     """
 
-    def __init__(self, folder: Path):
-        self._folder = folder
-        self._database = _connected(folder)
+    def __init__(self, place: Path, is_index: bool = True):
+        self._place, self._is_index = place, is_index
+        self._database = None
 
     def all(self) -> dict[str, str]:
         """Key -> what was noted.
 
         Raises:
-            UserError: the index can't be read.
+            UserError: it can't be read.
         """
         try:
+            if self._database is None:
+                if not self._is_index and not self._place.exists():
+                    return {}
+                self._database = (_connected if self._is_index else _reading)(self._place)
             return dict(self._database.execute("SELECT key, value FROM decisions").fetchall())
         except sqlite3.Error as error:
-            # nothing was noted in this index yet; whatever else it is must not read as that
+            # nothing was noted here yet; whatever else it is must not read as that
             if str(error) == "no such table: decisions":
                 return {}
-            raise _damaged(self._folder, error) from error
+            if self._is_index:
+                raise _unreadable(self._place, error) from error
+            raise UserError(f"{printable_name(self._place)} can't be read: {error}") from error
 
     def put(self, key: str, value: str) -> None:
         """Notes it.
 
         Raises:
-            UserError: the index can't be written to.
+            UserError: it can't be written to.
         """
         try:
-            with contextlib.closing(_beside(self._folder)) as database:
+            if not self._is_index:
+                self._place.parent.mkdir(parents=True, exist_ok=True)
+            with contextlib.closing(_beside(self._place) if self._is_index else _made(self._place)) as database:
                 database.execute("REPLACE INTO decisions VALUES (?, ?)", (key, value))
-        except sqlite3.Error as error:
-            raise UserError(f"{printable_name(self._folder)} can't be written to: {error}") from error
+        except (OSError, sqlite3.Error) as error:
+            raise UserError(f"{printable_name(self._place)} can't be written to: {error}") from error
 
     def close(self) -> None:
         """Lets go of the database."""
-        self._database.close()
+        if self._database is not None:
+            self._database.close()
 
 
 def is_index(folder: Path) -> bool:
@@ -601,7 +632,7 @@ def is_index(folder: Path) -> bool:
         with contextlib.closing(_connected(folder)) as database:
             return _is_begun(database)
     except sqlite3.Error as error:
-        raise _damaged(folder, error) from error
+        raise _unreadable(folder, error) from error
 
 
 def state_number(folder: Path) -> int:
@@ -610,22 +641,43 @@ def state_number(folder: Path) -> int:
         with contextlib.closing(_connected(folder)) as database:
             return json.loads(database.execute("SELECT value FROM about WHERE key = 'state'").fetchone()[0])
     except sqlite3.Error as error:
-        raise _damaged(folder, error) from error
+        raise _unreadable(folder, error) from error
+
+
+def root_of(folder: Path) -> str | None:
+    """The folder of which there is an index, or None where it is of none."""
+    try:
+        with contextlib.closing(_connected(folder)) as database:
+            return _about(database, folder)["root"]
+    except sqlite3.Error as error:
+        raise _unreadable(folder, error) from error
 
 
 def _connected(folder, new=False):
     path = folder / _DATABASE
-    if not new and not path.is_file():
-        raise UserError(f"{printable_name(folder)} is no index: it lacks {_DATABASE}")
-    options = {"isolation_level": None, "check_same_thread": False, "timeout": 30.0}
-    if not new and not os.access(folder, os.W_OK):
-        return _read_only(path.absolute().as_uri(), options)
-    database = sqlite3.connect(path, **options)
-    if new:
-        database.execute("PRAGMA journal_mode = WAL")
-        database.execute("PRAGMA synchronous = FULL")
-    else:
-        database.execute("PRAGMA query_only = 1")
+    if not new:
+        if not path.is_file():
+            raise UserError(f"{printable_name(folder)} is no index: it lacks {_DATABASE}")
+        return _reading(path)
+    database = sqlite3.connect(path, **_OPTIONS)
+    database.execute("PRAGMA journal_mode = WAL")
+    database.execute("PRAGMA synchronous = FULL")
+    return database
+
+
+def _reading(path):
+    """A connection to a database that is there, which only reads."""
+    if not os.access(path.parent, os.W_OK):
+        return _read_only(path.absolute().as_uri())
+    database = sqlite3.connect(path, **_OPTIONS)
+    database.execute("PRAGMA query_only = 1")
+    return database
+
+
+def _made(path):
+    """A connection to a database for notes, made where it is not there."""
+    database = sqlite3.connect(path, **_OPTIONS)
+    database.executescript(_NOTED)
     return database
 
 
@@ -635,20 +687,24 @@ def _beside(folder):
         raise sqlite3.OperationalError("it is read-only")
     # never made here: an index without photos would be left
     address = f"{(folder / _DATABASE).absolute().as_uri()}?mode=rw"
-    database = sqlite3.connect(address, uri=True, isolation_level=None, check_same_thread=False, timeout=30)
-    database.executescript(_BESIDE)
+    database = sqlite3.connect(address, uri=True, **_OPTIONS)
+    database.executescript(_BESIDE + _NOTED)
     return database
 
 
-def _read_only(address, options):
-    database = sqlite3.connect(f"{address}?mode=ro", uri=True, **options)
+def _read_only(address):
+    database = sqlite3.connect(f"{address}?mode=ro", uri=True, **_OPTIONS)
     try:
         database.execute("SELECT 1 FROM sqlite_master")
     except sqlite3.OperationalError:
         database.close()
         # nobody writes here, and what readers share with a writer can't be made
-        database = sqlite3.connect(f"{address}?immutable=1", uri=True, **options)
+        database = sqlite3.connect(f"{address}?immutable=1", uri=True, **_OPTIONS)
     return database
+
+
+def _has_paths(database):
+    return any(name == "path" for _, name, *_ in database.execute("PRAGMA table_info(photos)"))
 
 
 def _is_begun(database):
@@ -677,8 +733,15 @@ def _writing_to(folder):
         raise UserError(f"{printable_name(folder)} can't be written to: {error}") from error
 
 
-def _damaged(folder, error):
-    return UserError(f"{printable_name(folder)} can't be read as an index: {error}; build it anew")
+def _unreadable(folder, error):
+    """What to say of an error of SQLite's: only some of them are the index's own."""
+    code = getattr(error, "sqlite_errorcode", None)
+    # extended codes have the plain one in their lowest byte
+    code = code and code & 0xFF
+    if code in _DAMAGE:
+        return UserError(f"{printable_name(folder)} can't be read as an index: {error}; build it anew")
+    hint = "another process holds it: try again" if code in _IN_USE else "is the disk full, or gone?"
+    return UserError(f"{printable_name(folder)} can't be used now: {error}; {hint}")
 
 
 def _descriptors(folder, generation):

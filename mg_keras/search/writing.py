@@ -11,7 +11,7 @@ import numpy as np
 
 from mg_keras.data import finding
 from mg_keras.errors import UserError
-from mg_keras.files import printable_name
+from mg_keras.files import in_home, printable_name
 from mg_keras.progress import Progress, mapped
 from mg_keras.search import neighbors
 from mg_keras.search.describing import MOST_CLASSES, Model, unit, why_unusable
@@ -25,6 +25,8 @@ _ROWS_AT_ONCE = 65_536
 # further classes are kept of a photo if they have a share worth the name
 _LEAST_PROBABILITY = 0.01
 _SMALLEST_APPROXIMATE = 1024
+# parts of reasons why a photo can't be used that may pass without a change of its file
+_PASSING = ("could not be read", "can't be opened")
 
 
 @dataclasses.dataclass
@@ -85,7 +87,9 @@ class Work:
         inside = {
             name
             for name, photo in known.items()
-            if not os.path.isabs(os.fsdecode(name)) and (photo.stamp[1] is not None or photo.row is None)
+            if photo.path is None
+            and not os.path.isabs(os.fsdecode(name))
+            and (photo.stamp[1] is not None or photo.row is None)
         }
         if inside and not found.files:
             raise UserError(
@@ -97,7 +101,7 @@ class Work:
         todo = [
             (name, path, found.kinds.get(path))
             for name, path, now in zip(names, found.files, stamps, strict=True)
-            if now is not None and (name not in known or known[name].stamp != now)
+            if now is not None and (name not in known or known[name].stamp != now or _may_be_read(known[name]))
         ]
         unread = [name_of(path, root) + os.fsencode(os.sep) for path in found.passed_over if _is_shut(path)]
         there = {name for name, now in zip(names, stamps, strict=True) if now is not None}
@@ -215,10 +219,13 @@ class Work:
                     rows[name] = row
             reasons = {name: why for items, why in zip(new.values(), problems, strict=True) for name, _, _ in items}
             self._classify(np.array(appended, np.int64), descriptors)
-            for (name, _, _), facts in pairs:
-                row = rows.get(name)
-                writer.put(name, facts, row, reasons.get(name))
+            for (name, photo, _), facts in pairs:
+                row, why, before = rows.get(name), facts.problem or reasons.get(name), known.get(name)
                 self.changes.unusable += row is None
+                if before and row is None and (before.row, before.stamp, before.problem) == (None, _stamp(facts), why):
+                    # tried again, as it might have passed
+                    continue
+                writer.put(name, facts, row, why, self._path(name, photo))
                 if name in known:
                     self.changes.changed += 1
                 elif facts.sha256 and gone_contents[facts.sha256] > 0:
@@ -227,6 +234,13 @@ class Work:
                 else:
                     self.changes.added += 1
         self.changes.embedded += sum(usable)
+
+    def _path(self, name, photo):
+        """Where a file is, if its name does not tell it."""
+        if not isinstance(photo, str):
+            return None
+        told = os.path.join(self.writer.about["root"] or "", os.fsdecode(name))
+        return None if os.path.abspath(told) == os.path.abspath(photo) else os.fsencode(os.path.abspath(photo))
 
     def _embed(self, items):
         """(descriptors of those that can be used, why or None for each) of (name, photo, kind)."""
@@ -297,11 +311,20 @@ class Work:
         writer.set_neighbors(lambda path: neighbors.write(base, path), found)
 
 
+def _may_be_read(photo):
+    """Whether a photo that could not be used may be usable now, though its file is as it was: a disk had failed."""
+    return photo.row is None and any(reason in (photo.problem or "") for reason in _PASSING)
+
+
 def _chunks(items: list) -> Iterator[list]:
     start, size = 0, _FIRST_CHUNK
     while start < len(items):
         yield items[start : start + size]
         start, size = start + size, min(2 * size, _LARGEST_CHUNK)
+
+
+def _stamp(facts):
+    return facts.file_size, facts.modified
 
 
 def _facts(photo):
@@ -376,11 +399,11 @@ def folder_of(what: Any) -> Path | None:
     """
     if not isinstance(what, str | os.PathLike):
         return None
-    folder = Path(what).expanduser()
+    folder = in_home(what)
     if folder.is_dir():
         return Path(os.path.abspath(folder))
     if not folder.exists():
-        raise UserError(f"no such folder: {printable_name(folder)}")
+        raise UserError(f"no such folder or file: {printable_name(folder)}")
     return None
 
 

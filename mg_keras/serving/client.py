@@ -373,17 +373,30 @@ class RestClient(Client):
     def _predict(self, signature, inputs, until):
         values = {name: _listed(name, array) for name, array in inputs.items()}
         body = json.dumps({"signature_name": signature, "inputs": values}).encode()
-        outputs = self._request("POST", f"{self._asked()}:predict", body, until)["outputs"]
-        return {name: np.asarray(value, _DTYPES.get(name)) for name, value in outputs.items()}
+        answer = self._request("POST", f"{self._asked()}:predict", body, until)
+        with self._understood():
+            return {name: np.asarray(value, _DTYPES.get(name)) for name, value in answer["outputs"].items()}
 
     def _status(self, until):
-        statuses = self._request("GET", self._asked(), None, until)["model_version_status"]
-        return {int(status["version"]): status["state"] for status in statuses}
+        answer = self._request("GET", self._asked(), None, until)
+        with self._understood():
+            return {int(status["version"]): status["state"] for status in answer["model_version_status"]}
 
     def _output_sizes(self, signature, until):
-        metadata = self._request("GET", f"{self._asked()}/metadata", None, until)["metadata"]
-        outputs = metadata["signature_def"]["signature_def"][signature]["outputs"]
-        return {name: [int(dim["size"]) for dim in info["tensor_shape"]["dim"][1:]] for name, info in outputs.items()}
+        answer = self._request("GET", f"{self._asked()}/metadata", None, until)
+        with self._understood():
+            outputs = answer["metadata"]["signature_def"]["signature_def"][signature]["outputs"]
+            return {
+                name: [int(dim["size"]) for dim in info["tensor_shape"]["dim"][1:]] for name, info in outputs.items()
+            }
+
+    @contextlib.contextmanager
+    def _understood(self):
+        """What is read in this block is said to be no answer of TF Serving's where it is another."""
+        try:
+            yield
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ServingError("UNKNOWN", f"{self._address} does not answer as TF Serving does", 200) from error
 
     def _request(self, method: str, path: str, body: bytes | None, until: float) -> dict[str, Any]:
         status, text = self._exchange(method, path, body, until)
@@ -391,8 +404,12 @@ class RestClient(Client):
             answer = json.loads(text)
         except ValueError:
             answer = {"error": text[:200].decode(errors="replace")}
+        if not isinstance(answer, dict):
+            answer = {"error": text[:200].decode(errors="replace")}
         if status != 200 or "error" in answer:
-            message = answer.get("error", "") if isinstance(answer, dict) else ""
+            message = answer.get("error", "")
+            if status == 200:
+                message = f"{self._address} does not answer as TF Serving does: {message}"
             raise ServingError(code_of_http(status), f"HTTP {status}: {message}", status)
         return answer
 

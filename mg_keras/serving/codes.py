@@ -70,5 +70,5 @@ def code_of_number(number: int) -> str:
 
 
 def code_of_http(status: int) -> str:
-    """The gRPC code nearest to an HTTP status; one that is not known is UNKNOWN."""
-    return _FROM_HTTP.get(status, "OK" if status == 200 else "UNKNOWN")
+    """The gRPC code nearest to an HTTP status of an error; one that is not known is UNKNOWN."""
+    return _FROM_HTTP.get(status, "UNKNOWN")

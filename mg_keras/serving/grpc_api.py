@@ -23,6 +23,7 @@ from mg_keras.serving.versions import VersionStatus
 
 # trailers, which carry it, have room for 8 KiB
 _MAX_MESSAGE = 1000
+_POINTER_BYTES = 8
 
 
 def register(server: grpc.Server, service: Service) -> None:
@@ -142,7 +143,9 @@ def _array(name: str, proto: TensorProto, max_bytes: int) -> np.ndarray:
         dtype = tf.as_dtype(proto.dtype)
         sizes = [dim.size for dim in proto.tensor_shape.dim]
         # a shape costs nothing to write, and one value stands for as many equal ones as the shape has room for
-        if proto.tensor_shape.unknown_rank or min(sizes, default=0) < 0 or math.prod(sizes) * dtype.size > max_bytes:
+        # a string has no size of its own, but each takes a pointer
+        count, size = math.prod(sizes), dtype.size or _POINTER_BYTES
+        if proto.tensor_shape.unknown_rank or min(sizes, default=0) < 0 or count * size > max_bytes:
             raise ServingError("INVALID_ARGUMENT", f"input {name}: shape {sizes} is not allowed, or too large")
         return tf.make_ndarray(proto)
     except (TypeError, ValueError) as error:

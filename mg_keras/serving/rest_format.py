@@ -12,6 +12,8 @@ from mg_keras.serving.codes import ServingError
 from mg_keras.serving.servable import Signature, Tensor
 
 _WHITESPACE = b" \t\n\v\f\r"
+# NumPy 1 has no more
+_MOST_DIMENSIONS = 32
 _NO_DIGIT = re.compile(rb"[^A-Za-z0-9+/]")
 
 
@@ -128,7 +130,7 @@ def _array(name: str, value: Any, tensor: Tensor) -> np.ndarray:
         return array.astype(tensor.dtype)
 
 
-def _strings(name: str, value: Any) -> tuple[tuple[int, ...], list[bytes]]:
+def _strings(name: str, value: Any, depth: int = 0) -> tuple[tuple[int, ...], list[bytes]]:
     """Shape and elements of a list (of lists) of strings."""
     if isinstance(value, str):
         return (), [_utf8(name, value)]
@@ -136,7 +138,9 @@ def _strings(name: str, value: Any) -> tuple[tuple[int, ...], list[bytes]]:
         return (), [_decoded(name, value["b64"])]
     if not isinstance(value, list):
         raise _invalid(f"input {name}: expected a string or {{'b64': ...}}, received {_shown(value)}")
-    parts = [_strings(name, element) for element in value]
+    if depth == _MOST_DIMENSIONS:
+        raise _invalid(f"input {name}: its lists are nested too deeply")
+    parts = [_strings(name, element, depth + 1) for element in value]
     shapes = {shape for shape, _ in parts}
     if len(shapes) > 1:
         raise _invalid(f"input {name}: its lists differ in length")

@@ -15,6 +15,9 @@ from mg_keras.errors import UserError
 from mg_keras.serving.codes import ServingError
 from mg_keras.serving.servable import Servable
 
+# of what a request can ask for
+_LARGEST = (1 << 63) - 1
+
 
 @dataclass(frozen=True)
 class VersionStatus:
@@ -139,7 +142,8 @@ class Versions:
         if self._dropped:
             self._dropped = False
             _give_back_memory()
-        present = {int(path.name): path for path in self._folder.iterdir() if path.name.isdecimal() and path.is_dir()}
+        named = {int(path.name): path for path in self._folder.iterdir() if path.name.isdecimal() and path.is_dir()}
+        present = {version: path for version, path in named.items() if version <= _LARGEST}
         wanted = sorted(present, reverse=True)[: self._count or None]
         left_out = []
         for version in reversed(wanted):

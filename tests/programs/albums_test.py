@@ -117,6 +117,7 @@ def test_between_two_folders_and_the_form_of_imagededup(folder, capsys, tmp_path
         (duplicates, [], "one FOLDER is needed, or --between A B"),
         (duplicates, ["{folder}", "--between", "a", "b"], "one FOLDER is needed"),
         (duplicates, ["nowhere"], "no such folder: nowhere"),
+        (search, ["~nobody-has-it", "a.jpg"], "no such folder: ~nobody-has-it"),
         (duplicates, ["{folder}", "--out", "report.doc"], r"a name in \.html, \.json, \.csv, received report.doc"),
         # before anything is described
         (duplicates, ["{folder}", "--out", "{folder}/00000.png/a.html"], r"to: .*00000\.png is no folder"),

@@ -1,6 +1,8 @@
 """What programs share: mistyped arguments in one line, and files that can't be written."""
 
 import errno
+import subprocess
+import sys
 
 import pytest
 
@@ -86,6 +88,21 @@ def test_a_flag_that_is_near_is_named_as_it_is_typed_and_is_one(parser):
 def test_help_says_what_an_argument_takes(parser):
     help = " ".join(parser.format_help().split())
     assert "(type: a number, above 0 and at most 1)" in help
+
+
+def test_a_reader_that_leaves_ends_it_silently():
+    for count in (1, 100_000):
+        code = f"from mg_keras.programs.common import run_program; run_program(lambda: print('line\\n' * {count}))"
+        with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as program:
+            program.stdout.close()
+            told = program.stderr.read()
+        assert (program.returncode, told) == (141, b"")
+
+    def of_something_else():
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+    with pytest.raises(BrokenPipeError):
+        run_program(of_something_else)
 
 
 def test_a_file_that_its_place_does_not_take_is_one_line(tmp_path, capsys):

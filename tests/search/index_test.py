@@ -1,5 +1,8 @@
+import contextlib
+import json
 import os
 import shutil
+import sqlite3
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +12,7 @@ from PIL import Image
 from pyarrow import parquet
 
 from mg_keras.errors import UserError
-from mg_keras.search import thresholds
+from mg_keras.search import store, thresholds
 from mg_keras.search.index import Index
 from mg_keras.search.writing import Changes
 from tests.search.fake import FakeModel, album, noise
@@ -71,9 +74,22 @@ def test_a_folder_is_found_again_by_photo(photos, tmp_path):
         assert "33 photos" in repr(index)
 
 
+def test_what_is_no_query_is_told(photos, tmp_path):
+    with Index.build(photos, FakeModel(), tmp_path / "index") as index:
+        for query, told in (([str(photos / "00007.png")], "a list of 1"), (("a", "b"), "a tuple of 2")):
+            with pytest.raises(UserError, match=f"a query is one photo .*, received {told}"):
+                index.search(query)
+        assert names(index.search(bytearray((photos / "00007.png").read_bytes()), 1)) == ["00007.png"]
+        with pytest.raises(UserError, match=r"no such folder or file: .*missing\.png"):
+            index.add(photos / "missing.png")
+
+
 def test_a_folder_without_photos_answers_nothing(tmp_path):
     (tmp_path / "photos").mkdir()
     with Index.build(tmp_path / "photos", FakeModel(), tmp_path / "index") as index:
+        # as the page asks, which describes an upload once
+        answer = index.find(index.describe(noise(1)))
+        assert answer.copies == answer.instances == answer.kind == []
         found = index.find(noise(1), expand=3)
         assert found.copies == found.instances == found.kind == []
         assert index.search(noise(1)) == index.range(noise(1), 0.5) == []
@@ -118,6 +134,50 @@ def test_classes_are_searched_by_name(photos, tmp_path):
             index.find_class("")
     with Index.build(unit_rows(3)) as index, pytest.raises(UserError, match="knows no classes"):
         index.find_class("red")
+
+
+def test_two_classes_of_one_name(tmp_path):
+    folder, model = tmp_path / "photos", FakeModel()
+    model.class_names = ["crane", "green", "crane"]
+    folder.mkdir()
+    for number in range(7):
+        values = np.random.default_rng(number).integers(0, 60, (6, 6, 3))
+        # four red ones, three blue ones
+        values[..., 0 if number < 4 else 2] += 150
+        Image.fromarray(values.astype(np.uint8)).resize((24, 24), 0).save(folder / f"{number}.png")
+    with Index.build(folder, model, tmp_path / "index") as index:
+        assert index.class_counts() == {"crane": 7}
+        assert index.listed("crane") == len(index.photos(class_name="crane")) == 7
+        assert len(index.search(folder / "5.png", 10, class_name="crane")) == 7
+        # of one kind are those of one class, whatever the other is called
+        for answer in (index.find(folder / "5.png", precision=0.99), Index.open(index.path).find(index.photo("5.png"))):
+            assert answer.classes[0][0] == "crane"
+            found = {hit.photo.name for hit in (*answer.copies, *answer.instances, *answer.kind)}
+            assert found - {"5.png"} == {"4.png", "6.png"}
+
+
+def test_a_photo_that_is_gone_is_no_query(tmp_path, monkeypatch):
+    # as older indexes have it
+    monkeypatch.setattr(store, "_SCHEMA", store._SCHEMA.replace("AUTOINCREMENT", ""))
+    for name, same_number in (("old", True), ("new", False)):
+        folder = tmp_path / name
+        *_, last = album(folder, 3)
+        with Index.build(folder, FakeModel(), tmp_path / f"{name} index") as index:
+            query = index.photo(last)
+            last.unlink()
+            index.update()
+            noise(77).save(folder / "another.png")
+            index.update()
+            assert (index.photo("another.png").id == query.id) is same_number
+            with pytest.raises(UserError, match=r"00002\.png is not in the index any more"):
+                index.search(query)
+            # what was written over is another photo, too
+            query = index.photo("00001.png")
+            noise(78).save(folder / "00001.png")
+            index.update()
+            with pytest.raises(UserError, match=r"00001\.png is not in the index any more"):
+                index.search(query)
+        monkeypatch.undo()
 
 
 def test_an_update_describes_only_what_changed(photos, tmp_path):
@@ -186,6 +246,29 @@ def test_add_and_remove(photos, tmp_path, monkeypatch):
         assert names(index.photos()) == ["photo 1", "photo 2"]
         with pytest.raises(UserError, match="no index of a folder"):
             index.update()
+
+
+@pytest.mark.parametrize("older", [False, True])
+def test_a_file_from_elsewhere_under_another_name_stays(tmp_path, older):
+    folder, elsewhere = tmp_path / "photos", tmp_path / "elsewhere.png"
+    album(folder, 2)
+    noise(99).save(elsewhere)
+    Index.build(folder, FakeModel(), tmp_path / "index").close()
+    if older:
+        # of the time before paths were kept
+        with contextlib.closing(sqlite3.connect(tmp_path / "index" / "index.sqlite")) as database:
+            database.execute("ALTER TABLE photos DROP COLUMN path")
+    with Index.open(tmp_path / "index", FakeModel()) as index:
+        assert index.photo("00001.png").path == folder / "00001.png"
+        assert len(index.find_class("green")) == 2
+        assert index.add([elsewhere], names=["mine"]).added == 1
+        assert index.photo("mine").path == elsewhere
+        assert index.update() == Changes()
+        assert names(index.search(elsewhere, 1)) == ["mine"]
+        # the folder's own of that name takes its place
+        noise(98).save(folder / "mine", "png")
+        assert index.update() == Changes(changed=1, embedded=1)
+        assert index.photo("mine").path == folder / "mine"
 
 
 def test_a_photo_of_the_folder_is_one_however_its_path_is_written(photos, tmp_path, monkeypatch):
@@ -310,6 +393,29 @@ def test_descriptors_from_files(tmp_path):
             Index.build(tmp_path / name)
 
 
+def test_parquet_of_two_models_is_refused(tmp_path):
+    def write(name, size, made_from=None):
+        table = pa.table({"uri": [name], "embedding": pa.array(unit_rows(1, size).tolist(), pa.list_(pa.float32()))})
+        told = made_from and {b"mg_keras": json.dumps(made_from).encode()}
+        parquet.write_table(table.replace_schema_metadata(told), tmp_path / f"{name}.parquet")
+
+    write("a", 8, {"network": "one", "resolution": 224, "photos": "some"})
+    write("b", 8, {"network": "one", "resolution": 224, "photos": "others"})
+    write("c", 8)
+    assert len(Index.build(tmp_path)) == 3
+    write("d", 8, {"network": "two", "resolution": 224})
+    with pytest.raises(UserError, match=r"of one model, received other network in .*d\.parquet than in .*a\.parquet"):
+        Index.build(tmp_path)
+    write("d", 4)
+    with pytest.raises(UserError, match=r"of one size, received 8 values and 4 in .*d\.parquet"):
+        Index.build(tmp_path)
+    # within a file, whose values might be those of as many rows
+    column = pa.array([[1.0, 0, 0, 0], [0.0, 1], [0.0, 1]], pa.list_(pa.float32()))
+    parquet.write_table(pa.table({"uri": list("abc"), "embedding": column}), tmp_path / "mixed.parquet")
+    with pytest.raises(UserError, match=r"of one size, received 4 values and 2 in .*mixed\.parquet"):
+        Index.build(tmp_path / "mixed.parquet")
+
+
 def test_more_answers_than_there_are_photos_take_no_more_memory(tmp_path):
     many = 10**12
     with Index.build(unit_rows(5), names=list("abcde")) as index:
@@ -429,6 +535,42 @@ def test_odd_files_are_told_and_do_no_harm(photos, tmp_path):
             assert "\n" not in str(told.value)
 
 
+def test_what_could_not_be_read_is_tried_again(tmp_path):
+    class Shaken(FakeModel):
+        """Can't read the first photo, for a reason."""
+
+        reason = "could not be read: Input/output error"
+
+        def embed(self, photos, resolution=None, on_error="raise"):
+            values = super().embed(photos, resolution, on_error)
+            if self.reason:
+                values[0] = np.nan
+            return values
+
+        def why_unusable(self, photo):
+            return self.reason
+
+    model = Shaken()
+    album(tmp_path / "photos", 2)
+    with Index.build(tmp_path / "photos", model, tmp_path / "index") as index:
+        assert [photo.problem for photo in index.unusable()] == [model.reason]
+        number = index.about["state"]
+        # still the same: no change
+        assert index.update() == Changes(unusable=1)
+        assert index.about["state"] - number <= 1
+        model.reason = None
+        assert index.update() == Changes(changed=1, embedded=1)
+        assert names(index.photos()) == ["00000.png", "00001.png"]
+        assert index.update() == Changes()
+        # what is no photo stays none, until its file changes
+        (tmp_path / "photos" / "00000.png").write_bytes((tmp_path / "photos" / "00001.png").read_bytes()[:60])
+        model.reason = "not a photo"
+        index.update()
+        model.embedded = 0
+        assert index.update() == Changes()
+        assert model.embedded == 0
+
+
 def test_a_folder_that_vanishes_loses_nothing(photos, tmp_path):
     with Index.build(photos, FakeModel(), tmp_path / "index") as index:
         os.rename(photos, tmp_path / "unplugged")
@@ -438,7 +580,7 @@ def test_a_folder_that_vanishes_loses_nothing(photos, tmp_path):
         with pytest.raises(UserError, match=r"no photo is left below .*photos, where .* has 33: is the disk there"):
             index.update()
         assert len(index) == 33
-    with pytest.raises(UserError, match=r"no such folder: .*gone"):
+    with pytest.raises(UserError, match=r"no such folder or file: .*gone"):
         Index.build(tmp_path / "gone", FakeModel())
     with pytest.raises(UserError, match=r"there is no index at .*gone"):
         Index.open(tmp_path / "gone")

@@ -40,6 +40,16 @@ window.fetch = (path, options) => {
 };
 """
 
+# each search waits to be let go
+HOLD = """
+const real = window.fetch;
+window.held = [];
+window.fetch = (path, options) => String(path).startsWith("/api/search")
+  ? new Promise((done) => held.push(() => done(real(path, options)))) : real(path, options);
+"""
+# resolves when the answer has come and what it does is done
+LET_GO = "held.shift()(); setTimeout(arguments[0], 500);"
+
 MISSING = [program for program in ("chromium", "chromedriver") if not shutil.which(program)]
 
 pytestmark = [
@@ -228,6 +238,37 @@ def test_duplicates_are_kept_and_skipped_and_that_is_remembered(page, served):
         applied = decisions.applied(searched.duplicates, searched.index)
     assert (applied.count, applied.unmatched) == (2, 0)
     assert [(photo.name, keep.name) for photo, keep in applied.found.spare] == [("small.jpg", "00001.png")]
+
+
+def test_an_answer_that_comes_late_is_not_shown_in_place_of_what_was_asked_for_since(page, served, photos):
+    searched, _ = served
+    number = searched.index.photo("00004.png").id
+    page.execute_script(HOLD)
+    page.execute_script("go('search', { photo: arguments[0] })", number)
+    wait(page, lambda found: found.execute_script("return held.length") == 1)
+    assert "busy" in page.find_element(By.TAG_NAME, "body").get_attribute("class")
+    # nothing is looked for
+    page.execute_script("go('search')")
+    page.execute_async_script(LET_GO)
+    assert page.find_element(By.ID, "drop").is_displayed()
+    assert not page.find_element(By.ID, "chosen").is_displayed()
+    # another view, to which Back would lead
+    give(page, "drop", photos / "photos" / "00002.png")
+    wait(page, lambda found: found.execute_script("return held.length") == 1)
+    press(page, "2")
+    wait(page, lambda found: len(names(found, "#album")) == COUNT)
+    assert "busy" not in page.find_element(By.TAG_NAME, "body").get_attribute("class")
+    page.execute_async_script(LET_GO)
+    assert page.current_url.endswith("#album")
+    assert page.find_element(By.ID, "view-album").is_displayed()
+    # what draws the album anew, as it grows, drops no photo that was given meanwhile
+    give(page, "drop", photos / "photos" / "00003.png")
+    wait(page, lambda found: found.execute_script("return held.length") == 1)
+    page.execute_async_script("show(true).then(arguments[0])")
+    assert "busy" in page.find_element(By.TAG_NAME, "body").get_attribute("class")
+    page.execute_async_script(LET_GO)
+    wait(page, lambda found: copies(found)[:1] == ["00003.png"])
+    assert "upload=" in page.current_url
 
 
 def test_a_hostile_name_is_only_a_name(page, photos):

@@ -11,10 +11,11 @@ from PIL import Image
 
 from mg_keras.errors import UserError
 from mg_keras.search import reports
-from mg_keras.search.decisions import Decision, Decisions
+from mg_keras.search.decisions import Decision, Decisions, key_of
 from mg_keras.search.duplicates import find_duplicates
 from mg_keras.search.index import Index
 from mg_keras.search.moving import LIST, move_spare
+from mg_keras.search.store import Noted
 from mg_keras.search.thumbnails import thumbnail
 from tests.search.fake import FakeModel, album, noise
 
@@ -181,6 +182,8 @@ def test_to_another_disk_a_photo_is_whole_or_stays(found, folder, tmp_path, monk
     assert files(tmp_path / "moved").keys() == {HOSTILE, "deep/00001.png", "small.jpg", LIST}
     assert all(to.read_bytes() == before[os.path.relpath(path, folder)] for path, to in done.moved)
     assert set(before) - set(files(folder)) == {HOSTILE, "deep/00001.png", "small.jpg"}
+    with open(tmp_path / "moved" / LIST, encoding="utf-8", errors="surrogateescape", newline="") as file:
+        assert [line["from"] for line in csv.DictReader(file)] == [str(path) for path, _ in done.moved]
 
 
 def test_the_last_one_of_a_group_stays(found, folder, tmp_path):
@@ -238,6 +241,33 @@ def test_a_group_to_look_at_keeps_nothing_from_what_was_decided(folder, tmp_path
         done = move_spare(decisions.applied(found, index).found, tmp_path / "moved")
     assert done.left == []
     assert "00003.png" in {path.name for path, _ in done.moved}
+
+
+def test_a_decision_holds_for_every_index_of_the_album(found, index, folder, tmp_path):
+    group = next(group for group in found.groups if group.keep.name == "00002.png")
+    equal = next(group for group in found.groups if "again.png" in [photo.name for photo in group.photos])
+    with Decisions(tmp_path / "index") as decisions:
+        decisions.put(group, Decision(True, ("small.jpg",)))
+    # as it was kept before, in one index
+    Noted(tmp_path / "index").put(key_of(equal), json.dumps({"skip": True, "go": []}))
+    os.symlink(folder, tmp_path / "link")
+    for name, named, count in (("index", folder, 2), ("other", folder, 1), ("by link", tmp_path / "link", 1)):
+        path = tmp_path / name
+        resolution = None if name == "index" else 64
+        with Index.build(named, FakeModel(), path, resolution=resolution) as other, Decisions(path) as decisions:
+            applied = decisions.applied(find_duplicates(other, precision=0.9, copy=0.9), other)
+        assert applied.count == count
+        assert "small.jpg" not in {photo.name for photo, _ in applied.found.spare}
+
+
+def test_decisions_about_photos_of_no_folder_lie_in_the_index(folder, tmp_path):
+    photos = [folder / "00002.png", folder / "small.jpg"]
+    for path in (tmp_path / "first", tmp_path / "second"):
+        with Index.build(photos, FakeModel(), path) as index, Decisions(path) as decisions:
+            (group,) = found = find_duplicates(index, precision=0.9, copy=0.9).groups
+            assert decisions.about(found) == [Decision(False, (str(folder / "small.jpg"),))]
+            decisions.put(group, Decision(True, ()))
+            assert decisions.about(found) == [Decision(True, ())]
 
 
 def test_a_photo_that_was_kept_stays_however_it_is_grouped(found, index, folder, tmp_path):

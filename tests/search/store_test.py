@@ -9,11 +9,13 @@ import subprocess
 import sys
 import threading
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from mg_keras.errors import UserError
+from mg_keras.search import store
 from mg_keras.search.index import Index
 from mg_keras.search.store import Noted, State, Writer
 from tests.search import written
@@ -204,6 +206,35 @@ def test_damage_is_one_line(tmp_path, damage, message):
         Index.open(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        (sqlite3.SQLITE_FULL, r"can't be used now: it failed; is the disk full, or gone\?"),
+        (sqlite3.SQLITE_IOERR_WRITE, r"can't be used now: it failed; is the disk full, or gone\?"),
+        (sqlite3.SQLITE_BUSY_RECOVERY, "can't be used now: it failed; another process holds it: try again"),
+        (sqlite3.SQLITE_CORRUPT_INDEX, "can't be read as an index: it failed; build it anew"),
+    ],
+)
+def test_only_a_damaged_index_is_to_be_built_anew(tmp_path, monkeypatch, code, message):
+    Index.build(extra(0)[None], path=tmp_path).close()
+    state = State(tmp_path)
+
+    def fail(*_, **__):
+        error = sqlite3.OperationalError("it failed")
+        error.sqlite_errorcode = code
+        raise error
+
+    database = state._database
+    state._database = SimpleNamespace(execute=fail, close=database.close)
+    with pytest.raises(UserError, match=message):
+        state.count()
+    state.close()
+    monkeypatch.setattr(store, "_connected", fail)
+    for use in (State, lambda folder: Writer(folder).__enter__(), store.is_index, store.state_number):
+        with pytest.raises(UserError, match=message):
+            use(tmp_path)
+
+
 def test_what_was_noted_is_told_or_an_error(tmp_path):
     Index.build(extra(0)[None], path=tmp_path).close()
     noted = Noted(tmp_path)
@@ -215,6 +246,22 @@ def test_what_was_noted_is_told_or_an_error(tmp_path):
     with pytest.raises(UserError, match="can't be read as an index: no such column: value"):
         noted.all()
     noted.close()
+
+
+def test_notes_in_a_file_of_their_own_are_told_or_an_error(tmp_path):
+    path = tmp_path / "new" / "notes.sqlite"
+    noted, other = Noted(path, is_index=False), Noted(path, is_index=False)
+    assert other.all() == {}
+    assert not path.parent.exists()
+    noted.put("a", "text")
+    assert noted.all() == other.all() == {"a": "text"}
+    noted.close()
+    other.close()
+    path.write_text("it is none" * 100)
+    with pytest.raises(UserError, match=r"notes\.sqlite can't be read: file is not a database"):
+        Noted(path, is_index=False).all()
+    with pytest.raises(UserError, match=r"notes\.sqlite can't be written to: file is not a database"):
+        Noted(path, is_index=False).put("a", "text")
 
 
 def set_version(path, number):

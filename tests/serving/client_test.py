@@ -126,7 +126,7 @@ def test_rest_gives_up(scripted_rest, waits):
     ("status", "code"),
     [
         (400, "INVALID_ARGUMENT"), (404, "NOT_FOUND"), (413, "INVALID_ARGUMENT"), (500, "UNKNOWN"),
-        (504, "DEADLINE_EXCEEDED"), ("no JSON", "OK"),
+        (504, "DEADLINE_EXCEEDED"), ("no JSON", "UNKNOWN"),
     ],
 )  # fmt: skip
 def test_rest_does_not_retry_the_rest(scripted_rest, waits, status, code):
@@ -134,8 +134,18 @@ def test_rest_does_not_retry_the_rest(scripted_rest, waits, status, code):
     script.append(status)
     with pytest.raises(ServingError) as refused:
         RestClient(address).classify(EMBEDDING)
-    assert refused.value.code == code if code != "OK" else refused.value.http_status == 200
+    assert refused.value.code == code
     assert len(requests) == 1
+    assert not waits
+
+
+@pytest.mark.parametrize("answer", ["[]", "3", "null", "{}", '{"outputs": 3}', '{"model_version_status": [{}]}', "hi"])
+def test_what_is_no_tf_serving_is_told_in_one_error(monkeypatch, waits, answer):
+    monkeypatch.setattr(RestClient, "_exchange", lambda *_: (200, answer.encode()))
+    with RestClient("http://127.0.0.1:80") as client:
+        for ask in (client.status, lambda: client.classify(EMBEDDING)):
+            with pytest.raises(ServingError, match=r"^UNKNOWN: .*127\.0\.0\.1:80 does not answer as TF Serving does"):
+                ask()
     assert not waits
 
 

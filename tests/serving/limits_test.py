@@ -10,6 +10,7 @@ import grpc
 import numpy as np
 import pytest
 import tensorflow as tf
+from tensorflow.core.framework.tensor_pb2 import TensorProto
 from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 
 from mg_keras.serving import rest_format
@@ -21,6 +22,7 @@ from tests.serving.conftest import MAX_REQUEST_BYTES, local_server
 from tests.serving.errors_test import assert_it_goes_on, send
 
 PREDICT = "/v1/models/multigrain:predict"
+ENCODED = b'{"signature_name": "encoded", "inputs": {"image_bytes": %b, "resolution": 0, "p_star": 0}}'
 
 
 @pytest.fixture(scope="module")
@@ -37,9 +39,11 @@ def local(model):
         (b" " * (20 * MAX_REQUEST_BYTES), 413, "more than the 2097152 allowed"),
         (b'{"inputs": ' + b"[" * 150_000, 400, "nested too deeply"),
         (b'{"inputs": ' + b"[" * 900 + b"]" * 900 + b"}", 400, "."),
+        (ENCODED % (b"[" * 450 + b'"a"' + b"]" * 450), 400, "input image_bytes: its lists are nested too deeply"),
+        (ENCODED % (b"[" * 65 + b'"a"' + b"]" * 65), 400, "input image_bytes: its lists are nested too deeply"),
         (b'{"inputs": [' + b"1," * 300_000 + b"1]}", 400, "more than 200000 elements"),
     ],
-    ids=["large", "very large", "deep", "rather deep", "many elements"],
+    ids=["large", "very large", "deep", "rather deep", "deep strings", "strings of many dimensions", "many elements"],
 )
 def test_rest_bodies(local, body, status, message):
     got, error = send(local, "POST", PREDICT, body)
@@ -93,19 +97,27 @@ def test_a_large_grpc_message(local):
     assert_it_goes_on(local)
 
 
-def test_a_small_message_that_unpacks_to_a_large_tensor(local):
+@pytest.mark.parametrize(
+    ("name", "tensor", "sizes"),
+    [
+        ("images", TensorProto(dtype=tf.float32.as_datatype_enum, float_val=[1]), (1, 10**6, 10**6, 3)),
+        # few enough that they would be made, if they were taken to weigh nothing
+        ("image_bytes", TensorProto(dtype=tf.string.as_datatype_enum, string_val=[b"x"]), (10**6,)),
+    ],
+    ids=["numbers", "strings"],
+)
+def test_a_small_message_that_unpacks_to_a_large_tensor(local, name, tensor, sizes):
     request = predict_pb2.PredictRequest()
     request.model_spec.name = "multigrain"
-    tensor = request.inputs["images"]
-    tensor.dtype = tf.float32.as_datatype_enum
-    tensor.float_val.append(1.0)
-    for size in (1, 10**6, 10**6, 3):
+    request.model_spec.signature_name = "encoded" if name == "image_bytes" else ""
+    for size in sizes:
         tensor.tensor_shape.dim.add(size=size)
+    request.inputs[name].CopyFrom(tensor)
     request.inputs["p_star"].CopyFrom(tf.make_tensor_proto(np.float32([3])))
     with grpc.insecure_channel(local.grpc) as channel, pytest.raises(grpc.RpcError) as refused:
         prediction_service_pb2_grpc.PredictionServiceStub(channel).Predict(request, timeout=60)
     assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
-    assert "too large" in refused.value.details()
+    assert f"input {name}: shape {list(sizes)} is not allowed, or too large" in refused.value.details()
 
 
 @pytest.mark.parametrize("kind", ["rest", "grpc"])

@@ -246,6 +246,8 @@ def test_other_names_in_the_folder_are_no_versions(folder, newer):
     add(newer, folder, "2.partial")
     (folder / "3").write_text("a file")
     (folder / "notes").mkdir()
+    # no request could ask for it
+    add(newer, folder, 2**63)
     versions = Versions(folder, "multigrain", count=0, poll_seconds=3600)
     assert [status.version for status in versions.statuses()] == [1]
     versions.stop()

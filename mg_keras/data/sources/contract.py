@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from mg_keras.data.images import decode_common, problem, try_decode
 from mg_keras.errors import UserError
+from mg_keras.files import in_home
 
 
 @dataclasses.dataclass(frozen=True)
@@ -244,4 +245,4 @@ def asked_columns(argument: str) -> tuple[str, tuple[str, ...]]:
 
 def cache_folder(data_dir: str | os.PathLike | None) -> Path:
     """Where files that were made or converted are kept: `data_dir`, or else the cache in the home folder."""
-    return Path(data_dir).expanduser() if data_dir else Path.home() / ".cache" / "mg_keras"
+    return in_home(data_dir) if data_dir else Path.home() / ".cache" / "mg_keras"

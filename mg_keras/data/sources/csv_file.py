@@ -14,7 +14,6 @@ Other columns are passed over.
 import dataclasses
 import os
 import unicodedata
-from pathlib import Path
 
 import numpy as np
 
@@ -23,7 +22,7 @@ from mg_keras.data.sources.contract import Source, SplitOptions, asked_columns, 
 from mg_keras.data.sources.file_splits import HELD_OUT, TRAINING, UNLABELLED, converted, file_split
 from mg_keras.data.tables import records
 from mg_keras.errors import UserError
-from mg_keras.files import printable_name
+from mg_keras.files import in_home, printable_name
 from mg_keras.progress import say
 
 
@@ -85,8 +84,8 @@ def open_csv(argument: str, options: SplitOptions, resolution: int, data_dir: st
 def _file_and_columns(argument):
     """(the table, its columns of labels) of `FILE` or `FILE?label=COLUMN,COLUMN`."""
     # a file's name may hold anything
-    name, asked = (argument, ()) if Path(argument).expanduser().is_file() else asked_columns(argument)
-    file = Path(name).expanduser()
+    name, asked = (argument, ()) if in_home(argument).is_file() else asked_columns(argument)
+    file = in_home(name)
     if not file.is_file():
         raise UserError(f"no such file: {printable_name(file)}")
     columns = [column.casefold() for column in asked or ("label",)]

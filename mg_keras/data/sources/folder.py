@@ -18,7 +18,7 @@ from mg_keras.data.sources.contract import Source, SplitOptions, asked_columns, 
 from mg_keras.data.sources.file_splits import HELD_OUT, TRAINING, UNLABELLED, converted, file_split
 from mg_keras.data.sources.unlabelled import photos
 from mg_keras.errors import UserError
-from mg_keras.files import printable_name
+from mg_keras.files import in_home, printable_name
 from mg_keras.progress import say
 
 # a contest's test photos come without labels
@@ -38,7 +38,7 @@ def open_folder(
     `unlabelled/` is set apart.
     """
     del resolution
-    argument, columns = (argument, ()) if Path(argument).expanduser().is_dir() else asked_columns(argument)
+    argument, columns = (argument, ()) if in_home(argument).is_dir() else asked_columns(argument)
     if unknown := set(columns) - {"coarse", "fine"}:
         raise UserError(f"the labels of a folder are coarse and fine, received {sorted(unknown)[0]!r}")
     root = existing(argument)

@@ -5,7 +5,6 @@ of photos that it was not trained on.
 """
 
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 
@@ -16,6 +15,7 @@ from mg_keras.evaluation.evaluators.contract import Answers, Benchmark, joined
 from mg_keras.evaluation.folders import Options
 from mg_keras.evaluation.metrics import chance_average_precision
 from mg_keras.evaluation.neighbors import category_average_precisions, vote
+from mg_keras.files import in_home
 
 # C of scikit-learn's logistic regression
 _INVERSE_DECAY = 10.0
@@ -157,7 +157,7 @@ def opened(kind: Callable[..., Benchmark], place: str, options: Options) -> Benc
     """`categories` or `probe` of photos: as `--data` says it, or of a folder or a table by its path alone."""
     spec = place
     if place.partition(":")[0] not in sources.NAMES:
-        is_table = Path(place.partition("?")[0]).expanduser().is_file()
+        is_table = in_home(place.partition("?")[0]).is_file()
         spec = f"{'csv' if is_table else 'folder'}:{place}"
     source = sources.open_source(spec, data_dir=options.data_dir)
     # several of them stand in one table

@@ -11,6 +11,7 @@ from mg_keras.data.sources import Split
 from mg_keras.errors import UserError
 from mg_keras.evaluation.evaluators.contract import Answers, Benchmark, sizes
 from mg_keras.evaluation.metrics import top_k_accuracy
+from mg_keras.files import in_home
 
 _EXPECTED = (
     "the ImageNet validation photos (ILSVRC 2012, https://image-net.org) in one folder for each class, named by its "
@@ -85,7 +86,7 @@ def imagenet(spec: str, class_names: Sequence[str], data_dir: str | None = None)
         source = sources.open_source(spec, data_dir=data_dir)
         photos, names = source.val, source.class_names
     else:
-        photos, names = _folder(Path(spec.removeprefix("folder:")).expanduser(), data_dir)
+        photos, names = _folder(in_home(spec.removeprefix("folder:")), data_dir)
     number_of = {name: number for number, name in enumerate(class_names)}
     without = sorted(set(class_names) - set(names))
     unknown = sorted(set(names) - set(class_names))

@@ -28,6 +28,7 @@ from mg_keras.evaluation.metrics import (
     micro_average_precision,
     recall_at_precision,
 )
+from mg_keras.files import in_home
 
 # the challenge takes ten answers for each query
 _CANDIDATES = 10
@@ -135,7 +136,7 @@ def image_similarity(folder: str | Path) -> Benchmark:
     Raises:
         UserError: a part is missing, the file can't be read, or it ties no query to a reference in the folder.
     """
-    folder = Path(folder).expanduser()
+    folder = in_home(folder)
     queries, query_rows = photos_by_stem(folder / "queries", f"the queries of {_ORIGIN}, such as queries/Q00000.jpg")
     references, reference_rows = photos_by_stem(
         folder / "references", f"the references of {_ORIGIN}, such as references/R000000.jpg"

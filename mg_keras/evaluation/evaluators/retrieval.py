@@ -23,6 +23,7 @@ from mg_keras.evaluation.evaluators.contract import (
     sizes,
 )
 from mg_keras.evaluation.metrics import chance_precision_at, precision_at
+from mg_keras.files import in_home
 
 _INRIA = "https://lear.inrialpes.fr/people/jegou/data.php"
 _HOLIDAYS = f"the 1,491 photos of INRIA Holidays, 100000.jpg, 100001.jpg and on, from {_INRIA}"
@@ -75,7 +76,7 @@ def holidays(folder: str | Path, rotations: str | Path | None = None) -> Benchma
     queries = np.array(queries)
     words, warnings = sizes({"photos": len(split), "queries": len(queries)}, _HOLIDAYS_PUBLISHED)
     if rotations is not None:
-        turns, notes = _read_rotations(Path(rotations).expanduser(), numbers)
+        turns, notes = _read_rotations(in_home(rotations), numbers)
         turned_twice = [name for name, turn in zip(split.names, turns, strict=True) if turn and _has_orientation(name)]
         if turned_twice:
             notes += (
@@ -199,7 +200,7 @@ def revisited(folder: str | Path) -> Benchmark:
     Raises:
         UserError: the ground truth is missing or not of this protocol, or no query with a positive is in the folder.
     """
-    folder = Path(folder).expanduser()
+    folder = in_home(folder)
     paths = {name: folder / f"gnd_{name}.pkl" for name in _REVISITED_PUBLISHED}
     name = next((name for name, path in paths.items() if path.is_file()), None)
     if name is None:

@@ -9,7 +9,7 @@ const FIRST = 24, MOST = 500, COMPARED = 16, PAGE = 120, GROUPS = 20, SMALLEST_B
 let status = null;
 let answer = null;       // of the search that is shown
 let shownClass = null;   // the chip that filters it
-let request = 0;         // the newest search; answers to older ones are dropped
+let request = 0;         // the newest thing that was asked for; answers to older ones are dropped
 let view = "search";
 let groups = [];         // of the page of duplicates that is shown
 let current = 0;         // the group that keys act on
@@ -81,7 +81,10 @@ function go(where, values) {
   else location.hash = target;
 }
 
-const show = guarded(async () => {
+// drawn anew, it is what was asked for before, and nothing that was asked for since is dropped
+const show = guarded(async (anew = false) => {
+  const own = anew ? request : request += 1;
+  if (!anew) document.body.classList.remove("busy");
   const [where, values] = addressed();
   view = where;
   for (const each of ["search", "album", "duplicates"]) {
@@ -91,8 +94,8 @@ const show = guarded(async () => {
   }
   tell("");
   if (where === "search") await showSearch(values);
-  else if (where === "album") await showAlbum(values);
-  else await showDuplicates(values);
+  else if (where === "album") await showAlbum(values, own);
+  else await showDuplicates(values, own);
 });
 
 // tiles
@@ -151,16 +154,23 @@ async function showSearch(values) {
   await searched(ask(`/api/search?${query}`));
 }
 
+// null where something else was asked for meanwhile
 async function searched(pending) {
   const own = request += 1;
   document.body.classList.add("busy");
+  let found = null;
   try {
-    const found = await pending;
-    if (own === request) { answer = found; shownClass = null; showAnswer(); }
-    return found;
+    found = await pending;
+  } catch (error) {
+    if (own === request) throw error;
   } finally {
     if (own === request) document.body.classList.remove("busy");
   }
+  if (own !== request) return null;
+  answer = found;
+  shownClass = null;
+  showAnswer();
+  return found;
 }
 
 function showAnswer() {
@@ -231,6 +241,7 @@ const byFile = guarded(async (file) => {
   }
   tell("");
   const found = await searched(ask(`/api/search?k=${FIRST}`, { method: "POST", body: file }));
+  if (!found) return;
   // its answer is there already
   const target = address("search", { upload: found.query.upload });
   history.pushState(null, "", target);
@@ -304,17 +315,19 @@ function pager(where, page, pages, choose) {
     make("span", { textContent: Number.isFinite(pages) ? `of ${number(pages)}` : "" }), turn("Next", page + 1, "n"));
 }
 
-async function showAlbum(values) {
+async function showAlbum(values, own) {
   const page = Math.max(1, Number(values.get("page")) || 1), name = values.get("class"), text = values.get("text");
   const query = new URLSearchParams({ offset: (page - 1) * PAGE, limit: PAGE });
   if (text) query.set("text", text); else if (name) query.set("class", name);
   $("text").value = text || "";
-  const own = request += 1;
   let found, classes;
   try {
     [classes, found] = await Promise.all([ask("/api/classes"), ask(`/api/photos?${query}`)]);
   } catch (error) {
-    if (own === request) { $("album").replaceChildren(); $("album-pager").replaceChildren(); $("album-note").textContent = ""; }
+    if (own !== request) return;
+    $("album").replaceChildren();
+    $("album-pager").replaceChildren();
+    $("album-note").textContent = "";
     throw error;
   }
   if (own !== request) return;
@@ -329,7 +342,7 @@ async function showAlbum(values) {
   pager($("album-pager"), page, last, (to) => go("album", { class: name, text, page: to }));
 }
 
-// duplicates; what was decided is kept in the index
+// duplicates; what was decided is kept by album
 
 // one after the other, each from what the one before left; what could not be noted is not shown as decided
 function decide(group, change) {
@@ -354,11 +367,10 @@ function redraw(group) {
   fresh.querySelector(id ? `[data-id="${id}"] .${kind}` : `.${kind}`)?.focus();
 }
 
-async function showDuplicates(values) {
+async function showDuplicates(values, own) {
   const page = Math.max(1, Number(values.get("page")) || 1), kind = values.get("kind");
   const query = new URLSearchParams({ offset: (page - 1) * GROUPS, limit: GROUPS });
   if (kind) query.set("kind", kind);
-  const own = request += 1;
   await deciding;
   const found = await ask(`/api/duplicates?${query}`);
   if (own !== request) return;
@@ -474,12 +486,12 @@ async function look() {
   if (work.total) progress.value = work.done / work.total;
   else progress.removeAttribute("value");
   if (before && view === "duplicates" && before.comparing.running !== comparing.running) {
-    await show();
+    await show(true);
     if (comparing.error) tell(comparing.error);
   }
   // results come while the index grows; what is being looked at stays
   const grown = before && before.photos !== status.photos;
-  if (grown && view === "album" && addressed()[1].size === 0 && scrollY < 200 && !$("album").contains(document.activeElement)) await show();
+  if (grown && view === "album" && addressed()[1].size === 0 && scrollY < 200 && !$("album").contains(document.activeElement)) await show(true);
 }
 
 let lookSoon = () => {};
@@ -587,7 +599,7 @@ function listen() {
   $("help").onclick = () => $("keys").showModal();
   for (const id of ["details", "keys"]) $(id).addEventListener("click", (event) => { if (event.target === $(id)) $(id).close(); });
   addEventListener("keydown", press);
-  addEventListener("hashchange", show);
+  addEventListener("hashchange", () => show());
   listenForBox();
 }
 
