@@ -30,8 +30,7 @@ def train_and_measure(config: TrainConfig, folder: str | os.PathLike, strategy_n
     """
     import_tensorflow()
     from mg_keras.programs import stages
-    from mg_keras.runs.networks import known_classes
-    from mg_keras.runs.photos import check_same_photos, matched, open_source
+    from mg_keras.runs.photos import check_same_photos, known_classes, matched, open_source
     from mg_keras.runs.run import Run
     from mg_keras.training.loop import Trainer, enable_determinism, is_first_worker, make_strategy
 
