@@ -125,7 +125,7 @@ def evaluate(
 
     announce(_plan(chosen, config.resolutions))
     measured = measure.measure_all(embedder or embedder_of(run), chosen, rows_at, config.seed, keep)
-    network = run.model.fingerprint()
+    network = run.fingerprint
     # what was measured before training went on does not stay; files of earlier releases don't say which network it was
     before = results.metrics if results.metrics.get("network") in (None, network) else {}
     everything = merged(before.get("benchmarks", {}), measured)

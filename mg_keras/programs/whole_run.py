@@ -129,7 +129,7 @@ def _measure(run, source, trainer):
     from mg_keras.programs import scores, stages
 
     embedder = stages.embedder_of(run)
-    if trainer.validated and trainer.copy.fingerprint() == run.model.fingerprint():
+    if trainer.validated and trainer.copy.fingerprint() == run.fingerprint:
         embedder.put(source.val, run.settings.resolution, *trainer.validated)
     p_star = stages.choose_p_star(run, source, embedder=embedder)
     print("p* " + ", ".join(f"{size} px: {value}" for size, value in p_star.items()), flush=True)

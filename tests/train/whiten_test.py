@@ -21,6 +21,7 @@ from mg_keras.models import trunks
 from mg_keras.poolings import RMAC
 from mg_keras.programs import stages, whiten
 from mg_keras.programs.export import export_run
+from mg_keras.runs import descriptor
 from mg_keras.runs import photos as run_photos
 from mg_keras.runs.config import TrainConfig
 from mg_keras.runs.networks import build_model
@@ -98,6 +99,8 @@ def test_the_program_reports_what_was_lost(data, tmp_path, monkeypatch):
             expected, answer = (int(np.argmax(row @ kernel + bias)) for row in (e, hat[:-1] / hat[-1]))
             same, full, reduced = same + (expected == answer), full + (expected == label), reduced + (answer == label)
         assert entry == {
+            "settings": entry["settings"],
+            "network": run.fingerprint,
             "p_star": p_star,
             "dimensions": 8,
             "embedding_dimensions": 17,
@@ -346,11 +349,33 @@ def test_a_reduced_whitening_is_exported(run, tmp_path):
     np.testing.assert_allclose(again["logits"], expected, atol=1e-4 * np.abs(expected).max())
 
 
+def without_network(path):
+    """A run that is said to be trained."""
+    run = Run(path, TrainConfig(resolution=32))
+    run.fingerprint = "trained"
+    return run
+
+
+def test_a_whitening_of_before_training_went_on_is_none_of_the_network(tmp_path):
+    run = without_network(tmp_path)
+    fitted = Fitted({3.0: Whitening(np.zeros(4), np.eye(4))}, {"p_star": 3.0})
+    stages._keep_whitening(run, 32, fitted, [])
+    assert stages.is_whitened(run, 32)
+    assert descriptor.notes(run, [32], [32]) == []
+    run.fingerprint = "trained for longer"
+    assert not stages.is_whitened(run, 32)
+    (note,) = descriptor.notes(run, [32], [32])
+    assert note.startswith("the whitening at 32 px was fitted before training went on: mg-keras whiten --run ")
+    # one of an older release, which doesn't say of which network it is, counts
+    run.results.save_whitening_report({32: {"p_star": 3.0}})
+    assert stages.is_whitened(run, 32)
+
+
 @pytest.mark.parametrize("again", [False, True])
 @pytest.mark.parametrize("written", [0, 1, 2])
 def test_a_fit_that_was_killed_between_its_files_is_done_again(written, again, tmp_path, monkeypatch):
     """`mg-keras evaluate` fits what is missing; with a part of it the tables would lack rows from then on."""
-    run, save, left = Run(tmp_path, TrainConfig(resolution=32)), Whitening.save, iter(range(written))
+    run, save, left = without_network(tmp_path), Whitening.save, iter(range(written))
     identity = Whitening(np.zeros(4), np.eye(4))
 
     def killed(whitening, path):
