@@ -132,7 +132,7 @@ def evaluate(
     # those that were measured before, at other resolutions than now, too
     sizes = {int(size) for benchmark in everything.values() for size in benchmark["results"]}
     metrics = {
-        **summary(everything, {size: results.exponent_at(size) for size in sizes}),
+        **summary(everything, {size: results.exponent_at(size) for size in sizes}, results.whitened_resolutions),
         "sizes": {
             "classes": len(run.class_names),
             "train_photos": len(source.train),

@@ -15,6 +15,7 @@ from mg_keras.data.sources import Source
 from mg_keras.embedding.embedder import Embedder
 from mg_keras.errors import UserError
 from mg_keras.evaluation import pictures
+from mg_keras.evaluation.records import without_whitened
 from mg_keras.export.optimized import Optimized
 from mg_keras.files import check_writable
 from mg_keras.finishing import p_star, whitening
@@ -213,7 +214,8 @@ def fit_whitening(
     """Fits the whitening at each of the run's resolutions with its p* (`finishing.whitening.fit_whitening`).
 
     Writes whitening.npz (training resolution: the exported one), whitening-SIZE.npz and whitening.json. Whitenings of
-    other poolings that an earlier fit left at these resolutions are removed: they may have been fitted otherwise.
+    other poolings that an earlier fit left at these resolutions are removed, as they may have been fitted otherwise;
+    so are scores in metrics.json of descriptors that were whitened by it.
 
     Args:
         run: `Run`.
@@ -294,6 +296,8 @@ def _keep_whitening(run, size, fitted, poolings):
     results.whitening_path(size).unlink(missing_ok=True)
     for stale in results.folder.glob(f"whitening-{size}-*.npz"):
         stale.unlink()
+    if metrics := results.metrics:
+        results.save_metrics(without_whitened(metrics, size))
     results.folder.mkdir(exist_ok=True)
     for pooling in poolings:
         fitted.whitenings[pooling].save(results.whitening_path(size, pooling))

@@ -295,7 +295,8 @@ def test_a_mistake_is_one_line(run, option, message, monkeypatch, capsys):
 def test_results_of_the_best_checkpoint_are_kept_apart(run):
     source = run_photos.open_source(run.settings)
     run.results.save_p_star({32: 2.0}, {32: {2.0: 4.0}}, {})
-    run.results.save_metrics({"of": "last"})
+    of_last = {"of": "last", "resolutions": {}, "benchmarks": {}}
+    run.results.save_metrics(of_last)
     stages.fit_whitening(run, source, poolings=(1.0,), resolutions=[32])
     before = {path.name: path.read_bytes() for path in run.path.iterdir() if path.is_file()}
     last, whitening = np.asarray(run.model.classifier.kernel), run.results.whitening
@@ -324,7 +325,7 @@ def test_results_of_the_best_checkpoint_are_kept_apart(run):
     run = best.changed("last")
     np.testing.assert_array_equal(np.asarray(run.model.classifier.kernel), last)
     assert run.results.p_star == {32: 2.0}
-    assert run.results.metrics == {"of": "last"}
+    assert run.results.metrics == of_last
     np.testing.assert_array_equal(run.results.whitening.mean_, whitening.mean_)
     with pytest.raises(ValueError, match="received 'first'"):
         run.changed("first")
@@ -369,6 +370,25 @@ def test_a_whitening_of_before_training_went_on_is_none_of_the_network(tmp_path)
     # one of an older release, which doesn't say of which network it is, counts
     run.results.save_whitening_report({32: {"p_star": 3.0}})
     assert stages.is_whitened(run, 32)
+
+
+def test_scores_of_the_whitening_before_are_not_kept(tmp_path):
+    run = without_network(tmp_path)
+    rows = {"gem": {"pooling": 3.0, "mAP": 0.6}, "gem_whitened": {"pooling": 3.0, "mAP": 0.7}}
+    rows |= {"rmac_whitened": {"pooling": RMAC, "mAP": 0.5}}
+    in_short = {"p_star": 3.0, "copies": 0.7, "copies_unwhitened": 0.6, "instance_whitened": 4.0}
+    run.results.save_metrics(
+        {
+            "network": "trained",
+            "resolutions": {"32": in_short, "48": in_short},
+            "benchmarks": {"copies": {"description": "6 photos", "results": {"32": rows, "48": rows}}},
+        }
+    )
+    stages._keep_whitening(run, 32, Fitted({3.0: Whitening(np.zeros(4), np.eye(4))}, {"p_star": 3.0}), [])
+    found = run.results.metrics
+    assert found["benchmarks"]["copies"]["results"] == {"32": {"gem": rows["gem"]}, "48": rows}
+    assert found["resolutions"] == {"32": {"p_star": 3.0, "copies_unwhitened": 0.6}, "48": in_short}
+    assert found["network"] == "trained"
 
 
 @pytest.mark.parametrize("again", [False, True])
