@@ -90,13 +90,15 @@ def check_later_stages(run: Run, source: Source, embedding_dimension: int, proje
         projection_dimension: values of the objective's projection; 0 where it has none.
 
     Raises:
-        UserError: the folder of unlabelled photos is not there, or descriptors are to have more values than there are.
+        UserError: the folder of unlabelled photos is not there, descriptors are to have more values than there are, or
+            a whitening is to be learned from versions that are like their photos.
     """
     most = embedding_dimension + 1
     sizes = {"whitening_dimensions": run.settings.whitening_dimensions, "projection_dimensions": projection_dimension}
     for name, size in sizes.items():
         if size and size > most:
             raise UserError(f"{name} must be at most {most} for {run.settings.trunk}, received {size}")
+    _fit(run.settings)
     _whitening_photos(run.settings, source)
 
 
@@ -238,15 +240,7 @@ def fit_whitening(
     config, results = settings or run.settings, run.results
     photos, kind = _whitening_photos(config, source)
     versions = config.whitening_versions
-    how = whitening.Fit(
-        config.whitening_shrinkage,
-        config.whitening_dimensions,
-        versions,
-        config.whitening_augmentations or config.recipes,
-        config.seed,
-        config.whitening_power,
-        config.whitening_steps,
-    )
+    how = _fit(config)
     how.check(len(photos), run.model.embedding_dimension, kind)
     sizes = resolutions or config.resolutions
     edits = f" and {versions * len(how.augmentations)} versions of each" if versions else ""
@@ -363,6 +357,19 @@ def _as_before(run, size):
 
 def _pixels(sizes):
     return f"{', '.join(map(str, sizes))} px"
+
+
+def _fit(config):
+    """How the settings of a run fit its whitening."""
+    return whitening.Fit(
+        config.whitening_shrinkage,
+        config.whitening_dimensions,
+        config.whitening_versions,
+        config.whitening_augmentations or config.recipes,
+        config.seed,
+        config.whitening_power,
+        config.whitening_steps,
+    )
 
 
 def _whitening_photos(config, source):

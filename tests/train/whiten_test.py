@@ -267,6 +267,15 @@ def test_what_can_not_be_fitted_is_refused_before_the_photos_are_embedded(run, s
     assert not list(run.path.glob("whitening*"))
 
 
+def test_versions_that_are_like_their_photos_are_refused_before_the_training(run):
+    settings = dataclasses.replace(run.settings, augmentation="none", whitening_versions=2)
+    message = r"whitening_versions 2 learns from what edits change, .* take whitening_augmentations such as \[copies\]"
+    with pytest.raises(UserError, match=message):
+        stages.check_later_stages(Run(run.path, settings), run_photos.open_source(settings), 40)
+    settings.whitening_augmentations = ["copies"]
+    stages.check_later_stages(Run(run.path, settings), run_photos.open_source(settings), 40)
+
+
 @pytest.mark.parametrize(
     ("option", "message"),
     [
