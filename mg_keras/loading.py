@@ -27,6 +27,8 @@ from mg_keras.pretrained import PACKAGED, from_torch_checkpoint, keras_weights, 
 from mg_keras.pretrained.layouts import RESNETS
 from mg_keras.pretrained.packed import PACKAGE, Packed
 from mg_keras.processor import computes_bfloat16, computes_int8
+from mg_keras.progress import announce
+from mg_keras.runs.descriptor import notes
 from mg_keras.runs.run import load_run
 from mg_keras.whitening_formulas import SMALLEST_DESCRIPTOR
 
@@ -355,6 +357,8 @@ def _of_run(path, checkpoint):
         raise UserError(f'checkpoint must be "last" or "best", received {checkpoint!r}')
     run = load_run(path, checkpoint=checkpoint)
     exported = run.results.whitening
+    for note in notes(run, run.results.p_star, run.results.whitened_resolutions):
+        announce(note)
 
     @functools.cache
     def whitening_at(resolution):

@@ -18,7 +18,7 @@ photos; `instance` is the IN-aug score, the mean number of an image's own five a
 
 import csv
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +28,18 @@ from mg_keras.evaluation.paper import TABLE_2, TABLE_3
 
 ABLATION_SCORES = ("top1", "instance", "copies", "copies_unwhitened")
 """The scores of an ablation's table and picture."""
+
+
+# score in short -> where it lies in full: benchmark, row and metric
+_IN_SHORT = {
+    "top1": ("classes", "gem", "top1"),
+    "top5": ("classes", "gem", "top5"),
+    "instance": ("in_aug", "gem", "score"),
+    "instance_whitened": ("in_aug", "gem_whitened", "score"),
+    "copies": ("copies", "gem_whitened", "mAP"),
+    "copies_unwhitened": ("copies", "gem", "mAP"),
+    "views": ("views", "gem", "score"),
+}
 
 
 def by_resolution(scores: Mapping) -> dict[int, Mapping]:
@@ -72,19 +84,31 @@ def merged(before: Mapping, measured: Mapping) -> dict:
     return everything
 
 
-def summary(everything: Mapping, p_star: Mapping[int, float]) -> dict:
-    """The run's own scores in short, by resolution, with the levels of chance; none that are of another p* than now."""
-    places = {
-        "top1": ("classes", "gem", "top1"),
-        "top5": ("classes", "gem", "top5"),
-        "instance": ("in_aug", "gem", "score"),
-        "instance_whitened": ("in_aug", "gem_whitened", "score"),
-        "copies": ("copies", "gem_whitened", "mAP"),
-        "copies_unwhitened": ("copies", "gem", "mAP"),
-        "views": ("views", "gem", "score"),
+def without_whitened(metrics: Mapping, size: int) -> dict:
+    """What metrics.json holds without scores of whitened descriptors at a resolution that gets another whitening."""
+
+    def kept(rows, is_whitened):
+        return {
+            key: {name: value for name, value in row.items() if key != str(size) or not is_whitened(name)}
+            for key, row in rows.items()
+        }
+
+    in_short = {key for key, (_, row, _) in _IN_SHORT.items() if row.endswith("_whitened")}
+    everything = {
+        name: {**entry, "results": kept(entry["results"], lambda row: row.endswith("_whitened"))}
+        for name, entry in metrics.get("benchmarks", {}).items()
     }
+    resolutions = kept(metrics.get("resolutions", {}), in_short.__contains__)
+    return {**metrics, "resolutions": resolutions, "benchmarks": everything}
+
+
+def summary(everything: Mapping, p_star: Mapping[int, float], whitened: Collection[int] = ()) -> dict:
+    """The run's own scores in short, by resolution, with the levels of chance; none that are of another p* than now.
+
+    Where there is no whitening (`whitened` has the resolutions of one), copies are found by the plain descriptor.
+    """
     rows, chance = {}, {}
-    for key, (name, row, metric) in places.items():
+    for key, (name, row, metric) in _IN_SHORT.items():
         for size, results in everything.get(name, {}).get("results", {}).items():
             value = results.get(row, {}).get(metric)
             is_current = int(size) in p_star and results.get(row, {}).get("pooling") == p_star[int(size)]
@@ -92,9 +116,8 @@ def summary(everything: Mapping, p_star: Mapping[int, float]) -> dict:
                 rows.setdefault(size, {"p_star": p_star[int(size)]})[key] = value
         if metric in everything.get(name, {}).get("chance", {}):
             chance[key] = everything[name]["chance"][metric]
-    for row in rows.values():
-        # without a whitening, the descriptor is the plain one
-        if "copies_unwhitened" in row:
+    for size, row in rows.items():
+        if "copies_unwhitened" in row and int(size) not in whitened:
             row.setdefault("copies", row["copies_unwhitened"])
     return {"resolutions": dict(sorted(rows.items(), key=lambda item: int(item[0]))), "chance": chance}
 

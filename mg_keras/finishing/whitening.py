@@ -30,6 +30,9 @@ class Fit:
         seed: of the versions.
         power: α of `Whitening.fit_on_versions`.
         steps: of `contrast.contrasted`, by which one that is learned from versions is trained further.
+
+    Raises:
+        UserError: it is to be learned from versions that are like their photos.
     """
 
     shrinkage: float | None = None
@@ -39,6 +42,13 @@ class Fit:
     seed: int = 0
     power: float = 1.0
     steps: int = 0
+
+    def __post_init__(self):
+        if self.versions and set(self.augmentations) == {"none"}:
+            raise UserError(
+                f"whitening_versions {self.versions} learns from what edits change, and the augmentation none changes "
+                "nothing: take whitening_augmentations such as [copies], or 0 versions"
+            )
 
     def check(self, count: int, embedding_dimension: int, kind: str) -> None:
         """Refuses, before photos are embedded, what can't be fitted on so many.

@@ -292,10 +292,9 @@ class Network(keras.Model):
         Args:
             pooling_exponent: its training exponent; None: the same.
         """
-        config = Network.get_config(self)
-        if pooling_exponent is not None:
-            config["pooling_exponent"] = pooling_exponent
-        return Network.from_config(config)
+        # a learnt one, too
+        exponent = float(self.pool.pooling_exponent) if pooling_exponent is None else pooling_exponent
+        return Network.from_config({**Network.get_config(self), "pooling_exponent": exponent})
 
     def export(
         self,

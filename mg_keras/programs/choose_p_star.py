@@ -61,6 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from mg_keras.evaluation.scores import METRICS
     from mg_keras.evaluation.tables import sweep_table
     from mg_keras.programs import stages
+    from mg_keras.runs.descriptor import notes
 
     run, source = stages.open_run(options.run, options.resolutions, options.checkpoint, options.data)
     how = Choosing(**{field.name: getattr(options, field.name) for field in dataclasses.fields(Choosing)})
@@ -82,8 +83,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
     written = ["p_star.json", "p_star.png"] if scores else ["p_star.json"]
     written += ["sweep.json", "sweep.png"] if options.sweep else []
     print(f"written: {', '.join(str(run.results.folder / name) for name in written)}")
-    of_another = [size for size in chosen if run.results.whitening_at(size) and not stages.is_whitened(run, size)]
-    if of_another:
-        sizes = ",".join(map(str, sorted(of_another)))
-        command = stages.whiten_command(run, of_another)
-        print(f"the whitening at {sizes} px was fitted at another p*: {command} fits it anew")
+    for note in notes(run, chosen, chosen):
+        print(note)

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 from mg_keras.errors import UserError
 from mg_keras.pretrained import PACKAGED
 from mg_keras.programs.common import Parser, number
+from mg_keras.progress import announce
 from mg_keras.quiet import import_tensorflow
 
 if TYPE_CHECKING:
@@ -118,7 +119,7 @@ def _of_run(options):
     from mg_keras.embedding.settings import Settings
     from mg_keras.engines.local import Local
     from mg_keras.export.optimized import Optimized
-    from mg_keras.programs import stages
+    from mg_keras.runs.descriptor import notes, whiten_command
     from mg_keras.runs.run import load_run
 
     run = load_run(options.run)
@@ -129,9 +130,11 @@ def _of_run(options):
     whitening = run.results.whitening_at(resolution) if wanted else None
     if options.whiten and whitening is None:
         raise UserError(
-            f"{run.path} has no whitening for {resolution} px: run {stages.whiten_command(run, [resolution])}, "
+            f"{run.path} has no whitening for {resolution} px: run {whiten_command(run, [resolution])}, "
             "or give --whiten false"
         )
+    for note in notes(run, [] if options.p_star else [resolution], [resolution] if whitening else []):
+        announce(note)
     pooling, names = options.p_star or chosen, run.class_names or None
     settings = Settings(resolution, run.settings.resolution, pooling, whitening, names)
     return Local(Optimized(run.model), settings), settings, whitening is not None

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from mg_keras.errors import UserError
 from mg_keras.programs.common import Parser, number
+from mg_keras.progress import announce
 from mg_keras.quiet import import_tensorflow
 
 if TYPE_CHECKING:
@@ -72,6 +73,8 @@ def export_run(
 ) -> Path:
     """Exports a trained run with its whitening, classes, p* table and settings.
 
+    Standard error says where the whitening was fitted at another p*, or training has gone on since.
+
     Args:
         run: `mg_keras.runs.run.Run`.
         folder, version, precision: as `mg_keras.export.saved_model.export_saved_model` takes them.
@@ -85,9 +88,12 @@ def export_run(
         UserError: as `export_saved_model`; or `photos` is below 1.
     """
     from mg_keras.export import saved_model
+    from mg_keras.runs.descriptor import notes
 
     if photos < 1:
         raise UserError(f"at least one photo is needed to check the model on, received {photos}")
+    for note in notes(run, run.results.p_star, [run.settings.resolution]):
+        announce(note)
     metadata = {
         "trunk": run.settings.trunk,
         "class_names": run.class_names,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from mg_keras.errors import UserError
 from mg_keras.programs.common import Parser, number
+from mg_keras.progress import announce
 from mg_keras.quiet import import_tensorflow
 
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from mg_keras.loading import load
     from mg_keras.pretrained.packed import Packed, pack
     from mg_keras.programs.import_weights import read_names
+    from mg_keras.runs.descriptor import notes
     from mg_keras.runs.run import load_run
 
     run = load_run(options.run)
@@ -78,9 +80,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     }
     if names != run.class_names:
         about["class_ids"] = run.class_names
-    # the one of the resolution that descriptors are made at
-    whitening = run.results.whitening_at(about["default_resolution"]) or run.results.whitening
-    entry = run.results.whitening_report.get(about["default_resolution"], {})
+    # of the resolution that descriptors are made at, or else the one that is exported
+    size = about["default_resolution"]
+    if size not in run.results.whitened_resolutions:
+        size = run.settings.resolution
+    for note in notes(run, run.results.p_star, [size]):
+        announce(note)
+    whitening, entry = run.results.whitening_at(size), run.results.whitening_report.get(size, {})
     # nobody's folders
     about["whitening"] = {name: entry[name] for name in _OF_A_WHITENING if entry.get(name) is not None}
     with atomic_path(folder) as partial:

@@ -125,14 +125,14 @@ def evaluate(
 
     announce(_plan(chosen, config.resolutions))
     measured = measure.measure_all(embedder or embedder_of(run), chosen, rows_at, config.seed, keep)
-    network = run.model.fingerprint()
+    network = run.fingerprint
     # what was measured before training went on does not stay; files of earlier releases don't say which network it was
     before = results.metrics if results.metrics.get("network") in (None, network) else {}
     everything = merged(before.get("benchmarks", {}), measured)
     # those that were measured before, at other resolutions than now, too
     sizes = {int(size) for benchmark in everything.values() for size in benchmark["results"]}
     metrics = {
-        **summary(everything, {size: results.exponent_at(size) for size in sizes}),
+        **summary(everything, {size: results.exponent_at(size) for size in sizes}, results.whitened_resolutions),
         "sizes": {
             "classes": len(run.class_names),
             "train_photos": len(source.train),

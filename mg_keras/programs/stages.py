@@ -15,6 +15,7 @@ from mg_keras.data.sources import Source
 from mg_keras.embedding.embedder import Embedder
 from mg_keras.errors import UserError
 from mg_keras.evaluation import pictures
+from mg_keras.evaluation.records import without_whitened
 from mg_keras.export.optimized import Optimized
 from mg_keras.files import check_writable
 from mg_keras.finishing import p_star, whitening
@@ -23,6 +24,7 @@ from mg_keras.finishing.settings import Choosing
 from mg_keras.poolings import RMAC
 from mg_keras.progress import announce
 from mg_keras.runs.config import TrainConfig
+from mg_keras.runs.descriptor import has_p_star, is_projected, is_whitened
 from mg_keras.runs.photos import matched, open_source
 from mg_keras.runs.projection import projection_of
 from mg_keras.runs.run import Run, load_run
@@ -88,13 +90,15 @@ def check_later_stages(run: Run, source: Source, embedding_dimension: int, proje
         projection_dimension: values of the objective's projection; 0 where it has none.
 
     Raises:
-        UserError: the folder of unlabelled photos is not there, or descriptors are to have more values than there are.
+        UserError: the folder of unlabelled photos is not there, descriptors are to have more values than there are, or
+            a whitening is to be learned from versions that are like their photos.
     """
     most = embedding_dimension + 1
     sizes = {"whitening_dimensions": run.settings.whitening_dimensions, "projection_dimensions": projection_dimension}
     for name, size in sizes.items():
         if size and size > most:
             raise UserError(f"{name} must be at most {most} for {run.settings.trunk}, received {size}")
+    _fit(run.settings)
     _whitening_photos(run.settings, source)
 
 
@@ -108,7 +112,8 @@ def choose_p_star(
     """Chooses p* for each of the run's resolutions (`finishing.p_star.choose`).
 
     Writes p_star.json and p_star.png, and with `sweep` sweep.json and sweep.png, each after every resolution. What was
-    chosen before at other resolutions stays, and so do scores and fine-tuned exponents of the method not asked for.
+    chosen before at other resolutions stays, and so do scores and fine-tuned exponents of the method not asked for,
+    if they are of the same network.
 
     Args:
         run: `Run`.
@@ -130,6 +135,7 @@ def choose_p_star(
     chosen, scores = results.p_star, results.p_star_scores
     errors, rules = results.p_star_errors, results.p_star_rules
     fine_tuned, swept = results.p_star_fine_tuned, results.exponent_sweep
+    networks, network = results.p_star_networks, run.fingerprint
     training = config.pooling_exponent
     rule = {"augmentation": how.augmentation, "tolerance": how.tolerance}
     rule |= {"training_exponent": training, "photos": len(photos)}
@@ -143,6 +149,11 @@ def choose_p_star(
     announce(f"choosing p* at {_pixels(sizes)} {said}{measured}")
     describing = (embedder or embedder_of(run)).network
     for size in sizes:
+        if networks.get(size, network) != network:
+            # what the method that is not asked for found goes, too: training has gone on
+            for table in (scores, errors, rules, fine_tuned, swept):
+                table.pop(size, None)
+        networks[size] = network
         learnt_before = fine_tuned[size]["p_star"] if size in fine_tuned else None
         found = p_star.choose(
             run.model, source, photos, size, config.resolution, how, learnt_before, training, config.seed, describing
@@ -158,7 +169,8 @@ def choose_p_star(
         ):
             if entry is not None:
                 table[size] = entry
-        results.save_p_star(chosen, scores, fine_tuned, errors, rules, photos=len(photos), versions=VERSIONS)
+        how_measured = {"photos": len(photos), "versions": VERSIONS}
+        results.save_p_star(chosen, scores, fine_tuned, errors, rules, networks, **how_measured)
         best = cross_validated(scores, errors, rules)
         tuned = {key: entry["p_star"] for key, entry in fine_tuned.items()}
         if scores:
@@ -204,7 +216,8 @@ def fit_whitening(
     """Fits the whitening at each of the run's resolutions with its p* (`finishing.whitening.fit_whitening`).
 
     Writes whitening.npz (training resolution: the exported one), whitening-SIZE.npz and whitening.json. Whitenings of
-    other poolings that an earlier fit left at these resolutions are removed: they may have been fitted otherwise.
+    other poolings that an earlier fit left at these resolutions are removed, as they may have been fitted otherwise;
+    so are scores in metrics.json of descriptors that were whitened by it.
 
     Args:
         run: `Run`.
@@ -227,15 +240,7 @@ def fit_whitening(
     config, results = settings or run.settings, run.results
     photos, kind = _whitening_photos(config, source)
     versions = config.whitening_versions
-    how = whitening.Fit(
-        config.whitening_shrinkage,
-        config.whitening_dimensions,
-        versions,
-        config.whitening_augmentations or config.recipes,
-        config.seed,
-        config.whitening_power,
-        config.whitening_steps,
-    )
+    how = _fit(config)
     how.check(len(photos), run.model.embedding_dimension, kind)
     sizes = resolutions or config.resolutions
     edits = f" and {versions * len(how.augmentations)} versions of each" if versions else ""
@@ -285,17 +290,21 @@ def _keep_whitening(run, size, fitted, poolings):
     results.whitening_path(size).unlink(missing_ok=True)
     for stale in results.folder.glob(f"whitening-{size}-*.npz"):
         stale.unlink()
+    if metrics := results.metrics:
+        results.save_metrics(without_whitened(metrics, size))
     results.folder.mkdir(exist_ok=True)
     for pooling in poolings:
         fitted.whitenings[pooling].save(results.whitening_path(size, pooling))
     next(iter(fitted.whitenings.values())).save(results.whitening_path(size))
-    results.save_whitening_report({**results.whitening_report, size: fitted.entry})
+    entry = {**fitted.entry, "network": run.fingerprint}
+    results.save_whitening_report({**results.whitening_report, size: entry})
 
 
 def complete(run: Run, source: Source, embedder: Embedder | None = None) -> Iterator[str]:
     """Chooses p* and fits the whitening at those of the run's resolutions where that is still to be done.
 
-    Where the projection is the run's descriptor, it is taken there, too.
+    It is to be done again where training has gone on since. Where the projection is the run's descriptor, it is taken
+    there, too.
 
     Args:
         run: `Run`.
@@ -306,10 +315,11 @@ def complete(run: Run, source: Source, embedder: Embedder | None = None) -> Iter
         str, what was done.
     """
     sizes = run.settings.resolutions
-    missing = [size for size in sizes if size not in run.results.p_star]
+    missing = [size for size in sizes if not has_p_star(run, size)]
     if missing:
+        before = {size: _of_before(run, size) for size in missing}
         chosen = choose_p_star(run, source, resolutions=missing, embedder=embedder)
-        yield "p* " + ", ".join(f"{size} px: {chosen[size]:g}" for size in missing)
+        yield "p* " + ", ".join(f"{size} px: {chosen[size]:g}{before[size]}" for size in missing)
     missing = [size for size in sizes if not is_whitened(run, size)]
     if missing:
         places = ", ".join(f"{size} px" for size in missing)
@@ -326,6 +336,15 @@ def complete(run: Run, source: Source, embedder: Embedder | None = None) -> Iter
                 yield f"not whitened at {size} px: {error}"
 
 
+def _of_before(run, size):
+    """What p* was at a resolution before training went on, which the user may have asked for, in words."""
+    p_star, learnt = (table.get(size) for table in (run.results.p_star, run.results.p_star_fine_tuned))
+    if p_star is None:
+        return ""
+    how = ", fine-tuned" if learnt and learnt["p_star"] == p_star else ""
+    return f" (before training went on {p_star:g}{how})"
+
+
 def _as_before(run, size):
     """The run's settings with those of its fit at a resolution, or else at that of training, or else at the largest.
 
@@ -336,27 +355,21 @@ def _as_before(run, size):
     return dataclasses.replace(run.settings, **next((fit["settings"] for fit in fits if "settings" in fit), {}))
 
 
-def is_whitened(run: Run, size: int) -> bool:
-    """Whether there is a whitening of a resolution's descriptors as p* has them now."""
-    exponent = run.results.exponent_at(size)
-    fitted_at = run.results.whitening_report.get(size, {}).get("p_star", exponent)
-    return run.results.whitening_at(size) is not None and fitted_at == exponent
-
-
-def is_projected(run: Run) -> bool:
-    """Whether the projection that the objective trained is the run's descriptor, in place of a whitening."""
-    entry = run.results.whitening_report.get(run.settings.resolution, {})
-    return entry.get("fitted_on") == whitening.projection_kind(run.settings.objective)
-
-
-def whiten_command(run: Run, sizes: Sequence[int]) -> str:
-    """The command that fits a whitening at some resolutions, or takes the projection where that is the descriptor."""
-    descriptor = " --descriptor projected" if is_projected(run) else ""
-    return f"mg-keras whiten --run {run.path} --resolutions {','.join(map(str, sorted(sizes)))}{descriptor}"
-
-
 def _pixels(sizes):
     return f"{', '.join(map(str, sizes))} px"
+
+
+def _fit(config):
+    """How the settings of a run fit its whitening."""
+    return whitening.Fit(
+        config.whitening_shrinkage,
+        config.whitening_dimensions,
+        config.whitening_versions,
+        config.whitening_augmentations or config.recipes,
+        config.seed,
+        config.whitening_power,
+        config.whitening_steps,
+    )
 
 
 def _whitening_photos(config, source):

@@ -30,8 +30,7 @@ def train_and_measure(config: TrainConfig, folder: str | os.PathLike, strategy_n
     """
     import_tensorflow()
     from mg_keras.programs import stages
-    from mg_keras.runs.networks import known_classes
-    from mg_keras.runs.photos import check_same_photos, matched, open_source
+    from mg_keras.runs.photos import check_same_photos, known_classes, matched, open_source
     from mg_keras.runs.run import Run
     from mg_keras.training.loop import Trainer, enable_determinism, is_first_worker, make_strategy
 
@@ -130,7 +129,7 @@ def _measure(run, source, trainer):
     from mg_keras.programs import scores, stages
 
     embedder = stages.embedder_of(run)
-    if trainer.validated and trainer.copy.fingerprint() == run.model.fingerprint():
+    if trainer.validated and trainer.copy.fingerprint() == run.fingerprint:
         embedder.put(source.val, run.settings.resolution, *trainer.validated)
     p_star = stages.choose_p_star(run, source, embedder=embedder)
     print("p* " + ", ".join(f"{size} px: {value}" for size, value in p_star.items()), flush=True)

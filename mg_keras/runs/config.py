@@ -112,7 +112,8 @@ class MeasuringSettings:
     """What is chosen, fitted and measured after training.
 
     Args:
-        evaluation_resolutions: pixels at which to choose p* and measure; null: the training size, 1.5 and 2 times it.
+        evaluation_resolutions: pixels at which to choose p* and measure beside the training size; null: 1.5 and 2 times
+            it.
         in_aug_per_class: training images a class for IN-aug; of unlabelled ones, as many as of 100 classes.
         max_whitening_photos: photos to fit the whitening on at most.
         whitening_versions: 0 fits the whitening by PCA, as the paper does; more learn it from so many versions of each
@@ -192,7 +193,9 @@ class TrainConfig(
     @property
     def resolutions(self) -> list[int]:
         """The resolutions to measure at, each once, the training resolution first."""
-        wanted = self.evaluation_resolutions or [self.resolution * 3 // 2, self.resolution * 2]
+        wanted = self.evaluation_resolutions
+        if wanted is None:
+            wanted = [self.resolution * 3 // 2, self.resolution * 2]
         return list(dict.fromkeys([self.resolution, *wanted]))
 
     def part_size(self, replicas: int) -> int:

@@ -1,9 +1,12 @@
 """The photos of a run: those of its settings, and whether photos are those it was begun with."""
 
+import dataclasses
 import unicodedata
+from collections.abc import Sequence
 
 import numpy as np
 
+from mg_keras import objectives, pretrained
 from mg_keras.data import sources
 from mg_keras.data.sources import Source
 from mg_keras.errors import UserError
@@ -29,7 +32,7 @@ def matched(run: Run, source: Source) -> Source:
     """A source with its classes numbered as the run has them: a class is its name, not its place in a list.
 
     A new run takes the classes as they are, and so does a network that came from elsewhere and was to be measured
-    on classes that are not its own.
+    on classes that are not its own. Where the objective needs no labels, photos of any classes do (`numbered`).
 
     Args:
         run: `Run`.
@@ -43,11 +46,13 @@ def matched(run: Run, source: Source) -> Source:
     """
     if not (run.path / "classes.txt").is_file():
         return source
-    # before there was such a record, only a network from elsewhere could be begun with classes not its own
     from_elsewhere = [path.stem for path in run.checkpoints.paths()] == ["step-000000000"]
+    if not (from_elsewhere or objectives.needs_labels(run.settings.objective)):
+        return numbered(source, run.class_names)
+    # before there was such a record, only a network from elsewhere could be begun with classes not its own
     unknown = source.class_names if from_elsewhere else run.class_names
     begun_with = run.data_record.get("classes", unknown)
-    # one that was begun without labels has the classes of its teacher
+    # to be measured on photos without labels, or of other classes
     if not begun_with or not set(begun_with) <= set(run.class_names):
         return source
     if difference := _difference(begun_with, source.class_names):
@@ -57,6 +62,56 @@ def matched(run: Run, source: Source) -> Source:
             "weights of this one)"
         )
     return source.with_classes(run.class_names)
+
+
+def numbered(source: Source, names: Sequence[str]) -> Source:
+    """A source as a network of other photos is trained and measured on it, whose labels are not needed.
+
+    Args:
+        source: `mg_keras.data.sources.Source`.
+        names: list of str, the network's classes.
+
+    Returns:
+        A `Source` of the same photos, the labels numbered as the network has them. If they are of any other class, all
+        photos count as unlabelled.
+    """
+    if set(map(_key, source.class_names)) <= set(map(_key, names)):
+        return source.with_classes(names)
+
+    def unlabelled(split):
+        return dataclasses.replace(split, load_labels=lambda: np.full(len(split), -1, np.int32))
+
+    train, val = map(unlabelled, (source.train, source.val))
+    return dataclasses.replace(source, class_names=[], train=train, val=val)
+
+
+def known_classes(run: Run, source: Source) -> tuple[list[str], Source]:
+    """The classes that a run's network tells apart, and its photos with their labels numbered so.
+
+    Where the objective needs no labels, the classes are those of the network that training starts from, and the photos
+    are `numbered` so.
+
+    Args:
+        run: `Run`.
+        source: `Source`, of `matched`.
+
+    Returns:
+        (list of str, `Source`).
+
+    Raises:
+        UserError: the objective needs labels, and the photos have none; or the network has no classes.
+    """
+    config = run.settings
+    if objectives.needs_labels(config.objective):
+        if not source.class_names:
+            raise UserError(
+                f"{config.data} has no labels, which the objective {config.objective} needs: take --objective "
+                "distilled_multigrain with --init"
+            )
+        return source.class_names, source
+    begun = (run.path / "classes.txt").is_file()
+    names = run.class_names if begun else pretrained.class_names(config.init, config.trunk, config.levels)
+    return names, numbered(source, names)
 
 
 def check_same_photos(run: Run, source: Source) -> str | None:

@@ -97,6 +97,13 @@ class Results:
             int(size): entry for size, entry in read_json(self.folder / "p_star.json").get("fine_tuned", {}).items()
         }
 
+    @property
+    def p_star_networks(self) -> dict[int, str]:
+        """Resolution -> `Run.fingerprint` of the network that p* was chosen for; of older choices none."""
+        return {
+            int(size): network for size, network in read_json(self.folder / "p_star.json").get("networks", {}).items()
+        }
+
     def save_p_star(
         self,
         p_star: Mapping[int, float],
@@ -104,6 +111,7 @@ class Results:
         fine_tuned: Mapping[int, Mapping[str, Any]],
         errors: Mapping[int, Mapping[float, float]] | None = None,
         rules: Mapping[int, Mapping[str, Any]] | None = None,
+        networks: Mapping[int, str] | None = None,
         **how,
     ) -> None:
         """Writes `p_star.json`.
@@ -114,10 +122,12 @@ class Results:
             fine_tuned: resolution -> an entry of `p_star_fine_tuned`.
             errors: resolution -> an entry of `p_star_errors`.
             rules: resolution -> an entry of `p_star_rules`.
+            networks: resolution -> an entry of `p_star_networks`.
             how: how the scores were measured.
         """
         content = {"p_star": p_star, "scores": _by_name(scores), "fine_tuned": fine_tuned}
-        content |= {"errors": _by_name(errors or {}), "rules": rules or {}, **how}
+        content |= {"errors": _by_name(errors or {}), "rules": rules or {}}
+        content |= {"networks": networks or {}, **how}
         atomic_write_json(self.folder / "p_star.json", content)
 
     @property

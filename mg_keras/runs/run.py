@@ -30,11 +30,12 @@ class Run:
     objective.npz      what the objective keeps as it was at the start, such as a teacher (only if there is any)
     metrics.csv        a row for each epoch; curves.png draws it, tensorboard/ holds it too
     metrics.json       scores by resolution, after training
-    p_star.json        the chosen exponent of each resolution, the scores it was chosen by, and the fine-tuned ones
+    p_star.json        the chosen exponent of each resolution, the scores it was chosen by, the fine-tuned ones, and the
+                       fingerprint of the network that they are of
     sweep.json         accuracy and IN-aug score by resolution and exponent (only if asked for); sweep.png draws it
     whitening.npz      of the exported descriptor; whitening-SIZE.npz of the other resolutions,
                        whitening-SIZE-rmac.npz and whitening-SIZE-p1.npz of other poolings, for comparison
-    whitening.json     by resolution: what the whitening was fitted on, and what it costs in classes
+    whitening.json     by resolution: what the whitening was fitted on, of which network, and what it costs in classes
     saved_model/       <version>/ for TF Serving and tf.saved_model.load
     retrieval.png, scores.png, p_star.png
     bad_images.txt     photos that could not be used, and files and folders that were passed over, with the reason (only
@@ -202,6 +203,11 @@ class Run:
         model = build_model(self.settings, len(self.class_names))
         assign({"model": model.state_variables}, arrays, path)
         return model
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """That of the `model`: results note it, to be known as those of another network once training has gone on."""
+        return self.model.fingerprint()
 
     @property
     def results(self) -> Results:

@@ -102,3 +102,5 @@ def test_scores_in_short_are_those_of_the_exponent_in_use():
         },
         "chance": {"top1": 0.1},
     }
+    # the plain descriptor is not what is used where there is a whitening, measured or not
+    assert summary(everything, {224: 4.0}, [224])["resolutions"]["224"] == {"p_star": 4.0, "copies_unwhitened": 0.75}

@@ -92,6 +92,14 @@ def test_a_saved_model_and_its_twin_have_them(model, images, tmp_path):
     assert twin.fingerprint() == model.fingerprint() != Network(model.trunk, 7).fingerprint()
 
 
+def test_a_twin_has_the_exponent_as_it_was_learnt():
+    trunk = keras.Sequential([keras.Input((None, None, 3)), keras.layers.Conv2D(4, 3)])
+    network = Network(trunk, 3, pooling_exponent=2.0, trainable_exponent=True)
+    network.pool.pooling_exponent.assign(2.5)
+    assert float(network.twin().pool.pooling_exponent) == 2.5
+    assert float(network.twin(4.0).pool.pooling_exponent) == 4
+
+
 def test_frozen_stages_are_as_in_a_test(images):
     """Also what drops paths in training, and with levels on both sides of their end."""
     trunk = trunks.build("efficientnet_lite0", **TINY["efficientnet_lite0"], dropout=0.9)

@@ -33,12 +33,11 @@ def test_scores_in_short_of_other_resolutions_stay(tmp_path, monkeypatch):
     monkeypatch.setattr(scores, "projection_of", lambda run: None)
     monkeypatch.setattr(scores.pictures, "scores_picture", lambda *given: None)
     settings = TrainConfig(resolution=64, evaluation_resolutions=[500])
-    model = SimpleNamespace(fingerprint=lambda: "trained")
-    run = SimpleNamespace(settings=settings, results=results, class_names=["a", "b"], model=model)
+    run = SimpleNamespace(settings=settings, results=results, class_names=["a", "b"], fingerprint="trained")
     source = SimpleNamespace(train=range(9), val=range(6))
     in_short = scores.evaluate(run, source, chosen=[], embedder="of the run")["resolutions"]
     assert {size: row["top1"] for size, row in in_short.items()} == {"64": 0.6, "96": 0.5, "500": 0.6}
     assert in_short["96"]["p_star"] == pytest.approx(4.0)
     # of a training that has gone on
-    model.fingerprint = lambda: "trained for longer"
+    run.fingerprint = "trained for longer"
     assert list(scores.evaluate(run, source, chosen=[], embedder="of the run")["resolutions"]) == ["64", "500"]

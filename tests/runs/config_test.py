@@ -118,6 +118,8 @@ def test_lists_that_may_be():
     assert TrainConfig(milestones=[]).milestones == []
     assert TrainConfig(milestones=[0, 5]).milestones == [0, 5]
     assert TrainConfig(resolution=64, evaluation_resolutions=[96, 96, 64]).resolutions == [64, 96]
+    assert TrainConfig(resolution=64, evaluation_resolutions=[]).resolutions == [64]
+    assert TrainConfig(resolution=64).resolutions == [64, 96, 128]
 
 
 @pytest.mark.parametrize(

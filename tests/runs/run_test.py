@@ -208,6 +208,30 @@ def test_training_goes_on_where_the_photos_are_now(place, capsys):
     assert "has 11 training photos, where the run was begun with 9" in capsys.readouterr().err
 
 
+def test_photos_of_some_of_the_teachers_classes_are_known_again(place, capsys):
+    """Labels are not needed, and so none is missing."""
+    shutil.rmtree(place / "photos" / "crosses")
+    config = settings(place, objective="distilled_multigrain", init=str(place / "run"))
+    whole_run.train_and_measure(config, place / "on", "single")
+    whole_run.train_and_measure(config, place / "on", "single")
+    assert "going on from step 2" in capsys.readouterr().out
+    _, source = stages.open_run(place / "on")
+    assert source.class_names == list(CLASSES)
+    assert names_of(source, source.train)
+
+
+def test_photos_of_other_classes_than_the_teachers_have_no_labels_after_training_either(place):
+    (place / "photos" / "crosses").rename(place / "photos" / "ticks")
+    config = settings(place, objective="distilled_multigrain", init=str(place / "run"))
+    run = Run.at(place / "on", config)
+    names, source = run_photos.known_classes(run, run_photos.open_source(config))
+    run.begin(source, class_names=names)
+    run.checkpoints.save(2, {}, {})
+    _, source = stages.open_run(place / "on")
+    assert not source.class_names
+    assert set(source.train.labels) == set(source.val.labels) == {-1}
+
+
 @pytest.mark.slow
 def test_a_run_of_an_older_release_goes_on(place, capsys):
     (place / "run" / "data.json").unlink()

@@ -13,6 +13,7 @@ from mg_keras.finishing import p_star
 from mg_keras.finishing.pooling_exponent import FineTuned
 from mg_keras.finishing.settings import Choosing
 from mg_keras.programs import choose_p_star, stages
+from mg_keras.runs import descriptor
 from mg_keras.runs import photos as run_photos
 from mg_keras.runs.config import TrainConfig
 from mg_keras.runs.networks import build_model
@@ -42,6 +43,7 @@ def run(folder, tmp_path, monkeypatch):
 def made_up(run, monkeypatch):
     """The run, its measures replaced: p* is 2 at 32 px and 3 at 40 px by cross-validation, SIZE / 10 by fine-tuning."""
     monkeypatch.setattr(Run, "model", "network")
+    monkeypatch.setattr(Run, "fingerprint", "trained")
     monkeypatch.setattr(stages, "Optimized", "optimised {}".format)
     pictures = []
 
@@ -146,7 +148,29 @@ def test_a_whitening_at_another_exponent_is_named(made_up, monkeypatch, capsys):
     made_up.results.save_whitening_report(
         {32: {"p_star": 2.0, "fitted_on": f"projection of the objective {objective}"}}
     )
-    assert stages.whiten_command(made_up, [40]).endswith("--resolutions 40 --descriptor projected")
+    assert descriptor.whiten_command(made_up, [40]).endswith("--resolutions 40 --descriptor projected")
+
+
+def test_what_was_chosen_before_training_went_on_is_chosen_anew(made_up, monkeypatch):
+    source, fitted = run_photos.open_source(made_up.settings), []
+    monkeypatch.setattr(stages, "fit_whitening", lambda *of_a_run, resolutions, **how: fitted.extend(resolutions))
+    stages.choose_p_star(made_up, source, Choosing(method="fine-tuning"))
+    assert not any(said.startswith("p*") for said in stages.complete(made_up, source))
+    monkeypatch.setattr(Run, "fingerprint", "trained for longer")
+    (note,) = descriptor.notes(made_up, [32, 40], [32, 40])
+    assert note.startswith("p* at 32,40 px was chosen before training went on: mg-keras choose-p-star --run ")
+    assert note.endswith("run --resolutions 32,40 chooses it anew")
+    first, *_ = stages.complete(made_up, source)
+    before = "(before training went on {}, fine-tuned)".format
+    assert first == f"p* 32 px: 2 {before(3.2)}, 40 px: 3 {before(4)}"
+    assert made_up.results.p_star_fine_tuned == {}
+    # a choice of an older release, which doesn't say for which network, counts
+    content = written(made_up)
+    del content["networks"]
+    (made_up.path / "p_star.json").write_text(json.dumps(content))
+    monkeypatch.setattr(Run, "fingerprint", "trained for longest")
+    assert not any(said.startswith("p*") for said in stages.complete(made_up, source))
+    assert fitted == [32, 40] * 3
 
 
 def test_with_both_the_choice_is_cross_validations(made_up):

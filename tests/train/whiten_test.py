@@ -21,6 +21,7 @@ from mg_keras.models import trunks
 from mg_keras.poolings import RMAC
 from mg_keras.programs import stages, whiten
 from mg_keras.programs.export import export_run
+from mg_keras.runs import descriptor
 from mg_keras.runs import photos as run_photos
 from mg_keras.runs.config import TrainConfig
 from mg_keras.runs.networks import build_model
@@ -98,6 +99,8 @@ def test_the_program_reports_what_was_lost(data, tmp_path, monkeypatch):
             expected, answer = (int(np.argmax(row @ kernel + bias)) for row in (e, hat[:-1] / hat[-1]))
             same, full, reduced = same + (expected == answer), full + (expected == label), reduced + (answer == label)
         assert entry == {
+            "settings": entry["settings"],
+            "network": run.fingerprint,
             "p_star": p_star,
             "dimensions": 8,
             "embedding_dimensions": 17,
@@ -264,6 +267,15 @@ def test_what_can_not_be_fitted_is_refused_before_the_photos_are_embedded(run, s
     assert not list(run.path.glob("whitening*"))
 
 
+def test_versions_that_are_like_their_photos_are_refused_before_the_training(run):
+    settings = dataclasses.replace(run.settings, augmentation="none", whitening_versions=2)
+    message = r"whitening_versions 2 learns from what edits change, .* take whitening_augmentations such as \[copies\]"
+    with pytest.raises(UserError, match=message):
+        stages.check_later_stages(Run(run.path, settings), run_photos.open_source(settings), 40)
+    settings.whitening_augmentations = ["copies"]
+    stages.check_later_stages(Run(run.path, settings), run_photos.open_source(settings), 40)
+
+
 @pytest.mark.parametrize(
     ("option", "message"),
     [
@@ -292,7 +304,8 @@ def test_a_mistake_is_one_line(run, option, message, monkeypatch, capsys):
 def test_results_of_the_best_checkpoint_are_kept_apart(run):
     source = run_photos.open_source(run.settings)
     run.results.save_p_star({32: 2.0}, {32: {2.0: 4.0}}, {})
-    run.results.save_metrics({"of": "last"})
+    of_last = {"of": "last", "resolutions": {}, "benchmarks": {}}
+    run.results.save_metrics(of_last)
     stages.fit_whitening(run, source, poolings=(1.0,), resolutions=[32])
     before = {path.name: path.read_bytes() for path in run.path.iterdir() if path.is_file()}
     last, whitening = np.asarray(run.model.classifier.kernel), run.results.whitening
@@ -321,7 +334,7 @@ def test_results_of_the_best_checkpoint_are_kept_apart(run):
     run = best.changed("last")
     np.testing.assert_array_equal(np.asarray(run.model.classifier.kernel), last)
     assert run.results.p_star == {32: 2.0}
-    assert run.results.metrics == {"of": "last"}
+    assert run.results.metrics == of_last
     np.testing.assert_array_equal(run.results.whitening.mean_, whitening.mean_)
     with pytest.raises(ValueError, match="received 'first'"):
         run.changed("first")
@@ -346,11 +359,52 @@ def test_a_reduced_whitening_is_exported(run, tmp_path):
     np.testing.assert_allclose(again["logits"], expected, atol=1e-4 * np.abs(expected).max())
 
 
+def without_network(path):
+    """A run that is said to be trained."""
+    run = Run(path, TrainConfig(resolution=32))
+    run.fingerprint = "trained"
+    return run
+
+
+def test_a_whitening_of_before_training_went_on_is_none_of_the_network(tmp_path):
+    run = without_network(tmp_path)
+    fitted = Fitted({3.0: Whitening(np.zeros(4), np.eye(4))}, {"p_star": 3.0})
+    stages._keep_whitening(run, 32, fitted, [])
+    assert stages.is_whitened(run, 32)
+    assert descriptor.notes(run, [32], [32]) == []
+    run.fingerprint = "trained for longer"
+    assert not stages.is_whitened(run, 32)
+    (note,) = descriptor.notes(run, [32], [32])
+    assert note.startswith("the whitening at 32 px was fitted before training went on: mg-keras whiten --run ")
+    # one of an older release, which doesn't say of which network it is, counts
+    run.results.save_whitening_report({32: {"p_star": 3.0}})
+    assert stages.is_whitened(run, 32)
+
+
+def test_scores_of_the_whitening_before_are_not_kept(tmp_path):
+    run = without_network(tmp_path)
+    rows = {"gem": {"pooling": 3.0, "mAP": 0.6}, "gem_whitened": {"pooling": 3.0, "mAP": 0.7}}
+    rows |= {"rmac_whitened": {"pooling": RMAC, "mAP": 0.5}}
+    in_short = {"p_star": 3.0, "copies": 0.7, "copies_unwhitened": 0.6, "instance_whitened": 4.0}
+    run.results.save_metrics(
+        {
+            "network": "trained",
+            "resolutions": {"32": in_short, "48": in_short},
+            "benchmarks": {"copies": {"description": "6 photos", "results": {"32": rows, "48": rows}}},
+        }
+    )
+    stages._keep_whitening(run, 32, Fitted({3.0: Whitening(np.zeros(4), np.eye(4))}, {"p_star": 3.0}), [])
+    found = run.results.metrics
+    assert found["benchmarks"]["copies"]["results"] == {"32": {"gem": rows["gem"]}, "48": rows}
+    assert found["resolutions"] == {"32": {"p_star": 3.0, "copies_unwhitened": 0.6}, "48": in_short}
+    assert found["network"] == "trained"
+
+
 @pytest.mark.parametrize("again", [False, True])
 @pytest.mark.parametrize("written", [0, 1, 2])
 def test_a_fit_that_was_killed_between_its_files_is_done_again(written, again, tmp_path, monkeypatch):
     """`mg-keras evaluate` fits what is missing; with a part of it the tables would lack rows from then on."""
-    run, save, left = Run(tmp_path, TrainConfig(resolution=32)), Whitening.save, iter(range(written))
+    run, save, left = without_network(tmp_path), Whitening.save, iter(range(written))
     identity = Whitening(np.zeros(4), np.eye(4))
 
     def killed(whitening, path):

@@ -111,6 +111,7 @@ def run_embeddings(run, source):
 def test_a_projection_that_was_taken_is_the_descriptor_at_other_resolutions_and_exponents_too(tmp_path, monkeypatch):
     settings = TrainConfig(objective="grafit", versions=2, resolution=32, evaluation_resolutions=[48])
     run, source = loop.Run(tmp_path, settings), SimpleNamespace(val=range(3))
+    run.fingerprint = "trained"
     projection, found = Whitening(np.zeros(5), np.eye(5)[:, :2]), Embeddings(np.arange(3), np.ones((1, 3, 4)), None)
     monkeypatch.setattr(stages, "projection_of", lambda run: projection)
     monkeypatch.setattr(whitening, "_usable", lambda *given: found)
