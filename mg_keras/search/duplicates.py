@@ -47,7 +47,8 @@ class Member:
         similarity: cosine with the one that is kept.
         side: 0, or 1 for a photo of the second of two albums.
         spare: whether it may go: it is equal to the one that is kept, or a copy of that very one by a threshold that
-            was named, or by its pixels where these are trusted. Else copies are shown, and none goes.
+            was named, or the same by its pixels throughout where these are trusted. Else copies are shown, and none
+            goes.
         verified: of a copy by its pixels, the share that is the same, 0 to 1; else None.
     """
 
@@ -164,7 +165,8 @@ def find_duplicates(
         copy, similar: similarities in their place, -1 to 1; one that is named for copies makes them without a look at
             their pixels.
         verify: whether copies are found by their pixels, where no similarity is named.
-        trust: whether copies whose pixels were compared may go as equal ones do; those by a similarity may not.
+        trust: whether copies may go as equal ones do where their pixels are the same throughout; those with a place
+            that differs, and those by a similarity, may not.
         label: what to call it while it runs; None shows nothing.
         report: is called with how much of the verifying is done, and of how much, now and then.
 
@@ -476,15 +478,16 @@ class _Judge:
     def same(self, node, others):
         """1 or 0, of one node with several."""
         relations = self.relations(node, others, self.nodes.similarities(node, others))
-        return np.array([relation == COPY for relation, _ in relations], float)
+        return np.array([relation == COPY for relation, *_ in relations], float)
 
     def relations(self, node, others, cosines):
-        """(`COPY` or `SIMILAR`, share of the pixels that is the same or None) of one node and each of several."""
+        """Of one node and each of several: (`COPY` or `SIMILAR`, share of the pixels that is the same or None, whether
+        they are the same throughout)."""
         verdicts = self.verifier.verdicts(node, others) if self.verifier else [None] * len(others)
         return [
-            ((COPY, verdict.score) if verdict.same else (SIMILAR, None))
+            ((COPY, verdict.score, verdict.throughout) if verdict.same else (SIMILAR, None, False))
             if verdict
-            else (COPY if cosine >= self.copy else SIMILAR, None)
+            else (COPY if cosine >= self.copy else SIMILAR, None, False)
             for verdict, cosine in zip(verdicts, cosines, strict=True)
         ]
 
@@ -511,9 +514,9 @@ class _Maker:
                 continue
             equal = _is_equal(photo, keep)
             similarity = 1.0 if equal else float(min(cosines[its_node], 1.0))
-            relation, verified = (EQUAL, None) if equal else relations[its_node]
-            # a threshold that nobody named lets nothing go, where the pixels of photos could not be compared
-            by_copy = relation == COPY and (self.named or (self.trust and verified is not None))
+            relation, verified, throughout = (EQUAL, None, True) if equal else relations[its_node]
+            # a threshold that nobody named lets nothing go, nor do pixels of which some are others
+            by_copy = relation == COPY and (self.named or (self.trust and throughout))
             # nothing goes because of a third photo that it is like; and of the second album, nothing at all
             spare = (equal or by_copy) and not (self.between and its_side == side)
             members.append(Member(photo, relation, similarity, its_side, spare, verified))
@@ -580,7 +583,7 @@ def related(index: Index, found: Duplicates, keep: Photo, photos: Sequence[Photo
         values = index.descriptors(every)
         cosines = values[1:] @ values[0]
         relations = _Judge(None, found.copy, verifier).relations(0, range(1, len(every)), cosines)
-    for photo, cosine, (relation, verified) in zip(every[1:], cosines, relations, strict=True):
+    for photo, cosine, (relation, verified, _) in zip(every[1:], cosines, relations, strict=True):
         members.append(Member(photo, relation, float(min(cosine, 1.0)), 0, False, verified))
     return sorted(members, key=_nearness)
 

@@ -59,6 +59,8 @@ CREATE TABLE IF NOT EXISTS compared (
     one BLOB, other BLOB, method INTEGER, same INTEGER, score REAL, how TEXT, PRIMARY KEY (one, other)
 ) WITHOUT ROWID;
 """
+# how the column `same` has copies that are the same throughout; tables of older indexes have no column for it
+_THROUGHOUT = 2
 # of what SQLite takes in one statement
 _AT_ONCE = 500
 _BLOCK_ROWS = 1 << 14
@@ -524,20 +526,23 @@ class Compared:
             "REPLACE INTO sketches VALUES (?, ?, ?)", [(key, self.method, each) for key, each in sketches.items()]
         )
 
-    def pair(self, one: bytes, other: bytes) -> tuple[bool, float, str] | None:
-        """(same, score, how) of two contents in either order, or None."""
+    def pair(self, one: bytes, other: bytes) -> tuple[bool, float, str, bool] | None:
+        """(same, score, how, throughout) of two contents in either order, or None."""
         with self._lock:
             found = self._database.execute(
                 "SELECT same, score, how FROM compared WHERE one = ? AND other = ? AND method = ?",
                 [min(one, other), max(one, other), self.method],
             ).fetchone()
-        return found and (bool(found[0]), found[1], found[2])
+        return found and (bool(found[0]), found[1], found[2], found[0] == _THROUGHOUT)
 
-    def put_pairs(self, pairs: dict[tuple[bytes, bytes], tuple[bool, float, str]]) -> None:
-        """Keeps (same, score, how) of pairs of contents."""
+    def put_pairs(self, pairs: dict[tuple[bytes, bytes], tuple[bool, float, str, bool]]) -> None:
+        """Keeps (same, score, how, throughout) of pairs of contents."""
         self._put(
             "REPLACE INTO compared VALUES (?, ?, ?, ?, ?, ?)",
-            [(min(pair), max(pair), self.method, *found) for pair, found in pairs.items()],
+            [
+                (min(pair), max(pair), self.method, _THROUGHOUT if throughout else int(same), score, how)
+                for pair, (same, score, how, throughout) in pairs.items()
+            ],
         )
 
     def _put(self, statement, rows):
