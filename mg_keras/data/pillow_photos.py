@@ -38,6 +38,14 @@ def opened(path: str | os.PathLike | BinaryIO, kind: str) -> Image.Image:
         return _rgb(ImageOps.exif_transpose(image))
 
 
+def eight_bits(image: Image.Image) -> Image.Image:
+    """An image of 16-bit greys as the decoder takes such a PNG, by their upper 8 bits; any other as it is.
+
+    What Pillow makes of one in RGB is white wherever it is brighter than 255 of 65 535.
+    """
+    return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)) if image.mode.startswith("I;16") else image
+
+
 def write(image: Image.Image, kind: str, file: str | os.PathLike | BinaryIO) -> None:
     """Writes a photo that was `opened`, as the decoder reads it.
 
@@ -62,9 +70,7 @@ def _check_size(size):
 
 
 def _rgb(image):
-    if image.mode.startswith("I;16"):
-        # as the decoder takes a PNG of 16 bits
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    image = eight_bits(image)
     if image.mode in ("I", "F"):
         raise ValueError("its values are of 32 bits, and what is white among them is not known")
     return image.convert("RGB")

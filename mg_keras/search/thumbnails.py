@@ -10,7 +10,10 @@ from pathlib import Path
 from PIL import Image, ImageOps
 
 from mg_keras.data import finding
-from mg_keras.data.pillow_photos import opened
+from mg_keras.data.pillow_photos import eight_bits, opened
+
+LOOK = 2
+"""Number of how thumbnails show photos: one that was kept of another is not taken for this one's."""
 
 _QUALITY = 80
 
@@ -41,7 +44,7 @@ def small(path: str | os.PathLike, side: int) -> Image.Image | None:
             with image:
                 # of a JPEG, an eighth or more of the pixels need not be decoded
                 image.draft("RGB", (2 * side, 2 * side))
-                reduced = ImageOps.exif_transpose(image)
+                reduced = eight_bits(ImageOps.exif_transpose(image))
                 reduced.thumbnail((side, side), Image.Resampling.BILINEAR, reducing_gap=2.0)
                 return reduced.convert("RGB")
     except Exception:  # decoders raise anything on broken files
@@ -70,7 +73,7 @@ class Thumbnails:
         """As `thumbnail`, of a photo whose content has this hash, in hexadecimal."""
         if not sha256:
             return thumbnail(path, self.side)
-        kept = self.folder / sha256[:2] / f"{sha256}-{self.side}.jpg"
+        kept = self.folder / sha256[:2] / f"{sha256}-{self.side}-{LOOK}.jpg"
         with contextlib.suppress(OSError):
             # one that a power cut has emptied is made again
             if picture := kept.read_bytes():
