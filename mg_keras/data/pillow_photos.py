@@ -10,6 +10,8 @@ from mg_keras.data.bounds import MAX_PIXELS
 
 # of TIFF: the photo is a thumbnail of another one in the file, and the sign of a digital negative
 _IS_THUMBNAIL, _DNG_VERSION = 254, 50706
+# of EXIF, and those of its values that turn a photo by a quarter
+_ORIENTATION, _QUARTERS = 0x0112, (5, 6, 7, 8)
 
 
 def opened(path: str | os.PathLike | BinaryIO, kind: str) -> Image.Image:
@@ -35,7 +37,41 @@ def opened(path: str | os.PathLike | BinaryIO, kind: str) -> Image.Image:
         tags = getattr(image, "tag_v2", {})
         if tags.get(_IS_THUMBNAIL, 0) & 1 or _DNG_VERSION in tags:
             raise ValueError("it is a camera's raw file")
-        return _rgb(ImageOps.exif_transpose(image))
+        return _rgb(upright(image))
+
+
+def size_of(path: str | os.PathLike, kind: str | None) -> tuple[int, int]:
+    """(width, height) of a photo upright, as its header has it.
+
+    Args:
+        path: of the file.
+        kind: `"HEIC"`, if it is one; any other kind is seen by Pillow itself.
+
+    Raises:
+        Exception: of any type, where it can't be read.
+    """
+    if kind == "HEIC":
+        import pillow_heif
+
+        return pillow_heif.open_heif(path).size
+    with Image.open(path) as image:
+        if image.format == "TIFF":
+            # turned by Pillow already
+            return image.size
+        try:
+            turned = image.getexif().get(_ORIENTATION) in _QUARTERS
+        except Exception:  # as `upright` has it
+            turned = False
+        return image.size[::-1] if turned else image.size
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """An image turned as its EXIF data say; where they can't be read, they say nothing."""
+    image.load()
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # PNG and WebP have anything for EXIF data, and it raises anything
+        return image
 
 
 def eight_bits(image: Image.Image) -> Image.Image:

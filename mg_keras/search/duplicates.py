@@ -11,6 +11,7 @@ a similarity is named, or there are no photos to open, it is the similarity that
 import contextlib
 import dataclasses
 import datetime
+import math
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
@@ -517,6 +518,8 @@ class _Maker:
             relation, verified, throughout = (EQUAL, None, True) if equal else relations[its_node]
             # a threshold that nobody named lets nothing go, nor do pixels of which some are others
             by_copy = relation == COPY and (self.named or (self.trust and throughout))
+            # nor one that may be the larger of the two
+            by_copy = by_copy and (photo.width is None) == (keep.width is None)
             # nothing goes because of a third photo that it is like; and of the second album, nothing at all
             spare = (equal or by_copy) and not (self.between and its_side == side)
             members.append(Member(photo, relation, similarity, its_side, spare, verified))
@@ -628,7 +631,8 @@ def _each_once(photos: Iterable[Photo]) -> list[Photo]:
 
 
 def _pixels(photo):
-    return (photo.width or 0) * (photo.height or 0)
+    """Infinitely many of one whose size is not known: it is not to go because another one's is."""
+    return math.inf if photo.width is None else photo.width * photo.height
 
 
 def _rank(photo):
@@ -638,6 +642,8 @@ def _rank(photo):
 
 def _why(keep, others):
     if _pixels(keep) > max(map(_pixels, others)):
+        if keep.width is None:
+            return "the one whose size is not known"
         return f"the largest, {keep.width} x {keep.height}"
     if (keep.file_size or 0) > max(photo.file_size or 0 for photo in others):
         return f"the least compressed, {words_of_bytes(keep.file_size)}"

@@ -103,12 +103,13 @@ class Photo:
 
 @dataclasses.dataclass(frozen=True)
 class Known:
-    """What tells whether a file is still the photo that was embedded."""
+    """What tells whether a file is still the photo that was embedded; and whether its size in pixels is known."""
 
     id: int
     stamp: tuple[int | None, int | None]
     sha256: bytes | None
     row: int | None
+    measured: bool
 
 
 class State:
@@ -220,8 +221,8 @@ class State:
 
     def known(self) -> dict[bytes, Known]:
         """Name -> what tells whether it is still the same, of all photos."""
-        found = self._all("SELECT name, id, file_size, modified, sha256, row FROM photos")
-        return {name: Known(key, (size, time), digest, row) for name, key, size, time, digest, row in found}
+        found = self._all("SELECT name, id, file_size, modified, sha256, row, width IS NOT NULL FROM photos")
+        return {name: Known(key, (size, time), *others) for name, key, size, time, *others in found}
 
     def _all(self, statement, values=()):
         with self._lock:
@@ -351,6 +352,13 @@ class Writer:
                 None if row is None else int(row),
                 facts.problem or problem,
             ),
+        )
+
+    def measure(self, sizes: Iterable[tuple[bytes, int, int]]) -> None:
+        """Notes (name, width, height) of photos."""
+        self._database.executemany(
+            "UPDATE photos SET width = ?, height = ? WHERE name = ?",
+            [(width, height, name) for name, width, height in sizes],
         )
 
     def classify(self, rows: np.ndarray, classes: np.ndarray, probabilities: np.ndarray) -> None:

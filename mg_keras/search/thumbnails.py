@@ -7,10 +7,10 @@ import tempfile
 import warnings
 from pathlib import Path
 
-from PIL import Image, ImageOps
+from PIL import Image
 
 from mg_keras.data import finding
-from mg_keras.data.pillow_photos import eight_bits, opened
+from mg_keras.data.pillow_photos import eight_bits, opened, upright
 
 LOOK = 2
 """Number of how thumbnails show photos: one that was kept of another is not taken for this one's."""
@@ -44,7 +44,7 @@ def small(path: str | os.PathLike, side: int) -> Image.Image | None:
             with image:
                 # of a JPEG, an eighth or more of the pixels need not be decoded
                 image.draft("RGB", (2 * side, 2 * side))
-                reduced = eight_bits(ImageOps.exif_transpose(image))
+                reduced = eight_bits(upright(image))
                 reduced.thumbnail((side, side), Image.Resampling.BILINEAR, reducing_gap=2.0)
                 return reduced.convert("RGB")
     except Exception:  # decoders raise anything on broken files
