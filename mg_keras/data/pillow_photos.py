@@ -14,12 +14,13 @@ _IS_THUMBNAIL, _DNG_VERSION = 254, 50706
 _ORIENTATION, _QUARTERS = 0x0112, (5, 6, 7, 8)
 
 
-def opened(path: str | os.PathLike | BinaryIO, kind: str) -> Image.Image:
+def opened(path: str | os.PathLike | BinaryIO, kind: str, keep_alpha: bool = False) -> Image.Image:
     """The photo as a PIL image, RGB and upright; of several pictures in a file the first, of HEIC the primary one.
 
     Args:
         path: of the file, or the file.
         kind: `"TIFF"`, `"AVIF"` or `"HEIC"`.
+        keep_alpha: whether one with alpha becomes RGBA, for who looks at it: networks take none.
 
     Raises:
         Exception: of any type, as decoders have it; its first line says why this is no photo that can be used.
@@ -31,13 +32,13 @@ def opened(path: str | os.PathLike | BinaryIO, kind: str) -> Image.Image:
         # turned as the file itself says; its EXIF orientation is a remainder that readers have to ignore
         file = pillow_heif.open_heif(path)
         _check_size(file.size)
-        return _rgb(file.to_pillow())
+        return _rgb(file.to_pillow(), keep_alpha)
     with Image.open(path, formats=[kind]) as image:
         _check_size(image.size)
         tags = getattr(image, "tag_v2", {})
         if tags.get(_IS_THUMBNAIL, 0) & 1 or _DNG_VERSION in tags:
             raise ValueError("it is a camera's raw file")
-        return _rgb(upright(image))
+        return _rgb(upright(image), keep_alpha)
 
 
 def size_of(path: str | os.PathLike, kind: str | None) -> tuple[int, int]:
@@ -105,8 +106,8 @@ def _check_size(size):
         raise ValueError(f"larger than {MAX_PIXELS:,} pixels")
 
 
-def _rgb(image):
+def _rgb(image, keep_alpha):
     image = eight_bits(image)
     if image.mode in ("I", "F"):
         raise ValueError("its values are of 32 bits, and what is white among them is not known")
-    return image.convert("RGB")
+    return image.convert("RGBA" if keep_alpha and image.has_transparency_data else "RGB")

@@ -22,6 +22,7 @@ from mg_keras.errors import UserError
 from mg_keras.progress import Progress
 from mg_keras.search.index import Index
 from mg_keras.search.store import Photo
+from mg_keras.search.thumbnails import is_of_one_colour
 from mg_keras.search.verifying import NEAREST, Verifier, one_thread_each
 
 EQUAL, COPY, SIMILAR = "equal", "copy", "similar"
@@ -163,8 +164,8 @@ def find_duplicates(
             kept. Where one folder lies in the other, its photos are its own alone.
         kinds: of `KINDS`, those to look for.
         precision: share of the pairs that shall be right; it chooses the thresholds of the model.
-        copy, similar: similarities in their place, -1 to 1; one that is named for copies makes them without a look at
-            their pixels.
+        copy, similar: similarities in their place, -1 to 1; one that is named for copies makes them without a
+            comparison of their pixels, and lets all go but those of a single colour.
         verify: whether copies are found by their pixels, where no similarity is named.
         trust: whether copies may go as equal ones do where their pixels are the same throughout; those with a place
             that differs, and those by a similarity, may not.
@@ -516,15 +517,23 @@ class _Maker:
             equal = _is_equal(photo, keep)
             similarity = 1.0 if equal else float(min(cosines[its_node], 1.0))
             relation, verified, throughout = (EQUAL, None, True) if equal else relations[its_node]
-            # a threshold that nobody named lets nothing go, nor do pixels of which some are others
-            by_copy = relation == COPY and (self.named or (self.trust and throughout))
-            # nor one that may be the larger of the two
-            by_copy = by_copy and (photo.width is None) == (keep.width is None)
+            by_copy = relation == COPY and self._may_go(photo, keep, throughout)
             # nothing goes because of a third photo that it is like; and of the second album, nothing at all
             spare = (equal or by_copy) and not (self.between and its_side == side)
             members.append(Member(photo, relation, similarity, its_side, spare, verified))
         kind = EQUAL if all(member.relation == EQUAL for member in members) else COPY
         return self._made(kind, keep, side, members)
+
+    def _may_go(self, copy, keep, throughout):
+        """Whether a copy may go for the one that is kept."""
+        if (copy.width is None) != (keep.width is None):
+            # it may be the larger one
+            return False
+        if self.named:
+            # what has nothing to be seen in it is like all that hasn't
+            return not is_of_one_colour(copy.path)
+        # a threshold that nobody named lets nothing go, nor do pixels of which some are others
+        return self.trust and throughout
 
     def similar(self, groups):
         """Those that show one thing; of copies the best stands for all."""

@@ -28,7 +28,7 @@ import numpy as np
 
 from mg_keras.search.thumbnails import small
 
-METHOD = 3
+METHOD = 4
 """Number of the method: what was found by another one is not taken for this one's."""
 
 SKETCH = 12

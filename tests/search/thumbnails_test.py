@@ -5,11 +5,12 @@ import shutil
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from mg_keras.search.duplicates import find_duplicates
 from mg_keras.search.index import Index
-from mg_keras.search.thumbnails import Thumbnails, small, thumbnail
+from mg_keras.search.thumbnails import Thumbnails, is_of_one_colour, small, thumbnail
+from mg_keras.search.verification import compare, grey_of, picture_of
 from tests.search.fake import FakeModel
 
 
@@ -61,3 +62,64 @@ def test_thumbnails_that_were_kept_of_an_earlier_look_are_made_anew(tmp_path):
     shutil.copy(path, tmp_path / "b.png")
     path.unlink()
     assert kept.get(path, content) == made
+
+
+def logos(colour):
+    """Three that differ in what is transparent alone."""
+    drawn = {}
+    for name in ("circle", "square", "text"):
+        drawn[name] = Image.new("RGBA", (200, 150), (*colour, 0))
+        draw, filled = ImageDraw.Draw(drawn[name]), (*colour, 255)
+        if name == "circle":
+            draw.ellipse((50, 25, 150, 125), fill=filled)
+        elif name == "square":
+            draw.rectangle((20, 60, 100, 140), fill=filled)
+        else:
+            draw.text((10, 40), "Logo & Co", filled, ImageFont.load_default(40))
+    return drawn
+
+
+@pytest.mark.parametrize("ending", ["png", "webp", "tif", "avif"])
+@pytest.mark.parametrize(("colour", "ground"), [((0, 0, 0), "white"), ((255, 255, 255), "black")])
+def test_logos_on_nothing_are_told_from_each_other(tmp_path, colour, ground, ending):
+    pictures = []
+    for name, logo in logos(colour).items():
+        options = {"lossless": True, "exact": True} if ending == "webp" else {}
+        path = tmp_path / f"{name}.{ending}"
+        logo.save(path, **options)
+        assert is_of_one_colour(path)
+        shown = small(path, 100)
+        assert shown.mode == "RGB"
+        # there is something to be seen in it
+        assert max(most - least for least, most in shown.getextrema()) > 100
+        pictures.append(picture_of(grey_of(path)))
+        pressed = Image.alpha_composite(Image.new("RGBA", logo.size, ground), logo)
+        pressed.convert("RGB").save(tmp_path / "flat.jpg")
+        assert compare(pictures[-1], picture_of(grey_of(tmp_path / "flat.jpg"))).throughout
+        assert not is_of_one_colour(tmp_path / "flat.jpg")
+    for number, one in enumerate(pictures):
+        for other in pictures[:number]:
+            assert not compare(one, other).throughout
+
+
+def test_a_colour_that_stands_for_nothing_is_none(tmp_path):
+    image = Image.new("RGB", (40, 30), "red")
+    image.paste("blue", (0, 0, 20, 30))
+    image.save(tmp_path / "a.png", transparency=(255, 0, 0))
+    shown = np.asarray(small(tmp_path / "a.png", 20))
+    assert shown[7, 3].tolist() == [0, 0, 255]
+    assert shown[7, 16].tolist() == [255, 255, 255]
+
+
+@pytest.mark.parametrize("options", [{"copy": 0.9}, {"trust": True}])
+def test_logos_on_nothing_stay(tmp_path, options):
+    """The network, which takes no alpha, finds all of them the same."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for name, logo in logos((0, 0, 0)).items():
+        logo.save(folder / f"{name}.png")
+    with Index.build(folder, FakeModel(), tmp_path / "index") as index:
+        found = find_duplicates(index, **options)
+        assert found.spare == []
+        # by their pixels they are no copies at all
+        assert [group.kind for group in found.groups if group.kind == "copy"] == (["copy"] if "copy" in options else [])
