@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mg_keras.data.given import given_photos
 from mg_keras.search import photos
 from mg_keras.search.duplicates import find_duplicates
 from mg_keras.search.index import Index
@@ -49,6 +50,11 @@ def test_exif_data_that_can_not_be_read_say_nothing(tmp_path, ending):
     facts = look_at_file(path)
     assert (facts.width, facts.height) == (96, 64)
     np.testing.assert_array_equal(np.asarray(small(path, 96)), np.asarray(noise(1, (96, 64))))
+    # a PIL image of it can be used, too
+    with Image.open(path) as image:
+        usable, pixels = given_photos([image]).image(0)
+    assert usable
+    np.testing.assert_array_equal(pixels, np.asarray(noise(1, (96, 64))))
 
 
 @pytest.fixture
