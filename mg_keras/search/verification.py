@@ -6,8 +6,9 @@
    turned or warped. One photo must lie within the other: of two shots of a scene each shows what the other does not.
 
 Either way the two are then compared where they overlap: the sharper one is blurred as the other is, pixels that are
-clipped to black or white in one of them alone are left out, and around each pixel the correlation r of the two is
-computed over a window. With the texture of a place as its weight, a photo is a copy of the other
+clipped to black or white in one of them alone and padding that both have are left out, and around each pixel the
+correlation r of the two is computed over a window. With the texture of a place as its weight, a photo is a copy of the
+other
 
     in the same frame where  mean r >= 0.75, or r >= 0.95 at a share of 0.35 (most of it may be written over),
     by a map where           mean r >= 0.97,
@@ -28,7 +29,7 @@ import numpy as np
 
 from mg_keras.search.thumbnails import small
 
-METHOD = 4
+METHOD = 5
 """Number of the method: what was found by another one is not taken for this one's."""
 
 SKETCH = 12
@@ -51,6 +52,8 @@ _MEAN_FRAME, _SHARE_FRAME, _MEAN_MAP, _CERTAIN = 0.75, 0.35, 0.97, 0.9
 _COARSE, _BLUR_TRIED, _BLURS = 4, 0.7, (0.3, 0.5, 0.75, 1.1, 1.6, 2.4)
 _WINDOW, _TEXTURE, _FEWEST_PIXELS = 15, 2.0, 200
 _BLACK, _MIDDLE, _WHITE = 3, 128, 252
+# the share of what padding surrounds that is not near to it, where it is a photo
+_PHOTO = 0.7
 # of what is the same throughout: the share that is, and what a place that differs has at least of pixels and texture,
 # and at most of r; true copies had none, a slide with another word 75 pixels and more
 _THROUGHOUT, _PLACE, _PLACE_TEXTURE, _DIFFERENT = 0.95, 30, 8.0, 0.5
@@ -286,6 +289,28 @@ def _agreement(one, other, where, blurs):
     clear = where & ~_clipped(one, other)
     if np.count_nonzero(clear) >= 0.2 * np.count_nonzero(where):
         where = clear
+    found = _correlated(one, other, where, blurs)
+    shown = _shown(one, other, where) if found else None
+    if shown is None:
+        return found
+    # what is beside a photo may have a caption, which has to be the same as well
+    within = _correlated(one, other, shown, blurs)
+    # of a silhouette, there is nothing but its edge
+    return within._replace(place=max(within.place, found.place)) if within else found
+
+
+def _shown(one, other, where):
+    """bool [H, W], without the padding that two photos have in common, whose edge is none of theirs; None without any.
+
+    What is white between lines of text is no padding: hardly a pixel of theirs is far from it.
+    """
+    padding = ((_content(one) | _content(other)) == 0).astype(np.uint8)
+    content = np.count_nonzero(where & (padding == 0))
+    shown = where & (cv2.dilate(padding, np.ones((7, 7), np.uint8)) == 0)
+    return shown if padding.any() and np.count_nonzero(shown) >= _PHOTO * content else None
+
+
+def _correlated(one, other, where, blurs):
     if np.count_nonzero(where) < _FEWEST_PIXELS:
         return None
     first, second = blurs

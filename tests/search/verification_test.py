@@ -129,6 +129,33 @@ def test_pages_of_one_letterhead_are_not_the_same_throughout():
     assert compare(one, picture(smaller(pages[0].resize((310, 440))))).throughout
 
 
+def padded(image, caption="", size=(320, 240)):
+    page = Image.new("RGB", size, "white")
+    page.paste(image, (60, 10))
+    ImageDraw.Draw(page).text((60, 175), caption, "black", ImageFont.load_default(24))
+    return page
+
+
+@pytest.mark.parametrize("turn", [0, 30])
+def test_padding_that_photos_have_in_common_makes_no_copies(first, turn):
+    # of little contrast, so that most there is lies at their edges
+    pages = []
+    for photo in (first, scene(2)):
+        faint = photo.point(lambda value: 80 + value // 5)
+        pages.append(faint.rotate(turn, expand=True) if turn else padded(faint))
+    one, other = map(picture, pages)
+    assert not compare(one, other).same
+    assert compare(one, picture(pages[0].resize((200, 150)))).throughout
+
+
+def test_captions_beside_a_photo_have_to_be_the_same(first):
+    one, other = (picture(padded(first, caption)) for caption in ("In the summer", "Bought by Anne"))
+    assert compare(one, one).throughout
+    found = compare(one, other)
+    assert found.same
+    assert not found.throughout
+
+
 def test_what_was_compressed_resized_or_made_brighter_is_the_same_throughout(first, tmp_path):
     slide().save(tmp_path / "slide.jpg", quality=30)
     with Image.open(tmp_path / "slide.jpg") as pressed:
