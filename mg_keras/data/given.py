@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
-from PIL import Image, ImageOps
+from PIL import Image
 
 from mg_keras.data.bounds import MIN_SIDE
 from mg_keras.data.images import decode_common, problem, try_decode
+from mg_keras.data.pillow_photos import upright
 from mg_keras.data.sources import Split, photos
 from mg_keras.errors import UserError
 from mg_keras.files import in_home, printable_name
@@ -145,7 +146,7 @@ def _pixels(item):
         if item.mode not in _PIL_MODES:
             return f"a PIL image of mode {item.mode}: convert it to RGB", None
         try:
-            array = np.asarray(ImageOps.exif_transpose(item).convert("RGB"))
+            array = np.asarray(upright(item).convert("RGB"))
         except (OSError, ValueError, SyntaxError) as error:
             return " ".join(str(error).split()), None
     elif hasattr(item, "__array__"):

@@ -11,6 +11,7 @@ a similarity is named, or there are no photos to open, it is the similarity that
 import contextlib
 import dataclasses
 import datetime
+import math
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
@@ -21,6 +22,7 @@ from mg_keras.errors import UserError
 from mg_keras.progress import Progress
 from mg_keras.search.index import Index
 from mg_keras.search.store import Photo
+from mg_keras.search.thumbnails import is_of_one_colour
 from mg_keras.search.verifying import NEAREST, Verifier, one_thread_each
 
 EQUAL, COPY, SIMILAR = "equal", "copy", "similar"
@@ -47,7 +49,8 @@ class Member:
         similarity: cosine with the one that is kept.
         side: 0, or 1 for a photo of the second of two albums.
         spare: whether it may go: it is equal to the one that is kept, or a copy of that very one by a threshold that
-            was named, or by its pixels where these are trusted. Else copies are shown, and none goes.
+            was named, or the same by its pixels throughout where these are trusted. Else copies are shown, and none
+            goes.
         verified: of a copy by its pixels, the share that is the same, 0 to 1; else None.
     """
 
@@ -161,10 +164,11 @@ def find_duplicates(
             kept. Where one folder lies in the other, its photos are its own alone.
         kinds: of `KINDS`, those to look for.
         precision: share of the pairs that shall be right; it chooses the thresholds of the model.
-        copy, similar: similarities in their place, -1 to 1; one that is named for copies makes them without a look at
-            their pixels.
+        copy, similar: similarities in their place, -1 to 1; one that is named for copies makes them without a
+            comparison of their pixels, and lets all go but those of a single colour.
         verify: whether copies are found by their pixels, where no similarity is named.
-        trust: whether copies whose pixels were compared may go as equal ones do; those by a similarity may not.
+        trust: whether copies may go as equal ones do where their pixels are the same throughout; those with a place
+            that differs, and those by a similarity, may not.
         label: what to call it while it runs; None shows nothing.
         report: is called with how much of the verifying is done, and of how much, now and then.
 
@@ -476,15 +480,16 @@ class _Judge:
     def same(self, node, others):
         """1 or 0, of one node with several."""
         relations = self.relations(node, others, self.nodes.similarities(node, others))
-        return np.array([relation == COPY for relation, _ in relations], float)
+        return np.array([relation == COPY for relation, *_ in relations], float)
 
     def relations(self, node, others, cosines):
-        """(`COPY` or `SIMILAR`, share of the pixels that is the same or None) of one node and each of several."""
+        """Of one node and each of several: (`COPY` or `SIMILAR`, share of the pixels that is the same or None, whether
+        they are the same throughout)."""
         verdicts = self.verifier.verdicts(node, others) if self.verifier else [None] * len(others)
         return [
-            ((COPY, verdict.score) if verdict.same else (SIMILAR, None))
+            ((COPY, verdict.score, verdict.throughout) if verdict.same else (SIMILAR, None, False))
             if verdict
-            else (COPY if cosine >= self.copy else SIMILAR, None)
+            else (COPY if cosine >= self.copy else SIMILAR, None, False)
             for verdict, cosine in zip(verdicts, cosines, strict=True)
         ]
 
@@ -511,14 +516,24 @@ class _Maker:
                 continue
             equal = _is_equal(photo, keep)
             similarity = 1.0 if equal else float(min(cosines[its_node], 1.0))
-            relation, verified = (EQUAL, None) if equal else relations[its_node]
-            # a threshold that nobody named lets nothing go, where the pixels of photos could not be compared
-            by_copy = relation == COPY and (self.named or (self.trust and verified is not None))
+            relation, verified, throughout = (EQUAL, None, True) if equal else relations[its_node]
+            by_copy = relation == COPY and self._may_go(photo, keep, throughout)
             # nothing goes because of a third photo that it is like; and of the second album, nothing at all
             spare = (equal or by_copy) and not (self.between and its_side == side)
             members.append(Member(photo, relation, similarity, its_side, spare, verified))
         kind = EQUAL if all(member.relation == EQUAL for member in members) else COPY
         return self._made(kind, keep, side, members)
+
+    def _may_go(self, copy, keep, throughout):
+        """Whether a copy may go for the one that is kept."""
+        if (copy.width is None) != (keep.width is None):
+            # it may be the larger one
+            return False
+        if self.named:
+            # what has nothing to be seen in it is like all that hasn't
+            return not is_of_one_colour(copy.path)
+        # a threshold that nobody named lets nothing go, nor do pixels of which some are others
+        return self.trust and throughout
 
     def similar(self, groups):
         """Those that show one thing; of copies the best stands for all."""
@@ -580,7 +595,7 @@ def related(index: Index, found: Duplicates, keep: Photo, photos: Sequence[Photo
         values = index.descriptors(every)
         cosines = values[1:] @ values[0]
         relations = _Judge(None, found.copy, verifier).relations(0, range(1, len(every)), cosines)
-    for photo, cosine, (relation, verified) in zip(every[1:], cosines, relations, strict=True):
+    for photo, cosine, (relation, verified, _) in zip(every[1:], cosines, relations, strict=True):
         members.append(Member(photo, relation, float(min(cosine, 1.0)), 0, False, verified))
     return sorted(members, key=_nearness)
 
@@ -625,7 +640,8 @@ def _each_once(photos: Iterable[Photo]) -> list[Photo]:
 
 
 def _pixels(photo):
-    return (photo.width or 0) * (photo.height or 0)
+    """Infinitely many of one whose size is not known: it is not to go because another one's is."""
+    return math.inf if photo.width is None else photo.width * photo.height
 
 
 def _rank(photo):
@@ -635,6 +651,8 @@ def _rank(photo):
 
 def _why(keep, others):
     if _pixels(keep) > max(map(_pixels, others)):
+        if keep.width is None:
+            return "the one whose size is not known"
         return f"the largest, {keep.width} x {keep.height}"
     if (keep.file_size or 0) > max(photo.file_size or 0 for photo in others):
         return f"the least compressed, {words_of_bytes(keep.file_size)}"

@@ -34,7 +34,7 @@ from mg_keras.http_server import HttpServer, failure, read_body
 from mg_keras.search import openapi
 from mg_keras.search.album import Album, NotThere, NotYet
 from mg_keras.search.duplicates import KINDS
-from mg_keras.search.thumbnails import as_jpeg, thumbnail
+from mg_keras.search.thumbnails import LOOK, as_jpeg, thumbnail
 
 MAX_UPLOAD_BYTES = 32 << 20
 """Of a photo that is sent as a query."""
@@ -455,7 +455,7 @@ def _told(photo):
     if photo.modified is not None:
         modified = datetime.datetime.fromtimestamp(photo.modified // 10**9, datetime.UTC).isoformat()
     # without a hash nothing tells another picture of the same name, and it is not kept
-    version = f"?v={photo.sha256[:16]}" if photo.sha256 else ""
+    version = f"?v={photo.sha256[:16]}-{LOOK}" if photo.sha256 else ""
     return {
         "id": photo.id,
         "name": printable_name(photo.name),

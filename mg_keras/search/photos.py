@@ -10,13 +10,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from mg_keras.data.pillow_photos import opened
+from mg_keras.data import finding, pillow_photos
 
-_BLOCK_BYTES = 1 << 20
+_BLOCK_BYTES, _HEADER_BYTES = 1 << 20, 64
 _LATEST = (1 << 63) - 1
 _PALETTES = ("P", "PA")
-# of EXIF, and those of its values that turn a photo by a quarter
-_ORIENTATION, _QUARTERS = 0x0112, (5, 6, 7, 8)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,8 +59,20 @@ def look_at_file(path: str | os.PathLike) -> Facts:
         return Facts(problem="no such file")
     except (OSError, ValueError) as error:
         return Facts(problem=f"could not be read: {getattr(error, 'strerror', None) or error}")
-    width, height = _size(path)
+    width, height = size_of(path)
     return Facts(found.st_size, _modified(found), digest.digest(), width, height)
+
+
+def size_of(path: str | os.PathLike) -> tuple[int, int] | tuple[None, None]:
+    """(width, height) of a file as its header has it, upright; None for both where they are not known."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with open(path, "rb", buffering=0) as file:
+                kind = finding.kind_of(file.read(_HEADER_BYTES))
+            return pillow_photos.size_of(path, kind)
+    except Exception:  # of a header that can't be read, the size is not known
+        return None, None
 
 
 def look_at(photo: Any) -> Facts:
@@ -94,7 +104,7 @@ def pixels(path: str | os.PathLike, kind: str, resolution: int) -> tuple[Image.I
         with warnings.catch_warnings():
             # the limit on pixels is ours
             warnings.simplefilter("ignore")
-            image = opened(path, kind)
+            image = pillow_photos.opened(path, kind)
     except Exception as error:  # decoders raise anything on broken files, and each means: not this photo
         reason = str(error).strip().splitlines()[:1]
         return None, f"{kind} that can't be opened: {reason[0] if reason else type(error).__name__}"
@@ -105,19 +115,6 @@ def pixels(path: str | os.PathLike, kind: str, resolution: int) -> tuple[Image.I
 def _modified(found):
     # what an index has room for: clocks that were wrong have set years beyond 2262
     return max(-_LATEST, min(found.st_mtime_ns, _LATEST))
-
-
-def _size(path):
-    """(width, height) as the header has it, upright."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with Image.open(path) as image:
-                width, height = image.size
-                turned = image.getexif().get(_ORIENTATION) in _QUARTERS
-    except Exception:  # of a header that Pillow can't read, the size is not known
-        return None, None
-    return (height, width) if turned else (width, height)
 
 
 def _hash_of_pixels(array, *beside):

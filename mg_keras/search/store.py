@@ -63,6 +63,8 @@ _OPTIONS = {"isolation_level": None, "check_same_thread": False, "timeout": 30.0
 # what SQLite says of a file that is broken, is none of its own, or lacks what an index has
 _DAMAGE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR)
 _IN_USE = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+# how the column `same` has copies that are the same throughout; tables of older indexes have no column for it
+_THROUGHOUT = 2
 # of what SQLite takes in one statement
 _AT_ONCE = 500
 _BLOCK_ROWS = 1 << 14
@@ -105,7 +107,7 @@ class Photo:
 
 @dataclasses.dataclass(frozen=True)
 class Known:
-    """What tells whether a file is still the photo that was embedded."""
+    """What tells whether a file is still the photo that was embedded; and whether its size in pixels is known."""
 
     id: int
     stamp: tuple[int | None, int | None]
@@ -113,6 +115,7 @@ class Known:
     row: int | None
     problem: str | None
     path: bytes | None
+    measured: bool
 
 
 class State:
@@ -234,8 +237,9 @@ class State:
 
     def known(self) -> dict[bytes, Known]:
         """Name -> what tells whether it is still the same, of all photos."""
-        found = self._all(f"SELECT name, id, file_size, modified, sha256, row, problem, {self._path} FROM photos")
-        return {name: Known(key, (size, time), *rest) for name, key, size, time, *rest in found}
+        columns = f"name, id, file_size, modified, sha256, row, problem, {self._path}, width IS NOT NULL"
+        found = self._all(f"SELECT {columns} FROM photos")
+        return {name: Known(key, (size, time), *others) for name, key, size, time, *others in found}
 
     def _all(self, statement, values=()):
         with self._lock:
@@ -370,6 +374,13 @@ class Writer:
                 facts.problem or problem,
                 path,
             ),
+        )
+
+    def measure(self, sizes: Iterable[tuple[bytes, int, int]]) -> None:
+        """Notes (name, width, height) of photos."""
+        self._database.executemany(
+            "UPDATE photos SET width = ?, height = ? WHERE name = ?",
+            [(width, height, name) for name, width, height in sizes],
         )
 
     def classify(self, rows: np.ndarray, classes: np.ndarray, probabilities: np.ndarray) -> None:
@@ -545,20 +556,23 @@ class Compared:
             "REPLACE INTO sketches VALUES (?, ?, ?)", [(key, self.method, each) for key, each in sketches.items()]
         )
 
-    def pair(self, one: bytes, other: bytes) -> tuple[bool, float, str] | None:
-        """(same, score, how) of two contents in either order, or None."""
+    def pair(self, one: bytes, other: bytes) -> tuple[bool, float, str, bool] | None:
+        """(same, score, how, throughout) of two contents in either order, or None."""
         with self._lock:
             found = self._database.execute(
                 "SELECT same, score, how FROM compared WHERE one = ? AND other = ? AND method = ?",
                 [min(one, other), max(one, other), self.method],
             ).fetchone()
-        return found and (bool(found[0]), found[1], found[2])
+        return found and (bool(found[0]), found[1], found[2], found[0] == _THROUGHOUT)
 
-    def put_pairs(self, pairs: dict[tuple[bytes, bytes], tuple[bool, float, str]]) -> None:
-        """Keeps (same, score, how) of pairs of contents."""
+    def put_pairs(self, pairs: dict[tuple[bytes, bytes], tuple[bool, float, str, bool]]) -> None:
+        """Keeps (same, score, how, throughout) of pairs of contents."""
         self._put(
             "REPLACE INTO compared VALUES (?, ?, ?, ?, ?, ?)",
-            [(min(pair), max(pair), self.method, *found) for pair, found in pairs.items()],
+            [
+                (min(pair), max(pair), self.method, _THROUGHOUT if throughout else int(same), score, how)
+                for pair, (same, score, how, throughout) in pairs.items()
+            ],
         )
 
     def _put(self, statement, rows):

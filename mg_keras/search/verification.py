@@ -6,26 +6,30 @@
    turned or warped. One photo must lie within the other: of two shots of a scene each shows what the other does not.
 
 Either way the two are then compared where they overlap: the sharper one is blurred as the other is, pixels that are
-black or white in one of them are left out, and around each pixel the correlation r of the two is computed over a
-window. With the texture of a place as its weight, a photo is a copy of the other
+clipped to black or white in one of them alone and padding that both have are left out, and around each pixel the
+correlation r of the two is computed over a window. With the texture of a place as its weight, a photo is a copy of the
+other
 
     in the same frame where  mean r >= 0.75, or r >= 0.95 at a share of 0.35 (most of it may be written over),
     by a map where           mean r >= 0.97,
 
-each for the photo as it is and mirrored. The limits were chosen on planted edits and on series of one scene
-(docs/search.md); a photo of a far scene and another by a longer lens can still be the same after a map.
+each for the photo as it is and mirrored. It is the same *throughout*, so that one may stand for the other unseen,
+where r >= 0.9 at a share of 0.95, and there is no place of 30 pixels together where r < 0.5: a line of a slide, a hand.
+The limits were chosen on planted edits, on series of one scene (docs/search.md) and on pages of text; a photo of a far
+scene and another by a longer lens can still be the same after a map.
 """
 
 import dataclasses
 import math
 import os
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 
 from mg_keras.search.thumbnails import small
 
-METHOD = 1
+METHOD = 5
 """Number of the method: what was found by another one is not taken for this one's."""
 
 SKETCH = 12
@@ -47,6 +51,12 @@ _MEAN_FRAME, _SHARE_FRAME, _MEAN_MAP, _CERTAIN = 0.75, 0.35, 0.97, 0.9
 # deviations, pixels of a picture a quarter as large
 _COARSE, _BLUR_TRIED, _BLURS = 4, 0.7, (0.3, 0.5, 0.75, 1.1, 1.6, 2.4)
 _WINDOW, _TEXTURE, _FEWEST_PIXELS = 15, 2.0, 200
+_BLACK, _MIDDLE, _WHITE = 3, 128, 252
+# the share of what padding surrounds that is not near to it, where it is a photo
+_PHOTO = 0.7
+# of what is the same throughout: the share that is, and what a place that differs has at least of pixels and texture,
+# and at most of r; true copies had none, a slide with another word 75 pixels and more
+_THROUGHOUT, _PLACE, _PLACE_TEXTURE, _DIFFERENT = 0.95, 30, 8.0, 0.5
 # a descriptor of SIFT, 4 x 4 places of 8 directions, as the mirrored photo has it
 _MIRRORED = np.arange(128).reshape(4, 4, 8)[::-1][:, :, -np.arange(8) % 8].ravel()
 
@@ -74,11 +84,13 @@ class Verdict:
         same: whether they are copies.
         score: the share of what they both show that is the same, 0 to 1.
         how: `"frame"`, `"map"`, `"mirrored"`, or `""` where they are not the same.
+        throughout: of copies, whether all of what both show is the same, no word or hand of it another.
     """
 
     same: bool
     score: float
     how: str
+    throughout: bool = False
 
 
 _NO = Verdict(False, 0.0, "")
@@ -159,9 +171,8 @@ def _same_frame(one, other, how):
             continue
         agreement = _agreement(one, other, where, between)
         if agreement:
-            mean, share, score = agreement
-            same = mean >= _MEAN_FRAME or share >= _SHARE_FRAME
-            best = _better(best, Verdict(same, score, how if same else ""))
+            same = agreement.mean >= _MEAN_FRAME or agreement.share >= _SHARE_FRAME
+            best = _better(best, _verdict(same, agreement, how))
     return best
 
 
@@ -189,9 +200,14 @@ def _by_map(one, other, mirrored):
     agreement = correlation >= _BLURRED_ALIKE and _agreement(mapped, b, where, between)
     if not agreement:
         return _NO
-    mean, _, score = agreement
-    same = mean >= _MEAN_MAP
-    return Verdict(same, score, (MIRRORED if mirrored else MAP) if same else "")
+    return _verdict(agreement.mean >= _MEAN_MAP, agreement, MIRRORED if mirrored else MAP)
+
+
+def _verdict(same, agreement, how):
+    if not same:
+        return Verdict(False, agreement.score, "")
+    throughout = agreement.score >= _THROUGHOUT and agreement.place < _PLACE
+    return Verdict(True, agreement.score, how, throughout)
 
 
 def _homography(one, other, mirrored):
@@ -258,11 +274,43 @@ def _inner(covered):
     return cv2.erode(covered, np.ones((7, 7), np.uint8), borderType=cv2.BORDER_CONSTANT, borderValue=0) > 0
 
 
+class _Agreement(NamedTuple):
+    """How far two pictures agree: the mean of r; the shares of r >= 0.95 and of r >= 0.9; pixels of the largest place
+    that differs."""
+
+    mean: float
+    share: float
+    score: float
+    place: int
+
+
 def _agreement(one, other, where, blurs):
-    """(mean r, share of r >= 0.95, share of r >= 0.9) of two pictures, float32 [H, W]; None without texture."""
-    clear = where & (one > 3) & (one < 252) & (other > 3) & (other < 252)
+    """`_Agreement` of two pictures, float32 [H, W]; None without texture."""
+    clear = where & ~_clipped(one, other)
     if np.count_nonzero(clear) >= 0.2 * np.count_nonzero(where):
         where = clear
+    found = _correlated(one, other, where, blurs)
+    shown = _shown(one, other, where) if found else None
+    if shown is None:
+        return found
+    # what is beside a photo may have a caption, which has to be the same as well
+    within = _correlated(one, other, shown, blurs)
+    # of a silhouette, there is nothing but its edge
+    return within._replace(place=max(within.place, found.place)) if within else found
+
+
+def _shown(one, other, where):
+    """bool [H, W], without the padding that two photos have in common, whose edge is none of theirs; None without any.
+
+    What is white between lines of text is no padding: hardly a pixel of theirs is far from it.
+    """
+    padding = ((_content(one) | _content(other)) == 0).astype(np.uint8)
+    content = np.count_nonzero(where & (padding == 0))
+    shown = where & (cv2.dilate(padding, np.ones((7, 7), np.uint8)) == 0)
+    return shown if padding.any() and np.count_nonzero(shown) >= _PHOTO * content else None
+
+
+def _correlated(one, other, where, blurs):
     if np.count_nonzero(where) < _FEWEST_PIXELS:
         return None
     first, second = blurs
@@ -288,7 +336,21 @@ def _agreement(one, other, where, blurs):
     if np.count_nonzero(texture) < _FEWEST_PIXELS:
         return None
     total = texture.sum()
-    return float((r * texture).sum() / total), *(float(texture[r >= least].sum() / total) for least in (0.95, 0.9))
+    # as many greys as it has in the one with more contrast
+    differs = (r < _DIFFERENT) & (texture * max(1, 1 / contrast) > _PLACE_TEXTURE)
+    areas = cv2.connectedComponentsWithStats(differs.astype(np.uint8))[2][1:, cv2.CC_STAT_AREA]
+    shares = (float(texture[r >= least].sum() / total) for least in (0.95, 0.9))
+    return _Agreement(float((r * texture).sum() / total), *shares, int(areas.max(initial=0)))
+
+
+def _clipped(one, other):
+    """bool [H, W], where one of two pictures alone is white or black, as a brighter or darker version is.
+
+    Where both are white, nothing was lost; and text on white, which is no brighter part of it, has to count.
+    """
+    darker, brighter = np.minimum(one, other), np.maximum(one, other)
+    white = (brighter >= _WHITE) & (darker < _WHITE) & (darker >= _MIDDLE)
+    return white | (darker <= _BLACK) & (brighter > _BLACK) & (brighter <= _MIDDLE)
 
 
 def _blur_between(one, other, where):

@@ -70,7 +70,7 @@ class Verifier:
         # of photos that were opened for their sketches, and whose pictures are not made yet
         self._greys: OrderedDict[int, np.ndarray] = OrderedDict()
         # what was found and is not kept yet
-        self._fresh: dict[tuple[bytes, bytes], tuple[bool, float, str]] = {}
+        self._fresh: dict[tuple[bytes, bytes], tuple[bool, float, str, bool]] = {}
         self.shut: set[int] = set()
         self._lock = threading.Lock()
         self._threads = ThreadPoolExecutor(os.cpu_count() or 1)
@@ -186,8 +186,8 @@ class Verifier:
                 continue
             kept = self._kept(pair)
             if kept and (frame_only or kept[2] != _FRAME_ONLY):
-                same, score, how = kept
-                self._note(pair, Verdict(same, score, how if same else ""), how == _FRAME_ONLY)
+                same, score, how, throughout = kept
+                self._note(pair, Verdict(same, score, how if same else "", throughout), how == _FRAME_ONLY)
             else:
                 todo[pair] = frame_only and todo.get(pair, True)
         if not todo:
@@ -208,7 +208,7 @@ class Verifier:
             self._note(pair, found, bool(todo[pair] and found and not found.same))
         self._fresh |= {
             tuple(self._contents[number] for number in pair): (
-                found.same, found.score, found.how or (_FRAME_ONLY if todo[pair] else "")
+                found.same, found.score, found.how or (_FRAME_ONLY if todo[pair] else ""), found.throughout
             )
             for pair, found in made.items()
             if found and all(self._contents[number] for number in pair)

@@ -16,7 +16,7 @@ from mg_keras.progress import Progress, mapped
 from mg_keras.search import neighbors
 from mg_keras.search.describing import MOST_CLASSES, Model, unit, why_unusable
 from mg_keras.search.given import Descriptors, check_once
-from mg_keras.search.photos import Facts, look_at, look_at_file, pixels, stamp
+from mg_keras.search.photos import Facts, look_at, look_at_file, pixels, size_of, stamp
 from mg_keras.search.store import State, Writer
 
 # photos of the first chunk and of the largest: results come soon, and what a chunk costs besides is little
@@ -107,6 +107,12 @@ class Work:
         there = {name for name, now in zip(names, stamps, strict=True) if now is not None}
         gone = {name for name in inside - there if not name.startswith(tuple(unread))}
         self._take(todo, known, gone, root)
+        looked_at = {name for name, *_ in todo}
+        self._measure(
+            (name, path)
+            for name, path in zip(names, found.files, strict=True)
+            if name in known and known[name].row is not None and not known[name].measured and name not in looked_at
+        )
         _check_there(root, self.writer.folder)
         self._delete(gone)
         self._settle()
@@ -191,6 +197,15 @@ class Work:
                     self.report(done, total)
                 if done < total:
                     self._settle(growing=True)
+
+    def _measure(self, unmeasured):
+        """Notes sizes, in pixels, of photos that are known but for these: an earlier version could not read them."""
+        names, paths = zip(*unmeasured, strict=True) if (unmeasured := list(unmeasured)) else ((), ())
+        sizes = mapped(size_of, paths, "looking at photos")
+        found = [(name, *size) for name, size in zip(names, sizes, strict=True) if None not in size]
+        if found:
+            with self.writer.transaction():
+                self.writer.measure(found)
 
     def _put(self, pairs, known, gone_contents):
         writer, rows, new = self.writer, {}, {}

@@ -54,7 +54,7 @@ def test_duplicates_are_listed_and_moved_when_asked(folder, capsys, tmp_path, mo
     duplicates.main([str(folder), "--precision", "0.9", "--trust", "true"])
     shown = capsys.readouterr().out
     assert "2 photos may go" in shown
-    assert "by --trust they may go" in shown
+    assert "by --trust those may go that are the same throughout" in shown
     assert "only equal" not in shown
     assert report.read_text().startswith("<!doctype html>")
     move = [str(folder), "--precision", "0.9", "--copy", "0.9", "--move-to", str(target)]

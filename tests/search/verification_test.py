@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw, ImageEnhance, ImageFont
 
 from mg_keras.evaluation.copies import STRONG_EDITS
 from mg_keras.search import verifying
@@ -30,6 +30,27 @@ def scene(seed, size=SIZE):
         patches = rng.integers(0, 256, (cells, cells), np.uint8)
         values += np.asarray(Image.fromarray(patches).resize(size, Image.Resampling.NEAREST), np.float32) / 5
     return Image.fromarray(np.clip(values + rng.normal(0, 2, values.shape), 0, 255).astype(np.uint8)).convert("RGB")
+
+
+LINES = ("Sales rose by 12 per cent", "in the north, mostly shoes", "Costs fell slightly")
+
+
+def slide(lines=LINES, paper="white", ink="black", size=(1280, 720)):
+    """A page of a presentation: lines of text below a header and above a footer that all of them have."""
+    image = Image.new("RGB", size, paper)
+    draw = ImageDraw.Draw(image)
+    for top, bottom in ((0, 110), (670, 720)):
+        draw.rectangle((0, top, size[0], bottom), fill=(20, 40, 120))
+    draw.text((40, 25), "Quarterly report 2026", "white", ImageFont.load_default(52))
+    for number, line in enumerate(lines):
+        draw.text((60, 180 + 90 * number), line, ink, ImageFont.load_default(42))
+    return image
+
+
+def smaller(image, side=320):
+    image = image.copy()
+    image.thumbnail((side, side), Image.Resampling.BILINEAR)
+    return image
 
 
 def picture(image):
@@ -71,6 +92,83 @@ def test_others_are_none(first):
     halves = picture(wide.crop((0, 0, 200, 150))), picture(wide.crop((80, 0, 280, 150)))
     for one, other in ((picture(first), picture(scene(2))), shots, halves, (picture(plain), picture(plain))):
         assert not compare(one, other).same
+
+
+@pytest.mark.parametrize("colours", [("white", "black"), ("black", "white"), ("lightgrey", "black")])
+def test_text_on_white_or_black_counts(colours):
+    """Slides that have their header in common; it was all that counted of them."""
+    rewritten = slide(("Hiring plan for spring", "Ten engineers, two cooks", "One office in Lisbon"), *colours)
+    found = compare(picture(smaller(slide(LINES, *colours))), picture(smaller(rewritten)))
+    assert found.score < 0.95
+    assert not found.throughout
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [("Sales fell by 12 per cent", *LINES[1:]), (*LINES[:2], "Nobody was hired"), LINES[:2], (*LINES, "and then some")],
+)
+def test_what_differs_in_a_place_is_not_the_same_throughout(lines):
+    one, other = (picture(smaller(slide(each))) for each in (LINES, lines))
+    for found in (compare(one, other), compare(other, one)):
+        # what they have in common is nearly all
+        assert found.score > 0.95
+        assert not found.throughout
+
+
+def test_pages_of_one_letterhead_are_not_the_same_throughout():
+    rng = np.random.default_rng(0)
+    pages = []
+    for _ in range(2):
+        page = Image.new("RGB", (620, 880), "white")
+        for row in range(34):
+            words = " ".join("".join(map(chr, rng.integers(97, 123, 6))) for _ in range(7))
+            ImageDraw.Draw(page).text((60, 60 + 22 * row), words, "black", ImageFont.load_default(16))
+        pages.append(page)
+    one, other = (picture(smaller(page)) for page in pages)
+    assert not compare(one, other).throughout
+    assert compare(one, picture(smaller(pages[0].resize((310, 440))))).throughout
+
+
+def padded(image, caption="", size=(320, 240)):
+    page = Image.new("RGB", size, "white")
+    page.paste(image, (60, 10))
+    ImageDraw.Draw(page).text((60, 175), caption, "black", ImageFont.load_default(24))
+    return page
+
+
+@pytest.mark.parametrize("turn", [0, 30])
+def test_padding_that_photos_have_in_common_makes_no_copies(first, turn):
+    # of little contrast, so that most there is lies at their edges
+    pages = []
+    for photo in (first, scene(2)):
+        faint = photo.point(lambda value: 80 + value // 5)
+        pages.append(faint.rotate(turn, expand=True) if turn else padded(faint))
+    one, other = map(picture, pages)
+    assert not compare(one, other).same
+    assert compare(one, picture(pages[0].resize((200, 150)))).throughout
+
+
+def test_captions_beside_a_photo_have_to_be_the_same(first):
+    one, other = (picture(padded(first, caption)) for caption in ("In the summer", "Bought by Anne"))
+    assert compare(one, one).throughout
+    found = compare(one, other)
+    assert found.same
+    assert not found.throughout
+
+
+def test_what_was_compressed_resized_or_made_brighter_is_the_same_throughout(first, tmp_path):
+    slide().save(tmp_path / "slide.jpg", quality=30)
+    with Image.open(tmp_path / "slide.jpg") as pressed:
+        assert compare(picture(smaller(slide())), picture(smaller(pressed))).throughout
+    first.save(tmp_path / "first.jpg", quality=50)
+    with Image.open(tmp_path / "first.jpg") as pressed:
+        edits = [pressed.convert("RGB"), first.resize((100, 75)), first.crop((20, 10, 180, 130))]
+    # of the brighter ones much is white that was not
+    edits += [ImageEnhance.Brightness(first).enhance(factor) for factor in (0.5, 1.3, 1.6)]
+    for edited in edits:
+        found = compare(picture(first), picture(edited))
+        assert found.throughout
+        assert found.score >= 0.95
 
 
 def test_sketches_of_flat_photos_are_like_nothing(first):
@@ -142,6 +240,20 @@ def test_copies_of_an_album_whatever_their_cosine(album, monkeypatch):
     assert told(by_cosine)[frozenset({"1.png", "1 blurred.jpg"})] == [False]
 
 
+def test_slides_with_other_text_stay_however_much_copies_are_trusted(tmp_path):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    slide().save(folder / "1.png")
+    slide().resize((640, 360)).save(folder / "1 small.jpg", quality=80)
+    slide((*LINES[:2], "Costs rose")).save(folder / "2.png")
+    slide(("Hiring plan for spring", "Ten engineers", "One office in Lisbon")).save(folder / "3.png")
+    with Index.build(folder, FakeModel(), tmp_path / "index") as index:
+        # a second time with what was kept
+        for _ in range(2):
+            found = find_duplicates(index, trust=True)
+            assert {photo.name for photo, _ in found.spare} == {"1 small.jpg"}
+
+
 def test_photos_that_are_gone_are_judged_by_their_cosine(album):
     shutil.rmtree(album.about["root"])
     found = find_duplicates(album, precision=0.9, trust=True)
@@ -204,17 +316,18 @@ def test_what_was_found_is_kept_by_content(tmp_path):
         pass
     with Compared(tmp_path / "index", 1) as compared:
         assert compared.pair(one, other) is None
-        compared.put_pairs({(other, one): (True, 0.5, FRAME)})
+        compared.put_pairs({(other, one): (True, 0.5, FRAME, False), (one, one): (True, 1.0, MAP, True)})
         compared.put_sketches({one: b"sketch"})
     with Compared(tmp_path / "index", 1) as compared:
-        assert compared.pair(one, other) == compared.pair(other, one) == (True, 0.5, FRAME)
+        assert compared.pair(one, other) == compared.pair(other, one) == (True, 0.5, FRAME, False)
+        assert compared.pair(one, one) == (True, 1.0, MAP, True)
         assert compared.sketches([one, other]) == {one: b"sketch"}
     # of another method, and where nothing can be kept
     with Compared(tmp_path / "index", 2) as compared, Compared(tmp_path / "none", 1) as forgetful:
         assert compared.pair(one, other) is None
         assert compared.sketches([one]) == {}
-        forgetful.put_pairs({(one, other): (False, 0.0, "")})
-        assert forgetful.pair(one, other) == (False, 0.0, "")
+        forgetful.put_pairs({(one, other): (False, 0.0, "", False)})
+        assert forgetful.pair(one, other) == (False, 0.0, "", False)
     # a folder that holds no index stays as it is
     (tmp_path / "empty").mkdir()
     with Compared(tmp_path / "empty", 1):

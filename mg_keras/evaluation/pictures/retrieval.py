@@ -8,8 +8,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from PIL import Image, ImageOps
+from PIL import Image
 
+from mg_keras.data.pillow_photos import eight_bits, upright
 from mg_keras.evaluation.pictures import drawing
 from mg_keras.evaluation.pictures.drawing import BLUE, GREEN, RED
 
@@ -114,7 +115,7 @@ def _pixels(image: np.ndarray | str | os.PathLike) -> np.ndarray:
     """A small upright RGB version of a photo."""
     if isinstance(image, str | os.PathLike):
         with Image.open(image) as opened:
-            picture = ImageOps.exif_transpose(opened).convert("RGB")
+            picture = eight_bits(upright(opened)).convert("RGB")
     else:
         picture = Image.fromarray(np.asarray(image))
     picture.thumbnail((_PHOTO_SIDE, _PHOTO_SIDE), Image.Resampling.LANCZOS)
