@@ -293,7 +293,8 @@ class Network(keras.Model):
             pooling_exponent: its training exponent; None: the same.
         """
         # a learnt one, too
-        exponent = float(self.pool.pooling_exponent) if pooling_exponent is None else pooling_exponent
+        learnt = float(keras.ops.convert_to_numpy(self.pool.pooling_exponent))
+        exponent = learnt if pooling_exponent is None else pooling_exponent
         return Network.from_config({**Network.get_config(self), "pooling_exponent": exponent})
 
     def export(

@@ -18,6 +18,7 @@ from mg_keras.programs import export
 from mg_keras.programs.export import export_run
 from mg_keras.runs import photos as run_photos
 from mg_keras.runs.config import TrainConfig
+from mg_keras.runs.results import Results
 from tests.export.small import (
     EXPONENTS,
     METADATA,
@@ -412,11 +413,13 @@ def test_a_run_is_exported_and_the_printed_lines_load_it(data, model, whitening,
     (tmp_path / "photos" / "2.jpg").write_text("no photo")
     monkeypatch.setattr(run_photos, "open_source", open_source)
     monkeypatch.setattr(saved_model, "CHECK_PHOTOS", 3)
+    results = Results(tmp_path / "run", 64, 3.0)
+    results.folder.mkdir()
+    results.save_p_star({64: 2.5}, {}, {})
+    whitening.save(results.whitening_path(64))
+    settings = TrainConfig(trunk="resnet18", resolution=64)
     run = SimpleNamespace(
-        model=model,
-        class_names=list("abcdefg"),
-        settings=TrainConfig(trunk="resnet18", resolution=64),
-        results=SimpleNamespace(whitening=whitening, p_star={64: 2.5}),
+        model=model, class_names=list("abcdefg"), settings=settings, results=results, fingerprint="now"
     )
     text = usage(export_run(run, tmp_path / "model"))
     said = {
