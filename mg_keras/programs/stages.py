@@ -239,11 +239,10 @@ def fit_whitening(
     """
     config, results = settings or run.settings, run.results
     photos, kind = _whitening_photos(config, source)
-    versions = config.whitening_versions
     how = _fit(config)
     how.check(len(photos), run.model.embedding_dimension, kind)
     sizes = resolutions or config.resolutions
-    edits = f" and {versions * len(how.augmentations)} versions of each" if versions else ""
+    edits = f" and {how.versions * len(how.augmentations)} versions of each" if how.versions else ""
     edits += f", and training it for {how.steps:,} steps" if how.steps else ""
     announce(f"fitting a whitening at {_pixels(sizes)} on {len(photos):,} {kind}{edits}")
     embedder = embedder or embedder_of(run)
