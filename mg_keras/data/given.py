@@ -55,6 +55,7 @@ class GivenPhotos:
 
     Attributes:
         names: what to call each in messages: its path, or `photo 3` for the third.
+        files: the path of each, as `Split.files`; None where one is no file.
     """
 
     def __init__(self, items: list):
@@ -74,6 +75,7 @@ class GivenPhotos:
             self.names.append(printable_name(os.fsdecode(path)) or f"photo {place + 1}")
             paths.append(path)
             contents.append(content)
+        self.files = paths if all(paths) else None
         self._paths, self._contents = tf.constant(paths, tf.string), tf.constant(contents, tf.string)
         in_memory = self._arrays.keys() | self._troubles.keys()
         self._in_memory = tf.constant([place in in_memory for place in range(len(items))], tf.bool)

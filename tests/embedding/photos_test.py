@@ -76,6 +76,37 @@ def test_a_large_jpeg_is_reduced_while_it_is_decoded_and_keeps_its_size(model, t
         np.testing.assert_array_equal(both.sizes, [[48, 8], [300, 400]])
 
 
+@pytest.mark.parametrize("bad", [None, 0, 9, 15], ids=["none bad", "in the first", "in a later", "in the last"])
+@pytest.mark.slow
+def test_files_are_decoded_a_block_at_a_time_as_by_a_pipeline(tmp_path, monkeypatch, bad):
+    monkeypatch.setattr(embedding, "_PIXELS_A_BATCH", 4 * 32 * 32)
+    rng = np.random.default_rng(0)
+    for number in range(16):
+        pixels = rng.uniform(0, 255, (40 + number, 70, 3)).astype(np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{number:02}.jpg")
+    if bad is not None:
+        (tmp_path / f"{bad:02}.jpg").write_bytes(b"no photo")
+    blocks, squares = [], embedding._squares
+
+    def counted(*how):
+        return lambda paths: blocks.append(len(paths)) or squares(*how)(paths)
+
+    monkeypatch.setattr(embedding, "_squares", counted)
+    split = photos(tmp_path)
+    for given in (split, given_photos(split.files)):
+        blocks.clear()
+        found = list(prepared_batches(given, 32, 64))
+        # none after that which failed, where the pipeline takes over
+        assert blocks == [4] * min(4, (16 if bad is None else bad) // 4 + 1)
+        with monkeypatch.context() as patched:
+            patched.setattr(embedding, "_plain_files", lambda split: None)
+            expected = list(prepared_batches(given, 32, 64))
+        assert sum(blocks) <= 16, "that was no pipeline"
+        for mine, theirs in zip(found, expected, strict=True):
+            for part, other in zip(mine, theirs, strict=True):
+                np.testing.assert_array_equal(part, other)
+
+
 @pytest.mark.parametrize("resolution", [32, 40], ids=["square", "whole"])
 @pytest.mark.slow
 def test_few_photos_are_loaded_without_a_pipeline_as_by_one(folder, monkeypatch, resolution):
