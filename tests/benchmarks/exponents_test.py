@@ -64,6 +64,16 @@ def test_how_far_an_exponent_is_below_the_best():
     assert exponents.with_error(exponents.lost(precisions, 2)) == "0.0 ± 0.0"
 
 
+def test_what_half_of_the_queries_know_of_the_others():
+    alike = {1: np.full(20, 0.4), 2: np.full(20, 0.7)}
+    assert exponents.halves(alike, 0) == "0.0, 100%"
+    # one query decides: the half that has it chooses 1, which the other half has 10 points less with, and inversely
+    decided = {1: np.array([1.0] + [0.5] * 19), 2: np.array([0.0] + [0.6] * 19)}
+    missed = 100 * (0.5 * 0.1 + 0.5 * (1.0 - 0.1 * 9) / 10)
+    assert abs(float(exponents.halves(decided, 0).split(",")[0]) - missed) < 1
+    assert exponents.halves(decided, 0).endswith(" 0%")
+
+
 def test_a_whitening_learned_from_versions_of_each_photo(monkeypatch, holidays):
     rng = np.random.default_rng(0)
     photos, numbers = rng.normal(size=(10, 40, 12)), np.arange(40)
