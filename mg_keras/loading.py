@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import hashlib
-import math
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -23,6 +22,7 @@ from mg_keras.export.optimized import Optimized
 from mg_keras.export.quantize import INT8, Observed, supported
 from mg_keras.files import in_home
 from mg_keras.models import trunks
+from mg_keras.poolings import MOST_EXPONENT
 from mg_keras.pretrained import PACKAGED, from_torch_checkpoint, keras_weights, lite0
 from mg_keras.pretrained.layouts import RESNETS
 from mg_keras.pretrained.packed import PACKAGE, Packed
@@ -104,6 +104,7 @@ class Loaded:
         self.pooling_exponent, self.p_star = float(pooling_exponent), dict(p_star)
         self.thresholds = thresholds or {}
         self.preparation = preparation_of(network)
+        self._process = os.getpid()
         # None: the network's values are its descriptors
         self._whitening_at = whitening_at
         self._whitened_resolutions = tuple(whitened_resolutions)
@@ -120,8 +121,9 @@ class Loaded:
         """Descriptors of photos of any sizes and kinds.
 
         Args:
-            photos: a folder; or one photo or several: paths, bytes of files, arrays [H, W, 3] of RGB in 0-255 (uint8 or
-                float), PIL images.
+            photos: a folder, whose photos are taken at any depth in order of name; or one photo or several: paths,
+                bytes of files, arrays [H, W, 3] of RGB in 0-255 (uint8 or float), PIL images. A list tells which row
+                is whose; of a folder, files that are called as no photo and videos are passed over.
             resolution: s*, pixels, as every measure here takes it: where the model squashes photos, of both sides;
                 else up to the resolution of training a square crop, beyond it the largest side. None: the object's
                 `resolution`.
@@ -226,8 +228,8 @@ class Loaded:
             raise UserError(f"resolution must be a whole number of pixels, at least 1, received {resolution!r}")
         if p_star is None:
             p_star = self.p_star.get(int(resolution), self.pooling_exponent)
-        elif not (isinstance(p_star, int | float | np.number) and 0 < p_star < math.inf):
-            raise UserError(f"p_star must be a number > 0, received {p_star!r}")
+        elif not (isinstance(p_star, int | float | np.number) and 0 < np.float32(p_star) <= MOST_EXPONENT):
+            raise UserError(f"p_star must be a number > 0 and at most {MOST_EXPONENT:g}, received {p_star!r}")
         whitening = self._whitening_at(int(resolution)) if self._whitening_at else None
         return Settings(int(resolution), self.train_resolution, float(p_star), whitening, self.class_names)
 
@@ -240,6 +242,12 @@ class Loaded:
         """(rows of the photos that can be used, what the network makes of them [n, ...], how many there are in all)."""
         if on_error not in ("raise", "skip"):
             raise UserError(f'on_error must be "raise" or "skip", received {on_error!r}')
+        if os.getpid() != self._process:
+            # TensorFlow's threads are not there, and what waits for them would do so for ever
+            raise UserError(
+                f"{self.path} was opened before this process was forked; open it in each process, or start them by "
+                '"spawn" or "forkserver"'
+            )
         split = given_photos(photos)
         found = embed(network, split, settings.resolution, settings.train_resolution, [settings.pooling])
         if len(found.unusable) and on_error == "raise":

@@ -12,6 +12,10 @@ RMAC = "rmac"
 """Regional maxima (`mg_keras.layers.RMAC`), which has no exponent."""
 
 
+MOST_EXPONENT = 1000.0
+"""The largest p* that exported networks and `mg_keras.load` take: beyond, GeM is the maximum to rounding."""
+
+
 def checked(pooling: float | str) -> float | str:
     """A pooling, its exponent as a float.
 

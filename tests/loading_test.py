@@ -1,8 +1,11 @@
 """A run, its SavedModel and files of weights through `mg_keras.load`: the same descriptors and classes by each way."""
 
 import functools
+import io
 import json
 import shutil
+import subprocess
+import sys
 
 import keras
 import numpy as np
@@ -136,6 +139,7 @@ def test_photos_of_every_kind_at_hand(opened, files, tmp_path):
     exif = turned.getexif()
     exif[0x0112] = 6
     turned.save(tmp_path / "turned.png", exif=exif)
+    Image.fromarray(pixels).save(tmp_path / "a.tif")
     at_hand = [
         str(files[0]),
         files[0].read_bytes(),
@@ -145,6 +149,9 @@ def test_photos_of_every_kind_at_hand(opened, files, tmp_path):
         Image.fromarray(pixels),
         Image.open(tmp_path / "turned.png"),
         tmp_path / "turned.png",
+        memoryview(files[0].read_bytes()),
+        tmp_path / "a.tif",
+        (tmp_path / "a.tif").read_bytes(),
     ]
     for one in at_hand:
         np.testing.assert_allclose(opened.embed(one), expected, atol=1e-5, err_msg=str(type(one)))
@@ -154,6 +161,38 @@ def test_photos_of_every_kind_at_hand(opened, files, tmp_path):
     np.testing.assert_allclose(mixed[:-1], np.repeat(expected, len(at_hand), 0), atol=1e-5)
     np.testing.assert_allclose(mixed[-1:], opened.embed(other), atol=1e-5)
     np.testing.assert_allclose(opened.embed(np.stack([pixels] * 2)), np.repeat(expected, 2, 0), atol=1e-5)
+
+
+def test_greys_of_16_bits_are_those_of_their_file(opened, tmp_path):
+    greys = Image.fromarray(np.random.default_rng(0).integers(0, 65_536, (40, 40)).astype(np.uint16))
+    greys.save(tmp_path / "a.png")
+    np.testing.assert_allclose(opened.embed(greys), opened.embed(tmp_path / "a.png"), atol=1e-5)
+
+
+def test_a_forked_process_is_told_to_open_it_itself(opened, files, monkeypatch):
+    monkeypatch.setattr(loading.os, "getpid", lambda: 1)
+    with pytest.raises(UserError, match="was opened before this process was forked"):
+        opened.embed(files[:1])
+
+
+@pytest.mark.slow
+def test_a_thread_goes_on_when_the_main_one_has_ended(run, files, tmp_path):
+    (tmp_path / "late.py").write_text(
+        f"""
+import threading, time
+import mg_keras
+
+model = mg_keras.load({str(PACKAGE)!r})
+
+def work():
+    threading.main_thread().join()
+    print(model.embed({[str(file) for file in files] * 3!r}, 32).shape)
+
+threading.Thread(target=work).start()
+"""
+    )
+    done = subprocess.run([sys.executable, tmp_path / "late.py"], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == [f"({3 * len(files)}, 512)"], done.stderr
 
 
 def test_pixels_between_grey_levels_are_not_rounded(run, opened):
@@ -170,8 +209,11 @@ BROKEN = [
     (np.full((9, 9, 3), 300.0), "photo 1: an array with values that are not in 0-255"),
     (np.full((9, 9, 3), np.nan), "photo 1: an array with values that are not in 0-255"),
     ([None], "photo 1: a NoneType, where a path, bytes, an array or a PIL image was expected"),
-    (Image.new("F", (20, 20)), "photo 1: a PIL image of mode F"),
+    (Image.new("F", (20, 20)), "photo 1: a PIL image of mode F: bring its values to 0-255"),
+    (b"II*\0" + bytes(80), "photo 1: TIFF that can't be converted: "),
     (7, "photos must be a folder, or one or more paths"),
+    ("", 'photos must be paths, received ""'),
+    (io.BytesIO(b"photo"), "photos must be a folder, or one or more paths.*, received BytesIO"),
 ]
 
 
@@ -295,7 +337,9 @@ def test_what_can_not_be_opened(tmp_path, what, options, message):
 def test_arguments_out_of_range(opened, exported, files):
     for options, message in (
         ({"resolution": 0}, "resolution must be a whole number of pixels, at least 1, received 0"),
-        ({"p_star": -1.0}, "p_star must be a number > 0, received -1.0"),
+        ({"p_star": -1.0}, "p_star must be a number > 0 and at most 1000, received -1.0"),
+        ({"p_star": 2000}, "p_star must be a number > 0 and at most 1000, received 2000"),
+        ({"p_star": 1e-50}, "p_star must be a number > 0 and at most 1000, received 1e-50"),
         ({"on_error": "ignore"}, 'on_error must be "raise" or "skip"'),
     ):
         with pytest.raises(UserError, match=message):

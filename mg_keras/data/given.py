@@ -9,8 +9,9 @@ import tensorflow as tf
 from PIL import Image
 
 from mg_keras.data.bounds import MIN_SIDE
-from mg_keras.data.images import decode_common, problem, try_decode
-from mg_keras.data.pillow_photos import upright
+from mg_keras.data.finding import CONVERTED, kind_of
+from mg_keras.data.images import UNREADABLE, decode_common, problem, try_decode
+from mg_keras.data.pillow_photos import converted, eight_bits, upright, why_not
 from mg_keras.data.sources import Split, photos
 from mg_keras.errors import UserError
 from mg_keras.files import in_home, printable_name
@@ -19,13 +20,17 @@ from mg_keras.files import in_home, printable_name
 _PIL_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "HSV", "LAB")
 
 
+# what is one photo
+_PHOTO = str | os.PathLike | bytes | bytearray | memoryview | Image.Image
+
+
 def given_photos(what: Any) -> "Split | GivenPhotos":
     """Photos to embed, of any sizes and kinds.
 
     Args:
         what: a folder, whose photos are taken at any depth in order of name; or one photo or several, each of them
 
-            * the path of a file, or its bytes, as `mg_keras.data.images` decodes them;
+            * the path of a file, or its bytes, as `mg_keras.data.images` decodes them, or a TIFF, AVIF or HEIC;
             * an array [H, W, 3] of RGB in 0-255, uint8 or float (a batch [N, H, W, 3] is N of them);
             * a PIL image, which is turned upright as its EXIF data say.
 
@@ -35,11 +40,13 @@ def given_photos(what: Any) -> "Split | GivenPhotos":
     Raises:
         UserError: the folder is not there, or has no photo in it; or `what` is none of the above.
     """
+    if isinstance(what, str) and not what:
+        raise UserError('photos must be paths, received ""')
     if isinstance(what, str | os.PathLike) and in_home(what).is_dir():
         return photos(in_home(what))
-    if isinstance(what, str | os.PathLike | bytes | bytearray | Image.Image) or getattr(what, "ndim", None) == 3:
+    if isinstance(what, _PHOTO) or getattr(what, "ndim", None) == 3:
         what = [what]
-    elif not isinstance(what, Iterable):
+    elif hasattr(what, "read") or not isinstance(what, Iterable):
         raise UserError(
             "photos must be a folder, or one or more paths, bytes, arrays [H, W, 3] or PIL images, "
             f"received {type(what).__name__}"
@@ -68,7 +75,7 @@ class GivenPhotos:
             if isinstance(item, str | os.PathLike):
                 # opened by its bytes, which need not be valid UTF-8
                 path = os.fsencode(in_home(item))
-            elif isinstance(item, bytes | bytearray):
+            elif isinstance(item, bytes | bytearray | memoryview):
                 content = bytes(item)
             else:
                 self._add_array(place, item)
@@ -113,7 +120,8 @@ class GivenPhotos:
         """Why a photo can't be used, in a few words."""
         if row in self._troubles:
             return self._troubles[row]
-        return problem(lambda: self.read(tf.constant(row))) or "could not be read"
+        _, trouble = self._converted(row)
+        return trouble or problem(lambda: self.read(tf.constant(row))) or "could not be read"
 
     def _add_array(self, place, item):
         trouble, array = _pixels(item)
@@ -128,8 +136,27 @@ class GivenPhotos:
         return tf.cond(path == "", lambda: self._contents[row], lambda: tf.io.read_file(path))
 
     def _decoded(self, row):
+        def convert():
+            contents = tf.numpy_function(lambda row: self._converted(row)[0], [row], tf.string)
+            return try_decode(tf.identity, tf.ensure_shape(contents, []))
+
         ok, image = try_decode(self.read, row)
+        ok, image = tf.cond(ok, lambda: (ok, image), convert)
         return ok, tf.cast(image, self._type)
+
+    def _converted(self, row):
+        """(a photo of a kind that the decoder does not read, as it reads it; why it can't be converted, or None)."""
+        try:
+            contents = self.read(tf.constant(int(row))).numpy()
+        except UNREADABLE:
+            return b"", None
+        kind = kind_of(contents[:64])
+        if kind not in CONVERTED:
+            return b"", None
+        try:
+            return converted(contents, kind), None
+        except Exception as error:  # decoders raise anything on broken files, and each means: not this photo
+            return b"", why_not(error, kind)
 
     def _held(self, row):
         dtype = self._type.as_numpy_dtype
@@ -145,10 +172,12 @@ class GivenPhotos:
 def _pixels(item):
     """(why it can't be used, or None; RGB [H, W, 3] in 0-255, uint8 or float32)."""
     if isinstance(item, Image.Image):
-        if item.mode not in _PIL_MODES:
+        if item.mode in ("I", "F"):
+            return f"a PIL image of mode {item.mode}: bring its values to 0-255 and convert it to RGB", None
+        if item.mode not in _PIL_MODES and not item.mode.startswith("I;16"):
             return f"a PIL image of mode {item.mode}: convert it to RGB", None
         try:
-            array = np.asarray(upright(item).convert("RGB"))
+            array = np.asarray(eight_bits(upright(item)).convert("RGB"))
         except (OSError, ValueError, SyntaxError) as error:
             return " ".join(str(error).split()), None
     elif hasattr(item, "__array__"):

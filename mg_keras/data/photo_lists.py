@@ -21,7 +21,7 @@ from mg_keras.data import stores
 from mg_keras.data.finding import CONVERTED, existing, find_photos, is_ignored, kind_of, told, why_none
 from mg_keras.data.formats import EXTENSIONS
 from mg_keras.data.patterns import expand_braces
-from mg_keras.data.pillow_photos import opened, why_not, write
+from mg_keras.data.pillow_photos import converted, why_not
 from mg_keras.data.stores import as_user_error, is_url, store_of
 from mg_keras.data.tables import records
 from mg_keras.errors import UserError
@@ -276,9 +276,7 @@ class Contents:
         if kind not in CONVERTED:
             return contents
         try:
-            converted = io.BytesIO()
-            write(opened(io.BytesIO(contents), kind), kind, converted)
-            return converted.getvalue()
+            return converted(contents, kind)
         except Exception as error:  # decoders raise anything on broken files, and each means: not this photo
             self._troubles[row] = why_not(error, kind)
             return b""

@@ -1,5 +1,6 @@
 """Photos that TensorFlow's decoders do not read, by Pillow: TIFF, AVIF and HEIC."""
 
+import io
 import os
 from typing import BinaryIO
 
@@ -93,6 +94,21 @@ def write(image: Image.Image, kind: str, file: str | os.PathLike | BinaryIO) -> 
         image.save(file, "PNG", compress_level=3)
     else:
         image.save(file, "JPEG", quality=95, subsampling=0)
+
+
+def converted(contents: bytes, kind: str) -> bytes:
+    """The bytes of a photo as `write` makes a file of them.
+
+    Args:
+        contents: of a TIFF, AVIF or HEIC file.
+        kind: which of them.
+
+    Raises:
+        Exception: of any type, as `opened`.
+    """
+    file = io.BytesIO()
+    write(opened(io.BytesIO(contents), kind), kind, file)
+    return file.getvalue()
 
 
 def why_not(error: Exception, kind: str) -> str:

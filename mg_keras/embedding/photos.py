@@ -262,7 +262,7 @@ def forward_function(network: EmbeddingNetwork, poolings: Sequence[float | str] 
     return _forward(network, tuple(map(checked, poolings)))
 
 
-@functools.lru_cache(maxsize=4)
+@functools.lru_cache(maxsize=16)
 def _forward(network, poolings):
     """Kept, as validation asks for the same one after every epoch."""
     signature = [tf.TensorSpec([None, None, None, 3], tf.float32)]
@@ -310,7 +310,9 @@ def _squares(resolution, prepare):
     @tf.function(input_signature=[tf.TensorSpec([None], tf.string)], autograph=False)
     def squares(paths):
         at_once = 4 * (os.cpu_count() or 1)
-        return tf.map_fn(square, paths, fn_output_signature=shapes, parallel_iterations=at_once)
+        # where a pipeline would run, too: photos in full size are nothing for a GPU's memory
+        with tf.device("/CPU:0"):
+            return tf.map_fn(square, paths, fn_output_signature=shapes, parallel_iterations=at_once)
 
     return squares
 
@@ -332,11 +334,18 @@ def _blocks(squares, files, rows, size):
         return tf.constant(taken), tf.ones(len(taken), tf.bool), sizes, images
 
     with ThreadPoolExecutor(1) as ahead:
-        coming = ahead.submit(made, 0)
+
+        def begun(start):
+            try:
+                return ahead.submit(made, start).result
+            except RuntimeError:  # the main thread has ended, and none may be started any more
+                return functools.partial(made, start)
+
+        coming = begun(0)
         for start in range(size, len(rows) + size, size):
-            if (batch := coming.result()) is None:
+            if (batch := coming()) is None:
                 return
-            coming = ahead.submit(made, start) if start < len(rows) else None
+            coming = begun(start) if start < len(rows) else None
             yield batch
 
 

@@ -23,11 +23,11 @@ from mg_keras.export.encoded import LIMITS, embed_encoded, refuse_unusable
 from mg_keras.export.optimize import normalized, optimized_trunk
 from mg_keras.files import atomic_path, atomic_write_json, remove_leftovers
 from mg_keras.models.levels import as_list, with_levels
+from mg_keras.poolings import MOST_EXPONENT
 from mg_keras.quiet import tensorflow_says
 
 _OUTPUTS = ("logits", "class", "probability")
 _DEFAULT_RESOLUTION = 224
-_MAX_EXPONENT = 1000.0
 # of a pixel, either way: room for those of 16 bits and for what sharpening overshoots, and none for what the network
 # could turn into no number
 _MAX_PIXEL = 65_535.0
@@ -289,8 +289,8 @@ def _checked_descriptors(embedding: tf.Tensor) -> tf.Tensor:
 
 
 def _checked_exponents(p_star: tf.Tensor) -> tf.Tensor:
-    in_range = (p_star > 0) & (p_star <= _MAX_EXPONENT)  # a NaN is not
-    message = f"p_star must be greater than 0 and at most {_MAX_EXPONENT:g}"
+    in_range = (p_star > 0) & (p_star <= MOST_EXPONENT)  # a NaN is not
+    message = f"p_star must be greater than 0 and at most {MOST_EXPONENT:g}"
     with _after(tf.debugging.Assert(tf.reduce_all(in_range), [message, p_star])):
         return tf.identity(p_star)
 
@@ -366,7 +366,7 @@ def _description(
 def _exponents(description: Mapping[str, Any]) -> dict[int, float]:
     """The p* table, resolution -> exponent; empty where none was chosen."""
     table = {int(size): float(value) for size, value in (description.get("p_star") or {}).items()}
-    if any(size < 1 or not 0 < value <= _MAX_EXPONENT for size, value in table.items()):
+    if any(size < 1 or not 0 < value <= MOST_EXPONENT for size, value in table.items()):
         raise ValueError(f"p_star must map resolutions in pixels to exponents > 0, received {table}")
     return table
 

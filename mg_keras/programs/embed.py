@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mg_keras.errors import UserError
+from mg_keras.poolings import MOST_EXPONENT
 from mg_keras.pretrained import PACKAGED
 from mg_keras.programs.common import Parser, number
 from mg_keras.progress import announce
@@ -43,7 +44,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("--dtype", choices=["float16", "float32"], help="of the descriptors; default: float32 for .npy, else float16")
     add("--photos_a_shard", type=number(int, at_least=1), help="at most; default: 256 to 4096, by the number of photos")
     add("--resolution", type=number(int, at_least=1), help="s*, pixels; default: the model's, else that of training")
-    add("--p_star", type=number(float, above=0), help="exponent; default: the one chosen for the resolution")
+    add(
+        "--p_star",
+        type=number(float, above=0, at_most=MOST_EXPONENT),
+        help="exponent; default: the one chosen for the resolution",
+    )
     add("--whiten", type=bool, help="true or false; default: where one was fitted for the resolution and p*")
     add("--engine", choices=list(ENGINES), default="local", help="where photos are described")
     of_ray = parser.add_argument_group("--engine ray, with a SavedModel")
