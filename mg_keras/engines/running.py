@@ -77,7 +77,8 @@ def embed_to_files(
 
     Raises:
         UserError: `path` is a name of another kind, holds something else or what was made from something else, or can't
-            be written; another process is writing it; the list can't be read; no photo can be used; or what the engine
+            be written; what shall lie beside it is there already and is of other photos, or is itself the list that is
+            read; another process is writing it; the list can't be read; no photo can be used; or what the engine
             raises.
     """
     # a Path has lost the slash that says what it is to be
@@ -99,6 +100,8 @@ def embed_to_files(
                 shards.remove(place)
                 return written
             shards.check(place, made_from)
+            if kind == ".npy":
+                _check_lists(path, work.digest, getattr(photos, "what", ()))
             place.mkdir(parents=True, exist_ok=True)
             with _locked(place):
                 if kind:
@@ -182,6 +185,23 @@ def _check_complete(path: Path, made_from: dict[str, Any]) -> Written:
     raise UserError(f"{path} exists already and {reason}: remove it or choose another name")
 
 
+def _check_lists(path, digest, what):
+    """Refuses files beside an array that would be replaced, but for those that a call for the same photos left."""
+    there = [found for suffix in _LISTS if os.path.lexists(found := path.with_suffix(suffix))]
+    # globs and URLs are no files here
+    read = [each for each in map(os.path.expanduser, what) if os.path.exists(each)]
+    for found in filter(os.path.exists, there):
+        if any(os.path.samefile(found, each) for each in read):
+            raise UserError(f"{found} is among --photos and would be replaced: choose another name than {path}")
+    try:
+        about = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        ours = about["made_from"]["photos"] == digest
+    except (OSError, ValueError, KeyError, TypeError):
+        ours = False
+    if there and not ours:
+        raise UserError(f"{there[0]} is there already and would be replaced: remove it or choose another name")
+
+
 def _write_lists(path, work, errors, passed_over, made_from, written):
     """What lies beside an array: written before it, so that where the array is, all is."""
     # a name with a line break in it would put the list out of step with the array: `uris` are lines of text
@@ -191,10 +211,11 @@ def _write_lists(path, work, errors, passed_over, made_from, written):
             usable.append(name)
         else:
             unusable.append((name, printable_name(error)))
+    # first what says whose the others are
+    atomic_write_json(path.with_suffix(".json"), {**dataclasses.asdict(written), "made_from": made_from})
     atomic_write_text(path.with_suffix(".txt"), "".join(f"{name}\n" for name in usable))
     text = "".join(f"{name}\t{reason}\n" for name, reason in [*unusable, *passed_over])
     if text:
         atomic_write_text(path.with_suffix(".unusable.txt"), text)
     else:
         path.with_suffix(".unusable.txt").unlink(missing_ok=True)
-    atomic_write_json(path.with_suffix(".json"), {**dataclasses.asdict(written), "made_from": made_from})

@@ -66,10 +66,59 @@ def test_files_hold_the_descriptors_and_their_photos(folder, model, whitening, s
 
 
 def test_no_list_of_unusable_photos_without_any(folder, model, tmp_path):
+    again = functools.partial(write, model, [folder / PATHS[row] for row in GOOD], tmp_path / "x.npy")
+    again()
     # as if the array of an earlier call had been removed, and its lists forgotten
+    (tmp_path / "x.npy").unlink()
     (tmp_path / "x.unusable.txt").write_text("old")
-    assert write(model, [folder / PATHS[row] for row in GOOD], tmp_path / "x.npy") == Written(9, 0)
+    assert again() == Written(9, 0)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["x.json", "x.npy", "x.txt"]
+
+
+@pytest.mark.parametrize("name", ["x.txt", "x.unusable.txt", "x.json"])
+@pytest.mark.parametrize("about", [None, '{"made_from": {"photos": "others"}}', '{"made_from": 3}', "[]", "no JSON"])
+def test_files_of_others_beside_an_array_are_refused(folder, model, tmp_path, name, about):
+    (tmp_path / name).write_text("mine")
+    if about is not None:
+        (tmp_path / "x.json").write_text(about)
+    before = {path: path.read_text() for path in tmp_path.iterdir()}
+    network = Counting(model)
+    with pytest.raises(UserError, match=rf"{name} is there already and .*: remove it or choose another name"):
+        write(network, folder, tmp_path / "x.npy")
+    assert network.count == 0
+    assert {path: path.read_text() for path in tmp_path.iterdir()} == before
+
+
+def test_a_list_that_is_read_is_not_replaced(folder, model, tmp_path, monkeypatch):
+    photos = "".join(f"{folder / path}\n" for path in PATHS)
+    (tmp_path / "mine.txt").write_text(photos)
+    # as a file of the same says that was made of it
+    (tmp_path / "other.txt").write_text(photos)
+    write(model, tmp_path / "other.txt", tmp_path / "made.npy")
+    (tmp_path / "made.json").rename(tmp_path / "mine.json")
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.iterdir())
+    for name in ("mine.txt", "./mine.txt", tmp_path / "mine.txt"):
+        with pytest.raises(UserError, match=r"mine\.txt is among --photos and would be replaced: choose another name"):
+            write(model, [name], "mine.npy")
+    assert (tmp_path / "mine.txt").read_text() == photos
+    assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("place", ["running.atomic_write_json", "running.atomic_write_text", "shards.join"])
+def test_a_call_that_was_stopped_among_its_lists_goes_on(folder, model, tmp_path, place):
+    def stop(*_):
+        raise InterruptedError
+
+    where, name = place.split(".")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr({"running": running, "shards": shards}[where], name, stop)
+        with pytest.raises(UserError):
+            write(model, folder, tmp_path / "x.npy")
+    network = Counting(model)
+    assert write(network, folder, tmp_path / "x.npy") == Written(9, 2)
+    assert network.count == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["x.json", "x.npy", "x.txt", "x.unusable.txt"]
 
 
 def interrupt(model, photos, path, stop_after):
