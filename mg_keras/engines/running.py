@@ -56,7 +56,8 @@ def embed_to_files(
 
     The list is cut into stretches of `photos_a_shard`, each of which becomes one Parquet shard
     (`mg_keras.embedding.shards`). After Ctrl-C, a crash or `kill -9` the same call, by any engine of the same network,
-    describes the photos that no shard holds; a shard that can't be read is made anew. By what `path` is, the result is
+    describes the photos that no shard holds, and those again that could not be read: a disk or a store may have been
+    away. A shard that can't be read is made anew. By what `path` is, the result is
 
     * `FOLDER/`, a folder (or a name without a suffix): the shards;
     * `X.parquet`: one file of all, a row a photo in their order, the unusable ones with their `error`;
@@ -65,7 +66,8 @@ def embed_to_files(
       all this was made from.
 
     Files are written whole or not at all, the last two kinds from the shards in `X.npy.shards`, which are removed then:
-    the disk must hold the descriptors twice.
+    the disk must hold the descriptors twice. One that is there whole is left, with the photos that could not be read:
+    remove it to describe all again.
 
     Args:
         engine: `Engine`; it is started only if there is something to do.
@@ -127,10 +129,14 @@ def _fill(engine, work, place, columns, label, size):
     for broken in shards.remove_broken(place):
         if label:
             print(f"{broken} was broken: its photos are embedded anew", file=sys.stderr, flush=True)
-    done = shards.done(place, len(work))
+    unread = shards.Unread(place, len(work))
+    done = shards.done(place, len(work)) & ~unread.photos
     there = int(done.sum())
     if there == len(work):
         return
+    if unread.photos.any() and label:
+        again = f"{unread.photos.sum():,} photos could not be read before: they are tried again"
+        print(again, file=sys.stderr, flush=True)
     if there and label:
         print(f"going on after {there:,} of {len(work):,} photos", file=sys.stderr, flush=True)
     size = size or min(shards.PHOTOS_A_SHARD, max(_FEWEST, len(work) // _SHARDS))
@@ -140,7 +146,8 @@ def _fill(engine, work, place, columns, label, size):
         # closed at once where something is wrong, not when it is forgotten
         with contextlib.closing(engine.rows(work.pieces(done, size), columns, count)) as tables:
             for rows in tables:
-                shards.write(place, rows)
+                if len(rows := unread.make_room(rows)):
+                    shards.write(place, rows)
 
 
 def _errors(place):

@@ -4,6 +4,7 @@ import fcntl
 import functools
 import json
 import os
+import shutil
 from hashlib import sha256
 
 import keras
@@ -223,6 +224,73 @@ def changes(folder, model, whitening):
         "class_names": {"names": ["a", "b", "c", "d"]},
         "dtype": {"dtype": "float16"},
     }
+
+
+def embedded(folder):
+    """(rows by id, names of shards -> their time) of a folder of shards."""
+    return pa.concat_tables(shards.read(folder)).to_pylist(), {
+        path.name: path.stat().st_mtime_ns for path in folder.iterdir()
+    }
+
+
+@pytest.mark.parametrize("name", ["x/", "x.parquet", "x.npy"])
+def test_photos_that_were_away_are_tried_again(folder, model, tmp_path, small_batches, capsys, name):
+    share, listed = tmp_path / "share", tmp_path / "list.txt"
+    listed.write_text("".join(f"share/{path}\n" for path in PATHS))
+    with pytest.raises(UserError, match=r"none of the 11 photos can be used; .*: could not be read: No such"):
+        write(model, listed, f"{tmp_path}/{name}", photos_a_shard=4)
+    share.symlink_to(folder)
+    network = Counting(model)
+    found = write(network, listed, f"{tmp_path}/{name}", label="photos", photos_a_shard=3)
+    assert (found, network.count) == (Written(9, 2), 9)
+    assert "11 photos could not be read before: they are tried again" in capsys.readouterr().err
+    write(model, listed, tmp_path / "whole.parquet")
+    whole = parquet.read_table(tmp_path / "whole.parquet").to_pydict()
+    if name == "x.npy":
+        assert lines(tmp_path / "x.txt") == [str(share / PATHS[row]) for row in GOOD]
+    else:
+        table = parquet.read_table(tmp_path / name)
+        assert sorted(table["id"].to_pylist()) == list(range(len(SIZES)))
+        table = table.sort_by("id").to_pydict()
+        assert all(table[column] == whole[column] for column in ("uri", "sha256", "error", "width"))
+
+
+def test_some_photos_that_were_away(folder, model, tmp_path, small_batches):
+    share, listed, out = tmp_path / "share", tmp_path / "list.txt", tmp_path / "x"
+    shutil.copytree(folder, share)
+    listed.write_text("".join(f"share/{path}\n" for path in PATHS))
+    away = [1, 4, 5, 6, 7]
+    for row in away:
+        (share / PATHS[row]).unlink()
+    again = functools.partial(write, photos=listed, path=out, photos_a_shard=2)
+    assert again(model) == Written(5, 6)
+    before = embedded(out)
+    # where nothing has come back, nothing is written
+    network = Counting(model)
+    assert again(network) == Written(5, 6)
+    assert network.count == 0
+    assert embedded(out)[1] == before[1]
+    for row in away[:-2]:
+        shutil.copy(folder / PATHS[row], share)
+    # it is killed when the first of them is described
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(shards, "write", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            again(model)
+    rows, _ = embedded(out)
+    assert len(rows) < len(before[0])
+    network = Counting(model)
+    assert again(network) == Written(8, 3)
+    assert network.count == 3
+    rows, _ = embedded(out)
+    assert [row["id"] for row in rows] == list(range(len(SIZES)))
+    assert sum(len(parquet.read_table(path)) for path in out.iterdir()) == len(SIZES)
+    for path in out.iterdir():
+        assert shards.ids(path).tolist() == sorted(shards.ids(path))
+    shards.check(out, json.loads(parquet.read_schema(next(out.iterdir())).metadata[b"mg_keras"]))
+    errors = [row["error"] and row["error"].partition(":")[0] for row in rows]
+    gone = "could not be read"
+    assert errors == [None, None, NO_PHOTO, None, None, None, gone, gone, None, None, None]
 
 
 @pytest.mark.slow
