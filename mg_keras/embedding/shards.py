@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from pyarrow import parquet
 
 from mg_keras.errors import UserError
@@ -281,6 +282,58 @@ def done(folder: str | os.PathLike, count: int) -> np.ndarray:
     return there
 
 
+class Unread:
+    """Which photos have a row because they could not be read, which may pass: a disk or a store was away.
+
+    Only for a folder into which nobody else writes.
+
+    Args:
+        folder: of the shards.
+        count: N, photos of the list.
+
+    Attributes:
+        photos: bool [N].
+
+    Raises:
+        UserError: a shard can't be read.
+    """
+
+    def __init__(self, folder: str | os.PathLike, count: int):
+        self._paths = _shards(folder)
+        # the place of each photo's shard in them
+        self._shard_of = np.full(count, -1, np.int32)
+        for place, path in enumerate(self._paths):
+            rows = _read(path, ["id", "sha256", "error"])
+            self._shard_of[rows.filter(_unread(rows))["id"].to_numpy()] = place
+        self.photos = self._shard_of >= 0
+
+    def make_room(self, rows: pa.Table) -> pa.Table:
+        """Removes the rows of photos that `rows` have again and that could be read now.
+
+        Shards are replaced whole, or removed where nothing is left of one. Until the new rows are written their photos
+        have none, so that no photo ever has two.
+
+        Returns:
+            What is to be written: `rows` without those of photos that could not be read again, which keep the old ones.
+
+        Raises:
+            UserError: a shard can't be read.
+        """
+        again = self.photos[rows["id"].to_numpy()] & _unread(rows).to_numpy(zero_copy_only=False)
+        rows = rows.filter(pa.array(~again))
+        photos = rows["id"].to_numpy()
+        for place in np.unique(self._shard_of[photos][self.photos[photos]]).tolist():
+            path = self._paths[place]
+            old = _read(path)
+            left = old.filter(pa.array(~np.isin(old["id"].to_numpy(), photos)))
+            if len(left):
+                with atomic_path(path) as partial:
+                    parquet.write_table(left, partial, **_FORMAT)
+            else:
+                path.unlink()
+        return rows
+
+
 def ids(path: str | os.PathLike) -> np.ndarray:
     """int64, the photos of the rows of a shard or of a joined file.
 
@@ -364,6 +417,12 @@ def remove(folder: str | os.PathLike) -> None:
         path.unlink(missing_ok=True)
     with contextlib.suppress(OSError):
         Path(folder).rmdir()
+
+
+def _unread(rows):
+    """bool [n]: of which rows the photo could not be read; what was read has a hash."""
+    failed = pc.fill_null(pc.starts_with(rows["error"], "could not be read"), False)
+    return pc.and_(failed, pc.is_null(rows["sha256"])).combine_chunks()
 
 
 def _shards(folder):

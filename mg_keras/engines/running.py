@@ -56,7 +56,8 @@ def embed_to_files(
 
     The list is cut into stretches of `photos_a_shard`, each of which becomes one Parquet shard
     (`mg_keras.embedding.shards`). After Ctrl-C, a crash or `kill -9` the same call, by any engine of the same network,
-    describes the photos that no shard holds; a shard that can't be read is made anew. By what `path` is, the result is
+    describes the photos that no shard holds, and those again that could not be read: a disk or a store may have been
+    away. A shard that can't be read is made anew. By what `path` is, the result is
 
     * `FOLDER/`, a folder (or a name without a suffix): the shards;
     * `X.parquet`: one file of all, a row a photo in their order, the unusable ones with their `error`;
@@ -65,7 +66,8 @@ def embed_to_files(
       all this was made from.
 
     Files are written whole or not at all, the last two kinds from the shards in `X.npy.shards`, which are removed then:
-    the disk must hold the descriptors twice.
+    the disk must hold the descriptors twice. One that is there whole is left, with the photos that could not be read:
+    remove it to describe all again.
 
     Args:
         engine: `Engine`; it is started only if there is something to do.
@@ -77,7 +79,8 @@ def embed_to_files(
 
     Raises:
         UserError: `path` is a name of another kind, holds something else or what was made from something else, or can't
-            be written; another process is writing it; the list can't be read; no photo can be used; or what the engine
+            be written; what shall lie beside it is there already and is of other photos, or is itself the list that is
+            read; another process is writing it; the list can't be read; no photo can be used; or what the engine
             raises.
     """
     # a Path has lost the slash that says what it is to be
@@ -99,6 +102,8 @@ def embed_to_files(
                 shards.remove(place)
                 return written
             shards.check(place, made_from)
+            if kind == ".npy":
+                _check_lists(path, work.digest, getattr(photos, "what", ()))
             place.mkdir(parents=True, exist_ok=True)
             with _locked(place):
                 if kind:
@@ -124,10 +129,14 @@ def _fill(engine, work, place, columns, label, size):
     for broken in shards.remove_broken(place):
         if label:
             print(f"{broken} was broken: its photos are embedded anew", file=sys.stderr, flush=True)
-    done = shards.done(place, len(work))
+    unread = shards.Unread(place, len(work))
+    done = shards.done(place, len(work)) & ~unread.photos
     there = int(done.sum())
     if there == len(work):
         return
+    if unread.photos.any() and label:
+        again = f"{unread.photos.sum():,} photos could not be read before: they are tried again"
+        print(again, file=sys.stderr, flush=True)
     if there and label:
         print(f"going on after {there:,} of {len(work):,} photos", file=sys.stderr, flush=True)
     size = size or min(shards.PHOTOS_A_SHARD, max(_FEWEST, len(work) // _SHARDS))
@@ -137,7 +146,8 @@ def _fill(engine, work, place, columns, label, size):
         # closed at once where something is wrong, not when it is forgotten
         with contextlib.closing(engine.rows(work.pieces(done, size), columns, count)) as tables:
             for rows in tables:
-                shards.write(place, rows)
+                if len(rows := unread.make_room(rows)):
+                    shards.write(place, rows)
 
 
 def _errors(place):
@@ -182,6 +192,23 @@ def _check_complete(path: Path, made_from: dict[str, Any]) -> Written:
     raise UserError(f"{path} exists already and {reason}: remove it or choose another name")
 
 
+def _check_lists(path, digest, what):
+    """Refuses files beside an array that would be replaced, but for those that a call for the same photos left."""
+    there = [found for suffix in _LISTS if os.path.lexists(found := path.with_suffix(suffix))]
+    # globs and URLs are no files here
+    read = [each for each in map(os.path.expanduser, what) if os.path.exists(each)]
+    for found in filter(os.path.exists, there):
+        if any(os.path.samefile(found, each) for each in read):
+            raise UserError(f"{found} is among --photos and would be replaced: choose another name than {path}")
+    try:
+        about = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        ours = about["made_from"]["photos"] == digest
+    except (OSError, ValueError, KeyError, TypeError):
+        ours = False
+    if there and not ours:
+        raise UserError(f"{there[0]} is there already and would be replaced: remove it or choose another name")
+
+
 def _write_lists(path, work, errors, passed_over, made_from, written):
     """What lies beside an array: written before it, so that where the array is, all is."""
     # a name with a line break in it would put the list out of step with the array: `uris` are lines of text
@@ -191,10 +218,11 @@ def _write_lists(path, work, errors, passed_over, made_from, written):
             usable.append(name)
         else:
             unusable.append((name, printable_name(error)))
+    # first what says whose the others are
+    atomic_write_json(path.with_suffix(".json"), {**dataclasses.asdict(written), "made_from": made_from})
     atomic_write_text(path.with_suffix(".txt"), "".join(f"{name}\n" for name in usable))
     text = "".join(f"{name}\t{reason}\n" for name, reason in [*unusable, *passed_over])
     if text:
         atomic_write_text(path.with_suffix(".unusable.txt"), text)
     else:
         path.with_suffix(".unusable.txt").unlink(missing_ok=True)
-    atomic_write_json(path.with_suffix(".json"), {**dataclasses.asdict(written), "made_from": made_from})

@@ -6,6 +6,9 @@ import numpy as np
 
 PRECISIONS = (0.9, 0.99)
 
+# pairs that are held before any are dropped
+_FEWEST = 1 << 16
+
 
 def threshold_at_precision(similarities: np.ndarray, matches: np.ndarray, precision: float) -> float | None:
     """The smallest similarity t for which, of the pairs at t or above, the share `precision` or more match.
@@ -45,3 +48,62 @@ def thresholds(
     """`threshold_at_precision` at several precisions: "0.99" -> cosine, without those that no cosine gives."""
     found = {f"{precision:g}": threshold_at_precision(similarities, matches, precision) for precision in precisions}
     return {name: round(value, 4) for name, value in found.items() if value is not None}
+
+
+class TopPairs:
+    """The pairs that decide `thresholds`, of any number of pairs that come in blocks.
+
+    Where M of all pairs match, no more than M / p of them lie at or above a threshold of precision p: the M / p most
+    similar pairs tell as much as all, and no others are kept.
+
+    Args:
+        matching: M, how many of all pairs match, or more.
+        precisions: as `thresholds` takes them.
+
+    Attributes:
+        held: pairs in memory: twice M / p, and some ten thousand, at most.
+
+    Example:
+
+    >>> pairs = TopPairs(matching=2)
+    >>> pairs.add(np.array([0.9, 0.2]), np.array([True, False]))
+    >>> pairs.add(np.array([0.8, 0.1]), np.array([True, False]))
+    >>> pairs.thresholds()
+    {'0.9': 0.8, '0.99': 0.8}
+    """
+
+    def __init__(self, matching: int, precisions: Sequence[float] = PRECISIONS):
+        self.precisions, self.held = precisions, 0
+        # one more than by exact arithmetic does no harm
+        self._most = int(matching / min(precisions)) + 1
+        self._floor = -np.inf
+        self._similarities: list[np.ndarray] = []
+        self._matches: list[np.ndarray] = []
+
+    def add(self, similarities: np.ndarray, matches: np.ndarray) -> None:
+        """Looks at further pairs: similarities [N], bool [N] which of them match."""
+        above = similarities > self._floor
+        self._similarities.append(similarities[above])
+        self._matches.append(matches[above])
+        self.held += int(above.sum())
+        if self.held > 2 * self._most + _FEWEST:
+            self._drop()
+
+    def thresholds(self) -> dict[str, float]:
+        """As `thresholds` of all pairs."""
+        return thresholds(*self._all(), self.precisions)
+
+    def _all(self):
+        # of no block at all, too
+        return (
+            np.concatenate([np.zeros(0, np.float32), *self._similarities]),
+            np.concatenate([np.zeros(0, bool), *self._matches]),
+        )
+
+    def _drop(self):
+        """Raises the floor as far as more pairs than count are there at it or above."""
+        similarities, matches = self._all()
+        place = self.held - 1 - self._most
+        self._floor = np.partition(similarities, place)[place]
+        above = similarities > self._floor
+        self._similarities, self._matches, self.held = [similarities[above]], [matches[above]], int(above.sum())

@@ -6,7 +6,7 @@ mg_keras is one of these.
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,8 +24,11 @@ if TYPE_CHECKING:
 _OF_A_WHITENING = ("dimensions", "photos", "versions", "augmentations", "power", "steps", "shrinkage", "variance_kept")
 # strong edits of each photo that thresholds are measured on
 _EDITS = 2
-_AT_ONCE = 64
-# that tell the ranges of 8-bit numbers
+# of edits at once: 64, or as many as have these pixels, at 3 bytes each: 200 MB
+_AT_ONCE, _PIXELS_AT_ONCE = 64, 1 << 26
+# photos that are compared with all others at once
+_COMPARED_AT_ONCE = 64
+# photos that tell the ranges of 8-bit numbers
 _OBSERVED = 256
 _OBSERVED_AT_ONCE = 16
 
@@ -157,23 +160,38 @@ def measured_thresholds(
     """
     import numpy as np
 
-    from mg_keras.evaluation.thresholds import thresholds
+    from mg_keras.evaluation.thresholds import TopPairs
 
-    found = {}
-    of_objects = instance_pairs(model, instances) if instances else None
+    found, of_one_object = {}, []
+    if instances:
+        matching, blocks = instance_pairs(model, instances)
+        of_instances = TopPairs(matching)
+        for similarities, matches in blocks:
+            of_instances.add(similarities, matches)
+            if copies:
+                of_one_object.append(similarities[matches])
     if copies:
-        similarities, matches = copy_pairs(model, copies)
-        if of_objects:
-            same = of_objects[0][of_objects[1]]
-            similarities, matches = np.append(similarities, same), np.append(matches, np.zeros(len(same), bool))
-        found["copy"] = thresholds(similarities, matches)
-    if of_objects:
-        found["instance"] = {**found.get("copy", {}), **thresholds(*of_objects)}
+        matching, blocks = copy_pairs(model, copies)
+        of_copies = TopPairs(matching)
+        for similarities, matches in blocks:
+            of_copies.add(similarities, matches)
+        for similarities in of_one_object:
+            of_copies.add(similarities, np.zeros(len(similarities), bool))
+        found["copy"] = of_copies.thresholds()
+    if instances:
+        found["instance"] = {**found.get("copy", {}), **of_instances.thresholds()}
     return found
 
 
-def copy_pairs(model: "Loaded", folder: str) -> "tuple[np.ndarray, np.ndarray]":
-    """(cosines [N], whether the pair is a photo and its edit [N]) of all pairs of a strong edit and a photo."""
+def copy_pairs(model: "Loaded", folder: str) -> "tuple[int, Iterator[tuple[np.ndarray, np.ndarray]]]":
+    """All pairs of a strong edit and a photo.
+
+    Returns:
+        (how many pairs are a photo and its edit, blocks of all pairs: cosines [N], whether the pair is such a one [N]).
+
+    Raises:
+        UserError: none of the photos can be used.
+    """
     import numpy as np
 
     from mg_keras.data.sources import photos
@@ -185,21 +203,27 @@ def copy_pairs(model: "Loaded", folder: str) -> "tuple[np.ndarray, np.ndarray]":
     if not len(rows):
         raise UserError(f"none of the photos in {folder} can be used: there is nothing to tell copies by")
     edited = np.repeat(rows, _EDITS)
-    found = []
-    # some at a time: the photos of an album do not fit into memory
-    for start in range(0, len(edited), _AT_ONCE):
-        part = range(start, min(start + _AT_ONCE, len(edited)))
-        images = [
-            strong_edit(split.image(edited[place])[1].numpy(), (place % _EDITS, int(edited[place])))[1]
-            for place in part
-        ]
-        found.append(model.embed(images))
-    similarities = np.concatenate(found) @ originals[rows].T
-    return similarities.ravel(), (edited[:, None] == rows).ravel()
+
+    def blocks():
+        compared, images, pixels, start = originals[rows].T, [], 0, 0
+        for place, row in enumerate(edited.tolist()):
+            images.append(strong_edit(split.image(row)[1].numpy(), (place % _EDITS, row))[1])
+            pixels += images[-1].shape[0] * images[-1].shape[1]
+            # some at a time: the photos of an album do not fit into memory
+            if len(images) == _AT_ONCE or pixels >= _PIXELS_AT_ONCE or place + 1 == len(edited):
+                similarities = model.embed(images) @ compared
+                yield similarities.ravel(), (edited[start : place + 1, None] == rows).ravel()
+                images, pixels, start = [], 0, place + 1
+
+    return len(edited), blocks()
 
 
-def instance_pairs(model: "Loaded", folder: str) -> "tuple[np.ndarray, np.ndarray]":
-    """(cosines [N], whether both show one object [N]) of all pairs of photos; those in one subfolder show one."""
+def instance_pairs(model: "Loaded", folder: str) -> "tuple[int, Iterator[tuple[np.ndarray, np.ndarray]]]":
+    """All pairs of photos; those in one subfolder show one object.
+
+    Returns:
+        (how many pairs show one object, blocks of all pairs: cosines [N], whether both show one object [N]).
+    """
     import numpy as np
 
     from mg_keras.data.sources import photos
@@ -207,7 +231,16 @@ def instance_pairs(model: "Loaded", folder: str) -> "tuple[np.ndarray, np.ndarra
     split = photos(folder)
     descriptors = model.embed(folder, on_error="skip")
     usable = np.flatnonzero(~np.isnan(descriptors).any(axis=1))
-    objects = np.array([Path(split.names[row]).parent.as_posix() for row in usable])
-    pairs = np.triu_indices(len(usable), 1)
-    similarities = descriptors[usable] @ descriptors[usable].T
-    return similarities[pairs], objects[pairs[0]] == objects[pairs[1]]
+    descriptors = descriptors[usable]
+    names = [Path(split.names[row]).parent.as_posix() for row in usable]
+    _, objects, counts = np.unique(names, return_inverse=True, return_counts=True)
+
+    def blocks():
+        for start in range(0, len(usable), _COMPARED_AT_ONCE):
+            part = slice(start, start + _COMPARED_AT_ONCE)
+            # each pair once, and no photo with itself
+            pairs = np.arange(len(usable)) > np.arange(len(usable))[part, None]
+            similarities = descriptors[part] @ descriptors.T
+            yield similarities[pairs], (objects[part, None] == objects)[pairs]
+
+    return int(np.sum(counts * (counts - 1) // 2)), blocks()

@@ -142,7 +142,9 @@ def _start(command, addresses, index, of_this_machine):
     more = {"env": environment, "start_new_session": True}
     if index == 0 or not of_this_machine:
         return subprocess.Popen(command, **more)
-    worker = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **more)
+    worker = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, errors="backslashreplace", **more
+    )
     threading.Thread(target=_relay, args=(worker.stdout, f"worker {index}: "), daemon=True).start()
     return worker
 

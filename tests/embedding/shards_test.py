@@ -1,3 +1,4 @@
+import io
 import json
 
 import numpy as np
@@ -141,6 +142,36 @@ def test_a_changed_byte_of_a_value_is_found(tmp_path):
     path.write_bytes(content.replace(value, bytes([value[0] ^ 1]) + value[1:]))
     assert path.read_bytes() != content
     assert shards.remove_broken(tmp_path) == [path]
+
+
+def test_rows_of_photos_that_could_not_be_read_make_room_for_others(tmp_path):
+    columns = shards.schema(5, "float32", MADE_FROM)
+
+    def unread(numbers, error="could not be read: No such file", hashes=None):
+        names = [f"{number}.jpg" for number in numbers]
+        return shards.unusable_rows(columns, np.array(numbers), names, [error] * len(numbers), hashes)
+
+    alone = shards.write(tmp_path, unread([0, 1]))
+    mixed = shards.write(tmp_path, pa.concat_tables([unread([2, 4]), row(columns, 3), row(columns, 5)]))
+    # what was read and is no photo stays none
+    other = shards.write(
+        tmp_path, pa.concat_tables([unread([6], "could not be read", ["0" * 64]), unread([7], "cut off")])
+    )
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    found = shards.Unread(tmp_path, 9)
+    assert np.flatnonzero(found.photos).tolist() == [0, 1, 2, 4]
+    assert found.make_room(unread([0, 1, 2])).num_rows == 0
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+    left = found.make_room(pa.concat_tables([row(columns, 0), unread([1]), row(columns, 2), unread([8])]))
+    assert left["id"].to_pylist() == [0, 2, 8]
+    assert [shards.ids(path).tolist() for path in (alone, mixed)] == [[1], [3, 4, 5]]
+    assert rows_of(parquet.read_table(mixed)) == [
+        row for row in rows_of(parquet.read_table(io.BytesIO(before[mixed]))) if row["id"] != 2
+    ]
+    assert other.read_bytes() == before[other]
+    shards.check(tmp_path, MADE_FROM)
+    found.make_room(row(columns, 1))
+    assert sorted(tmp_path.iterdir()) == sorted([mixed, other])
 
 
 def test_shards_of_something_else_are_refused(tmp_path):

@@ -4,6 +4,7 @@ import fcntl
 import functools
 import json
 import os
+import shutil
 from hashlib import sha256
 
 import keras
@@ -66,10 +67,59 @@ def test_files_hold_the_descriptors_and_their_photos(folder, model, whitening, s
 
 
 def test_no_list_of_unusable_photos_without_any(folder, model, tmp_path):
+    again = functools.partial(write, model, [folder / PATHS[row] for row in GOOD], tmp_path / "x.npy")
+    again()
     # as if the array of an earlier call had been removed, and its lists forgotten
+    (tmp_path / "x.npy").unlink()
     (tmp_path / "x.unusable.txt").write_text("old")
-    assert write(model, [folder / PATHS[row] for row in GOOD], tmp_path / "x.npy") == Written(9, 0)
+    assert again() == Written(9, 0)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["x.json", "x.npy", "x.txt"]
+
+
+@pytest.mark.parametrize("name", ["x.txt", "x.unusable.txt", "x.json"])
+@pytest.mark.parametrize("about", [None, '{"made_from": {"photos": "others"}}', '{"made_from": 3}', "[]", "no JSON"])
+def test_files_of_others_beside_an_array_are_refused(folder, model, tmp_path, name, about):
+    (tmp_path / name).write_text("mine")
+    if about is not None:
+        (tmp_path / "x.json").write_text(about)
+    before = {path: path.read_text() for path in tmp_path.iterdir()}
+    network = Counting(model)
+    with pytest.raises(UserError, match=rf"{name} is there already and .*: remove it or choose another name"):
+        write(network, folder, tmp_path / "x.npy")
+    assert network.count == 0
+    assert {path: path.read_text() for path in tmp_path.iterdir()} == before
+
+
+def test_a_list_that_is_read_is_not_replaced(folder, model, tmp_path, monkeypatch):
+    photos = "".join(f"{folder / path}\n" for path in PATHS)
+    (tmp_path / "mine.txt").write_text(photos)
+    # as a file of the same says that was made of it
+    (tmp_path / "other.txt").write_text(photos)
+    write(model, tmp_path / "other.txt", tmp_path / "made.npy")
+    (tmp_path / "made.json").rename(tmp_path / "mine.json")
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.iterdir())
+    for name in ("mine.txt", "./mine.txt", tmp_path / "mine.txt"):
+        with pytest.raises(UserError, match=r"mine\.txt is among --photos and would be replaced: choose another name"):
+            write(model, [name], "mine.npy")
+    assert (tmp_path / "mine.txt").read_text() == photos
+    assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("place", ["running.atomic_write_json", "running.atomic_write_text", "shards.join"])
+def test_a_call_that_was_stopped_among_its_lists_goes_on(folder, model, tmp_path, place):
+    def stop(*_):
+        raise InterruptedError
+
+    where, name = place.split(".")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr({"running": running, "shards": shards}[where], name, stop)
+        with pytest.raises(UserError):
+            write(model, folder, tmp_path / "x.npy")
+    network = Counting(model)
+    assert write(network, folder, tmp_path / "x.npy") == Written(9, 2)
+    assert network.count == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["x.json", "x.npy", "x.txt", "x.unusable.txt"]
 
 
 def interrupt(model, photos, path, stop_after):
@@ -174,6 +224,73 @@ def changes(folder, model, whitening):
         "class_names": {"names": ["a", "b", "c", "d"]},
         "dtype": {"dtype": "float16"},
     }
+
+
+def embedded(folder):
+    """(rows by id, names of shards -> their time) of a folder of shards."""
+    return pa.concat_tables(shards.read(folder)).to_pylist(), {
+        path.name: path.stat().st_mtime_ns for path in folder.iterdir()
+    }
+
+
+@pytest.mark.parametrize("name", ["x/", "x.parquet", "x.npy"])
+def test_photos_that_were_away_are_tried_again(folder, model, tmp_path, small_batches, capsys, name):
+    share, listed = tmp_path / "share", tmp_path / "list.txt"
+    listed.write_text("".join(f"share/{path}\n" for path in PATHS))
+    with pytest.raises(UserError, match=r"none of the 11 photos can be used; .*: could not be read: No such"):
+        write(model, listed, f"{tmp_path}/{name}", photos_a_shard=4)
+    share.symlink_to(folder)
+    network = Counting(model)
+    found = write(network, listed, f"{tmp_path}/{name}", label="photos", photos_a_shard=3)
+    assert (found, network.count) == (Written(9, 2), 9)
+    assert "11 photos could not be read before: they are tried again" in capsys.readouterr().err
+    write(model, listed, tmp_path / "whole.parquet")
+    whole = parquet.read_table(tmp_path / "whole.parquet").to_pydict()
+    if name == "x.npy":
+        assert lines(tmp_path / "x.txt") == [str(share / PATHS[row]) for row in GOOD]
+    else:
+        table = parquet.read_table(tmp_path / name)
+        assert sorted(table["id"].to_pylist()) == list(range(len(SIZES)))
+        table = table.sort_by("id").to_pydict()
+        assert all(table[column] == whole[column] for column in ("uri", "sha256", "error", "width"))
+
+
+def test_some_photos_that_were_away(folder, model, tmp_path, small_batches):
+    share, listed, out = tmp_path / "share", tmp_path / "list.txt", tmp_path / "x"
+    shutil.copytree(folder, share)
+    listed.write_text("".join(f"share/{path}\n" for path in PATHS))
+    away = [1, 4, 5, 6, 7]
+    for row in away:
+        (share / PATHS[row]).unlink()
+    again = functools.partial(write, photos=listed, path=out, photos_a_shard=2)
+    assert again(model) == Written(5, 6)
+    before = embedded(out)
+    # where nothing has come back, nothing is written
+    network = Counting(model)
+    assert again(network) == Written(5, 6)
+    assert network.count == 0
+    assert embedded(out)[1] == before[1]
+    for row in away[:-2]:
+        shutil.copy(folder / PATHS[row], share)
+    # it is killed when the first of them is described
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(shards, "write", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            again(model)
+    rows, _ = embedded(out)
+    assert len(rows) < len(before[0])
+    network = Counting(model)
+    assert again(network) == Written(8, 3)
+    assert network.count == 3
+    rows, _ = embedded(out)
+    assert [row["id"] for row in rows] == list(range(len(SIZES)))
+    assert sum(len(parquet.read_table(path)) for path in out.iterdir()) == len(SIZES)
+    for path in out.iterdir():
+        assert shards.ids(path).tolist() == sorted(shards.ids(path))
+    shards.check(out, json.loads(parquet.read_schema(next(out.iterdir())).metadata[b"mg_keras"]))
+    errors = [row["error"] and row["error"].partition(":")[0] for row in rows]
+    gone = "could not be read"
+    assert errors == [None, None, NO_PHOTO, None, None, None, gone, gone, None, None, None]
 
 
 @pytest.mark.slow

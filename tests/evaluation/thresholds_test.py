@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from mg_keras.evaluation.thresholds import threshold_at_precision, thresholds
+from mg_keras.evaluation.thresholds import TopPairs, threshold_at_precision, thresholds
 
 
 def slow_threshold(similarities, matches, precision):
@@ -33,6 +33,30 @@ def test_thresholds_go_by_the_precision_as_people_write_it():
     assert thresholds(similarities, matches) == {"0.9": 0.9, "0.99": 0.9}
     assert thresholds(similarities, matches, [0.6]) == {"0.6": 0.8}
     assert thresholds(similarities, ~matches) == {}
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("digits", [1, 2, 8])
+@pytest.mark.parametrize("apart", [0.0, 2.0, 6.0])
+def test_the_pairs_that_decide_are_found_in_blocks(seed, digits, apart, monkeypatch):
+    monkeypatch.setattr("mg_keras.evaluation.thresholds._FEWEST", 10)
+    rng = np.random.default_rng(seed)
+    matches = rng.random(3000) < 0.02
+    # rounded, so that some are equal, and many just where they are dropped
+    similarities = np.round(rng.normal(matches * apart, 0.6), digits).astype(np.float32)
+    top = TopPairs(matches.sum())
+    for start in range(0, 3000, 100):
+        block = slice(start, start + 100)
+        top.add(similarities[block], matches[block])
+        assert top.held <= 10 + 2 * (matches.sum() / 0.9 + 2)
+    assert top.thresholds() == thresholds(similarities, matches)
+
+
+def test_without_pairs_that_match_no_cosine_tells(monkeypatch):
+    top = TopPairs(0)
+    assert top.thresholds() == {}
+    top.add(np.array([0.9, 0.3]), np.array([False, False]))
+    assert top.thresholds() == {}
 
 
 @pytest.mark.parametrize(

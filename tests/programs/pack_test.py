@@ -2,14 +2,17 @@
 
 import dataclasses
 import json
+import tracemalloc
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import mg_keras
 from mg_keras import loading, processor
 from mg_keras.errors import UserError
+from mg_keras.evaluation.thresholds import thresholds
 from mg_keras.export.opened import Exported
 from mg_keras.export.quantize import supported
 from mg_keras.pretrained import packed
@@ -177,13 +180,69 @@ def test_copies_are_told_by_photos_that_can_be_used(tmp_path):
         measured_thresholds(model, copies=str(tmp_path))
 
 
+def tiny_photos(folder, count, side=2):
+    """`count` photos in half as many subfolders."""
+    for number in range(count):
+        pixels = np.random.default_rng(number).integers(0, 256, (side, side, 3), np.uint8)
+        (folder / f"{number // 2}").mkdir(exist_ok=True)
+        Image.fromarray(pixels).save(folder / f"{number // 2}" / f"{number}.png")
+
+
+class Random:
+    """A model whose descriptors are noise, which notes how many pixels it was given at once."""
+
+    def __init__(self, count):
+        self.rng, self.count, self.given, self.pixels = np.random.default_rng(0), count, [], []
+
+    def embed(self, photos, on_error="raise"):
+        if not isinstance(photos, str):
+            self.pixels.append(sum(image.shape[0] * image.shape[1] for image in photos))
+        values = self.rng.normal(size=(self.count if isinstance(photos, str) else len(photos), 4))
+        self.given.append((values / np.linalg.norm(values, axis=1, keepdims=True)).astype(np.float32))
+        return self.given[-1]
+
+
+def test_all_pairs_of_edits_and_photos_are_looked_at(tmp_path, monkeypatch):
+    tiny_photos(tmp_path, 10, 16)
+    monkeypatch.setattr(pack, "_PIXELS_AT_ONCE", 1000)
+    model = Random(10)
+    matching, blocks = pack.copy_pairs(model, str(tmp_path))
+    similarities, matches = (np.concatenate(each) for each in zip(*blocks, strict=True))
+    # a photo or so more than that, which a rotation makes twice as large
+    assert max(model.pixels) < 1000 + 2 * 16**2
+    assert len(model.pixels) < 10
+    originals, edits = model.given[0], np.concatenate(model.given[1:])
+    np.testing.assert_allclose(similarities, (edits @ originals.T).ravel(), atol=1e-6)
+    np.testing.assert_array_equal(matches.reshape(20, 10), np.repeat(np.eye(10, dtype=bool), 2, axis=0))
+    assert matching == 20
+
+
+def test_pairs_of_many_photos_need_little_memory(tmp_path):
+    count = 1000
+    tiny_photos(tmp_path, count)
+    model = Random(count)
+    # without what is loaded once
+    measured_thresholds(model, instances=str(tmp_path))
+    tracemalloc.start()
+    found = measured_thresholds(model, instances=str(tmp_path))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 12e6, "more than 24 bytes of each of 499,500 pairs"
+    values, pairs = model.given[-1], np.triu_indices(count, 1)
+    expected = thresholds((values @ values.T)[pairs], pairs[0] // 2 == pairs[1] // 2)
+    assert found == {"instance": expected}
+
+
 def test_where_no_cosine_tells_instances_that_of_copies_does(monkeypatch):
     # two objects are more alike than any one is with itself
     pairs = {
-        "copy_pairs": (np.array([0.9, 0.8, 0.3]), np.array([True, True, False])),
+        "copy_pairs": (2, [(np.array([0.9, 0.8, 0.3]), np.array([True, True, False]))]),
         "instance_pairs": (
-            np.array([0.7, 0.6, *np.full(9, 0.5), 0.2, 0.2]),
-            np.array([False, *[True] * 10, False, False]),
+            10,
+            [
+                (np.array([0.7, 0.6]), np.array([False, True])),
+                (np.array([*np.full(9, 0.5), 0.2, 0.2]), np.array([*[True] * 9, False, False])),
+            ],
         ),
     }
     for name, found in pairs.items():

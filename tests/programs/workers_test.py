@@ -58,6 +58,21 @@ def test_what_workers_end_with(rounds, status, said, capfd):
     assert bool(errors) == bool(said)
 
 
+def test_what_a_worker_says_need_be_no_text(capfd):
+    # more than a pipe holds
+    line = r"import sys; sys.stdout.buffer.write(b'caf\xe9\n' * 50_000)"
+    worker = workers._start([sys.executable, "-c", line], ["127.0.0.1:1"] * 2, 1, 2)
+    try:
+        assert worker.wait(timeout=20) == 0
+    finally:
+        worker.kill()
+    deadline, said = time.monotonic() + 20, ""
+    while said.count("\n") < 50_000 and time.monotonic() < deadline:
+        said += capfd.readouterr().err
+        time.sleep(0.05)
+    assert set(said.splitlines()) == {r"worker 1: caf\xe9"}
+
+
 def test_a_signal_goes_on_to_the_workers():
     # they end as training does, with the signal's status
     line = "import signal; signal.signal(15, lambda *_: sys.exit(128 + 15)); os.write(1, b'.'); time.sleep(60)"
