@@ -24,6 +24,7 @@ from mg_keras.data.sources.shards import by_name, expand_braces, find_shards
 from mg_keras.data.stores.through_fsspec import FsspecStore
 from mg_keras.data.stores.through_tensorflow import TensorFlowStore
 from mg_keras.errors import UserError
+from mg_keras.progress import say
 
 
 def encoded(value, kind="PNG"):
@@ -264,7 +265,80 @@ def test_tars_in_any_order_with_any_kind_of_label(tmp_path, capsys):
     assert np.abs(np.array([*found.values()]) - [*expected.values()]).max() <= 2
     np.testing.assert_array_equal(source.train.labels, [0, 2, 2, 1, 0])
     said = capsys.readouterr().err
-    assert "training: 1 of 6 records have no photo or no label, the first train.tar/alone.png" in said
+    assert "training: 2 of 7 records have no photo or no label, the first train.tar/dir/c.mask.png" in said
+    assert "passed over" not in said
+
+
+def links(path, members):
+    """A tar in which a content that is a name is a link: hard, or symbolic where it begins with `->`."""
+    with tarfile.open(path, "w") as file:
+        for name, content in members:
+            member = tarfile.TarInfo(name)
+            if isinstance(content, str):
+                member.type = tarfile.SYMTYPE if content.startswith("->") else tarfile.LNKTYPE
+                member.linkname = content.removeprefix("->")
+                file.addfile(member)
+            else:
+                member.size = len(content)
+                file.addfile(member, io.BytesIO(content))
+    return path
+
+
+def test_no_photo_of_a_tar_vanishes(tmp_path, capsys):
+    (tmp_path / "set").mkdir()
+    members = [
+        # a name with dots, and its label
+        ("a/holiday 2023.05.01.jpg", encoded(10)),
+        ("a/holiday 2023.05.01.cls", b"1"),
+        ("a/holiday 2023.05.02.jpg", encoded(20)),
+        ("a/holiday 2023.05.02.cls", b"0"),
+        # two photos of one key
+        ("b/IMG_1.jpg", encoded(30)),
+        ("b/IMG_1.cls", b"1"),
+        ("b/IMG_1.png", encoded(40)),
+        ("b/__one.png", encoded(45)),
+        ("b/__one.txt", b"1"),
+        # a tar keeps a file's second name as a link, photos and labels
+        ("c/IMG_2.jpg", "b/IMG_1.jpg"),
+        ("c/IMG_2.cls", "b/IMG_1.cls"),
+        # what is in place of the first
+        ("d.jpg", encoded(50)),
+        ("d.cls", b"0"),
+        ("d.jpg", encoded(60)),
+        # no photo that is read, and links to nothing
+        ("e.heic", b"heic"),
+        ("f.jpg", "gone.jpg"),
+        ("g.jpg", "->d.jpg"),
+        # nobody misses these
+        ("d.npy", b"descriptor"),
+        ("readme.md", b"read me"),
+        ("__key__.jpg", encoded(70)),
+        (".hidden.jpg", encoded(80)),
+    ]
+    links(tmp_path / "set" / "train.tar", members)
+    tar(tmp_path / "set" / "val.tar", [("b.png", encoded(7)), ("b.cls", b"1"), ("c.png", encoded(8)), ("c.cls", b"0")])
+    for _ in range(2):
+        say.cache_clear()
+        source = opened(tmp_path / "set", "webdataset")
+        found = {
+            name.split("/", 1)[1]: (grey(source.train, row), int(source.train.labels[row]))
+            for row, name in enumerate(source.train.names)
+        }
+        assert found == {
+            "a/holiday 2023.05.01.jpg": (10, 1),
+            "a/holiday 2023.05.02.jpg": (20, 0),
+            "b/IMG_1.jpg": (30, 1),
+            "b/IMG_1.png": (40, 1),
+            "b/__one.png": (45, 1),
+            "c/IMG_2.jpg": (30, 1),
+            "d.jpg": (60, 0),
+        }
+        # also when the index was made before
+        said = capsys.readouterr().err
+        assert (
+            f"passed over in tars: 3 members, the first {tmp_path}/set/train.tar#e.heic: neither a photo (.jpg, "
+            in said
+        )
 
 
 def test_labels_that_are_names(tmp_path):

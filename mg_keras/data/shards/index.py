@@ -18,10 +18,10 @@ from mg_keras.data import stores
 from mg_keras.data.shards.layouts import LAYOUTS, BrokenShardError, Entry
 from mg_keras.errors import UserError
 from mg_keras.files import BROKEN_ARRAYS, atomic_path, printable_name
-from mg_keras.progress import mapped
+from mg_keras.progress import mapped, say
 
 # counts up when an index of an earlier release can't be read or means something else
-_VERSION = 1
+_VERSION = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +78,7 @@ def open_index(paths: list[str], layout: str, cache: Path) -> Index:
         UserError: a shard can't be read, or is not whole.
     """
     found = mapped(partial(_of_shard, layout=layout, cache=cache), paths, "index of shards", "shards", together=1)
+    _tell(paths, found)
     shard = np.repeat(np.arange(len(paths), dtype=np.int32), [len(one["position"]) for one in found])
     numbers = {name: np.concatenate([np.zeros(0, np.int64), *(one[name] for one in found)]) for name in _NUMBERS}
     # a class is called the same a thousand times
@@ -91,6 +92,16 @@ def open_index(paths: list[str], layout: str, cache: Path) -> Index:
 
 
 _NUMBERS = ("position", "length", "label")
+
+
+def _tell(paths, found):
+    """Says how many members of tars are passed over."""
+    count = sum(int(one["passed_over"]) for one in found)
+    if count:
+        path, one = next(pair for pair in zip(paths, found, strict=True) if pair[1]["passed_over"])
+        name, reason = one["first_passed_over"].tolist()
+        members = "1 member" if count == 1 else f"{count:,} members"
+        say(f"passed over in tars: {members}, the first {printable_name(f'{path}#{name}')}: {reason}")
 
 
 def _of_shard(path, layout, cache):
@@ -113,10 +124,14 @@ def _of_shard(path, layout, cache):
                 entries = list(LAYOUTS[layout](file, size))
         except BrokenShardError as error:
             raise UserError(f"{path} {error}") from None
+    passed_over = [(entry.name, entry.text) for entry in entries if entry.position < 0]
+    entries = [entry for entry in entries if entry.position >= 0]
     columns = {
         name: np.array([getattr(entry, name) for entry in entries], np.int64 if name in _NUMBERS else np.str_)
         for name in Entry._fields
     }
+    columns["passed_over"] = np.array(len(passed_over))
+    columns["first_passed_over"] = np.array(passed_over[0] if passed_over else ("", ""), np.str_)
     # where nothing can be kept the index is made each time, which is slow, no more
     with contextlib.suppress(OSError), atomic_path(kept) as partial_file:
         np.savez(partial_file, **columns)

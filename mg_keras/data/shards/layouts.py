@@ -10,15 +10,17 @@ from typing import BinaryIO, NamedTuple
 import tensorflow as tf
 from google.protobuf.message import DecodeError
 
+from mg_keras.data.finding import BESIDE_PHOTOS
 from mg_keras.data.formats import EXTENSIONS
 
 # (photo, label) of records: ImageNet's usual layout, and that of tensorflow-datasets
 _FEATURES = (("image/encoded", "image/class/label"), ("image", "label"))
 # what a class is called, the choice that tells classes apart first: two of ImageNet's are "crane"
 _CLASS_NAMES = ("image/class/synset", "image/class/text")
-_LABEL_EXTENSIONS = ("cls", "json", "txt")
+_LABEL_EXTENSIONS = (".cls", ".json", ".txt")
 _LABEL_KEYS = ("label", "cls", "class", "class_name")
 _MAX_LABEL_BYTES = 1 << 20
+_NO_PHOTO = f"neither a photo ({', '.join(EXTENSIONS)}) nor a label"
 
 
 class Entry(NamedTuple):
@@ -26,9 +28,10 @@ class Entry(NamedTuple):
 
     Attributes:
         name: what to call it, within the shard.
-        position, length: bytes of the encoded photo in the file; length 0: the record has none.
+        position, length: bytes of the encoded photo in the file; length 0: the record has none; position -1: it is no
+            photo, and is to be told of.
         label: class number as it is written; -1: none.
-        text: name of the class; empty: none.
+        text: name of the class; empty: none. At position -1: why it is passed over.
     """
 
     name: str
@@ -80,30 +83,40 @@ def _example_entry(data, position, name):
 
 
 def tar_entries(file: BinaryIO, size: int) -> Iterator[Entry]:
-    """The photos of a WebDataset tar of `size` bytes, in the order they lie in.
+    """The photos of a WebDataset tar of `size` bytes, in the order they lie in, and before them what is passed over.
 
-    Members of one name up to the first dot are one sample, in any order: a photo (`.jpg`, `.png`, `.webp`, ...) and its
-    label: `.cls`, `.json` (its value `label`, `cls`, `class` or `class_name`) or `.txt`, a number or a name.
+    Members of one name up to the first dot are one sample, in any order: photos (`.jpg`, `.png`, `.webp`, ...) and
+    their label: `.cls`, `.json` (its value `label`, `cls`, `class` or `class_name`) or `.txt`, a number or a name.
+    Where what follows the first dot is none of these, the name goes up to the last dot: `holiday 2023.05.01.jpg`.
 
     Raises:
         BrokenShardError: the file is no whole tar.
     """
     if not size:
         return
-    photos, labels = {}, {}
+    places, photos, labels, passed_over = {}, {}, {}, {}
     try:
         with tarfile.open(fileobj=file, mode="r:") as tar:
             for member in tar:
-                folder, base = os.path.split(member.name)
-                stem, _, extension = base.partition(".")
-                key, extension = os.path.join(folder, stem), extension.lower()
-                if not member.isfile() or not stem or stem.startswith("__"):
+                # a file's second name is a hard link to the first one
+                first = places.get(member.linkname) if member.islnk() else None
+                place = (member.offset_data, member.size) if member.isfile() else first
+                if place:
+                    places[member.name] = place
+                key, extension = _key_and_extension(member.name)
+                if member.isdir() or key is None:
                     continue
-                # one that was added later takes the place of the first, as when a tar is unpacked
-                if f".{extension}" in EXTENSIONS:
-                    photos[key] = (member.name, member.offset_data, member.size)
-                elif extension in _LABEL_EXTENSIONS and member.size <= _MAX_LABEL_BYTES:
-                    labels[key, extension] = tar.extractfile(member).read()
+                if place:
+                    # one that was added later takes the place of the first, as when a tar is unpacked
+                    if extension in EXTENSIONS:
+                        photos[member.name] = key, place
+                        continue
+                    if extension in _LABEL_EXTENSIONS and place[1] <= _MAX_LABEL_BYTES:
+                        file.seek(place[0])
+                        labels[key, extension] = _label(file.read(place[1]), extension)
+                        continue
+                if extension not in BESIDE_PHOTOS:
+                    passed_over[member.name] = _NO_PHOTO if member.isfile() else "a link, or no file"
             file.seek(tar.offset)
             # tarfile takes half a header for the end
             rest = file.read(tarfile.BLOCKSIZE)
@@ -111,17 +124,29 @@ def tar_entries(file: BinaryIO, size: int) -> Iterator[Entry]:
                 raise tarfile.ReadError("unexpected end of data")
     except tarfile.TarError as error:
         raise BrokenShardError(f"is cut off, or is no tar file ({error})") from None
-    for key, photo in sorted(photos.items(), key=lambda item: item[1][1]):
-        found = (
-            _label(labels[key, extension], extension) for extension in _LABEL_EXTENSIONS if (key, extension) in labels
-        )
-        yield Entry(*photo, *next((label for label in found if label != (-1, "")), (-1, "")))
+    for name, reason in passed_over.items():
+        yield Entry(name, -1, 0, text=reason)
+    for name, (key, place) in sorted(photos.items(), key=lambda item: item[1][1][0]):
+        found = (labels.get((key, extension), (-1, "")) for extension in _LABEL_EXTENSIONS)
+        yield Entry(name, *place, *next((label for label in found if label != (-1, "")), (-1, "")))
+
+
+def _key_and_extension(name):
+    """(name of the sample, extension in small letters) of a member; (None, "") of what is none of the user's."""
+    folder, base = os.path.split(name)
+    stem, dot, extension = base.partition(".")
+    if not stem or (stem.startswith("__") and stem.endswith("__")):
+        return None, ""
+    extension = (dot + extension).lower()
+    if extension not in (*EXTENSIONS, *_LABEL_EXTENSIONS):
+        stem, extension = os.path.splitext(base)
+    return os.path.join(folder, stem), extension.lower()
 
 
 def _label(content, extension):
     """(number, name) of a label's file; (-1, "") where it has none."""
     value = content.decode("utf-8-sig", "backslashreplace").strip()
-    if extension == "json":
+    if extension == ".json":
         try:
             table = json.loads(value)
         except ValueError:
