@@ -374,6 +374,30 @@ def test_empty_shards_count_for_nothing(tmp_path):
         assert len(list(stream_of(source.train, steps=3, a_step=2))) == 6
 
 
+@pytest.mark.parametrize(
+    ("extension", "content", "expected"),
+    [
+        ("cls", b" 7\n", (7, "")),
+        ("cls", b"-1", (-1, "")),
+        ("cls", b"99999999999999999999", (-1, "99999999999999999999")),
+        ("json", b"99999999999999999999", (-1, "99999999999999999999")),
+        ("json", b'{"label": "1_0"}', (-1, "1_0")),
+        ("json", b'{"label": " 10 "}', (10, "")),
+        ("json", b'{"label": 0.5}', (-1, "0.5")),
+        ("json", b'{"label": 3.0}', (3, "")),
+        ("json", b'{"label": true}', (-1, "true")),
+        ("json", b'{"label": null, "class_name": "dog"}', (-1, "dog")),
+        ("json", b'{"label": null}', (-1, "")),
+        ("json", b'{"label": [1, 2]}', (-1, "")),
+        ("json", b"null", (-1, "")),
+    ],
+)
+def test_which_labels_are_numbers(tmp_path, extension, content, expected):
+    path = tar(tmp_path / "x.tar", [("a.png", encoded(0)), (f"a.{extension}", content)])
+    found = index.open_index([str(path)], "webdataset", tmp_path / "cache")
+    assert (int(found.label[0]), found.text[0]) == expected
+
+
 # --- mistakes ---
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import struct
 import tarfile
 from collections.abc import Iterator
@@ -19,6 +20,8 @@ _FEATURES = (("image/encoded", "image/class/label"), ("image", "label"))
 _CLASS_NAMES = ("image/class/synset", "image/class/text")
 _LABEL_EXTENSIONS = (".cls", ".json", ".txt")
 _LABEL_KEYS = ("label", "cls", "class", "class_name")
+# what `int` takes may be more than an array of numbers does, and 1_0 is a name
+_NUMBER = re.compile(r"-?\d{1,18}")
 _MAX_LABEL_BYTES = 1 << 20
 _NO_PHOTO = f"neither a photo ({', '.join(EXTENSIONS)}) nor a label"
 
@@ -148,16 +151,18 @@ def _label(content, extension):
     value = content.decode("utf-8-sig", "backslashreplace").strip()
     if extension == ".json":
         try:
-            table = json.loads(value)
+            value = json.loads(value)
         except ValueError:
             return -1, ""
-        value = next((table[key] for key in _LABEL_KEYS if key in table), "") if isinstance(table, dict) else table
-    if isinstance(value, int):
-        return value, ""
-    try:
-        return int(value), ""
-    except (TypeError, ValueError):
-        return -1, value if isinstance(value, str) else ""
+        if isinstance(value, dict):
+            value = next((value[key] for key in _LABEL_KEYS if value.get(key) is not None), None)
+        if value is None or isinstance(value, dict | list):
+            return -1, ""
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
+        # as it is written: true is a name
+        value = value.strip() if isinstance(value, str) else json.dumps(value)
+    return (int(value), "") if _NUMBER.fullmatch(value) else (-1, value)
 
 
 LAYOUTS = {"tfrecord": tfrecord_entries, "webdataset": tar_entries}
