@@ -398,6 +398,24 @@ def test_which_labels_are_numbers(tmp_path, extension, content, expected):
     assert (int(found.label[0]), found.text[0]) == expected
 
 
+def test_a_long_text_takes_the_room_of_its_own(tmp_path):
+    texts = ["cat", "x" * 200, "y" * 201, "a caption\n" * 10_000, "\u5c71 \U0001f600"] + ["dog"] * 1000
+    members = [pair for i, text in enumerate(texts) for pair in ((f"{i}.png", b"photo"), (f"{i}.txt", text.encode()))]
+    path = tar(tmp_path / "x.tar", [*members, ("n" * 5000 + ".png", b"photo"), (os.fsdecode(b"\xff.png"), b"photo")])
+    for _ in range(2):
+        found = index.open_index([str(path)], "webdataset", tmp_path / "cache")
+        assert found.text.tolist() == ["cat", "x" * 200, "", "", "\u5c71 \U0001f600"] + ["dog"] * 1000 + ["", ""]
+        assert found.names[:2] == ["x.tar/0.png", "x.tar/1.png"]
+        assert found.names[-2:] == [f"x.tar/{'n' * 5000}.png", r"x.tar/\xff.png"]
+        assert found.text[5] is found.text[6]
+    (kept,) = (tmp_path / "cache").iterdir()
+    assert kept.stat().st_size < 100 * len(texts)
+    # of records, too
+    path = tfrecords(tmp_path / "x", [example(image=b"photo", label=i, image__class__text=b"z" * n) for i, n in
+                                      enumerate((200, 201))])  # fmt: skip
+    assert index.open_index([str(path)], "tfrecord", tmp_path / "cache").text.tolist() == ["z" * 200, ""]
+
+
 # --- mistakes ---
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from mg_keras.data import stores
-from mg_keras.data.shards.layouts import LAYOUTS, BrokenShardError, Entry
+from mg_keras.data.shards.layouts import LAYOUTS, BrokenShardError
 from mg_keras.errors import UserError
 from mg_keras.files import BROKEN_ARRAYS, atomic_path, printable_name
 from mg_keras.progress import mapped, say
@@ -82,11 +82,12 @@ def open_index(paths: list[str], layout: str, cache: Path) -> Index:
     shard = np.repeat(np.arange(len(paths), dtype=np.int32), [len(one["position"]) for one in found])
     numbers = {name: np.concatenate([np.zeros(0, np.int64), *(one[name] for one in found)]) for name in _NUMBERS}
     # a class is called the same a thousand times
-    text = np.array([sys.intern(str(value)) for one in found for value in one["text"]], object)
+    texts = [np.array([sys.intern(value) for value in _unpacked(one, "texts")], object)[one["text"]] for one in found]
+    text = np.concatenate([np.zeros(0, object), *texts])
     names = [
         printable_name(f"{os.path.basename(path)}/{name}")
         for path, one in zip(paths, found, strict=True)
-        for name in one["name"].tolist()
+        for name in _unpacked(one, "names")
     ]
     return Index(list(paths), shard, text=text, names=names, **numbers)
 
@@ -126,13 +127,26 @@ def _of_shard(path, layout, cache):
             raise UserError(f"{path} {error}") from None
     passed_over = [(entry.name, entry.text) for entry in entries if entry.position < 0]
     entries = [entry for entry in entries if entry.position >= 0]
-    columns = {
-        name: np.array([getattr(entry, name) for entry in entries], np.int64 if name in _NUMBERS else np.str_)
-        for name in Entry._fields
-    }
+    columns = {name: np.array([getattr(entry, name) for entry in entries], np.int64) for name in _NUMBERS}
+    number_of = {text: number for number, text in enumerate(dict.fromkeys(entry.text for entry in entries))}
+    columns["text"] = np.array([number_of[entry.text] for entry in entries], np.int32)
+    columns |= _packed("texts", number_of) | _packed("names", [entry.name for entry in entries])
     columns["passed_over"] = np.array(len(passed_over))
     columns["first_passed_over"] = np.array(passed_over[0] if passed_over else ("", ""), np.str_)
     # where nothing can be kept the index is made each time, which is slow, no more
     with contextlib.suppress(OSError), atomic_path(kept) as partial_file:
         np.savez(partial_file, **columns)
     return columns
+
+
+def _packed(name, strings):
+    """Columns of many strings, of the room of their letters: an array of strings takes that of the longest for each."""
+    letters = np.frombuffer("".join(strings).encode("utf-8", "surrogatepass"), np.uint8)
+    return {name: letters, f"{name}_lengths": np.array([len(string) for string in strings], np.int64)}
+
+
+def _unpacked(columns, name):
+    """The strings that `_packed` has put into `columns`."""
+    letters = columns[name].tobytes().decode("utf-8", "surrogatepass")
+    ends = np.cumsum(columns[f"{name}_lengths"]).tolist()
+    return [letters[start:end] for start, end in zip([0, *ends], ends, strict=False)]

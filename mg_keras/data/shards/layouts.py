@@ -23,6 +23,8 @@ _LABEL_KEYS = ("label", "cls", "class", "class_name")
 # what `int` takes may be more than an array of numbers does, and 1_0 is a name
 _NUMBER = re.compile(r"-?\d{1,18}")
 _MAX_LABEL_BYTES = 1 << 20
+# letters: what is longer is a caption, and held for millions of photos takes gigabytes
+_LONGEST_CLASS_NAME = 200
 _NO_PHOTO = f"neither a photo ({', '.join(EXTENSIONS)}) nor a label"
 
 
@@ -34,7 +36,8 @@ class Entry(NamedTuple):
         position, length: bytes of the encoded photo in the file; length 0: the record has none; position -1: it is no
             photo, and is to be told of.
         label: class number as it is written; -1: none.
-        text: name of the class; empty: none. At position -1: why it is passed over.
+        text: name of the class, at most 200 letters; empty: none, or a longer text. At position -1: why it is passed
+            over.
     """
 
     name: str
@@ -80,7 +83,7 @@ def _example_entry(data, position, name):
     encoded = features[photo].bytes_list.value[0]
     number = features[label].int64_list.value if label in features else ()
     texts = [features[key].bytes_list.value for key in (*_CLASS_NAMES, label) if key in features]
-    text = next((values[0].decode(errors="backslashreplace") for values in texts if values), "")
+    text = _class_name(next((values[0].decode(errors="backslashreplace") for values in texts if values), ""))
     # the bytes of the photo stand in the record as they are, so that it can be read without the rest
     return Entry(name, position + data.find(encoded), len(encoded), int(number[0]) if number else -1, text)
 
@@ -162,7 +165,11 @@ def _label(content, extension):
             value = int(value)
         # as it is written: true is a name
         value = value.strip() if isinstance(value, str) else json.dumps(value)
-    return (int(value), "") if _NUMBER.fullmatch(value) else (-1, value)
+    return (int(value), "") if _NUMBER.fullmatch(value) else (-1, _class_name(value))
+
+
+def _class_name(text):
+    return text if len(text) <= _LONGEST_CLASS_NAME else ""
 
 
 LAYOUTS = {"tfrecord": tfrecord_entries, "webdataset": tar_entries}
