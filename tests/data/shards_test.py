@@ -229,6 +229,39 @@ def test_names_of_classes_come_from_a_list_beside_the_shards(tmp_path):
         opened(folder, "webdataset")
 
 
+@pytest.mark.parametrize(
+    ("train", "val", "listed", "expected"),
+    [
+        # class 0 is not among the photos: with as many names as the highest label, they would count from 1
+        ([1, 2, 3, 1, 2, 3], [1, 3], 4, [1, 2, 3, 1, 2, 3]),
+        ([1, 2, 4, 1, 2, 4], [1, 4], 4, [0, 1, 3, 0, 1, 3]),
+        ([2, 3, 4, 2, 3, 4], [4], 4, [1, 2, 3, 1, 2, 3]),
+        ([1, 2, 1, 2], [0, 2], 4, [1, 2, 1, 2]),
+        ([1, 2, 1, 2], [0, 2], 0, [1, 2, 1, 2]),
+        ([1, 2, 1, 2], [1, 2], 0, [0, 1, 0, 1]),
+    ],
+)
+def test_the_lowest_label_is_that_of_all_photos(tmp_path, capsys, train, val, listed, expected):
+    for part, labels in (("train", train), ("val", val)):
+        tfrecords(tmp_path / "set" / f"{part}.tfrecord", [plain(i, label) for i, label in enumerate(labels)])
+    if listed:
+        (tmp_path / "set" / "classes.txt").write_text("".join(f"class {number}\n" for number in range(listed)))
+    source = opened(tmp_path / "set")
+    np.testing.assert_array_equal(source.train.labels, expected)
+    shift = train[0] - expected[0]
+    np.testing.assert_array_equal(source.val.labels, np.array(val) - shift)
+    if listed:
+        assert source.class_names == [f"class {number}" for number in range(listed)]
+    else:
+        assert source.class_names == [str(number + shift) for number in range(max(expected) + 1)]
+    said = capsys.readouterr().err
+    assert "no photo or no label" not in said
+    told = (
+        "labels are 1 to 3, and the list beside the shards has 4 classes: taken to count from 0, so that 1 is 'class 1'"
+    )
+    assert (told in said) == (expected == [1, 2, 3, 1, 2, 3] and shift == 0 and val == [1, 3])
+
+
 def test_two_classes_of_one_name_are_numbered(tmp_path):
     records = [example(image=encoded(0), label=k, image__class__text=b"crane") for k in (0, 1, 0, 1)]
     tfrecords(tmp_path / "set" / "x.tfrecord", records)
