@@ -152,6 +152,17 @@ def test_folders_globs_and_lists(tmp_path, monkeypatch):
             found(argument)
 
 
+def test_a_name_that_is_there_is_no_pattern(tmp_path):
+    for name in ("set [1]/x.tar", "a,b/{1}.tar", "set 1/y.tar"):
+        tar(tmp_path / name, [])
+    for argument in ("set [1]/x.tar", "a,b/{1}.tar"):
+        assert find_shards(f"{tmp_path}/{argument}", "webdataset") == [f"{tmp_path}/{argument}"]
+    assert find_shards(f"{tmp_path}/set [1],{tmp_path}/set 1", "webdataset") == [
+        f"{tmp_path}/set 1/y.tar",
+        f"{tmp_path}/set [1]/x.tar",
+    ]
+
+
 def test_a_folder_that_lacks_a_shard(tmp_path):
     write_set(tmp_path / "set", "tfrecord")
     (tmp_path / "set" / "train-00002-of-00004").unlink()

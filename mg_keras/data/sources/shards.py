@@ -100,7 +100,8 @@ def find_shards(argument: str, layout: str) -> list[str]:
         UserError: there are none, one that is named is not there, or a folder lacks some of a numbered set.
     """
     found = set()
-    for pattern in expand_braces(argument):
+    # a file's name may hold anything
+    for pattern in [argument] if _is_there(argument) else expand_braces(argument):
         with as_user_error(f"{pattern} can't be listed"):
             found.update(_matches(pattern, _SHARDS[layout]))
     if not found:
@@ -112,7 +113,7 @@ def _matches(pattern, called):
     """The shards that a pattern without braces means; of a folder, those that are called as shards are."""
     store = store_of(pattern)
     files = []
-    for path in store.glob(pattern):
+    for path in [os.path.expanduser(pattern)] if _is_there(pattern) else store.glob(pattern):
         # asked of a web server, this takes the whole file
         if called.fullmatch(os.path.basename(path)) or not store.is_folder(path):
             files.append(path)
@@ -124,6 +125,10 @@ def _matches(pattern, called):
     if not files:
         raise UserError(f"no shard matches {pattern} (in a folder: *.tfrecord or *-00000-of-00001, and *.tar)")
     return files
+
+
+def _is_there(path):
+    return os.path.lexists(os.path.expanduser(path))
 
 
 def _check_complete(paths):
