@@ -37,8 +37,7 @@ _OF_SYSTEMS = {
     "system volume information",
     "lost+found",
 }
-# what lies beside photos for good reasons, perhaps once for each of a million, and is none by any chance
-_BESIDE_PHOTOS = frozenset(
+BESIDE_PHOTOS = frozenset(
     f".{ending}"
     for line in (
         "txt md rst json jsonl xml csv tsv yaml yml toml html htm log py sh npy npz",
@@ -46,6 +45,8 @@ _BESIDE_PHOTOS = frozenset(
     )
     for ending in line.split()
 )
+"""Endings of what lies beside photos for good reasons, perhaps once for each of a million, and is none for sure."""
+
 # most look like a TIFF that holds a thumbnail
 _RAW = frozenset(
     f".{ending}"
@@ -287,7 +288,7 @@ def _sort_of(entry):
     try:
         if entry.is_dir():
             return "folder", None
-        if ending in _BESIDE_PHOTOS:
+        if ending in BESIDE_PHOTOS:
             return None, None
         if not entry.is_file():
             return None, "a link that leads nowhere" if entry.is_symlink() else "neither a file nor a folder"

@@ -108,6 +108,16 @@ def test_tars_are_read_where_the_photos_lie(tmp_path, monkeypatch):
         list(PhotoList(tmp_path))
 
 
+def test_names_with_dots_and_of_one_stem_are_photos_of_a_tar(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    names = ["holiday 2023.05.01.jpg", "IMG_1.jpg", "IMG_1.png"]
+    tar_of(tmp_path / "x.tar", {name: jpeg(n) for n, name in enumerate(names)})
+    photos = list(PhotoList(tmp_path / "x.tar"))
+    assert [photo.uri for photo in photos] == [f"{tmp_path}/x.tar#{name}" for name in names]
+    with Contents(photos) as contents:
+        assert [contents.decodable(row) for row in range(3)] == [jpeg(n) for n in range(3)]
+
+
 def test_what_lies_in_a_store(bucket, folder, monkeypatch):
     photos = list(PhotoList(bucket))
     assert [photo.uri for photo in photos] == [

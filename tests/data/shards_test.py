@@ -24,6 +24,7 @@ from mg_keras.data.sources.shards import by_name, expand_braces, find_shards
 from mg_keras.data.stores.through_fsspec import FsspecStore
 from mg_keras.data.stores.through_tensorflow import TensorFlowStore
 from mg_keras.errors import UserError
+from mg_keras.progress import say
 
 
 def encoded(value, kind="PNG"):
@@ -151,6 +152,17 @@ def test_folders_globs_and_lists(tmp_path, monkeypatch):
             found(argument)
 
 
+def test_a_name_that_is_there_is_no_pattern(tmp_path):
+    for name in ("set [1]/x.tar", "a,b/{1}.tar", "set 1/y.tar"):
+        tar(tmp_path / name, [])
+    for argument in ("set [1]/x.tar", "a,b/{1}.tar"):
+        assert find_shards(f"{tmp_path}/{argument}", "webdataset") == [f"{tmp_path}/{argument}"]
+    assert find_shards(f"{tmp_path}/set [1],{tmp_path}/set 1", "webdataset") == [
+        f"{tmp_path}/set 1/y.tar",
+        f"{tmp_path}/set [1]/x.tar",
+    ]
+
+
 def test_a_folder_that_lacks_a_shard(tmp_path):
     write_set(tmp_path / "set", "tfrecord")
     (tmp_path / "set" / "train-00002-of-00004").unlink()
@@ -228,6 +240,39 @@ def test_names_of_classes_come_from_a_list_beside_the_shards(tmp_path):
         opened(folder, "webdataset")
 
 
+@pytest.mark.parametrize(
+    ("train", "val", "listed", "expected"),
+    [
+        # class 0 is not among the photos: with as many names as the highest label, they would count from 1
+        ([1, 2, 3, 1, 2, 3], [1, 3], 4, [1, 2, 3, 1, 2, 3]),
+        ([1, 2, 4, 1, 2, 4], [1, 4], 4, [0, 1, 3, 0, 1, 3]),
+        ([2, 3, 4, 2, 3, 4], [4], 4, [1, 2, 3, 1, 2, 3]),
+        ([1, 2, 1, 2], [0, 2], 4, [1, 2, 1, 2]),
+        ([1, 2, 1, 2], [0, 2], 0, [1, 2, 1, 2]),
+        ([1, 2, 1, 2], [1, 2], 0, [0, 1, 0, 1]),
+    ],
+)
+def test_the_lowest_label_is_that_of_all_photos(tmp_path, capsys, train, val, listed, expected):
+    for part, labels in (("train", train), ("val", val)):
+        tfrecords(tmp_path / "set" / f"{part}.tfrecord", [plain(i, label) for i, label in enumerate(labels)])
+    if listed:
+        (tmp_path / "set" / "classes.txt").write_text("".join(f"class {number}\n" for number in range(listed)))
+    source = opened(tmp_path / "set")
+    np.testing.assert_array_equal(source.train.labels, expected)
+    shift = train[0] - expected[0]
+    np.testing.assert_array_equal(source.val.labels, np.array(val) - shift)
+    if listed:
+        assert source.class_names == [f"class {number}" for number in range(listed)]
+    else:
+        assert source.class_names == [str(number + shift) for number in range(max(expected) + 1)]
+    said = capsys.readouterr().err
+    assert "no photo or no label" not in said
+    told = (
+        "labels are 1 to 3, and the list beside the shards has 4 classes: taken to count from 0, so that 1 is 'class 1'"
+    )
+    assert (told in said) == (expected == [1, 2, 3, 1, 2, 3] and shift == 0 and val == [1, 3])
+
+
 def test_two_classes_of_one_name_are_numbered(tmp_path):
     records = [example(image=encoded(0), label=k, image__class__text=b"crane") for k in (0, 1, 0, 1)]
     tfrecords(tmp_path / "set" / "x.tfrecord", records)
@@ -264,7 +309,80 @@ def test_tars_in_any_order_with_any_kind_of_label(tmp_path, capsys):
     assert np.abs(np.array([*found.values()]) - [*expected.values()]).max() <= 2
     np.testing.assert_array_equal(source.train.labels, [0, 2, 2, 1, 0])
     said = capsys.readouterr().err
-    assert "training: 1 of 6 records have no photo or no label, the first train.tar/alone.png" in said
+    assert "training: 2 of 7 records have no photo or no label, the first train.tar/dir/c.mask.png" in said
+    assert "passed over" not in said
+
+
+def links(path, members):
+    """A tar in which a content that is a name is a link: hard, or symbolic where it begins with `->`."""
+    with tarfile.open(path, "w") as file:
+        for name, content in members:
+            member = tarfile.TarInfo(name)
+            if isinstance(content, str):
+                member.type = tarfile.SYMTYPE if content.startswith("->") else tarfile.LNKTYPE
+                member.linkname = content.removeprefix("->")
+                file.addfile(member)
+            else:
+                member.size = len(content)
+                file.addfile(member, io.BytesIO(content))
+    return path
+
+
+def test_no_photo_of_a_tar_vanishes(tmp_path, capsys):
+    (tmp_path / "set").mkdir()
+    members = [
+        # a name with dots, and its label
+        ("a/holiday 2023.05.01.jpg", encoded(10)),
+        ("a/holiday 2023.05.01.cls", b"1"),
+        ("a/holiday 2023.05.02.jpg", encoded(20)),
+        ("a/holiday 2023.05.02.cls", b"0"),
+        # two photos of one key
+        ("b/IMG_1.jpg", encoded(30)),
+        ("b/IMG_1.cls", b"1"),
+        ("b/IMG_1.png", encoded(40)),
+        ("b/__one.png", encoded(45)),
+        ("b/__one.txt", b"1"),
+        # a tar keeps a file's second name as a link, photos and labels
+        ("c/IMG_2.jpg", "b/IMG_1.jpg"),
+        ("c/IMG_2.cls", "b/IMG_1.cls"),
+        # what is in place of the first
+        ("d.jpg", encoded(50)),
+        ("d.cls", b"0"),
+        ("d.jpg", encoded(60)),
+        # no photo that is read, and links to nothing
+        ("e.heic", b"heic"),
+        ("f.jpg", "gone.jpg"),
+        ("g.jpg", "->d.jpg"),
+        # nobody misses these
+        ("d.npy", b"descriptor"),
+        ("readme.md", b"read me"),
+        ("__key__.jpg", encoded(70)),
+        (".hidden.jpg", encoded(80)),
+    ]
+    links(tmp_path / "set" / "train.tar", members)
+    tar(tmp_path / "set" / "val.tar", [("b.png", encoded(7)), ("b.cls", b"1"), ("c.png", encoded(8)), ("c.cls", b"0")])
+    for _ in range(2):
+        say.cache_clear()
+        source = opened(tmp_path / "set", "webdataset")
+        found = {
+            name.split("/", 1)[1]: (grey(source.train, row), int(source.train.labels[row]))
+            for row, name in enumerate(source.train.names)
+        }
+        assert found == {
+            "a/holiday 2023.05.01.jpg": (10, 1),
+            "a/holiday 2023.05.02.jpg": (20, 0),
+            "b/IMG_1.jpg": (30, 1),
+            "b/IMG_1.png": (40, 1),
+            "b/__one.png": (45, 1),
+            "c/IMG_2.jpg": (30, 1),
+            "d.jpg": (60, 0),
+        }
+        # also when the index was made before
+        said = capsys.readouterr().err
+        assert (
+            f"passed over in tars: 3 members, the first {tmp_path}/set/train.tar#e.heic: neither a photo (.jpg, "
+            in said
+        )
 
 
 def test_labels_that_are_names(tmp_path):
@@ -298,6 +416,48 @@ def test_empty_shards_count_for_nothing(tmp_path):
         source = opened(folder, layout)
         assert [grey(source.train, row) for row in range(3)] == [0, 1, 2]
         assert len(list(stream_of(source.train, steps=3, a_step=2))) == 6
+
+
+@pytest.mark.parametrize(
+    ("extension", "content", "expected"),
+    [
+        ("cls", b" 7\n", (7, "")),
+        ("cls", b"-1", (-1, "")),
+        ("cls", b"99999999999999999999", (-1, "99999999999999999999")),
+        ("json", b"99999999999999999999", (-1, "99999999999999999999")),
+        ("json", b'{"label": "1_0"}', (-1, "1_0")),
+        ("json", b'{"label": " 10 "}', (10, "")),
+        ("json", b'{"label": 0.5}', (-1, "0.5")),
+        ("json", b'{"label": 3.0}', (3, "")),
+        ("json", b'{"label": true}', (-1, "true")),
+        ("json", b'{"label": null, "class_name": "dog"}', (-1, "dog")),
+        ("json", b'{"label": null}', (-1, "")),
+        ("json", b'{"label": [1, 2]}', (-1, "")),
+        ("json", b"null", (-1, "")),
+    ],
+)
+def test_which_labels_are_numbers(tmp_path, extension, content, expected):
+    path = tar(tmp_path / "x.tar", [("a.png", encoded(0)), (f"a.{extension}", content)])
+    found = index.open_index([str(path)], "webdataset", tmp_path / "cache")
+    assert (int(found.label[0]), found.text[0]) == expected
+
+
+def test_a_long_text_takes_the_room_of_its_own(tmp_path):
+    texts = ["cat", "x" * 200, "y" * 201, "a caption\n" * 10_000, "\u5c71 \U0001f600"] + ["dog"] * 1000
+    members = [pair for i, text in enumerate(texts) for pair in ((f"{i}.png", b"photo"), (f"{i}.txt", text.encode()))]
+    path = tar(tmp_path / "x.tar", [*members, ("n" * 5000 + ".png", b"photo"), (os.fsdecode(b"\xff.png"), b"photo")])
+    for _ in range(2):
+        found = index.open_index([str(path)], "webdataset", tmp_path / "cache")
+        assert found.text.tolist() == ["cat", "x" * 200, "", "", "\u5c71 \U0001f600"] + ["dog"] * 1000 + ["", ""]
+        assert found.names[:2] == ["x.tar/0.png", "x.tar/1.png"]
+        assert found.names[-2:] == [f"x.tar/{'n' * 5000}.png", r"x.tar/\xff.png"]
+        assert found.text[5] is found.text[6]
+    (kept,) = (tmp_path / "cache").iterdir()
+    assert kept.stat().st_size < 100 * len(texts)
+    # of records, too
+    path = tfrecords(tmp_path / "x", [example(image=b"photo", label=i, image__class__text=b"z" * n) for i, n in
+                                      enumerate((200, 201))])  # fmt: skip
+    assert index.open_index([str(path)], "tfrecord", tmp_path / "cache").text.tolist() == ["z" * 200, ""]
 
 
 # --- mistakes ---

@@ -181,6 +181,48 @@ def test_a_class_is_a_line_of_text(tmp_path, name, shown):
     assert 3 in [grey(split, row) for row in range(len(split))]
 
 
+# tops -> what lies in each
+SPLITS = {
+    "years": {"train2017": "abc", "val2017": "abc"},
+    "a prefix": {"seg_pred": "", "seg_test": "abcd", "seg_train": "abcd"},
+    "folds": {"fold1": "ab", "fold2": "ab", "fold3": "ab"},
+    "a class that one lacks": {"learn": "abcd", "held": "abc"},
+    "two pairs": {"1": "abc", "3": "abc", "2": "x", "4": "xyz", "5": "xyz"},
+}
+
+
+@pytest.mark.parametrize("case", SPLITS)
+def test_splits_of_unusual_names_are_no_classes(tmp_path, case):
+    for top, inside in SPLITS[case].items():
+        many(tmp_path, {f"{top}/{name}": 3 for name in inside} or {top: 3})
+    first, second = [top for top in sorted(SPLITS[case]) if len(SPLITS[case][top]) > 1][:2]
+    message = rf"{first} and {second} in .* hold folders of the same names \(a, b.*call .* train .*\?label=coarse"
+    with pytest.raises(UserError, match=message) as raised:
+        open_source(f"folder:{tmp_path}")
+    assert str(tmp_path) in str(raised.value)
+    assert "\n" not in str(raised.value)
+    # who says so has classes of these names
+    assert open_source(f"folder:{tmp_path}?label=coarse").class_names == sorted(SPLITS[case])
+
+
+@pytest.mark.parametrize(
+    "folders",
+    [
+        # one folder of the same name in each, as Tiny ImageNet has
+        ["n01/images", "n02/images", "n03/images"],
+        # as a class may have photos of its own
+        ["cat", "cat/2019", "cat/2020", "dog", "dog/2019", "dog/2020"],
+        ["cat/anna", "cat/tom", "dog/rex", "dog/tom"],
+        ["cat/train", "cat/val", "cat/test", "dog/train", "dog/val", "dog/test"],
+        ["cat/val", "cat/test", "dog/Val", "dog/Test"],
+        ["cat/anna", "cat/tom", "dog/anna", "dog/tom", *("emu", "fox", "gnu")],
+    ],
+)
+def test_classes_with_folders_in_them(tmp_path, folders):
+    many(tmp_path, dict.fromkeys(folders, 4))
+    assert open_source(f"folder:{tmp_path}").class_names == sorted({folder.split("/")[0] for folder in folders})
+
+
 def test_train_alone_is_a_class(tmp_path):
     many(tmp_path, {"train": 4, "tram": 4})
     assert open_source(f"folder:{tmp_path}").class_names == ["train", "tram"]

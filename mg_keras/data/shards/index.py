@@ -15,13 +15,13 @@ from pathlib import Path
 import numpy as np
 
 from mg_keras.data import stores
-from mg_keras.data.shards.layouts import LAYOUTS, BrokenShardError, Entry
+from mg_keras.data.shards.layouts import LAYOUTS, BrokenShardError
 from mg_keras.errors import UserError
 from mg_keras.files import BROKEN_ARRAYS, atomic_path, printable_name
-from mg_keras.progress import mapped
+from mg_keras.progress import mapped, say
 
 # counts up when an index of an earlier release can't be read or means something else
-_VERSION = 1
+_VERSION = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,19 +78,31 @@ def open_index(paths: list[str], layout: str, cache: Path) -> Index:
         UserError: a shard can't be read, or is not whole.
     """
     found = mapped(partial(_of_shard, layout=layout, cache=cache), paths, "index of shards", "shards", together=1)
+    _tell(paths, found)
     shard = np.repeat(np.arange(len(paths), dtype=np.int32), [len(one["position"]) for one in found])
     numbers = {name: np.concatenate([np.zeros(0, np.int64), *(one[name] for one in found)]) for name in _NUMBERS}
     # a class is called the same a thousand times
-    text = np.array([sys.intern(str(value)) for one in found for value in one["text"]], object)
+    texts = [np.array([sys.intern(value) for value in _unpacked(one, "texts")], object)[one["text"]] for one in found]
+    text = np.concatenate([np.zeros(0, object), *texts])
     names = [
         printable_name(f"{os.path.basename(path)}/{name}")
         for path, one in zip(paths, found, strict=True)
-        for name in one["name"].tolist()
+        for name in _unpacked(one, "names")
     ]
     return Index(list(paths), shard, text=text, names=names, **numbers)
 
 
 _NUMBERS = ("position", "length", "label")
+
+
+def _tell(paths, found):
+    """Says how many members of tars are passed over."""
+    count = sum(int(one["passed_over"]) for one in found)
+    if count:
+        path, one = next(pair for pair in zip(paths, found, strict=True) if pair[1]["passed_over"])
+        name, reason = one["first_passed_over"].tolist()
+        members = "1 member" if count == 1 else f"{count:,} members"
+        say(f"passed over in tars: {members}, the first {printable_name(f'{path}#{name}')}: {reason}")
 
 
 def _of_shard(path, layout, cache):
@@ -113,11 +125,28 @@ def _of_shard(path, layout, cache):
                 entries = list(LAYOUTS[layout](file, size))
         except BrokenShardError as error:
             raise UserError(f"{path} {error}") from None
-    columns = {
-        name: np.array([getattr(entry, name) for entry in entries], np.int64 if name in _NUMBERS else np.str_)
-        for name in Entry._fields
-    }
+    passed_over = [(entry.name, entry.text) for entry in entries if entry.position < 0]
+    entries = [entry for entry in entries if entry.position >= 0]
+    columns = {name: np.array([getattr(entry, name) for entry in entries], np.int64) for name in _NUMBERS}
+    number_of = {text: number for number, text in enumerate(dict.fromkeys(entry.text for entry in entries))}
+    columns["text"] = np.array([number_of[entry.text] for entry in entries], np.int32)
+    columns |= _packed("texts", number_of) | _packed("names", [entry.name for entry in entries])
+    columns["passed_over"] = np.array(len(passed_over))
+    columns["first_passed_over"] = np.array(passed_over[0] if passed_over else ("", ""), np.str_)
     # where nothing can be kept the index is made each time, which is slow, no more
     with contextlib.suppress(OSError), atomic_path(kept) as partial_file:
         np.savez(partial_file, **columns)
     return columns
+
+
+def _packed(name, strings):
+    """Columns of many strings, of the room of their letters: an array of strings takes that of the longest for each."""
+    letters = np.frombuffer("".join(strings).encode("utf-8", "surrogatepass"), np.uint8)
+    return {name: letters, f"{name}_lengths": np.array([len(string) for string in strings], np.int64)}
+
+
+def _unpacked(columns, name):
+    """The strings that `_packed` has put into `columns`."""
+    letters = columns[name].tobytes().decode("utf-8", "surrogatepass")
+    ends = np.cumsum(columns[f"{name}_lengths"]).tolist()
+    return [letters[start:end] for start, end in zip([0, *ends], ends, strict=False)]

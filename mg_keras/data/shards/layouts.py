@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import struct
 import tarfile
 from collections.abc import Iterator
@@ -10,15 +11,21 @@ from typing import BinaryIO, NamedTuple
 import tensorflow as tf
 from google.protobuf.message import DecodeError
 
+from mg_keras.data.finding import BESIDE_PHOTOS
 from mg_keras.data.formats import EXTENSIONS
 
 # (photo, label) of records: ImageNet's usual layout, and that of tensorflow-datasets
 _FEATURES = (("image/encoded", "image/class/label"), ("image", "label"))
 # what a class is called, the choice that tells classes apart first: two of ImageNet's are "crane"
 _CLASS_NAMES = ("image/class/synset", "image/class/text")
-_LABEL_EXTENSIONS = ("cls", "json", "txt")
+_LABEL_EXTENSIONS = (".cls", ".json", ".txt")
 _LABEL_KEYS = ("label", "cls", "class", "class_name")
+# what `int` takes may be more than an array of numbers does, and 1_0 is a name
+_NUMBER = re.compile(r"-?\d{1,18}")
 _MAX_LABEL_BYTES = 1 << 20
+# letters: what is longer is a caption, and held for millions of photos takes gigabytes
+_LONGEST_CLASS_NAME = 200
+_NO_PHOTO = f"neither a photo ({', '.join(EXTENSIONS)}) nor a label"
 
 
 class Entry(NamedTuple):
@@ -26,9 +33,11 @@ class Entry(NamedTuple):
 
     Attributes:
         name: what to call it, within the shard.
-        position, length: bytes of the encoded photo in the file; length 0: the record has none.
+        position, length: bytes of the encoded photo in the file; length 0: the record has none; position -1: it is no
+            photo, and is to be told of.
         label: class number as it is written; -1: none.
-        text: name of the class; empty: none.
+        text: name of the class, at most 200 letters; empty: none, or a longer text. At position -1: why it is passed
+            over.
     """
 
     name: str
@@ -74,36 +83,46 @@ def _example_entry(data, position, name):
     encoded = features[photo].bytes_list.value[0]
     number = features[label].int64_list.value if label in features else ()
     texts = [features[key].bytes_list.value for key in (*_CLASS_NAMES, label) if key in features]
-    text = next((values[0].decode(errors="backslashreplace") for values in texts if values), "")
+    text = _class_name(next((values[0].decode(errors="backslashreplace") for values in texts if values), ""))
     # the bytes of the photo stand in the record as they are, so that it can be read without the rest
     return Entry(name, position + data.find(encoded), len(encoded), int(number[0]) if number else -1, text)
 
 
 def tar_entries(file: BinaryIO, size: int) -> Iterator[Entry]:
-    """The photos of a WebDataset tar of `size` bytes, in the order they lie in.
+    """The photos of a WebDataset tar of `size` bytes, in the order they lie in, and before them what is passed over.
 
-    Members of one name up to the first dot are one sample, in any order: a photo (`.jpg`, `.png`, `.webp`, ...) and its
-    label: `.cls`, `.json` (its value `label`, `cls`, `class` or `class_name`) or `.txt`, a number or a name.
+    Members of one name up to the first dot are one sample, in any order: photos (`.jpg`, `.png`, `.webp`, ...) and
+    their label: `.cls`, `.json` (its value `label`, `cls`, `class` or `class_name`) or `.txt`, a number or a name.
+    Where what follows the first dot is none of these, the name goes up to the last dot: `holiday 2023.05.01.jpg`.
 
     Raises:
         BrokenShardError: the file is no whole tar.
     """
     if not size:
         return
-    photos, labels = {}, {}
+    places, photos, labels, passed_over = {}, {}, {}, {}
     try:
         with tarfile.open(fileobj=file, mode="r:") as tar:
             for member in tar:
-                folder, base = os.path.split(member.name)
-                stem, _, extension = base.partition(".")
-                key, extension = os.path.join(folder, stem), extension.lower()
-                if not member.isfile() or not stem or stem.startswith("__"):
+                # a file's second name is a hard link to the first one
+                first = places.get(member.linkname) if member.islnk() else None
+                place = (member.offset_data, member.size) if member.isfile() else first
+                if place:
+                    places[member.name] = place
+                key, extension = _key_and_extension(member.name)
+                if member.isdir() or key is None:
                     continue
-                # one that was added later takes the place of the first, as when a tar is unpacked
-                if f".{extension}" in EXTENSIONS:
-                    photos[key] = (member.name, member.offset_data, member.size)
-                elif extension in _LABEL_EXTENSIONS and member.size <= _MAX_LABEL_BYTES:
-                    labels[key, extension] = tar.extractfile(member).read()
+                if place:
+                    # one that was added later takes the place of the first, as when a tar is unpacked
+                    if extension in EXTENSIONS:
+                        photos[member.name] = key, place
+                        continue
+                    if extension in _LABEL_EXTENSIONS and place[1] <= _MAX_LABEL_BYTES:
+                        file.seek(place[0])
+                        labels[key, extension] = _label(file.read(place[1]), extension)
+                        continue
+                if extension not in BESIDE_PHOTOS:
+                    passed_over[member.name] = _NO_PHOTO if member.isfile() else "a link, or no file"
             file.seek(tar.offset)
             # tarfile takes half a header for the end
             rest = file.read(tarfile.BLOCKSIZE)
@@ -111,28 +130,46 @@ def tar_entries(file: BinaryIO, size: int) -> Iterator[Entry]:
                 raise tarfile.ReadError("unexpected end of data")
     except tarfile.TarError as error:
         raise BrokenShardError(f"is cut off, or is no tar file ({error})") from None
-    for key, photo in sorted(photos.items(), key=lambda item: item[1][1]):
-        found = (
-            _label(labels[key, extension], extension) for extension in _LABEL_EXTENSIONS if (key, extension) in labels
-        )
-        yield Entry(*photo, *next((label for label in found if label != (-1, "")), (-1, "")))
+    for name, reason in passed_over.items():
+        yield Entry(name, -1, 0, text=reason)
+    for name, (key, place) in sorted(photos.items(), key=lambda item: item[1][1][0]):
+        found = (labels.get((key, extension), (-1, "")) for extension in _LABEL_EXTENSIONS)
+        yield Entry(name, *place, *next((label for label in found if label != (-1, "")), (-1, "")))
+
+
+def _key_and_extension(name):
+    """(name of the sample, extension in small letters) of a member; (None, "") of what is none of the user's."""
+    folder, base = os.path.split(name)
+    stem, dot, extension = base.partition(".")
+    if not stem or (stem.startswith("__") and stem.endswith("__")):
+        return None, ""
+    extension = (dot + extension).lower()
+    if extension not in (*EXTENSIONS, *_LABEL_EXTENSIONS):
+        stem, extension = os.path.splitext(base)
+    return os.path.join(folder, stem), extension.lower()
 
 
 def _label(content, extension):
     """(number, name) of a label's file; (-1, "") where it has none."""
     value = content.decode("utf-8-sig", "backslashreplace").strip()
-    if extension == "json":
+    if extension == ".json":
         try:
-            table = json.loads(value)
+            value = json.loads(value)
         except ValueError:
             return -1, ""
-        value = next((table[key] for key in _LABEL_KEYS if key in table), "") if isinstance(table, dict) else table
-    if isinstance(value, int):
-        return value, ""
-    try:
-        return int(value), ""
-    except (TypeError, ValueError):
-        return -1, value if isinstance(value, str) else ""
+        if isinstance(value, dict):
+            value = next((value[key] for key in _LABEL_KEYS if value.get(key) is not None), None)
+        if value is None or isinstance(value, dict | list):
+            return -1, ""
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
+        # as it is written: true is a name
+        value = value.strip() if isinstance(value, str) else json.dumps(value)
+    return (int(value), "") if _NUMBER.fullmatch(value) else (-1, _class_name(value))
+
+
+def _class_name(text):
+    return text if len(text) <= _LONGEST_CLASS_NAME else ""
 
 
 LAYOUTS = {"tfrecord": tfrecord_entries, "webdataset": tar_entries}

@@ -54,12 +54,14 @@ def open_csv(argument: str, options: SplitOptions, resolution: int, data_dir: st
         row = next(row for row in rows if row.path == missing[0])
         more = f" (and those of {len(missing) - 1:,} more rows)" if len(missing) > 1 else ""
         raise UserError(f"{place}, row {row.number}: no such file: {printable_name(row.path)}{more}")
-    rows = _usable(rows, columns[0], found.passed_over, file)
+    # by all rows: where none of these photos can be used, no others take their place
+    held_out = next((word for word in HELD_OUT if any(row.part == word for row in rows)), None)
+    rows = _usable(rows, columns[0], held_out, found.passed_over, file)
     # what is to be refused is refused before a conversion that may take hours
-    used = [row.path for part in _divided(rows, columns[0], options, place) for row in part]
+    used = [row.path for part in _divided(rows, columns[0], held_out, options, place) for row in part]
     copies, problems = converted(used, found.kinds, file, data_dir)
-    rows = _usable(rows, columns[0], problems, file)
-    train, val, unlabelled = _divided(rows, columns[0], options, place)
+    rows = _usable(rows, columns[0], held_out, problems, file)
+    train, val, unlabelled = _divided(rows, columns[0], held_out, options, place)
     names = {column: _class_names(row.labels[column] for row in (*train, *val)) for column in columns}
     numbers = {column: {name: number for number, name in enumerate(known)} for column, known in names.items()}
 
@@ -152,19 +154,26 @@ def _records(file, place):
         raise UserError(f"{place} can't be read: {error.strerror or error}") from None
 
 
-def _usable(rows, column, passed_over, file):
-    """The rows without those whose photo is `passed_over`, if every class keeps one to train on."""
+def _usable(rows, column, held_out, passed_over, file):
+    """The rows without those whose photo is `passed_over`, if every class keeps one to train on, and `held_out` one."""
     kept = [row for row in rows if row.path not in passed_over]
     before, after = ({row.labels[column] for row in some if row.part in TRAINING} for some in (rows, kept))
     if lost := sorted(before - after):
         inside = {row.path for row in rows if row.labels.get(column) == lost[0]}
         why = why_none({path: reason for path, reason in passed_over.items() if path in inside}, file.parent)
         raise UserError(f"no photo for class {', '.join(map(repr, lost))} in {printable_name(file)}: {why}")
+    if held_out and not any(row.part == held_out for row in kept):
+        inside = {row.path for row in rows if row.part == held_out}
+        why = why_none({path: reason for path, reason in passed_over.items() if path in inside}, file.parent)
+        raise UserError(f"no photo for validation in {printable_name(file)}, none of {held_out} can be used: {why}")
     return kept
 
 
-def _divided(rows, column, options, place):
-    """(for training, for validation, without labels), lists of rows; says what is not used."""
+def _divided(rows, column, held_out, options, place):
+    """(for training, for validation, without labels), lists of rows; says what is not used.
+
+    `held_out` is the word of the split that is for validation; None: there is none.
+    """
     by_part = {}
     for row in rows:
         by_part.setdefault(row.part, []).append(row)
@@ -174,7 +183,6 @@ def _divided(rows, column, options, place):
     by_class = {}
     for row in train:
         by_class.setdefault(row.labels[column], []).append(row)
-    held_out = next((word for word in HELD_OUT if word in by_part), None)
     if held_out is None:
         halves = [divide(name, found, options) for name, found in sorted(by_class.items())]
         train, val = ([row for half in halves for row in half[part]] for part in (0, 1))

@@ -2,12 +2,14 @@
 
 `folder:PATH?label=coarse,fine` is a tree of two levels, `coarse/fine/photo`: the label `coarse` of a photo is the
 folder that is its class otherwise, and `fine` the folder in that one, called `COARSE/FINE`, however deep the photo lies
-in it. `coarse` alone is for any folder. The first is trained on, and all that are named are in `Split.label_columns`.
+in it. The first is trained on, and all that are named are in `Split.label_columns`. `coarse` alone is for any folder,
+also one whose classes would be refused as parts of a split: they hold nothing but folders of the same names.
 """
 
 import dataclasses
 import os
 import unicodedata
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -42,7 +44,7 @@ def open_folder(
     if unknown := set(columns) - {"coarse", "fine"}:
         raise UserError(f"the labels of a folder are coarse and fine, received {sorted(unknown)[0]!r}")
     root = existing(argument)
-    layout = _layout(root)
+    layout = _layout(root, sure=bool(columns))
     levels = _levels(layout, root, columns)
     train, val = layout.train, layout.val
     if val is None:
@@ -114,7 +116,8 @@ class _Layout:
         return files
 
 
-def _layout(root):
+def _layout(root, sure):
+    """What lies where below `root`; `sure`: the folders are the classes, whatever they hold."""
     inside, loose = subfolders(root)
     layout = _Layout(os.fspath(root), passed_over=loose)
     for folder in _called(inside, UNLABELLED):
@@ -131,7 +134,7 @@ def _layout(root):
     layout.folders = _classes(root, inside)
     layout.train = layout.find(layout.folders, [root])
     _refuse_empty(layout.train, layout.folders, layout.passed_over, root)
-    _divide_by_class(root, layout)
+    _divide_by_class(root, layout, sure)
     return layout
 
 
@@ -181,7 +184,7 @@ def _refuse_strangers(training, classes, others):
         )
 
 
-def _divide_by_class(root, layout):
+def _divide_by_class(root, layout, sure):
     """Where classes have folders of training and validation photos each, those are the split."""
     start = len(os.path.join(root, ""))
     parts = {name: {} for name in layout.train}
@@ -191,6 +194,8 @@ def _divide_by_class(root, layout):
             inner = file[start:].split(os.sep, 2)
             parts[name].setdefault(inner[1].casefold() if len(inner) > 2 else None, []).append(file)
     if not any(set(found) & set(TRAINING) and set(found) & set(HELD_OUT) for found in parts.values()):
+        if not sure:
+            _refuse_parts(root, parts)
         return
     held_out = next(name for name in HELD_OUT if any(name in found for found in parts.values()))
     layout.val, layout.depth = {}, 2
@@ -205,6 +210,35 @@ def _divide_by_class(root, layout):
         beside = "lies beside the folders of training and validation photos"
         layout.passed_over |= dict.fromkeys(found.pop(None, []), beside)
         layout.unused += [os.path.join(root, *files[0][start:].split(os.sep, 2)[:2]) for files in found.values()]
+
+
+def _refuse_parts(root, parts):
+    """Folders with no photos but in folders of mostly the same names are parts of a split rather than classes.
+
+    So are half of the folders at least, where there is no telling train2017/CLASS from CLASS/SUMMER.
+
+    Args:
+        parts: class -> names of its folders, and None where photos lie beside these.
+    """
+    inside = {name: set(found) - {*TRAINING, *HELD_OUT} for name, found in parts.items() if None not in found}
+    first, alike, pairs = {}, set(), []
+    for name, found in inside.items():
+        # of those before it, the one that has most of these folders first
+        before = Counter(first.setdefault(inner, name) for inner in found)
+        del before[name]
+        for other, shared in before.most_common(1):
+            # many keep a class in one folder, such as CLASS/images
+            if shared > 1 and 2 * shared > len(found | inside[other]):
+                alike |= {other, name}
+                pairs.append((other, name))
+    if pairs and 2 * len(alike) >= len(parts):
+        one, other = pairs[0]
+        same = _some(sorted(inside[one] & inside[other]))
+        raise UserError(
+            f"{one} and {other} in {printable_name(root)} hold folders of the same names ({same}): if these are the "
+            f"classes, call the folder for training {TRAINING[0]} and that for validation {HELD_OUT[0]}; if {one} and "
+            f"{other} are classes, give folder:{printable_name(root)}?label=coarse"
+        )
 
 
 def _classes_in(folder):

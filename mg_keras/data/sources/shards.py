@@ -38,8 +38,8 @@ _MOST_CLASSES = 100_000
 def open_tfrecord(argument: str, options: SplitOptions, resolution: int, data_dir: str | os.PathLike | None) -> Source:
     """TFRecord files of `tf.train.Example`s with `image/encoded` and `image/class/label`, or `image` and `label`.
 
-    Labels count from 1, as ImageNet's do, or from 0: by the lowest one for training. Classes are called by
-    `image/class/synset`, or else `image/class/text`.
+    Labels count from 1, as ImageNet's do, or from 0: by the lowest one, and with a list of classes by the highest.
+    Classes are called by `image/class/synset`, or else `image/class/text`.
     """
     del resolution
     return _open("tfrecord", argument, options, data_dir)
@@ -100,7 +100,8 @@ def find_shards(argument: str, layout: str) -> list[str]:
         UserError: there are none, one that is named is not there, or a folder lacks some of a numbered set.
     """
     found = set()
-    for pattern in expand_braces(argument):
+    # a file's name may hold anything
+    for pattern in [argument] if _is_there(argument) else expand_braces(argument):
         with as_user_error(f"{pattern} can't be listed"):
             found.update(_matches(pattern, _SHARDS[layout]))
     if not found:
@@ -112,7 +113,7 @@ def _matches(pattern, called):
     """The shards that a pattern without braces means; of a folder, those that are called as shards are."""
     store = store_of(pattern)
     files = []
-    for path in store.glob(pattern):
+    for path in [os.path.expanduser(pattern)] if _is_there(pattern) else store.glob(pattern):
         # asked of a web server, this takes the whole file
         if called.fullmatch(os.path.basename(path)) or not store.is_folder(path):
             files.append(path)
@@ -124,6 +125,10 @@ def _matches(pattern, called):
     if not files:
         raise UserError(f"no shard matches {pattern} (in a folder: *.tfrecord or *-00000-of-00001, and *.tar)")
     return files
+
+
+def _is_there(path):
+    return os.path.lexists(os.path.expanduser(path))
 
 
 def _check_complete(paths):
@@ -173,8 +178,7 @@ def _classes(train, val, spec, listed):
     named = np.concatenate([train.text, val.text]) != ""
     if (named & ~numbered).any():
         raise UserError(f"{spec}: some labels are numbers and some are names, such as {_first(train, val)!r}")
-    lowest = min(train.label[train.label >= 0], default=0)
-    offset = int(lowest == 1)
+    offset = _first_number(np.concatenate([train.label, val.label])[numbered], listed, spec)
     labels = [np.where(index.label >= 0, index.label - offset, -1) for index in (train, val)]
     count = int(labels[0].max()) + 1
     if count > max(len(train), _MOST_CLASSES):
@@ -193,6 +197,22 @@ def _classes(train, val, spec, listed):
             f"{len(names) - 1 + offset}"
         )
     return names, labels
+
+
+def _first_number(labels, listed, spec):
+    """1 where the numbers of classes count from 1, else 0.
+
+    Photos may show but some of the classes: where there is a list of them, its length tells how the last is numbered.
+    """
+    lowest, highest = labels.min(), labels.max()
+    if not listed:
+        return int(lowest == 1)
+    if lowest == 1 and highest < len(listed):
+        say(
+            f"{spec}: labels are {lowest} to {highest}, and the list beside the shards has {len(listed)} classes: "
+            f"taken to count from 0, so that {lowest} is {listed[1]!r}"
+        )
+    return int(lowest >= 1 and highest == len(listed))
 
 
 def _named_classes(train, val, spec, listed):

@@ -167,6 +167,23 @@ def test_photos_of_every_kind_and_none(folder, tmp_path, capsys):
         open_source(table(folder, text.replace("13.mp4,dog", "13.mp4,film")), data_dir=tmp_path / "cache")
 
 
+@pytest.mark.parametrize("content", [b"a film", b"II*\0 broken"])
+def test_validation_photos_that_cannot_be_used_are_not_replaced(folder, tmp_path, content):
+    for i in range(2):
+        (folder / "photos" / f"lost{i}").write_bytes(content)
+    lost = [[f"photos/lost{i}", "val", label] for i, label in enumerate(("cat", "dog"))]
+    text = pets(("path", "split", "label")).replace("val", "train") + rows(*lost)
+    cache = tmp_path / "cache"
+    with pytest.raises(UserError, match=r"no photo for validation in .*photos\.csv, .*val.*: .*photos/lost0"):
+        open_source(table(folder, text), data_dir=cache)
+    # neither do those of another word take their place
+    with pytest.raises(UserError, match="no photo for validation"):
+        open_source(table(folder, text.replace("11.png,train", "11.png,test")), data_dir=cache)
+    # one that can be used is enough
+    source = open_source(table(folder, text.replace("11.png,train", "11.png,val")), data_dir=cache)
+    assert [number(name) for name in source.val.names] == [11]
+
+
 MISTAKES = {
     "no photo": (pets() + "photos/99.png,cat\n", r"row 14: no such file: .*photos/99\.png$"),
     "no photos": (pets().replace("photos/0", "fotos/0"), r"row 2: no such file: .*00\.png \(and those of 9 more rows"),
