@@ -186,8 +186,8 @@ SPLITS = {
     "years": {"train2017": "abc", "val2017": "abc"},
     "a prefix": {"seg_pred": "", "seg_test": "abcd", "seg_train": "abcd"},
     "folds": {"fold1": "ab", "fold2": "ab", "fold3": "ab"},
-    "a class that one lacks": {"learn": "abcd", "held": "abc"},
-    "two pairs": {"1": "abc", "3": "abc", "2": "x", "4": "xyz", "5": "xyz"},
+    "a class that one lacks": {"dev-1": "abcd", "dev-2": "abc"},
+    "others besides": {"Val_A": "abc", "Val_B": "abc", "cat": "", "dog": "ab"},
 }
 
 
@@ -213,6 +213,8 @@ def test_splits_of_unusual_names_are_no_classes(tmp_path, case):
         # as a class may have photos of its own
         ["cat", "cat/2019", "cat/2020", "dog", "dog/2019", "dog/2020"],
         ["cat/anna", "cat/tom", "dog/rex", "dog/tom"],
+        ["cat/indoors", "cat/outdoors", "dog/indoors", "dog/outdoors"],
+        ["valley/summer", "valley/winter", "valentine/red", "valentine/white"],
         ["cat/train", "cat/val", "cat/test", "dog/train", "dog/val", "dog/test"],
         ["cat/val", "cat/test", "dog/Val", "dog/Test"],
         ["cat/anna", "cat/tom", "dog/anna", "dog/tom", *("emu", "fox", "gnu")],

@@ -3,13 +3,14 @@
 `folder:PATH?label=coarse,fine` is a tree of two levels, `coarse/fine/photo`: the label `coarse` of a photo is the
 folder that is its class otherwise, and `fine` the folder in that one, called `COARSE/FINE`, however deep the photo lies
 in it. The first is trained on, and all that are named are in `Split.label_columns`. `coarse` alone is for any folder,
-also one whose classes would be refused as parts of a split: they hold nothing but folders of the same names.
+also one whose classes would be refused as parts of a split, by their names.
 """
 
 import dataclasses
+import itertools
 import os
+import re
 import unicodedata
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,6 +26,8 @@ from mg_keras.progress import say
 
 # a contest's test photos come without labels
 _TESTS = ("test", "testing")
+# a word that begins so: train2017, seg_test, fold1
+_CALLED_A_PART = re.compile(r"(?<![a-z])(train|val|test|dev|eval|fold|split|part)")
 
 
 def open_folder(
@@ -213,32 +216,20 @@ def _divide_by_class(root, layout, sure):
 
 
 def _refuse_parts(root, parts):
-    """Folders with no photos but in folders of mostly the same names are parts of a split rather than classes.
-
-    So are half of the folders at least, where there is no telling train2017/CLASS from CLASS/SUMMER.
+    """Folders called like parts of a split (train2017, seg_test, fold1) that hold folders of mostly the same names.
 
     Args:
         parts: class -> names of its folders, and None where photos lie beside these.
     """
-    inside = {name: set(found) - {*TRAINING, *HELD_OUT} for name, found in parts.items() if None not in found}
-    first, alike, pairs = {}, set(), []
-    for name, found in inside.items():
-        # of those before it, the one that has most of these folders first
-        before = Counter(first.setdefault(inner, name) for inner in found)
-        del before[name]
-        for other, shared in before.most_common(1):
-            # many keep a class in one folder, such as CLASS/images
-            if shared > 1 and 2 * shared > len(found | inside[other]):
-                alike |= {other, name}
-                pairs.append((other, name))
-    if pairs and 2 * len(alike) >= len(parts):
-        one, other = pairs[0]
-        same = _some(sorted(inside[one] & inside[other]))
-        raise UserError(
-            f"{one} and {other} in {printable_name(root)} hold folders of the same names ({same}): if these are the "
-            f"classes, call the folder for training {TRAINING[0]} and that for validation {HELD_OUT[0]}; if {one} and "
-            f"{other} are classes, give folder:{printable_name(root)}?label=coarse"
-        )
+    called = [name for name in sorted(parts) if _CALLED_A_PART.search(name.casefold())]
+    for one, other in itertools.pairwise(called):
+        same = (parts[one].keys() & parts[other].keys()) - {None}
+        if len(same) > 1 and 2 * len(same) > len(parts[one].keys() | parts[other].keys()):
+            raise UserError(
+                f"{one} and {other} in {printable_name(root)} hold folders of the same names ({_some(sorted(same))}): "
+                f"if these are the classes, call the folder for training {TRAINING[0]} and that for validation "
+                f"{HELD_OUT[0]}; if {one} and {other} are classes, give folder:{printable_name(root)}?label=coarse"
+            )
 
 
 def _classes_in(folder):
