@@ -328,6 +328,21 @@ def links(path, members):
     return path
 
 
+def test_a_mask_is_a_part_of_its_sample(tmp_path, capsys):
+    of_class = [(f"{key}.cls", b"%d" % (key % 2)) for key in (1, 2)]
+    masks = [
+        ("1.jpg", encoded(10)),
+        ("1.mask.png", encoded(99)),
+        ("2.png", encoded(20)),
+        ("2.seg.left.png", encoded(98)),
+    ]
+    for name in ("train", "val"):
+        tar(tmp_path / "set" / f"{name}.tar", [*of_class, ("1.jpg", encoded(10)), *masks])
+    source = opened(tmp_path / "set", "webdataset")
+    assert [name.split("/", 1)[1] for name in source.train.names] == ["1.jpg", "2.png"]
+    assert "a part of the sample 1, which has its photo" in capsys.readouterr().err
+
+
 def test_no_photo_of_a_tar_vanishes(tmp_path, capsys):
     (tmp_path / "set").mkdir()
     members = [

@@ -93,7 +93,8 @@ def tar_entries(file: BinaryIO, size: int) -> Iterator[Entry]:
 
     Members of one name up to the first dot are one sample, in any order: photos (`.jpg`, `.png`, `.webp`, ...) and
     their label: `.cls`, `.json` (its value `label`, `cls`, `class` or `class_name`) or `.txt`, a number or a name.
-    Where what follows the first dot is none of these, the name goes up to the last dot: `holiday 2023.05.01.jpg`.
+    Where what follows the first dot is none of these, the name goes up to the last dot: `holiday 2023.05.01.jpg`; but
+    beside `001.jpg` a `001.mask.png` belongs to that sample, and is passed over.
 
     Raises:
         BrokenShardError: the file is no whole tar.
@@ -130,6 +131,12 @@ def tar_entries(file: BinaryIO, size: int) -> Iterator[Entry]:
                 raise tarfile.ReadError("unexpected end of data")
     except tarfile.TarError as error:
         raise BrokenShardError(f"is cut off, or is no tar file ({error})") from None
+    keys = {key for key, _ in photos.values()}
+    for name, (key, _) in list(photos.items()):
+        sample = os.path.join(os.path.dirname(key), os.path.basename(key).partition(".")[0])
+        if sample != key and sample in keys:
+            del photos[name]
+            passed_over[name] = f"a part of the sample {os.path.basename(sample)}, which has its photo"
     for name, reason in passed_over.items():
         yield Entry(name, -1, 0, text=reason)
     for name, (key, place) in sorted(photos.items(), key=lambda item: item[1][1][0]):
