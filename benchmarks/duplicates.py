@@ -21,10 +21,10 @@ from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from benchmarks import peers
 from benchmarks.arguments import benchmark_parser
+from benchmarks.describers import opened
 from benchmarks.timing import print_table
 from mg_keras.data.finding import find_photos
 from mg_keras.evaluation.copies import STRONG_EDITS
@@ -38,8 +38,7 @@ def plant(folder, photos, planted, seed):
     kinds = list(STRONG_EDITS)
     for number, path in enumerate(photos[:planted]):
         kind = kinds[number % len(kinds)]
-        with Image.open(path) as image:
-            edited = STRONG_EDITS[kind](image.convert("RGB"), np.random.default_rng((seed, number)))
+        edited = STRONG_EDITS[kind](opened(path), np.random.default_rng((seed, number)))
         edited.save(folder / f"{number:05}-{kind}.jpg", quality=90)
 
 

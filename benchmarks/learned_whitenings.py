@@ -95,7 +95,8 @@ def embedded(name, photos, options):
         return embed_all(run, photos, size, poolings, label)
 
     # edits are pictures in memory, made of the photos by number
-    of = (options.photos, options.edits) if name == "edits" else [path.resolve() for path in photos]
+    files = [path.resolve() for path in (photo_files(options.photos) if name == "edits" else photos)]
+    of = (files, options.edits) if name == "edits" else files
     made_from = run.model.fingerprint(), of, options.seed, poolings, options.versions if versions else None
     return kept(options.keep, f"{Path(options.run).name}-{size}-{name}", made_from, embed)[0][0]
 

@@ -20,6 +20,7 @@ reflection, noise, blur and JPEG's losses. Everything is drawn from `--seed`.
 
 import io
 import itertools
+import zlib
 from pathlib import Path
 
 import cv2
@@ -129,6 +130,8 @@ def link_all(folder, parts, roots):
 
 def draw_objects(folder, objects, grounds, seed):
     """A subfolder for each object: `0.jpg`, the object, and its views, `1.jpg` and so on."""
+    # each set's views are drawn apart; `objects` came first, and stays what models were measured on
+    key = (seed,) if folder.name == "objects" else (seed, zlib.crc32(folder.name.encode()))
     with Progress(folder.name, len(objects), "objects") as progress:
         for number, file in enumerate(objects):
             place = folder / f"{number:03}"
@@ -136,7 +139,7 @@ def draw_objects(folder, objects, grounds, seed):
             picture = ImageOps.contain(opened(file), _VIEW)
             picture.save(place / "0.jpg", quality=92)
             for version in range(1, _VIEWS + 1):
-                rng = np.random.default_rng((seed, number, version))
+                rng = np.random.default_rng((*key, number, version))
                 (place / f"{version}.jpg").write_bytes(view(picture, grounds, rng))
             progress.advance()
 

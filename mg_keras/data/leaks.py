@@ -1,13 +1,16 @@
-"""The same photo twice where it does harm: in training and validation, or in two classes."""
+"""The same photo twice where it does harm: in training and validation, in two classes, or where copies are searched."""
 
 import dataclasses
+import functools
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
+import tensorflow as tf
 
-from mg_keras.data.sources.contract import Source
+from mg_keras.data.images import UNREADABLE
+from mg_keras.data.sources.contract import Source, Split
 from mg_keras.progress import mapped
 
 # at the middle of a file: at its beginning the photos of one camera are alike
@@ -68,17 +71,7 @@ def find_leaks(source: Source) -> Leaks:
     def is_leak(rows):
         return len(rows) > 1 and (len(set(labels[rows])) > 1 or len(set(held_out[rows])) > 1)
 
-    groups = [list(range(len(files)))]
-    for key, what in ((_size, "sizes"), (_part, "parts"), (_whole, "copies")):
-        groups = [group for group in groups if is_leak(group)]
-        rows = [row for group in groups for row in group]
-        keys = iter(mapped(key, [files[row] for row in rows], f"looking for copies of photos: {what}", "photos"))
-        divided = {}
-        for number, group in enumerate(groups):
-            for row in group:
-                divided.setdefault((number, next(keys)), []).append(row)
-        groups = [group for (_, found), group in divided.items() if found is not None]
-    groups = [np.array(group) for group in groups if is_leak(group)]
+    groups = _equal_files(files, is_leak)
     both = [group for group in groups if len(set(held_out[group])) > 1]
     classes = [group for group in groups if len(set(labels[group])) > 1]
     return Leaks(
@@ -87,6 +80,49 @@ def find_leaks(source: Source) -> Leaks:
         sum(int(held_out[group].sum()) for group in both),
         sum(map(len, classes)),
     )
+
+
+def equal_photos(splits: Sequence[Split]) -> list[np.ndarray]:
+    """Groups of photos that are equal byte for byte: int64 numbers, of two photos at least, counted through the splits.
+
+    Of files few are read for it, as `find_leaks` does. Where photos of a split are not files of their own, all photos
+    are read once. One that can't be read equals none.
+    """
+    if all(split.files is not None for split in splits):
+        return _equal_files([file for split in splits for file in split.files], lambda rows: len(rows) > 1)
+    digests = []
+    for split in splits:
+        digests += mapped(functools.partial(_digest, split), range(len(split)), "looking for equal photos", "photos")
+    return _divided([list(range(len(digests)))], digests, lambda rows: len(rows) > 1)
+
+
+def _equal_files(files, is_wanted):
+    """Groups int64 [n] of the numbers of equal files, those that `is_wanted`; no part of another is wanted."""
+    everything = list(range(len(files)))
+    groups = [everything] if is_wanted(everything) else []
+    for key, what in ((_size, "sizes"), (_part, "parts"), (_whole, "copies")):
+        rows = [row for group in groups for row in group]
+        keys = mapped(key, [files[row] for row in rows], f"looking for copies of photos: {what}", "photos")
+        groups = _divided(groups, keys, is_wanted)
+    return groups
+
+
+def _divided(groups, keys, is_wanted):
+    """Groups divided by the keys of their members, which come in the same order; None equals nothing."""
+    keys, divided = iter(keys), {}
+    for number, group in enumerate(groups):
+        for row in group:
+            divided.setdefault((number, next(keys)), []).append(row)
+    groups = [np.array(group) for (_, key), group in divided.items() if key is not None]
+    return [group for group in groups if is_wanted(group)]
+
+
+def _digest(split, row):
+    try:
+        contents = split.read(tf.constant(row, tf.int64)).numpy()
+    except UNREADABLE:
+        return None
+    return hashlib.sha256(contents).digest() if contents else None
 
 
 def _size(path):

@@ -5,9 +5,10 @@ nothing that came before. So a run resumes in the middle of an epoch by starting
 A photo that can't be used is replaced by another, drawn from its position too.
 """
 
+import contextlib
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import tensorflow as tf
 
@@ -17,6 +18,7 @@ from mg_keras.data.sources.contract import Split
 from mg_keras.errors import UserError
 
 _ATTEMPTS = 16
+_UNUSABLE = f"{_ATTEMPTS} photos drawn one after the other are unusable"
 
 
 def repeated_batches(
@@ -57,7 +59,7 @@ def repeated_batches(
         start_step: int >= 0, the first step to give: what it and later ones hold does not depend on it.
         steps: int or None (without end), how many steps to give.
         bad_images: `BadImages` to note unusable photos in and go on with another, or None: they stop the iteration with
-            `tf.errors.InvalidArgumentError`, as 16 of them drawn for one place do in any case.
+            `tf.errors.InvalidArgumentError`, as 16 of them drawn for one place do in any case (`unusable_named`).
 
     Returns:
         tf.data.Dataset of (images float32 [parts * batch_size, size, size, 3] in 0-255, labels int32 [...],
@@ -158,7 +160,7 @@ def repeated_batches(
                 tf.TensorShape([None, None, 3]),
             ),
         )
-        check = tf.debugging.assert_equal(ok, True, f"{_ATTEMPTS} photos drawn one after the other are unusable")
+        check = tf.debugging.assert_equal(ok, True, _UNUSABLE)
         with tf.control_dependencies([check]):
             return position, index, tf.identity(image)
 
@@ -185,6 +187,25 @@ def repeated_batches(
     dataset = dataset.batch(photos_a_part, drop_remainder=True).map(as_written(one_part))
     dataset = dataset.batch(parts, drop_remainder=True).map(as_written(join))
     return dataset.prefetch(2 * len(local))
+
+
+@contextlib.contextmanager
+def unusable_named(split: Split, bad_images: BadImages) -> Iterator[None]:
+    """Where `repeated_batches` of a split are taken: photos that can't be used, and stop them, are told in a line.
+
+    Raises:
+        UserError: 16 photos drawn for one place can't be used; it names one and says why.
+    """
+    try:
+        yield
+    except tf.errors.OpError as error:
+        bad = next((name for name in split.names if name in bad_images.reasons), None)
+        if _UNUSABLE not in str(error) or bad is None:
+            raise
+        bad_images.check()
+        raise UserError(
+            f"{_ATTEMPTS} photos drawn one after the other can't be used, such as {bad}: {bad_images.reasons[bad]}"
+        ) from error
 
 
 def _share(local_replicas, replicas):

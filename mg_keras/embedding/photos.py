@@ -29,7 +29,7 @@ from mg_keras.data import resolutions
 from mg_keras.data.apart import as_written
 from mg_keras.data.given import GivenPhotos
 from mg_keras.data.images import UNREADABLE, BadImages, decode_common
-from mg_keras.data.repeated import repeated_batches
+from mg_keras.data.repeated import repeated_batches, unusable_named
 from mg_keras.data.sources import Split
 from mg_keras.poolings import checked
 from mg_keras.preparations import ASPECT
@@ -158,7 +158,11 @@ def embed_versions(
     Returns:
         `Embeddings` of `versions` x `len(split)` rows, in the order of the photos; `rows` says of which photo each is.
         An unusable photo has none: another of the split has its versions besides its own. `unusable` is empty.
+
+    Raises:
+        UserError: none of the photos can be used, or so few that 16 drawn one after the other can't.
     """
+    bad_images = BadImages()
     batches = repeated_batches(
         split,
         augment,
@@ -167,7 +171,7 @@ def embed_versions(
         versions=versions,
         seed=seed,
         steps=len(split),
-        bad_images=BadImages(),
+        bad_images=bad_images,
     )
     dataset = batches.unbatch().batch(_photos_a_batch(resolution, resolution)).prefetch(2)
     shown = np.empty(versions * len(split), np.int64)
@@ -180,7 +184,8 @@ def embed_versions(
             start += len(numbers)
             yield Batch(places, places[:0], images)
 
-    found = _run(network, numbered(), len(shown), poolings, label)
+    with unusable_named(split, bad_images):
+        found = _run(network, numbered(), len(shown), poolings, label)
     order = np.argsort(shown, kind="stable")
     return dataclasses.replace(found, rows=shown[order], values=found.values[:, order])
 

@@ -374,7 +374,7 @@ def chance_precision_at(num_positives: int, database_size: int, k: int) -> float
     return expected
 
 
-def chance_micro_average_precision(num_positives: Sequence[int], database_size: int, k: int) -> float:
+def chance_micro_average_precision(num_positives: Sequence[int], database_size: int | Sequence[int], k: int) -> float:
     """Compute the expected `micro_average_precision` of random answers, `k` different images for each query.
 
     With F right ones among M answers in random order, of P there are to find,
@@ -383,23 +383,25 @@ def chance_micro_average_precision(num_positives: Sequence[int], database_size: 
 
     Args:
         num_positives: for each query, the positives in the database, from 0; one of them in all at least.
-        database_size: N, images of the database.
+        database_size: N, images of the database; or [Q], of what each query is searched for in.
         k: answers for each query, 1 to N.
 
     Raises:
         ValueError: a number out of range.
     """
     positives = _integers(num_positives, "num_positives")
-    if not 1 <= k <= database_size or positives.sum() < 1 or positives.min() < 0 or positives.max() > database_size:
+    sizes = np.broadcast_to(database_size, positives.shape)
+    if not 1 <= k <= sizes.min() or positives.sum() < 1 or positives.min() < 0 or np.any(positives > sizes):
         raise ValueError(
             f"k and the positives of a query must be at most the database's {database_size}, and k and all positives "
             f"at least 1, received {k} and {positives.tolist()}"
         )
-    answers, share = len(positives) * k, k / database_size
+    answers, share = len(positives) * k, k / sizes
     harmonic = np.sum(1.0 / np.arange(1, answers + 1))
-    expected = share * positives.sum()
-    of_one_query = np.sum(positives * (positives - 1.0)) * share * (k - 1) / max(database_size - 1, 1)
-    of_two_queries = (float(positives.sum()) ** 2 - np.sum(positives.astype(float) ** 2)) * share**2
+    found = share * positives
+    expected = np.sum(found)
+    of_one_query = np.sum(found * (positives - 1.0) * (k - 1) / np.maximum(sizes - 1, 1))
+    of_two_queries = expected**2 - np.sum(found**2)
     pairs = (of_one_query + of_two_queries) * (answers - harmonic) / max(answers - 1, 1)
     return float((expected * harmonic + pairs) / (positives.sum() * answers))
 

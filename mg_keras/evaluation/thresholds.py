@@ -45,9 +45,12 @@ def threshold_at_precision(similarities: np.ndarray, matches: np.ndarray, precis
 def thresholds(
     similarities: np.ndarray, matches: np.ndarray, precisions: Sequence[float] = PRECISIONS
 ) -> dict[str, float]:
-    """`threshold_at_precision` at several precisions: "0.99" -> cosine, without those that no cosine gives."""
+    """`threshold_at_precision` at several precisions: "0.99" -> cosine, rounded down to four digits.
+
+    Those that no cosine gives are missing.
+    """
     found = {f"{precision:g}": threshold_at_precision(similarities, matches, precision) for precision in precisions}
-    return {name: round(value, 4) for name, value in found.items() if value is not None}
+    return {name: _rounded_down(value) for name, value in found.items() if value is not None}
 
 
 class TopPairs:
@@ -107,3 +110,9 @@ class TopPairs:
         self._floor = np.partition(similarities, place)[place]
         above = similarities > self._floor
         self._similarities, self._matches, self.held = [similarities[above]], [matches[above]], int(above.sum())
+
+
+def _rounded_down(value):
+    """To four digits: what a threshold stands for must not lie below it."""
+    rounded = round(value, 4)
+    return rounded if rounded <= value else round(rounded - 1e-4, 4)

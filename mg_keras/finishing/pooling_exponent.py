@@ -64,6 +64,9 @@ def in_aug_counts(
 
     Returns:
         dict exponent -> float64 [n], for each of the n photos that have versions; the score is the mean.
+
+    Raises:
+        UserError: as `embed_versions`: photos can't be used.
     """
     recipe = augmentations.get(augmentation)
     found = embed_versions(network, photos, recipe, resolution, VERSIONS, exponents, seed, label)

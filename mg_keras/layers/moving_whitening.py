@@ -114,8 +114,13 @@ class MovingWhitening(keras.layers.Layer):
         within = (1.0 - self.shrinkage) * within + (self.shrinkage * spread + 1e-12) * tf.eye(size)
         root = tf.linalg.cholesky(within)
         found = tf.linalg.cholesky_solve(root, among @ self.projection.value) + self.projection.value
-        inner = tf.linalg.cholesky(tf.matmul(found, within @ found, transpose_a=True))
-        return tf.transpose(tf.linalg.triangular_solve(inner, tf.transpose(found)))
+        # by QR: the Cholesky factor of foundᵀ C found is the same but for signs, and squares what is badly conditioned
+        basis, upper = tf.linalg.qr(tf.matmul(root, found, transpose_a=True))
+        basis *= tf.where(tf.linalg.diag_part(upper) < 0, -1.0, 1.0)
+        projection = tf.linalg.triangular_solve(root, basis, adjoint=True)
+        # what is no number would stay so for good
+        usable = tf.reduce_all(tf.math.is_finite(projection))
+        return tf.where(usable, projection, self.projection.value)
 
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments."""

@@ -55,6 +55,7 @@ def open_benchmarks(
             source.val,
             sources.photos(options.distractors, config.data_dir) if options.distractors else None,
             seed=config.seed,
+            largest_resolution=max(config.resolutions),
         ),
         "categories": lambda: benchmarks.categories(source, *options.votes),
         "probe": lambda: benchmarks.probe(source, *options.votes),

@@ -18,7 +18,7 @@ from mg_keras.checkpoints import assign, read_arrays, snapshot, write_arrays
 from mg_keras.data import augmentations
 from mg_keras.data.images import BadImages
 from mg_keras.data.mixing.batches import mixed_batches
-from mg_keras.data.repeated import repeated_batches
+from mg_keras.data.repeated import repeated_batches, unusable_named
 from mg_keras.data.sources import Source
 from mg_keras.embedding.photos import embed
 from mg_keras.errors import UserError, WorkerLost
@@ -290,7 +290,8 @@ class Trainer:
 
         Raises:
             Stopped: a signal (Ctrl-C) came; the run was saved.
-            UserError: the loss is no number, a photo is bad and that was not to be passed over, or the disk is full.
+            UserError: the loss is no number, a photo is bad and that was not to be passed over, nearly all photos are
+                bad, or the disk is full.
             WorkerLost: another worker is gone.
         """
         config, total = self.config, self.config.epochs * self.config.iterations
@@ -320,7 +321,8 @@ class Trainer:
     def _clear_errors(self):
         """What TensorFlow raises, in a line."""
         try:
-            yield
+            with unusable_named(self.source.train, self.bad_images):
+                yield
         except tf.errors.OpError as error:
             self.bad_images.check()
             step, reason = self.state.step, _reason(error)

@@ -20,3 +20,14 @@ def test_planted_copies_are_scored(tmp_path):
     recall, precision, by_kind = scores(found, tmp_path / "photos")
     assert (recall, precision) == (0.2, 2 / 3)
     assert (by_kind[kinds[0]], by_kind[kinds[1]], by_kind[kinds[2]]) == (0.5, 0.5, 0)
+
+
+def test_edits_are_of_photos_as_they_are_seen(tmp_path):
+    (tmp_path / "photos").mkdir()
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    Image.new("RGB", (60, 40), (200, 30, 30)).save(tmp_path / "turned.jpg", exif=turned)
+    plant(tmp_path / "photos", [tmp_path / "turned.jpg"] * len(STRONG_EDITS), len(STRONG_EDITS), seed=0)
+    (grey,) = (tmp_path / "photos").glob("*-grey.jpg")
+    with Image.open(grey) as image:
+        assert image.size == (40, 60)

@@ -60,6 +60,39 @@ def test_a_row_for_each_fit(monkeypatch, capsys, tmp_path):
     assert float(rows[2][3]) < 50, "the row is of what was trained"
 
 
+def test_kept_edits_are_of_the_files_in_the_folder(monkeypatch, tmp_path):
+    network, made = SimpleNamespace(model=SimpleNamespace(fingerprint=lambda: "network")), []
+    monkeypatch.setattr(learned_whitenings, "opened", lambda run: network)
+
+    def embed_all(run, photos, *how):
+        made.append(len(photos))
+        return SimpleNamespace(values=np.full((1, len(photos), 2), len(made)), rows=np.arange(len(photos)))
+
+    monkeypatch.setattr(learned_whitenings, "embed_all", embed_all)
+    options = SimpleNamespace(
+        run="runs/a", resolution=32, exponent=3.0, augmentations=[], photos="p", edits=2, seed=0, versions=4,
+        keep=tmp_path / "kept",
+    )  # fmt: skip
+    options.keep.mkdir()
+    for place in ("first", "second"):
+        (tmp_path / place / "p").mkdir(parents=True)
+        Image.new("RGB", (40, 40)).save(tmp_path / place / "p" / "0.jpg")
+
+    def edits():
+        return learned_whitenings.embedded("edits", [None, None], options)[0, 0]
+
+    monkeypatch.chdir(tmp_path / "first")
+    assert edits() == edits() == 1
+    # one more photo, and the same words in another place: other edits
+    Image.new("RGB", (40, 40)).save("p/1.jpg")
+    assert edits() == 2
+    monkeypatch.chdir(tmp_path / "second")
+    assert edits() == 3
+    # the same folder in other words
+    options.photos = str(tmp_path / "second" / "p")
+    assert edits() == 3
+
+
 @pytest.mark.parametrize("mistake", ["--shrinkages=0", "--shrinkages=0.1,2", "--powers=-1", "--steps=-1"])
 def test_settings_out_of_range_are_refused_before_photos_are_embedded(monkeypatch, capsys, mistake):
     monkeypatch.setattr(sys, "argv", ["learned_whitenings", "--run=x", "--fit=x", "--photos=x", mistake])

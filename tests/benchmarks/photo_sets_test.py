@@ -82,6 +82,18 @@ def test_views_show_the_object_each_in_another_way(folders, monkeypatch):
         assert np.mean(edge > 0.5) < 0.05
 
 
+def test_views_of_two_sets_are_drawn_apart(folders, tmp_path):
+    files = sorted((folders / "many").rglob("*.jpg"))
+    for name in ("objects", "objects_kept_aside"):
+        photo_sets.draw_objects(tmp_path / name, files[:1], files[1:], 0)
+    views = [files_of.read_bytes() for files_of in sorted(tmp_path.glob("objects*/000/1.jpg"))]
+    assert len(views) == len(set(views)) == 2
+    # `objects` stays what it was
+    rng = np.random.default_rng((0, 0, 1))
+    picture = photo_sets.ImageOps.contain(photo_sets.opened(files[0]), photo_sets._VIEW)
+    assert (tmp_path / "objects/000/1.jpg").read_bytes() == photo_sets.view(picture, files[1:], rng)
+
+
 def test_mistakes_are_named(folders, monkeypatch):
     monkeypatch.setitem(photo_sets._MIXED, "cars", 5)
     with pytest.raises(UserError, match="cars has 3 photos, 5 are needed"):

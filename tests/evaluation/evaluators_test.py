@@ -1,5 +1,6 @@
 """Benchmarks on made-up folders with the real sets' names; descriptors are invented, right answers slow or by hand."""
 
+import dataclasses
 import io
 import os
 import pickle
@@ -773,7 +774,8 @@ def test_copies_are_ordinary_photos_made_once(pictures, tmp_path):
     )
     others = sources.photos(write(tmp_path, ["a.jpg", "b.jpg"]))
     benchmark = benchmarks.copies(counted, others, number=20, seed=5)
-    assert len(set(reads)) == len(reads) <= 21
+    # to tell equal ones each is read, since they are no files, and those that are edited once more
+    assert len(reads) == 40 + len(set(reads[40:])) <= 40 + 21
     queries = benchmark.search.queries
     assert len(queries) == 20
     assert 2 not in queries
@@ -826,8 +828,63 @@ def test_copies_against_the_slow_form(pictures):
     assert benchmark.measure(all_of(np.eye(52)[groups] + 0.01, without))["mAP"] == pytest.approx(10 / 12)
 
 
+@pytest.mark.parametrize("as_files", [True, False])
+@pytest.mark.parametrize("among_distractors", [True, False])
+def test_photos_that_equal_an_original_are_no_mistakes(pictures, tmp_path, among_distractors, as_files):
+    for number in range(12):
+        data = tf.io.read_file(pictures.files[number + 3]).numpy()
+        for folder in ("once", "again") if among_distractors else ("once", "once/again"):
+            write(tmp_path / folder, [f"{number:02}.png"], data)
+    album = sources.photos(tmp_path / "once")
+    if not as_files:
+        album = dataclasses.replace(album, files=None)
+    benchmark = benchmarks.copies(album, sources.photos(tmp_path / "again") if among_distractors else None)
+    search = benchmark.search
+    assert len(search.queries) == 12
+    # equal photos get equal descriptors
+    groups = np.r_[np.arange(12), np.arange(12)]
+    groups = np.r_[groups[: len(album)], groups[search.queries], groups[len(album) :]]
+    perfect = benchmark.measure(all_of(np.eye(12)[groups]))
+    assert set(perfect.values()) == {1.0}
+    for query, ignored in zip(search.queries, search.ignored, strict=True):
+        (equal,) = ignored
+        assert equal != query
+        np.testing.assert_array_equal(seen(benchmark.photos, equal), seen(benchmark.photos, query))
+    at_chance(benchmark, all_of(invented(benchmark, groups=groups)), ["mAP", "micro-AP"])
+
+
+def test_the_names_of_copies_need_not_be_utf_8(pictures):
+    def read(index):
+        if int(index) == 2:
+            raise UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte")
+        return pictures.read(index)
+
+    benchmark = benchmarks.copies(dataclasses.replace(pictures, read=read, files=None))
+    assert sorted(benchmark.search.queries) == [row for row in range(40) if row != 2]
+
+
+def test_large_originals_are_reduced_before_they_are_edited(tmp_path, capfd):
+    rng = np.random.default_rng(0)
+    for name, size in (("large.png", (1600, 1200)), ("small.png", (700, 512))):
+        Image.fromarray(rng.integers(0, 256, (*size[::-1], 3), np.uint8)).save(tmp_path / name)
+    split = sources.photos(tmp_path)
+
+    def areas(**options):
+        benchmark = benchmarks.copies(split, seed=3, **options)
+        pairs = zip(benchmark.search.queries, benchmark.search.positives, strict=True)
+        return {int(query): np.prod(seen(benchmark.photos, copy).shape[:2]) for query, (copy,) in pairs}
+
+    whole, at_300, at_64 = areas(), areas(largest_resolution=300), areas(largest_resolution=64)
+    # the edits keep the same share of a picture's area, whatever that is
+    assert at_300[0] / whole[0] == pytest.approx((600 / 1200) ** 2, rel=0.01)
+    assert at_64[0] / whole[0] == pytest.approx((512 / 1200) ** 2, rel=0.01)
+    assert whole[1] == at_300[1] == at_64[1]
+    assert "2/2 photos" in capfd.readouterr().err
+
+
 def test_copies_follow_what_the_split_adjusts(tmp_path):
-    write(tmp_path / "set", ["100000.jpg", "100001.jpg"], photo(160, 240))
+    write(tmp_path / "set", ["100000.jpg"], photo(160, 240))
+    write(tmp_path / "set", ["100001.jpg"], photo(160, 240, quality=90))
     (tmp_path / "turns.txt").write_text("100001.jpg 90\n")
     turned = benchmarks.holidays(tmp_path / "set", tmp_path / "turns.txt").photos
     benchmark = benchmarks.copies(turned, sources.photos(tmp_path / "set"), seed=2)

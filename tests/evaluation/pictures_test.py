@@ -3,9 +3,11 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
+from mg_keras.data import sources
+from mg_keras.embedding.photos import Embeddings
 from mg_keras.errors import UserError
-from mg_keras.evaluation import pictures, tables
-from mg_keras.evaluation.pictures import Photo, drawing
+from mg_keras.evaluation import evaluators, pictures, tables
+from mg_keras.evaluation.pictures import Photo, copies, drawing
 from mg_keras.evaluation.pictures.activations import contributions
 from mg_keras.objectives.grafit import GrafitFC
 from mg_keras.objectives.multigrain import MultiGrainObjective
@@ -88,6 +90,21 @@ def test_turned_photos_are_shown_upright(tmp_path, figures):
     Image.fromarray(grey_photo(40, 20)).save(tmp_path / "turned.jpg", exif=exif)
     pictures.retrieval_picture(tmp_path / "a.png", [Photo(tmp_path / "turned.jpg", "cup")], [[]])
     assert figures[0].axes[0].images[0].get_array().shape[:2] == (40, 20)
+
+
+def test_photos_equal_to_a_query_are_not_among_its_answers(tmp_path, monkeypatch):
+    for folder, shade in (("once", 40), ("again", 40), ("other", 200)):
+        (tmp_path / folder).mkdir()
+        Image.fromarray(np.full((20, 20, 3), shade, np.uint8)).save(tmp_path / folder / "a.png")
+    photos = sources.photos(tmp_path)
+    benchmark = evaluators.copies(photos)
+    drawn = []
+    monkeypatch.setattr(copies, "retrieval_picture", lambda path, queries, neighbors: drawn.extend(neighbors))
+    rows = np.arange(len(benchmark.photos))
+    found = Embeddings(rows, np.ones([1, len(rows), 4], np.float32), np.zeros(0, np.int64))
+    copies.copies_picture(tmp_path / "picture.png", benchmark, photos, [], found)
+    # both copies and the other photo, of the one that is there twice without its equal
+    assert sorted(map(len, drawn)) == [3, 4]
 
 
 @pytest.mark.parametrize(("queries", "neighbours"), [([], []), ([Photo(grey_photo(), "cup")], [[], []])])

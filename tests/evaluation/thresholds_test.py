@@ -59,6 +59,13 @@ def test_without_pairs_that_match_no_cosine_tells(monkeypatch):
     assert top.thresholds() == {}
 
 
+@pytest.mark.parametrize("value", [0.99997, 0.12345, -0.00001, 0.8, 0.0003, np.float32(0.9)])
+def test_what_a_threshold_stands_for_is_not_below_it(value):
+    (threshold,) = thresholds(np.full(50, value), np.ones(50, bool), [0.99]).values()
+    assert value - 1e-4 < threshold <= value
+    assert threshold == round(threshold, 4)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"), [(([1.0], [True, False], 0.9), "received"), (([1.0], [True], 0), "precision must lie")]
 )

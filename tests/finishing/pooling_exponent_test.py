@@ -282,6 +282,12 @@ def test_in_aug_counts_are_those_of_the_versions(model, split):
     assert in_aug_counts(model, photos, LARGER, [1], seed=4, augmentation="standard")[1].mean() != scores[1]
 
 
+@pytest.mark.slow
+def test_photos_of_in_aug_that_are_all_unusable_are_named(model):
+    with pytest.raises(UserError, match=r"16 photos drawn one after the other .*such as 0.png: not a JPEG"):
+        in_aug_counts(model, split_of([b"no photo"] * 3, np.zeros(3, int)), LARGER, [1])
+
+
 def test_paired_errors_are_those_of_the_difference_photo_by_photo():
     rng = np.random.default_rng(0)
     found = {1: rng.uniform(1, 5, 30), 3: rng.uniform(3, 5, 30)}

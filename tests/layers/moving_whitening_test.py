@@ -79,6 +79,29 @@ def test_a_single_version_of_each_says_nothing_of_versions(embeddings):
     assert np.all(np.isfinite(layer.projection))
 
 
+@pytest.mark.parametrize("noise", [0.3, 0.05, 0.0])
+def test_many_directions_of_few_photos_that_are_alike_stay_finite(noise):
+    size, kept, photos, versions = 320, 128, 32, 3
+    layer = MovingWhitening(size, kept)
+    rng = np.random.default_rng(0)
+    for _ in range(4):
+        rows = rng.normal(size=[photos, 1, size]) + noise * rng.normal(size=[photos, versions, size])
+        layer.update(np.repeat(np.arange(photos), versions), np.float32(rows.reshape(-1, size)))
+    projection, (_, _, within) = layer.projection.numpy(), (average.numpy() for average in layer.averages)
+    assert np.all(np.isfinite(projection))
+    shrunk = 0.8 * within + (0.2 * np.trace(within) / (size + 1) + 1e-12) * np.eye(size + 1)
+    np.testing.assert_allclose(projection.T @ shrunk @ projection, np.eye(kept), atol=1e-3)
+
+
+def test_a_step_that_gives_no_numbers_keeps_the_projection(embeddings):
+    layer = MovingWhitening(SIZE, KEPT)
+    layer.update(np.repeat(np.arange(PHOTOS), VERSIONS), embeddings.reshape(-1, SIZE))
+    before = layer.projection.numpy()
+    layer.averages[2].assign(np.full([SIZE + 1, SIZE + 1], -1.0))
+    layer.update(np.arange(PHOTOS), embeddings[:, 0])
+    np.testing.assert_array_equal(layer.projection, before)
+
+
 def test_its_configuration_makes_it_again():
     layer = MovingWhitening(SIZE, KEPT, momentum=0.9, shrinkage=0.5, every=3, seed=4)
     again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(layer))

@@ -11,6 +11,7 @@ import pytest
 import tensorflow as tf
 
 from mg_keras import MultiGrain
+from mg_keras.data import images, repeated
 from mg_keras.data.sources import open_source
 from mg_keras.embedding.photos import Embeddings
 from mg_keras.errors import UserError
@@ -154,6 +155,20 @@ def test_validation_photos_that_cannot_be_used_are_listed_too(policy, usable, tm
         assert VALIDATE(trainer)["val_top5"] == 1
     lines = (tmp_path / "run" / "bad_images.txt").read_text().splitlines()
     assert [line.split("\t")[0] for line in lines] == gone
+
+
+@pytest.mark.parametrize("strategy", ["single", "mirrored"])
+@pytest.mark.slow
+def test_photos_that_are_all_unusable_are_named(strategy, tmp_path, monkeypatch):
+    monkeypatch.setattr(repeated, "try_decode", images.try_decode)
+    folder = draw_folder(tmp_path / "photos", per_class=4)
+    source = open_source(f"folder:{folder}")
+    for photo in folder.glob("*/*"):
+        photo.write_bytes(b"no photo")
+    config = TrainConfig(batch_size=6, epochs=1, iterations=2, resolution=32)
+    trainer = Trainer(Run.start(tmp_path / "run", config), source, make_strategy(strategy))
+    with pytest.raises(UserError, match=r"^16 photos drawn one after the other can't be used, such as \S+: not a JPEG"):
+        trainer.train(trainer.batches())
 
 
 def test_a_network_that_the_last_step_of_an_epoch_has_spoilt_is_told_so(tmp_path, monkeypatch):

@@ -61,13 +61,14 @@ def copies_picture(
     queries = [int(search.queries[i]) for i in chosen]
     if not queries:
         return
+    left_out = [{int(search.queries[i]), *map(int, search.ignored[i])} for i in chosen]
     similarities, indices = nearest(
         descriptors[[place_of[query] for query in queries]],
         descriptors[database],
-        min(_NEIGHBORS + 1, len(database)),
+        min(_NEIGHBORS + max(map(len, left_out)), len(database)),
     )
     neighbors = []
-    for query, *pair in zip(queries, indices, similarities, strict=True):
+    for own, *pair in zip(left_out, indices, similarities, strict=True):
         rows = [(int(found.rows[database[i]]), similarity) for i, similarity in zip(*pair, strict=True)]
-        neighbors.append([(photo(row), similarity) for row, similarity in rows if row != query][:_NEIGHBORS])
+        neighbors.append([(photo(row), similarity) for row, similarity in rows if row not in own][:_NEIGHBORS])
     retrieval_picture(path, [photo(query) for query in queries], neighbors)
