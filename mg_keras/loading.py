@@ -123,7 +123,7 @@ class Loaded:
         Args:
             photos: a folder, whose photos are taken at any depth in order of name; or one photo or several: paths,
                 bytes of files, arrays [H, W, 3] of RGB in 0-255 (uint8 or float), PIL images. A list tells which row
-                is whose; of a folder, files that are called as no photo and videos are passed over.
+                is whose; of a folder, what is no photo or can't be converted is passed over, with a line on stderr.
             resolution: s*, pixels, as every measure here takes it: where the model squashes photos, of both sides;
                 else up to the resolution of training a square crop, beyond it the largest side. None: the object's
                 `resolution`.
