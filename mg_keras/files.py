@@ -180,6 +180,25 @@ def check_writable(folder: str | os.PathLike) -> Path:
     return there
 
 
+def check_file(path: str | os.PathLike) -> Path:
+    """Refuse a file that can't be written, before there is something to write; nothing is made or changed.
+
+    Args:
+        path: of the file; one that is there is to be replaced.
+
+    Returns:
+        The path.
+
+    Raises:
+        UserError: it is a folder, or in one that can't be written to.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise UserError(f"{path} is a folder: give the name of a file")
+    check_writable(path.parent)
+    return path
+
+
 def _plain(value: Any) -> Any:
     """The JSON form of what `json` does not know."""
     if isinstance(value, np.generic | np.ndarray):

@@ -367,7 +367,8 @@ def _exponents(description: Mapping[str, Any]) -> dict[int, float]:
     """The p* table, resolution -> exponent; empty where none was chosen."""
     table = {int(size): float(value) for size, value in (description.get("p_star") or {}).items()}
     if any(size < 1 or not 0 < value <= MOST_EXPONENT for size, value in table.items()):
-        raise ValueError(f"p_star must map resolutions in pixels to exponents > 0, received {table}")
+        bounds = f"exponents > 0 and at most {MOST_EXPONENT:g}"
+        raise ValueError(f"p_star must map resolutions in pixels to {bounds}, received {table}")
     return table
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from mg_keras.data.augmentations import AugmentationName
 from mg_keras.errors import UserError
+from mg_keras.poolings import MOST_EXPONENT
 
 if TYPE_CHECKING:
     from mg_keras.data.sources import Source
@@ -22,7 +23,7 @@ class Choosing:
     """How p* is chosen.
 
     Attributes:
-        exponents: those that cross-validation tries, each > 0.
+        exponents: those that cross-validation tries, each > 0 and at most 1000.
         method: `"cross-validation"`, `"fine-tuning"`, or `"both"`: then the choice in use is cross-validation's.
         per_class: photos of each class to fine-tune on, at most.
         epochs: of fine-tuning.
@@ -47,8 +48,9 @@ class Choosing:
     def __post_init__(self):
         if self.method not in METHODS:
             raise ValueError(f"method must be one of {', '.join(METHODS)}, received {self.method!r}")
-        if not self.exponents or not all(0 < exponent < math.inf for exponent in self.exponents):
-            raise UserError(f"exponents must be one or more numbers > 0, received {list(self.exponents)}")
+        if not self.exponents or not all(0 < exponent <= MOST_EXPONENT for exponent in self.exponents):
+            wanted = f"one or more numbers > 0 and at most {MOST_EXPONENT:g}"
+            raise UserError(f"exponents must be {wanted}, received {list(self.exponents)}")
         for name in ("per_class", "epochs"):
             if (value := getattr(self, name)) < 1:
                 raise UserError(f"{name} must be at least 1, received {value}")

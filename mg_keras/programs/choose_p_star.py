@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from mg_keras.data.augmentations import NAMES
 from mg_keras.finishing.settings import METHODS, Choosing
+from mg_keras.poolings import MOST_EXPONENT
 from mg_keras.programs.common import list_of, number, stage_arguments
 from mg_keras.quiet import import_tensorflow
 
@@ -26,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
         parser.add_argument(
             "--exponents",
-            type=list_of(float, above=0),
+            type=list_of(float, above=0, at_most=MOST_EXPONENT),
             default=list(Choosing.exponents),
             help="those that cross-validation tries, such as 1,2,3.5",
         )

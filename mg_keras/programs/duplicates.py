@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mg_keras.errors import UserError
-from mg_keras.files import check_writable, in_home, printable_name
+from mg_keras.files import check_file, in_home, printable_name
 from mg_keras.programs import albums
 from mg_keras.programs.common import Parser, number
 
@@ -68,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if None not in (options.copy, options.similar):
         check_similarities(options.copy, options.similar)
     if options.out:
-        check_writable(in_home(options.out).parent)
+        check_file(in_home(options.out))
     if options.move_to:
         if not options.yes and not sys.stdin.isatty():
             raise UserError("--move-to asks first, and nobody can answer here: --yes true moves without asking")

@@ -13,7 +13,7 @@ from typing import Any
 
 from mg_keras.errors import UserError
 from mg_keras.evaluation.folders import NAMES, Options
-from mg_keras.files import check_writable, printable_name
+from mg_keras.files import check_file, printable_name
 from mg_keras.pretrained import PACKAGED
 from mg_keras.programs.common import list_of, number, print_table, stage_arguments
 from mg_keras.quiet import import_tensorflow
@@ -67,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.run and options.out:
         raise UserError("--out is for --model: the figures of a run go into its metrics.json")
     if options.out:
-        check_writable(Path(options.out).parent)
+        check_file(options.out)
     import_tensorflow()
     if options.run:
         evaluate_run(options)

@@ -23,7 +23,7 @@ from typing import Any
 
 from mg_keras import databases
 from mg_keras.errors import UserError
-from mg_keras.files import atomic_write_json, check_writable, printable_name
+from mg_keras.files import atomic_write_json, check_file, printable_name
 from mg_keras.programs import albums
 from mg_keras.programs.common import Parser, number
 
@@ -86,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if not options.out.endswith(".json"):
             raise UserError(f"--out must be a name in .json, received {options.out}")
         # before an album is described, as what is looked for
-        check_writable(Path(options.out).parent)
+        check_file(options.out)
     with _index(options) as index:
         if name:
             classes, lists = [], {"class": index.find_class(name, options.k)}

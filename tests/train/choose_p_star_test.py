@@ -238,6 +238,7 @@ def test_files_of_before_still_read(made_up):
     [
         ({"exponents": [3, 0.0]}, r"exponents .* received \[3, 0.0\]"),
         ({"exponents": []}, r"exponents .* received \[\]"),
+        ({"exponents": [3, 2000]}, r"exponents .* at most 1000, received \[3, 2000\]"),
         ({"exponents": [float("nan")]}, r"exponents .* received \[nan\]"),
         ({"exponents": [float("inf")]}, r"exponents .* received \[inf\]"),
         ({"per_class": 0}, "per_class must be at least 1, received 0"),

@@ -124,3 +124,5 @@ def test_figures_of_a_model_need_a_place_before_it_is_measured(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"can't be written to: .*file is no folder"):
         evaluate.main(["--model=package", "--benchmarks=ukb=x", f"--out={tmp_path}/file/a.json"])
+    with pytest.raises(UserError, match="is a folder: give the name of a file"):
+        evaluate.main(["--model=package", "--benchmarks=ukb=x", f"--out={tmp_path}"])
