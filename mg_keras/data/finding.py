@@ -186,7 +186,8 @@ def existing(folder: str | os.PathLike) -> Path:
     """
     folder = in_home(folder)
     if not folder.is_dir():
-        raise UserError(f"no such folder: {printable_name(folder)}")
+        wrong = "a file is no folder" if folder.is_file() else "no such folder"
+        raise UserError(f"{wrong}: {printable_name(folder)}")
     return folder
 
 

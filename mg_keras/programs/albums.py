@@ -37,6 +37,8 @@ def loaded(options: Any) -> Any:
 def existing(folder: str) -> Path:
     """The folder, if it is one; before seconds are spent on a model."""
     path = in_home(folder)
+    if path.is_file():
+        raise UserError(f"{printable_name(path)} is a file: give the folder of an album before it")
     if not path.is_dir():
         raise UserError(f"no such folder: {printable_name(path)}")
     return path

@@ -18,6 +18,8 @@ from mg_keras.programs.common import Parser, number
 _SHOWN = 20
 _MEMBERS = 6
 _WORDS = {"equal": "the same byte for byte", "copy": "copies", "similar": "similar"}
+# as they are called in what is printed
+_KINDS = {"copies": "copy"}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -63,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.format != "mg_keras" or options.out:
         reports.check(options.out or "standard output.json", options.format)
     # before photos are described and compared, which takes long
-    kinds = [kind.strip() for kind in options.kinds.split(",")]
+    kinds = [_KINDS.get(kind.strip(), kind.strip()) for kind in options.kinds.split(",")]
     check_kinds(kinds)
     if None not in (options.copy, options.similar):
         check_similarities(options.copy, options.similar)
@@ -77,6 +79,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.copy is None:
         thresholds.check(model.thresholds, options.precision)
     indexes = [albums.index_of(folder, model, options) for folder in folders]
+    for folder, index in zip(folders, indexes, strict=True):
+        if not len(index):
+            raise UserError(f"no photo of {printable_name(folder)} can be used")
     found = find_duplicates(
         *indexes,
         kinds=kinds,
@@ -125,12 +130,7 @@ def _show(found, out, trust):
         print(f"{number_of}. {_WORDS[group.kind]}: keep {printable_name(group.keep.name)} ({group.why})")
         for member in group.members[:_MEMBERS]:
             action = "may go" if member.spare else "look"
-            score = (
-                f"cosine {member.similarity:.3f}"
-                if member.verified is None
-                else f"pixels {100 * member.verified:3.0f} %"
-            )
-            print(f"     {action:6}  {score}  {printable_name(member.photo.name)}")
+            print(f"     {action:6}  {_alike(member)}  {printable_name(member.photo.name)}")
         if len(group.members) > _MEMBERS:
             print(f"     and {len(group.members) - _MEMBERS:,} more")
     if len(found.groups) > _SHOWN:
@@ -138,7 +138,9 @@ def _show(found, out, trust):
     counts = ", ".join(
         f"{sum(group.kind == kind for group in found.groups):,} {words}" for kind, words in _WORDS.items()
     )
-    print(f"{len(found.photos):,} photos; groups: {counts}")
+    equal = sum(member.relation == "equal" for group in found.groups for member in group.members)
+    copied = f", {equal:,} of them the same byte for byte as another" if equal else ""
+    print(f"{len(found.photos):,} photos{copied}; groups: {counts}")
     print(f"{len(found.spare):,} photos may go, {words_of_bytes(found.spare_bytes)}")
     if found.verified:
         print(
@@ -149,7 +151,7 @@ def _show(found, out, trust):
                 else "only equal files may go, unless --trust true or the page lets them"
             )
         )
-    elif not found.named:
+    elif not found.named and any(group.kind != "equal" for group in found.groups):
         how = "estimated" if found.estimated else "the model's, measured on other photos"
         print(
             f"the threshold of copies, {found.copy:.3f}, is {how}: look at them; only equal files may go, "
@@ -158,6 +160,13 @@ def _show(found, out, trust):
     albums.show_unusable(found.unusable)
     if out:
         print(f"written: {out}")
+
+
+def _alike(member):
+    """How far a photo of a group is like the one that is kept, in twelve letters."""
+    if member.relation == "equal":
+        return "equal files "
+    return f"cosine {member.similarity:.3f}" if member.verified is None else f"pixels {100 * member.verified:3.0f} %"
 
 
 def _move(found, target, yes):

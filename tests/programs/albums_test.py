@@ -46,7 +46,7 @@ def test_duplicates_are_listed_and_moved_when_asked(folder, capsys, tmp_path, mo
     duplicates.main([str(folder), "--out", str(report), "--precision", "0.9"])
     shown = capsys.readouterr().out
     assert "1. the same byte for byte: keep 00000.png" in shown
-    assert "may go  cosine 1.000  twice.png" in shown
+    assert "may go  equal files   twice.png" in shown
     assert "groups: 1 the same byte for byte, 1 copies, 0 similar" in shown
     # of the model's own threshold only what is equal may go
     assert "1 photos may go" in shown
@@ -108,7 +108,15 @@ def test_between_two_folders_and_the_form_of_imagededup(folder, capsys, tmp_path
     about = json.loads(capsys.readouterr().out)
     assert about[str(other / "00000.png")] == [str(folder / "00000.png"), str(folder / "twice.png")]
     duplicates.main([str(folder), "--recursive", "false", "--kinds", "equal"])
-    assert "1 the same byte for byte, 0 copies" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "1 the same byte for byte, 0 copies" in shown
+    assert "1 of them the same byte for byte as another" in shown
+    assert "threshold" not in shown
+    duplicates.main([str(folder), "--recursive", "false", "--kinds", "copies"])
+    assert "10 photos; groups: 0 the same byte for byte, 1 copies" in capsys.readouterr().out
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"no photo of .*empty can be used"):
+        duplicates.main([str(tmp_path / "empty")])
 
 
 @pytest.mark.parametrize(
@@ -117,6 +125,7 @@ def test_between_two_folders_and_the_form_of_imagededup(folder, capsys, tmp_path
         (duplicates, [], "one FOLDER is needed, or --between A B"),
         (duplicates, ["{folder}", "--between", "a", "b"], "one FOLDER is needed"),
         (duplicates, ["nowhere"], "no such folder: nowhere"),
+        (search, ["{folder}/00000.png"], r"00000\.png is a file: give the folder of an album before it"),
         (search, ["~nobody-has-it", "a.jpg"], "no such folder: ~nobody-has-it"),
         (duplicates, ["{folder}", "--out", "report.doc"], r"a name in \.html, \.json, \.csv, received report.doc"),
         # before anything is described
