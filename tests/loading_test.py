@@ -202,7 +202,7 @@ def test_pixels_between_grey_levels_are_not_rounded(run, opened):
 
 
 BROKEN = [
-    ("nowhere.jpg", "nowhere.jpg: "),
+    ("nowhere.jpg", "nowhere.jpg: No such file or directory"),
     (b"no photo", f"photo 1: {NO_PHOTO}"),
     ([np.zeros((30, 30))], r"photo 1: an array of shape \[30, 30\], where \[H, W, 3\], RGB, was expected"),
     (np.zeros((7, 30, 3), np.uint8), "photo 1: smaller than 8 pixels"),

@@ -220,7 +220,8 @@ def _reason(error):
     if isinstance(error, OSError):
         return " ".join(str(error).split())
     text = re.sub(r"\{\{.*?\}\}|\[Op:.*", "", error.message or "").strip().splitlines()
-    return text[0].strip() if text else "could not be read"
+    # of files: the path, which stands before the reason wherever it is told, and what the system says
+    return text[0].rpartition("; ")[2].strip() if text else "could not be read"
 
 
 @tf.function(input_signature=[tf.TensorSpec([], tf.string)], autograph=False)
