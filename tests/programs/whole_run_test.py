@@ -107,6 +107,29 @@ def test_only_embeddings_of_the_weights_that_were_saved_are_taken_over(measured,
     np.testing.assert_array_equal(found[1], embed(Optimized(run.model), source.val, 32, 32, [3.0]).values)
 
 
+def test_where_none_can_be_fitted_it_is_said_whether_an_earlier_whitening_stays(measured, monkeypatch, capsys):
+    run, _, _ = measured
+
+    def no_photos(*arguments, embedder):
+        raise UserError("no such folder: U")
+
+    monkeypatch.setattr(stages, "fit_whitening", no_photos)
+    monkeypatch.setattr(evaluation, "evaluate", lambda run, source, embedder: {"resolutions": {"32": {"p_star": 3.0}}})
+    trainer, report = SimpleNamespace(validated=None), run.results.whitening_report
+    try:
+        for p_star, expected in ((3.0, "the whitening fitted earlier stays: "), (9.0, "not whitened: ")):
+            run.results.save_whitening_report({32: {**report[32], "p_star": p_star}})
+            whole_run._measure(run, None, trainer)
+            assert capsys.readouterr().err == f"{expected}no such folder: U\n"
+        # at a size that comes later there is none
+        run.results.save_whitening_report(report)
+        whole_run._measure(run.changed(evaluation_resolutions=[48]), None, trainer)
+        where = "not whitened at 48 px, elsewhere the whitening fitted earlier stays"
+        assert capsys.readouterr().err == f"{where}: no such folder: U\n"
+    finally:
+        run.results.save_whitening_report(report)
+
+
 def test_who_trains_a_run_keeps_others_out(measured):
     run, _, _ = measured
     before = {path: path.stat().st_mtime_ns for path in run.path.rglob("*")}
