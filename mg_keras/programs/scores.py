@@ -152,6 +152,7 @@ def evaluate(
             "pooling_exponent": config.pooling_exponent,
         },
         "network": network,
+        "step": run.model_step,
         "benchmarks": everything,
         "paper": paper_tables(),
     }

@@ -36,11 +36,13 @@ def test_scores_in_short_of_other_resolutions_stay(tmp_path, monkeypatch):
     monkeypatch.setattr(scores, "projection_of", lambda run: None)
     monkeypatch.setattr(scores.pictures, "scores_picture", lambda *given: None)
     settings = TrainConfig(resolution=64, evaluation_resolutions=[500])
-    run = SimpleNamespace(settings=settings, results=results, class_names=["a", "b"], fingerprint="trained")
+    network = {"fingerprint": "trained", "model_step": 20}
+    run = SimpleNamespace(settings=settings, results=results, class_names=["a", "b"], **network)
     source = SimpleNamespace(train=range(9), val=range(6))
     in_short = scores.evaluate(run, source, chosen=[], embedder="of the run")["resolutions"]
     assert {size: row["top1"] for size, row in in_short.items()} == {"64": 0.6, "96": 0.5, "500": 0.6}
     assert in_short["96"]["p_star"] == pytest.approx(4.0)
+    assert results.metrics["step"] == 20
     # of a training that has gone on
     run.fingerprint = "trained for longer"
     assert list(scores.evaluate(run, source, chosen=[], embedder="of the run")["resolutions"]) == ["64", "500"]
@@ -71,7 +73,8 @@ def test_a_whitening_of_another_p_star_or_network_is_not_measured(tmp_path, monk
     monkeypatch.setattr(scores, "copies_picture", lambda *given: pictured.append(given[5]))
     monkeypatch.setattr(scores.pictures, "scores_picture", lambda *given: None)
     settings = TrainConfig(resolution=64, evaluation_resolutions=[96])
-    run = SimpleNamespace(settings=settings, results=results, class_names=["a", "b"], fingerprint="trained")
+    network = {"fingerprint": "trained", "model_step": 20}
+    run = SimpleNamespace(settings=settings, results=results, class_names=["a", "b"], **network)
     source = SimpleNamespace(train=range(9), val=range(6))
     plain = ["gem", "average", "rmac"]
 

@@ -15,6 +15,7 @@ from mg_keras.export.optimized import Optimized
 from mg_keras.models import trunks
 from mg_keras.programs import scores as evaluation
 from mg_keras.programs import stages, whole_run
+from mg_keras.programs.ablations import is_finished
 from mg_keras.runs import photos as run_photos
 from mg_keras.runs.config import TrainConfig
 from mg_keras.runs.networks import build_model
@@ -145,6 +146,13 @@ def test_what_takes_long_is_said_before(measured):
     first, second = said[:2]
     assert first.startswith("fitting a whitening at 32 px on 30 training photos")
     assert second == "measuring at 32 px: classes (6 photos), in_aug (6 photos), copies (12 photos)"
+
+
+def test_scores_tell_the_step_that_they_are_of(measured):
+    run, _, _ = measured
+    assert run.results.metrics["step"] == run.model_step == run.trained_steps == 2
+    # as an ablation asks
+    assert is_finished(run)
 
 
 def test_in_aug_is_measured_of_whitened_descriptors_too_whatever_p_star_was_chosen_by(measured):
