@@ -70,8 +70,16 @@ class Member:
 
 
 def is_finished(run: Run) -> bool:
-    """Whether a run is trained to its end and measured. Its checkpoints may have been removed since."""
-    return bool(run.results.metrics.get("resolutions")) and (not run.checkpoints.paths() or run.trained_share >= 1)
+    """Whether a run is trained to its end and measured there. Its checkpoints may have been removed since.
+
+    Files of earlier releases don't say at which step it was measured, and count.
+    """
+    metrics = run.results.metrics
+    if not metrics.get("resolutions"):
+        return False
+    if not run.checkpoints.paths():
+        return True
+    return run.trained_share >= 1 and metrics.get("step") in (None, run.trained_steps)
 
 
 def runs_in(out: str | os.PathLike) -> dict[str, list[Run]]:

@@ -175,9 +175,11 @@ def _save(folder, config, model, class_names, whitening, p_star, fit=None):
 
     source = open_source(config)
     names, note = _class_names(class_names, source.class_names, model.num_classes, config.data)
-    run = Run.start(folder, config)
+    run = Run.at(folder, config)
+    # before anything is written: a run of the same settings but for its places is another's all the same
     if run.checkpoints.paths():
         raise UserError(f"{folder} holds the checkpoints of a run: give another folder")
+    run.save_settings()
     run.save_class_names(names)
     run.save_data(source)
     if whitening:

@@ -21,6 +21,7 @@ from mg_keras.finishing.pooling_exponent import VERSIONS, in_aug_photos
 from mg_keras.pretrained.packed import Packed
 from mg_keras.programs.stages import embedder_of
 from mg_keras.progress import announce
+from mg_keras.runs.descriptor import is_whitened
 from mg_keras.runs.projection import projection_of
 from mg_keras.runs.run import Run
 
@@ -88,6 +89,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """Measures a run on benchmarks, at each of its resolutions, with its p*, with and without its whitening.
 
+    A whitening that was fitted at another p*, or before training went on, is none of these descriptors, and not taken.
+
     Writes metrics.json, in which scores of the same network by other benchmarks and at other resolutions stay, and for
     the run's own photos scores.png and retrieval.png.
 
@@ -109,16 +112,18 @@ def evaluate(
     config, results = run.settings, run.results
     chosen = open_benchmarks(run, source) if chosen is None else chosen
     rows_at, projection = {}, projection_of(run)
+    whitened = [size for size in results.whitened_resolutions if is_whitened(run, size)]
     for size in config.resolutions:
         p_star = results.exponent_at(size)
-        rows_at[size] = measure.rows(p_star, functools.partial(_whitening_of, results, size, p_star), comparison)
+        whitening_of = functools.partial(_whitening_of, results, size, p_star) if size in whitened else _no_whitening
+        rows_at[size] = measure.rows(p_star, whitening_of, comparison)
         if projection:
             rows_at[size].append(measure.Row("gem_projected", p_star, projection))
 
     def keep(benchmark, size, found):
         if size != config.resolution:
             return
-        more = found, results.whitening, config.seed
+        more = found, results.whitening if size in whitened else None, config.seed
         if benchmark.name == "copies":
             copies_picture(results.folder / "retrieval.png", benchmark, source.val, run.class_names, *more)
         if benchmark.name == "categories":
@@ -133,7 +138,7 @@ def evaluate(
     # those that were measured before, at other resolutions than now, too
     sizes = {int(size) for benchmark in everything.values() for size in benchmark["results"]}
     metrics = {
-        **summary(everything, {size: results.exponent_at(size) for size in sizes}, results.whitened_resolutions),
+        **summary(everything, {size: results.exponent_at(size) for size in sizes}, whitened),
         "sizes": {
             "classes": len(run.class_names),
             "train_photos": len(source.train),
@@ -147,6 +152,7 @@ def evaluate(
             "pooling_exponent": config.pooling_exponent,
         },
         "network": network,
+        "step": run.model_step,
         "benchmarks": everything,
         "paper": paper_tables(),
     }
@@ -165,6 +171,10 @@ def _plan(chosen, sizes):
 def _whitening_of(results, size, p_star, pooling):
     """The whitening of embeddings pooled so, or None. At p* = 1 average pooling is GeM."""
     return results.whitening_at(size, None if pooling == p_star else pooling)
+
+
+def _no_whitening(pooling):
+    return None
 
 
 def evaluate_exported(

@@ -3,6 +3,7 @@
 `whole_run` calls them one after the other, the other programs one at a time.
 """
 
+import contextlib
 import dataclasses
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +18,7 @@ from mg_keras.errors import UserError
 from mg_keras.evaluation import pictures
 from mg_keras.evaluation.records import without_whitened
 from mg_keras.export.optimized import Optimized
-from mg_keras.files import check_writable
+from mg_keras.files import atomic_path, check_writable
 from mg_keras.finishing import p_star, whitening
 from mg_keras.finishing.pooling_exponent import VERSIONS, best_exponent, in_aug_photos
 from mg_keras.finishing.settings import Choosing
@@ -285,18 +286,21 @@ def take_projection(
 
 def _keep_whitening(run, size, fitted, poolings):
     results = run.results
-    # by the first one others see that it was done: it goes first and comes last, so that a kill leaves all to be fitted
-    results.whitening_path(size).unlink(missing_ok=True)
-    for stale in results.folder.glob(f"whitening-{size}-*.npz"):
-        stale.unlink()
-    if metrics := results.metrics:
-        results.save_metrics(without_whitened(metrics, size))
-    results.folder.mkdir(exist_ok=True)
-    for pooling in poolings:
-        fitted.whitenings[pooling].save(results.whitening_path(size, pooling))
-    next(iter(fitted.whitenings.values())).save(results.whitening_path(size))
-    entry = {**fitted.entry, "network": run.fingerprint}
-    results.save_whitening_report({**results.whitening_report, size: entry})
+    files = {results.whitening_path(size): next(iter(fitted.whitenings.values()))}
+    files |= {results.whitening_path(size, pooling): fitted.whitenings[pooling] for pooling in poolings}
+    with contextlib.ExitStack() as aside:
+        # beside the old ones, which stay should the disk be full; the last to be entered is the first to get its name
+        for path, found in files.items():
+            found.save(aside.enter_context(atomic_path(path)))
+        if metrics := results.metrics:
+            results.save_metrics(without_whitened(metrics, size))
+        # by this one others see that it was done: it goes first and comes last, so that a kill leaves all to be fitted,
+        # and no whitening with the report of another
+        results.whitening_path(size).unlink(missing_ok=True)
+        for stale in results.folder.glob(f"whitening-{size}-*.npz"):
+            stale.unlink()
+        entry = {**fitted.entry, "network": run.fingerprint}
+        results.save_whitening_report({**results.whitening_report, size: entry})
 
 
 def complete(run: Run, source: Source, embedder: Embedder | None = None) -> Iterator[str]:

@@ -139,10 +139,24 @@ def _measure(run, source, trainer):
         )
     except UserError as error:
         # hours of training must not end without scores and a model: the descriptor is taken as it is
-        print(f"not whitened: {error}", file=sys.stderr)
+        print(f"{_whitened_at(run)}: {error}", file=sys.stderr)
     metrics = scores.evaluate(run, source, embedder=embedder)
     print_table(scores_table(metrics))
     bad_images = run.path / "bad_images.txt"
     if bad_images.exists():
         count = len(bad_images.read_text(encoding="utf-8").splitlines())
         print(f"{count} photos could not be used or were passed over: see {bad_images}", flush=True)
+
+
+def _whitened_at(run):
+    """What the descriptors are measured as where a whitening could not be fitted, in words."""
+    from mg_keras.runs.descriptor import is_whitened
+
+    sizes = run.settings.resolutions
+    kept = [size for size in sizes if is_whitened(run, size)]
+    if not kept:
+        return "not whitened"
+    if kept == sizes:
+        return "the whitening fitted earlier stays"
+    without = ", ".join(f"{size} px" for size in sizes if size not in kept)
+    return f"not whitened at {without}, elsewhere the whitening fitted earlier stays"

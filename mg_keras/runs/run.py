@@ -29,7 +29,7 @@ class Run:
     checkpoints/       step-*.npz: the last ones and the best
     objective.npz      what the objective keeps as it was at the start, such as a teacher (only if there is any)
     metrics.csv        a row for each epoch; curves.png draws it, tensorboard/ holds it too
-    metrics.json       scores by resolution, after training
+    metrics.json       scores by resolution, after training; the step and fingerprint of the network that they are of
     p_star.json        the chosen exponent of each resolution, the scores it was chosen by, the fine-tuned ones, and the
                        fingerprint of the network that they are of
     sweep.json         accuracy and IN-aug score by resolution and exponent (only if asked for); sweep.png draws it
@@ -62,9 +62,13 @@ class Run:
     @property
     def trained_share(self) -> float:
         """How much of the training has been saved, 0-1."""
+        return self.trained_steps / (self.settings.epochs * self.settings.iterations)
+
+    @property
+    def trained_steps(self) -> int:
+        """The steps of training that have been saved: that of the last checkpoint, 0 where there is none."""
         paths = self.checkpoints.paths()
-        step = int(paths[-1].stem.removeprefix("step-")) if paths else 0
-        return step / (self.settings.epochs * self.settings.iterations)
+        return _step_of(paths[-1]) if paths else 0
 
     @classmethod
     def at(cls, path: str | os.PathLike, config: TrainConfig) -> Self:
@@ -193,6 +197,19 @@ class Run:
         Raises:
             UserError: there is no checkpoint yet.
         """
+        return self._model_and_step[0]
+
+    @property
+    def model_step(self) -> int:
+        """The steps that the `model` was trained for, whatever has been saved since it was loaded.
+
+        Raises:
+            UserError: there is no checkpoint yet.
+        """
+        return self._model_and_step[1]
+
+    @cached_property
+    def _model_and_step(self):
         found = self.checkpoints.load(self.checkpoint, ["model"])
         if found is None:
             raise UserError(f"{self.path} has no checkpoint yet: run mg-keras train first")
@@ -202,7 +219,7 @@ class Run:
 
         model = build_model(self.settings, len(self.class_names))
         assign({"model": model.state_variables}, arrays, path)
-        return model
+        return model, _step_of(path)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -232,6 +249,11 @@ class Run:
         """
         given = {name: value for name, value in settings.items() if value is not None}
         return type(self)(self.path, dataclasses.replace(self.settings, **given), checkpoint or self.checkpoint)
+
+
+def _step_of(checkpoint):
+    """A checkpoint's step, by the name of its file."""
+    return int(checkpoint.stem.removeprefix("step-"))
 
 
 def load_run(

@@ -50,6 +50,23 @@ def test_members_take_turns_and_what_is_finished_is_not_done_again(tmp_path, cap
     assert len(lines(log)) == 6
 
 
+def test_what_was_measured_half_way_is_measured_again_at_its_end(tmp_path):
+    """`mg-keras evaluate` of a stopped run, which was then trained to its end and killed before it measured."""
+    log = tmp_path / "log"
+    members = members_of(tmp_path / "out", {"gem": 3.0}, seeds=[0])
+    run = Run.start(members[0].run.path, members[0].config)
+    steps = run.settings.epochs * run.settings.iterations
+    save(run, share=0.5)
+    run.results.save_metrics({**run.results.metrics, "step": steps // 2})
+    save(run, scored=False)
+    assert not ablation.is_finished(run)
+    assert ablation.collect(tmp_path / "out") == {"presets": {}}
+    assert train_members(members, train_with(log)) == ({}, None)
+    assert lines(log) == ["begin gem-seed0", "end gem-seed0"]
+    run.results.save_metrics({**run.results.metrics, "step": steps})
+    assert ablation.is_finished(run)
+
+
 def test_a_failure_is_told_and_keeps_no_other_from_its_turn(tmp_path):
     log = tmp_path / "log"
     presets = {"wrong": "mistake", "broken": "bug", "killed": "crash", "good": "fine"}

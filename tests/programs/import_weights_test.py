@@ -71,6 +71,16 @@ def test_the_run_has_the_network(network, data, tmp_path):
         save_run(network, tmp_path / "other", data)
 
 
+def test_a_run_that_is_there_stays_as_it_is(network, data, tmp_path):
+    """Settings are the same wherever photos lie, so those of another `data` would be written over it."""
+    run, _ = save_run(network, tmp_path / "run", data)
+    before = {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()}
+    elsewhere = draw_folder(tmp_path / "photos", per_class=5)
+    with pytest.raises(UserError, match="holds the checkpoints of a run"):
+        save_run(network, run.path, f"folder:{elsewhere}")
+    assert {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()} == before
+
+
 def with_names(network, names):
     """The network as if it had been opened with these names."""
     return type(network)(network.model, None, names, network.checkpoint)

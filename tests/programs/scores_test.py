@@ -1,9 +1,12 @@
 """Which resolutions and rows are measured."""
 
+import itertools
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
+from mg_keras.embedding.whitening import Whitening
 from mg_keras.programs import scores
 from mg_keras.runs.config import TrainConfig
 from mg_keras.runs.results import Results
@@ -33,11 +36,54 @@ def test_scores_in_short_of_other_resolutions_stay(tmp_path, monkeypatch):
     monkeypatch.setattr(scores, "projection_of", lambda run: None)
     monkeypatch.setattr(scores.pictures, "scores_picture", lambda *given: None)
     settings = TrainConfig(resolution=64, evaluation_resolutions=[500])
-    run = SimpleNamespace(settings=settings, results=results, class_names=["a", "b"], fingerprint="trained")
+    network = {"fingerprint": "trained", "model_step": 20}
+    run = SimpleNamespace(settings=settings, results=results, class_names=["a", "b"], **network)
     source = SimpleNamespace(train=range(9), val=range(6))
     in_short = scores.evaluate(run, source, chosen=[], embedder="of the run")["resolutions"]
     assert {size: row["top1"] for size, row in in_short.items()} == {"64": 0.6, "96": 0.5, "500": 0.6}
     assert in_short["96"]["p_star"] == pytest.approx(4.0)
+    assert results.metrics["step"] == 20
     # of a training that has gone on
     run.fingerprint = "trained for longer"
     assert list(scores.evaluate(run, source, chosen=[], embedder="of the run")["resolutions"]) == ["64", "500"]
+
+
+def test_a_whitening_of_another_p_star_or_network_is_not_measured(tmp_path, monkeypatch):
+    """It may be there still, where no new one could be fitted: its rows stay empty."""
+    results = Results(tmp_path, 64, 3.0)
+    for size, pooling in itertools.product((64, 96), (None, 1.0)):
+        Whitening(np.zeros(4), np.eye(4)).save(results.whitening_path(size, pooling))
+    results.save_whitening_report({size: {"p_star": 3.0, "network": "trained"} for size in (64, 96)})
+    results.save_p_star({64: 3.0, 96: 9.0}, {}, {})
+    rows, pictured = {}, []
+
+    def measured(embedder, chosen, rows_at, seed, keep):
+        rows.update({size: [row.name for row in found] for size, found in rows_at.items()})
+        for size in rows_at:
+            keep(SimpleNamespace(name="copies"), size, None)
+        found = {
+            size: {row.name: {"pooling": row.pooling, "mAP": 0.7 if row.whitening else 0.6} for row in found}
+            for size, found in rows_at.items()
+        }
+        about = {"description": "6 photos", "warnings": [], "photos": 6, "unusable": [], "chance": {}}
+        return {"copies": {**about, "results": found}}
+
+    monkeypatch.setattr(scores.measure, "measure_all", measured)
+    monkeypatch.setattr(scores, "projection_of", lambda run: None)
+    monkeypatch.setattr(scores, "copies_picture", lambda *given: pictured.append(given[5]))
+    monkeypatch.setattr(scores.pictures, "scores_picture", lambda *given: None)
+    settings = TrainConfig(resolution=64, evaluation_resolutions=[96])
+    network = {"fingerprint": "trained", "model_step": 20}
+    run = SimpleNamespace(settings=settings, results=results, class_names=["a", "b"], **network)
+    source = SimpleNamespace(train=range(9), val=range(6))
+    plain = ["gem", "average", "rmac"]
+
+    in_short = scores.evaluate(run, source, [], True, "of the run")["resolutions"]
+    assert rows == {64: ["gem", "gem_whitened", "average", "average_whitened", "rmac"], 96: plain}
+    assert {size: row["copies"] for size, row in in_short.items()} == {"64": 0.7, "96": 0.6}
+    assert pictured[0] is not None
+    run.fingerprint = "trained for longer"
+    in_short = scores.evaluate(run, source, [], True, "of the run")["resolutions"]
+    assert rows == {64: plain, 96: plain}
+    assert {row["copies"] for row in in_short.values()} == {0.6}
+    assert pictured[1] is None

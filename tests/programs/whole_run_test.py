@@ -15,6 +15,7 @@ from mg_keras.export.optimized import Optimized
 from mg_keras.models import trunks
 from mg_keras.programs import scores as evaluation
 from mg_keras.programs import stages, whole_run
+from mg_keras.programs.ablations import is_finished
 from mg_keras.runs import photos as run_photos
 from mg_keras.runs.config import TrainConfig
 from mg_keras.runs.networks import build_model
@@ -107,6 +108,29 @@ def test_only_embeddings_of_the_weights_that_were_saved_are_taken_over(measured,
     np.testing.assert_array_equal(found[1], embed(Optimized(run.model), source.val, 32, 32, [3.0]).values)
 
 
+def test_where_none_can_be_fitted_it_is_said_whether_an_earlier_whitening_stays(measured, monkeypatch, capsys):
+    run, _, _ = measured
+
+    def no_photos(*arguments, embedder):
+        raise UserError("no such folder: U")
+
+    monkeypatch.setattr(stages, "fit_whitening", no_photos)
+    monkeypatch.setattr(evaluation, "evaluate", lambda run, source, embedder: {"resolutions": {"32": {"p_star": 3.0}}})
+    trainer, report = SimpleNamespace(validated=None), run.results.whitening_report
+    try:
+        for p_star, expected in ((3.0, "the whitening fitted earlier stays: "), (9.0, "not whitened: ")):
+            run.results.save_whitening_report({32: {**report[32], "p_star": p_star}})
+            whole_run._measure(run, None, trainer)
+            assert capsys.readouterr().err == f"{expected}no such folder: U\n"
+        # at a size that comes later there is none
+        run.results.save_whitening_report(report)
+        whole_run._measure(run.changed(evaluation_resolutions=[48]), None, trainer)
+        where = "not whitened at 48 px, elsewhere the whitening fitted earlier stays"
+        assert capsys.readouterr().err == f"{where}: no such folder: U\n"
+    finally:
+        run.results.save_whitening_report(report)
+
+
 def test_who_trains_a_run_keeps_others_out(measured):
     run, _, _ = measured
     before = {path: path.stat().st_mtime_ns for path in run.path.rglob("*")}
@@ -122,6 +146,13 @@ def test_what_takes_long_is_said_before(measured):
     first, second = said[:2]
     assert first.startswith("fitting a whitening at 32 px on 30 training photos")
     assert second == "measuring at 32 px: classes (6 photos), in_aug (6 photos), copies (12 photos)"
+
+
+def test_scores_tell_the_step_that_they_are_of(measured):
+    run, _, _ = measured
+    assert run.results.metrics["step"] == run.model_step == run.trained_steps == 2
+    # as an ablation asks
+    assert is_finished(run)
 
 
 def test_in_aug_is_measured_of_whitened_descriptors_too_whatever_p_star_was_chosen_by(measured):

@@ -1,8 +1,10 @@
 """Whitening a run: all that train/whiten.py and the stage behind it leave in the run's folder."""
 
 import dataclasses
+import errno
 import functools
 import json
+import os
 import re
 
 import numpy as np
@@ -25,6 +27,7 @@ from mg_keras.runs import descriptor
 from mg_keras.runs import photos as run_photos
 from mg_keras.runs.config import TrainConfig
 from mg_keras.runs.networks import build_model
+from mg_keras.runs.results import Results
 from mg_keras.runs.run import Run, load_run
 from tests.train.tiny import CLASSES, SETTINGS, draw_folder, finish, make_trunk_small, run_in_process, start
 
@@ -402,22 +405,59 @@ def test_scores_of_the_whitening_before_are_not_kept(tmp_path):
 
 @pytest.mark.parametrize("again", [False, True])
 @pytest.mark.parametrize("written", [0, 1, 2])
-def test_a_fit_that_was_killed_between_its_files_is_done_again(written, again, tmp_path, monkeypatch):
+def test_a_fit_that_was_killed_between_its_files_is_none(written, again, tmp_path, monkeypatch):
     """`mg-keras evaluate` fits what is missing; with a part of it the tables would lack rows from then on."""
     run, save, left = without_network(tmp_path), Whitening.save, iter(range(written))
-    identity = Whitening(np.zeros(4), np.eye(4))
 
     def killed(whitening, path):
         if next(left, None) is None:
             raise KeyboardInterrupt
         save(whitening, path)
 
-    fitted = Fitted(dict.fromkeys((3.0, *stages.COMPARISON), identity), {"p_star": 3.0})
     if again:
-        stages._keep_whitening(run, 48, fitted, stages.COMPARISON)
-        assert stages.is_whitened(run, 48)
+        stages._keep_whitening(run, 48, fitted_with(0.1), stages.COMPARISON)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     monkeypatch.setattr(Whitening, "save", killed)
     with pytest.raises(KeyboardInterrupt):
-        stages._keep_whitening(run, 48, fitted, stages.COMPARISON)
-    assert len(list(tmp_path.glob("whitening-48*.npz"))) == written
-    assert not stages.is_whitened(run, 48)
+        stages._keep_whitening(run, 48, fitted_with(0.3), stages.COMPARISON)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    assert stages.is_whitened(run, 48) == again
+
+
+def fitted_with(shrinkage):
+    """A whitening and those for comparison, which tell how they were fitted."""
+    whitening = Whitening(np.full(4, shrinkage), np.eye(4))
+    return Fitted(dict.fromkeys((3.0, *stages.COMPARISON), whitening), {"p_star": 3.0, "shrinkage": shrinkage})
+
+
+@pytest.mark.parametrize("failing", ["metrics", "report", "rename"])
+def test_no_whitening_has_the_report_of_another(failing, tmp_path, monkeypatch):
+    """A disk that is full, or a kill, anywhere on the way."""
+    run = without_network(tmp_path)
+    stages._keep_whitening(run, 32, fitted_with(0.1), stages.COMPARISON)
+    run.results.save_metrics({"benchmarks": {}})
+
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    replace = os.replace
+
+    def full_at_the_last(source, target):
+        (full if target == run.results.whitening_path(32) else replace)(source, target)
+
+    if failing == "rename":
+        monkeypatch.setattr(os, "replace", full_at_the_last)
+    else:
+        monkeypatch.setattr(Results, "save_metrics" if failing == "metrics" else "save_whitening_report", full)
+    with pytest.raises(OSError, match="No space left"):
+        stages._keep_whitening(run, 32, fitted_with(0.3), stages.COMPARISON)
+    monkeypatch.undo()
+    # nothing was lost before the new one was whole
+    assert stages.is_whitened(run, 32) == (failing == "metrics")
+    if whitening := run.results.whitening:
+        assert whitening.mean_[0] == run.results.whitening_report[32]["shrinkage"]
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+    stages._keep_whitening(run, 32, fitted_with(0.3), stages.COMPARISON)
+    assert stages.is_whitened(run, 32)
+    assert run.results.whitening.mean_[0] == run.results.whitening_report[32]["shrinkage"] == 0.3
+    assert run.results.whitening_at(32, RMAC) is not None
