@@ -9,6 +9,7 @@ import grpc
 import numpy as np
 import pytest
 import tensorflow as tf
+from tensorflow.core.framework import types_pb2
 from tensorflow_serving.apis import get_model_metadata_pb2, predict_pb2, prediction_service_pb2_grpc
 
 from mg_keras.serving import rest_format
@@ -291,6 +292,7 @@ BAD_REQUESTS = {
     "negative size": (spoilt_request(sizes=(-1, 4)), "INVALID_ARGUMENT"),
     "unknown dtype": (spoilt_request(dtype=99), "INVALID_ARGUMENT"),
     "no dtype": (spoilt_request(dtype=0), "INVALID_ARGUMENT"),
+    "dtype without arrays": (spoilt_request(dtype=types_pb2.DT_RESOURCE), "INVALID_ARGUMENT"),
 }
 
 
