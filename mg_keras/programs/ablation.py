@@ -21,7 +21,15 @@ from typing import Any, get_type_hints
 from mg_keras.errors import UserError
 from mg_keras.files import in_home
 from mg_keras.limits import wanted
-from mg_keras.programs.ablations import Member, is_finished, more_pictures, row_name, train_members, write_report
+from mg_keras.programs.ablations import (
+    Member,
+    check_trainable,
+    is_finished,
+    more_pictures,
+    row_name,
+    train_members,
+    write_report,
+)
 from mg_keras.programs.common import PRESETS, Parser, given, list_of, print_table, unknown, with_preset
 from mg_keras.programs.whole_run import train_and_measure
 from mg_keras.runs.config import PLACES, TrainConfig, add_settings, settings_of
@@ -72,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for name, path in presets
     ]
     train = partial(train_and_measure, strategy_name=options.strategy)
-    failures, stopped = train_members(members, train, report=lambda: write_report(options.out, names))
+    failures, stopped = train_members(members, train, lambda: write_report(options.out, names), check_trainable)
     if any(is_finished(member.run) for member in members):
         show(write_report(options.out, names), options.out)
     for name, reason in failures.items():

@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ import numpy as np
 from mg_keras.errors import UserError
 from mg_keras.evaluation.records import ABLATION_SCORES
 from mg_keras.files import atomic_write_json, atomic_write_text, check_writable, try_lock, wait_for_lock
+from mg_keras.quiet import import_tensorflow
 from mg_keras.runs.config import PLACES, TrainConfig
 from mg_keras.runs.run import Run
 from mg_keras.signals import on_stop
@@ -101,6 +103,44 @@ def check_members(members: Sequence[Member]) -> None:
             _check_alike(run, member.config)
 
 
+def check_trainable(members: Sequence[Member]) -> None:
+    """Refuses settings that a member can't be trained with, before hours go into the others.
+
+    Args:
+        members: list of `Member`; those that are finished are passed over.
+
+    Raises:
+        UserError: a batch can't be divided as a member's settings ask for, or its trunk is unknown.
+    """
+    members = [member for member in members if not is_finished(member.run)]
+    for member in members:
+        with _told_of(member):
+            member.config.part_size(1)
+    if members:
+        # apart: this process waits for days, and would keep what TensorFlow takes, most of a GB
+        apart = multiprocessing.get_context("spawn")
+        # Ctrl-C is this process's matter
+        with ProcessPoolExecutor(1, apart, signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:
+            pool.submit(_check_with_tensorflow, members).result()
+
+
+def _check_with_tensorflow(members):
+    import_tensorflow()
+    from mg_keras.models import trunks
+
+    for member in members:
+        with _told_of(member):
+            trunks.check_known(member.config.trunk)
+
+
+@contextlib.contextmanager
+def _told_of(member):
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{member.name}: {error}") from error
+
+
 def _check_alike(run, config):
     """A preset's runs differ in their seed alone; their photos may have moved meanwhile."""
     changed = run.settings.differences(dataclasses.replace(config, seed=run.settings.seed), without=PLACES)
@@ -122,7 +162,10 @@ def _check_same_photos(run, other):
 
 
 def train_members(
-    members: Sequence[Member], train: Callable[[TrainConfig, Path], Any], report: Callable[[], Any] | None = None
+    members: Sequence[Member],
+    train: Callable[[TrainConfig, Path], Any],
+    report: Callable[[], Any] | None = None,
+    check: Callable[[Sequence[Member]], None] | None = None,
 ) -> tuple[dict[str, str], int | None]:
     """Trains what is not finished yet, one member after the other, each in a process of its own.
 
@@ -135,6 +178,7 @@ def train_members(
         train: (config, folder) -> None, which pickle must know (`functools.partial` of a module's function); called in
             a new Python, where an exit status other than 0 or an exception is a failure.
         report: () -> None, called after each member that was finished.
+        check: members -> None, called before the first one's turn; what it raises ends the call.
 
     Returns:
         (failures, stopped): dict name -> reason, and the number of the signal that asked to stop, or None.
@@ -143,6 +187,8 @@ def train_members(
         UserError: of `check_members`.
     """
     check_members(members)
+    if check:
+        check(members)
     for member in members[:1]:
         check_writable(member.out)
     failures, seconds = {}, {}
