@@ -81,14 +81,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     ]
     train = partial(train_and_measure, strategy_name=options.strategy)
     failures, stopped = train_members(members, train, lambda: write_report(options.out, names), check_trainable)
+    no_table = None
     if any(is_finished(member.run) for member in members):
-        show(write_report(options.out, names), options.out)
+        try:
+            show(write_report(options.out, names), options.out)
+        except UserError as error:
+            no_table = error
+            print(f"no table: {error}", file=sys.stderr)
     for name, reason in failures.items():
         print(f"failed: {name}: {reason}", file=sys.stderr)
     if stopped:
         print("stopped; the same command goes on from there", file=sys.stderr)
         sys.exit(128 + stopped)
-    sys.exit(1 if failures else 0)
+    sys.exit(1 if failures or no_table else 0)
 
 
 def preset_file(preset: str) -> tuple[str, Path]:

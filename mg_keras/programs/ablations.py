@@ -104,13 +104,14 @@ def check_members(members: Sequence[Member]) -> None:
 
 
 def check_trainable(members: Sequence[Member]) -> None:
-    """Refuses settings that a member can't be trained with, before hours go into the others.
+    """Refuses what a member can't be trained with, or not be compared by, before hours go into the others.
 
     Args:
         members: list of `Member`; those that are finished are passed over.
 
     Raises:
-        UserError: a batch can't be divided as a member's settings ask for, or its trunk is unknown.
+        UserError: a batch can't be divided as a member's settings ask for, its trunk is unknown, or it would begin with
+            other photos, by their numbers, than a run of its preset in the folder was begun with.
     """
     members = [member for member in members if not is_finished(member.run)]
     for member in members:
@@ -131,6 +132,34 @@ def _check_with_tensorflow(members):
     for member in members:
         with _told_of(member):
             trunks.check_known(member.config.trunk)
+    _check_begun_alike(members)
+
+
+def _check_begun_alike(members):
+    """`_check_same_photos` of what is not begun yet, by the numbers of photos: these are known before training."""
+    from mg_keras.runs.photos import open_source
+
+    there, counts = runs_in(members[0].out), {}
+    for member in members:
+        begun = [run for run in there.get(member.preset, []) if run.data_record]
+        if not begun or member.run.data_record:
+            continue
+        config = member.config
+        division = config.train_per_class, config.val_per_class, config.val_fraction
+        key = config.data, config.data_dir, *division, *config.resolutions
+        if key not in counts:
+            with _told_of(member):
+                # the same seed divides the same photos alike
+                source = open_source(dataclasses.replace(config, seed=begun[0].settings.seed))
+            counts[key] = len(source.train), len(source.val)
+        for run in begun:
+            before = run.data_record["training_photos"], run.data_record["validation_photos"]
+            if before != counts[key]:
+                raise UserError(
+                    f"{config.data} has {counts[key][0]:,} training and {counts[key][1]:,} validation photos, where "
+                    f"{run.path} was begun with {before[0]:,} and {before[1]:,}: give the same photos, or another "
+                    "--out folder"
+                )
 
 
 @contextlib.contextmanager
@@ -177,7 +206,7 @@ def train_members(
         members: list of `Member`, in the order of their turns.
         train: (config, folder) -> None, which pickle must know (`functools.partial` of a module's function); called in
             a new Python, where an exit status other than 0 or an exception is a failure.
-        report: () -> None, called after each member that was finished.
+        report: () -> None, called after each member that was finished; a `UserError` of it is told in a line.
         check: members -> None, called before the first one's turn; what it raises ends the call.
 
     Returns:
@@ -207,7 +236,10 @@ def train_members(
                 if fresh:
                     seconds.setdefault(member.preset, []).append(time.monotonic() - began)
                 if report:
-                    report()
+                    try:
+                        report()
+                    except UserError as error:
+                        print(f"no table: {error}", file=sys.stderr, flush=True)
             elif not relay.received:
                 failures[member.name] = reason
                 print(f"{member.name} failed: {reason}", file=sys.stderr, flush=True)

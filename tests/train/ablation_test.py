@@ -1,5 +1,6 @@
 """The ablation program as a user starts, breaks and resumes it, on tiny real runs."""
 
+import dataclasses
 import json
 import shutil
 import signal
@@ -12,6 +13,8 @@ import yaml
 from mg_keras.errors import UserError
 from mg_keras.programs import ablation, ablations, train
 from mg_keras.runs.config import TrainConfig
+from mg_keras.runs.photos import open_source
+from mg_keras.runs.run import Run
 from tests.train.small_trunk.sitecustomize import MADE_UP, TRAINING_ALONE
 from tests.train.tiny import SETTINGS, draw_folder, finish, start
 
@@ -188,3 +191,31 @@ def test_wrong_arguments_get_one_line(tmp_path, monkeypatch, arguments, message)
     assert message in str(refused.value)
     assert len(str(refused.value).splitlines()) == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_other_photos_than_a_preset_was_trained_on_are_refused_before_any_training(place, tmp_path, monkeypatch):
+    monkeypatch.setattr(ablations, "_train_apart", lambda member, *_: pytest.fail(f"{member.name} is trained"))
+    run = Run.start(tmp_path / "gem-seed0", TrainConfig.load(place / "gem.yaml"))
+    run = Run(run.path, dataclasses.replace(run.settings, data=f"folder:{place / 'photos'}", epochs=1))
+    run.begin(open_source(run.settings))
+    others = draw_folder(tmp_path / "others", per_class=9)
+    arguments = [f"--presets={place / 'gem.yaml'}", "--epochs=1", f"--out={tmp_path}"]
+    with pytest.raises(UserError, match=r"others has 21 training and 6 validation photos, .*gem-seed0 .* 18 and 6"):
+        ablation.main([*arguments, f"--data=folder:{others}"])
+    # moved, they are the same; and a run that is alone goes on as `mg-keras train` does
+    moved = shutil.copytree(place / "photos", tmp_path / "moved")
+    for data, seeds in ((moved, "[0,1]"), (others, "0")):
+        with pytest.raises(pytest.fail.Exception, match="gem-seed0 is trained"):
+            ablation.main([*arguments, f"--data=folder:{data}", f"--seeds={seeds}"])
+
+
+def test_a_table_that_cannot_be_made_is_told_with_what_failed(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(ablation, "train_members", lambda *_, **__: ({"demo-seed1": "that can't be"}, None))
+    monkeypatch.setattr(ablation, "is_finished", lambda run: True)
+    with pytest.raises(SystemExit, match="1"):
+        ablation.main(["--presets=demo", f"--out={tmp_path}"])
+    told = capsys.readouterr().err.splitlines()
+    assert told == [
+        f"no table: no finished run of demo in {tmp_path}: nothing to put into a table",
+        "failed: demo-seed1: that can't be",
+    ]
