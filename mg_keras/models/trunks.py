@@ -166,6 +166,16 @@ def normalization(name: str) -> tuple[Sequence[float], Sequence[float]]:
     return _NORMALIZATIONS.get(name, (IMAGENET_MEAN, IMAGENET_STD))
 
 
+def check_known(name: str) -> None:
+    """Refuses what is no trunk's name.
+
+    Raises:
+        UserError: the name is no key of `TRUNKS`.
+    """
+    if name not in TRUNKS:
+        raise UserError(f"unknown trunk {name!r}; known: {', '.join(sorted(TRUNKS))}")
+
+
 def freeze_stages(trunk: keras.Model, count: int) -> keras.KerasTensor | None:
     """Keeps the first stages of a trunk as they are in training: weights and batch normalisation's statistics.
 
@@ -239,8 +249,7 @@ def build(name: str, **overrides) -> keras.Model:
     >>> trunk(np.zeros((1, 96, 160, 3), "float32")).shape
     TensorShape([1, 3, 5, 512])
     """
-    if name not in TRUNKS:
-        raise UserError(f"unknown trunk {name!r}; known: {', '.join(sorted(TRUNKS))}")
+    check_known(name)
     backbone, arguments = TRUNKS[name]
     # images of any size, whatever the class's default; EfficientNet has its own word for it
     shape_argument = "input_shape" if backbone is keras_hub.models.EfficientNetBackbone else "image_shape"

@@ -21,7 +21,15 @@ from typing import Any, get_type_hints
 from mg_keras.errors import UserError
 from mg_keras.files import in_home
 from mg_keras.limits import wanted
-from mg_keras.programs.ablations import Member, is_finished, more_pictures, row_name, train_members, write_report
+from mg_keras.programs.ablations import (
+    Member,
+    check_trainable,
+    is_finished,
+    more_pictures,
+    row_name,
+    train_members,
+    write_report,
+)
 from mg_keras.programs.common import PRESETS, Parser, given, list_of, print_table, unknown, with_preset
 from mg_keras.programs.whole_run import train_and_measure
 from mg_keras.runs.config import PLACES, TrainConfig, add_settings, settings_of
@@ -72,15 +80,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for name, path in presets
     ]
     train = partial(train_and_measure, strategy_name=options.strategy)
-    failures, stopped = train_members(members, train, report=lambda: write_report(options.out, names))
+    failures, stopped = train_members(members, train, lambda: write_report(options.out, names), check_trainable)
+    no_table = None
     if any(is_finished(member.run) for member in members):
-        show(write_report(options.out, names), options.out)
+        try:
+            show(write_report(options.out, names), options.out)
+        except UserError as error:
+            no_table = error
+            print(f"no table: {error}", file=sys.stderr)
     for name, reason in failures.items():
         print(f"failed: {name}: {reason}", file=sys.stderr)
     if stopped:
         print("stopped; the same command goes on from there", file=sys.stderr)
         sys.exit(128 + stopped)
-    sys.exit(1 if failures else 0)
+    sys.exit(1 if failures or no_table else 0)
 
 
 def preset_file(preset: str) -> tuple[str, Path]:

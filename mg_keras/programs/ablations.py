@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ import numpy as np
 from mg_keras.errors import UserError
 from mg_keras.evaluation.records import ABLATION_SCORES
 from mg_keras.files import atomic_write_json, atomic_write_text, check_writable, try_lock, wait_for_lock
+from mg_keras.quiet import import_tensorflow
 from mg_keras.runs.config import PLACES, TrainConfig
 from mg_keras.runs.run import Run
 from mg_keras.signals import on_stop
@@ -109,6 +111,73 @@ def check_members(members: Sequence[Member]) -> None:
             _check_alike(run, member.config)
 
 
+def check_trainable(members: Sequence[Member]) -> None:
+    """Refuses what a member can't be trained with, or not be compared by, before hours go into the others.
+
+    Args:
+        members: list of `Member`; those that are finished are passed over.
+
+    Raises:
+        UserError: a batch can't be divided as a member's settings ask for, its trunk is unknown, or it would begin with
+            other photos, by their numbers, than a run of its preset in the folder was begun with.
+    """
+    members = [member for member in members if not is_finished(member.run)]
+    for member in members:
+        with _told_of(member):
+            member.config.part_size(1)
+    if members:
+        # apart: this process waits for days, and would keep what TensorFlow takes, most of a GB
+        apart = multiprocessing.get_context("spawn")
+        # Ctrl-C is this process's matter
+        with ProcessPoolExecutor(1, apart, signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:
+            pool.submit(_check_with_tensorflow, members).result()
+
+
+def _check_with_tensorflow(members):
+    import_tensorflow()
+    from mg_keras.models import trunks
+
+    for member in members:
+        with _told_of(member):
+            trunks.check_known(member.config.trunk)
+    _check_begun_alike(members)
+
+
+def _check_begun_alike(members):
+    """`_check_same_photos` of what is not begun yet, by the numbers of photos: these are known before training."""
+    from mg_keras.runs.photos import open_source
+
+    there, counts = runs_in(members[0].out), {}
+    for member in members:
+        begun = [run for run in there.get(member.preset, []) if run.data_record]
+        if not begun or member.run.data_record:
+            continue
+        config = member.config
+        division = config.train_per_class, config.val_per_class, config.val_fraction
+        key = config.data, config.data_dir, *division, *config.resolutions
+        if key not in counts:
+            with _told_of(member):
+                # the same seed divides the same photos alike
+                source = open_source(dataclasses.replace(config, seed=begun[0].settings.seed))
+            counts[key] = len(source.train), len(source.val)
+        for run in begun:
+            before = run.data_record["training_photos"], run.data_record["validation_photos"]
+            if before != counts[key]:
+                raise UserError(
+                    f"{config.data} has {counts[key][0]:,} training and {counts[key][1]:,} validation photos, where "
+                    f"{run.path} was begun with {before[0]:,} and {before[1]:,}: give the same photos, or another "
+                    "--out folder"
+                )
+
+
+@contextlib.contextmanager
+def _told_of(member):
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{member.name}: {error}") from error
+
+
 def _check_alike(run, config):
     """A preset's runs differ in their seed alone; their photos may have moved meanwhile."""
     changed = run.settings.differences(dataclasses.replace(config, seed=run.settings.seed), without=PLACES)
@@ -130,7 +199,10 @@ def _check_same_photos(run, other):
 
 
 def train_members(
-    members: Sequence[Member], train: Callable[[TrainConfig, Path], Any], report: Callable[[], Any] | None = None
+    members: Sequence[Member],
+    train: Callable[[TrainConfig, Path], Any],
+    report: Callable[[], Any] | None = None,
+    check: Callable[[Sequence[Member]], None] | None = None,
 ) -> tuple[dict[str, str], int | None]:
     """Trains what is not finished yet, one member after the other, each in a process of its own.
 
@@ -142,7 +214,8 @@ def train_members(
         members: list of `Member`, in the order of their turns.
         train: (config, folder) -> None, which pickle must know (`functools.partial` of a module's function); called in
             a new Python, where an exit status other than 0 or an exception is a failure.
-        report: () -> None, called after each member that was finished.
+        report: () -> None, called after each member that was finished; a `UserError` of it is told in a line.
+        check: members -> None, called before the first one's turn; what it raises ends the call.
 
     Returns:
         (failures, stopped): dict name -> reason, and the number of the signal that asked to stop, or None.
@@ -151,6 +224,8 @@ def train_members(
         UserError: of `check_members`.
     """
     check_members(members)
+    if check:
+        check(members)
     for member in members[:1]:
         check_writable(member.out)
     failures, seconds = {}, {}
@@ -169,7 +244,10 @@ def train_members(
                 if fresh:
                     seconds.setdefault(member.preset, []).append(time.monotonic() - began)
                 if report:
-                    report()
+                    try:
+                        report()
+                    except UserError as error:
+                        print(f"no table: {error}", file=sys.stderr, flush=True)
             elif not relay.received:
                 failures[member.name] = reason
                 print(f"{member.name} failed: {reason}", file=sys.stderr, flush=True)

@@ -56,6 +56,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise UserError(f"--{name} must be at least {least}, received {options[name]}")
         if options[name] > most:
             raise UserError(f"--{name} must be at most {most}, received {options[name]}")
+    # in a REST path, what is behind them is something else
+    if not options.name or set("/:") & set(options.name):
+        raise UserError(f"--name must be a name without / and :, received {options.name!r}")
     import_tensorflow()
     try:
         from mg_keras.serving.server import LocalServer

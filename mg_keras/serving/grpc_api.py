@@ -148,5 +148,6 @@ def _array(name: str, proto: TensorProto, max_bytes: int) -> np.ndarray:
         if proto.tensor_shape.unknown_rank or min(sizes, default=0) < 0 or count * size > max_bytes:
             raise ServingError("INVALID_ARGUMENT", f"input {name}: shape {sizes} is not allowed, or too large")
         return tf.make_ndarray(proto)
-    except (TypeError, ValueError) as error:
+    # KeyError: a dtype that NumPy has none for, such as DT_RESOURCE
+    except (KeyError, TypeError, ValueError) as error:
         raise ServingError("INVALID_ARGUMENT", f"input {name}: not a tensor: {error}") from None

@@ -1,6 +1,7 @@
 """TF Serving's JSON: tensors in row format ("instances") and column format ("inputs"), bytes as {"b64": ...}."""
 
 import base64
+import itertools
 import json
 import re
 from collections.abc import Mapping
@@ -110,10 +111,13 @@ def _array(name: str, value: Any, tensor: Tensor) -> np.ndarray:
         array = np.empty(len(flat), object)
         array[:] = flat
         return array.reshape(shape)
+    _check_numbers(name, value, tensor)
     try:
         array = np.asarray(value)
     except (ValueError, OverflowError, RecursionError):
         raise _invalid(f"input {name}: its lists differ in length or are nested too deeply") from None
+    except MemoryError:
+        raise _invalid(f"input {name}: too large for the memory that is free") from None
     if array.size == 0:
         return array.astype(tensor.dtype)
     if array.dtype.kind not in ("iu" if tensor.dtype.kind in "iu" else "iuf"):
@@ -128,6 +132,24 @@ def _array(name: str, value: Any, tensor: Tensor) -> np.ndarray:
             raise _invalid(f"input {name}: a value does not fit into {tensor.dtype.name}")
     with np.errstate(over="ignore"):
         return array.astype(tensor.dtype)
+
+
+def _check_numbers(name: str, value: Any, tensor: Tensor) -> None:
+    """Refuses what is no list (of lists) of numbers: in NumPy's array of texts each is as wide as the longest."""
+    # level by level: a call for each element would take longer than JSON does
+    level = [value]
+    for _ in range(_MOST_DIMENSIONS + 1):
+        kinds = set(map(type, level))
+        if kinds != {list}:
+            break
+        level = list(itertools.chain.from_iterable(level))
+    else:
+        raise _invalid(f"input {name}: its lists are nested too deeply")
+    if not kinds <= {int, float, bool}:
+        wrong = next(element for element in level if not isinstance(element, int | float))
+        raise _invalid(
+            f"input {name}: expected {tensor.dtype.name} and lists of equal lengths, received {_shown(wrong)}"
+        )
 
 
 def _strings(name: str, value: Any, depth: int = 0) -> tuple[tuple[int, ...], list[bytes]]:

@@ -80,6 +80,16 @@ def test_a_failure_is_told_and_keeps_no_other_from_its_turn(tmp_path):
     assert lines(log)[-1] == "end good-seed0"
 
 
+def test_a_table_that_cannot_be_made_keeps_no_other_from_its_turn(tmp_path, capfd):
+    def report():
+        raise UserError("these can't be compared")
+
+    members = members_of(tmp_path / "out", {"good": "fine"})
+    assert train_members(members, train_with(tmp_path / "log"), report) == ({}, None)
+    assert all(ablation.is_finished(member.run) for member in members)
+    assert capfd.readouterr().err.splitlines() == ["no table: these can't be compared"] * 2
+
+
 def start_slow_ablation(folder):
     """An ablation of a slow member and one after it, in a group of its own as a terminal would have it."""
     code = (

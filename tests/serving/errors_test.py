@@ -3,11 +3,13 @@
 import base64
 import http.client
 import json
+import tracemalloc
 
 import grpc
 import numpy as np
 import pytest
 import tensorflow as tf
+from tensorflow.core.framework import types_pb2
 from tensorflow_serving.apis import get_model_metadata_pb2, predict_pb2, prediction_service_pb2_grpc
 
 from mg_keras.serving import rest_format
@@ -137,6 +139,57 @@ def test_a_fraction_for_a_whole_number_is_named():
         rest_format.tensors({"inputs": {"resolution": [48.0, 2]}}, signature)
 
 
+NUMBERS = Signature({"p_star": Tensor("p_star:0", np.dtype(np.float32), (None,))}, {})
+
+
+@pytest.mark.parametrize(
+    ("value", "received"),
+    [
+        (["a" * 2000, *["b"] * 20_000], "'aaaaa"),
+        ([1.5, *[2] * 20_000, "b" * 2000], "'bbbbb"),
+        ([[1, 2], [3, "1.5"]], "'1.5'"),
+        ([1, [2]], "a list"),
+        ([1, None], "None"),
+        ({"b64": "AAAA"}, "a dict"),
+    ],
+)
+def test_what_is_no_number_is_refused_before_memory_is_spent_on_it(value, received):
+    tracemalloc.start()
+    try:
+        with pytest.raises(ServingError, match=f"input p_star: expected float32 .*received {received}") as refused:
+            rest_format.tensors({"inputs": {"p_star": value}}, NUMBERS)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert refused.value.code == "INVALID_ARGUMENT"
+    assert peak < 2**20
+
+
+@pytest.mark.parametrize(
+    "value", [3, 1.5, [1, 2.5], [[1, 2], [3, 4]], [[], []], [], [True, 2], np.ones((1,) * 32).tolist()]
+)
+def test_lists_of_numbers_are_as_numpy_takes_them(value):
+    got = rest_format.tensors({"inputs": {"p_star": value}}, NUMBERS)["p_star"]
+    assert got.dtype == np.float32
+    np.testing.assert_array_equal(got, np.asarray(value, np.float32))
+
+
+@pytest.mark.parametrize("value", [[[1], []], [[1, 2], [3]], [[], [[]]], [True], np.ones((1,) * 33).tolist()])
+def test_lists_that_are_no_tensor_of_numbers_are_refused(value):
+    with pytest.raises(ServingError, match="input p_star: "):
+        rest_format.tensors({"inputs": {"p_star": value}}, NUMBERS)
+
+
+def test_too_little_memory_is_the_requests_fault(monkeypatch):
+    def too_large(value):
+        raise MemoryError
+
+    monkeypatch.setattr(rest_format.np, "asarray", too_large)
+    with pytest.raises(ServingError, match="input p_star: too large for the memory") as refused:
+        rest_format.tensors({"inputs": {"p_star": [1, 2]}}, NUMBERS)
+    assert refused.value.code == "INVALID_ARGUMENT"
+
+
 @pytest.mark.parametrize(
     ("method", "path", "status"),
     [
@@ -239,6 +292,7 @@ BAD_REQUESTS = {
     "negative size": (spoilt_request(sizes=(-1, 4)), "INVALID_ARGUMENT"),
     "unknown dtype": (spoilt_request(dtype=99), "INVALID_ARGUMENT"),
     "no dtype": (spoilt_request(dtype=0), "INVALID_ARGUMENT"),
+    "dtype without arrays": (spoilt_request(dtype=types_pb2.DT_RESOURCE), "INVALID_ARGUMENT"),
 }
 
 

@@ -52,6 +52,9 @@ def mistake(arguments, monkeypatch, capsys):
         (["--model", "x", "--batch_timeout_ms", "1e30"], "error: --batch_timeout_ms must be at most 60000, received 1"),
         (["--model", "x", "--batch_threads", "1000000"], "error: --batch_threads must be at most 256, received 1"),
         (["--model", "x", "--grpc_port", "65536"], "error: --grpc_port must be at most 65535, received 65536"),
+        (["--model", "x", "--name", ""], "error: --name must be a name without / and :, received ''"),
+        (["--model", "x", "--name", "a/b"], "error: --name must be a name without / and :, received 'a/b'"),
+        (["--model", "x", "--name", "a:b"], "error: --name must be a name without / and :, received 'a:b'"),
         (["--model", "x", "--rest_port", "-1"], "error: --rest_port must be at least 0, received -1"),
     ],
 )

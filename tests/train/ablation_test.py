@@ -1,5 +1,6 @@
 """The ablation program as a user starts, breaks and resumes it, on tiny real runs."""
 
+import dataclasses
 import json
 import shutil
 import signal
@@ -10,8 +11,10 @@ import pytest
 import yaml
 
 from mg_keras.errors import UserError
-from mg_keras.programs import ablation, train
+from mg_keras.programs import ablation, ablations, train
 from mg_keras.runs.config import TrainConfig
+from mg_keras.runs.photos import open_source
+from mg_keras.runs.run import Run
 from tests.train.small_trunk.sitecustomize import MADE_UP, TRAINING_ALONE
 from tests.train.tiny import SETTINGS, draw_folder, finish, start
 
@@ -19,7 +22,7 @@ PRESETS = {
     "mean": {"versions": 1, "classification_weight": 1.0, "pooling_exponent": 1.0},
     "gem": {"versions": 3, "classification_weight": 0.5, "pooling_exponent": 3.0},
     # a mistake that shows only once the run starts
-    "impossible": {"trunk": "resnet19"},
+    "impossible": {"whitening_dimensions": 9000},
 }
 
 
@@ -84,7 +87,7 @@ def test_an_ablation_that_is_killed_goes_on_and_ends_in_the_table(place, capsys)
     assert (out / "mean-seed0" / "metrics.json").stat().st_mtime_ns == first
     failed = [line for line in errors.splitlines() if line.startswith("failed: ")]
     assert [line.split(":")[1] for line in failed] == [" impossible-seed0", " impossible-seed1"]
-    assert all("resnet19" in line for line in failed)
+    assert all("whitening_dimensions must be at most" in line for line in failed)
     # the one that was at work when it was killed
     assert "run 3 of 6: gem-seed0" in output
     assert "run 6 of 6: gem-seed1 is finished" in output
@@ -175,13 +178,44 @@ def test_each_value_of_a_setting_is_a_run(tmp_path, monkeypatch):
         (["--presets=demo", "--vary=versions=2,two"], "versions must be a whole number, at least 1; received 'two'"),
         (["--presets=[demo,demo]"], "twice: demo-seed0, demo-seed1"),
         (["--presets=demo", "--epochs=0"], "epochs must be a whole number, at least 1; received 0"),
+        (["--presets=demo", "--vary=accumulation_steps=1,7"], "demo-accumulation_steps=7-seed0: batch_size "),
+        (["--presets=demo", "--vary=trunk=resnet18,resnet19"], "demo-trunk=resnet19-seed0: unknown trunk 'resnet19'"),
         (["--table_only=true"], "no finished run in"),
     ],
     ids=lambda value: str(value)[:30],
 )
-def test_wrong_arguments_get_one_line(tmp_path, arguments, message):
+def test_wrong_arguments_get_one_line(tmp_path, monkeypatch, arguments, message):
+    monkeypatch.setattr(ablations, "_train_apart", lambda member, *_: pytest.fail(f"{member.name} is trained"))
     with pytest.raises(UserError) as refused:
         ablation.main([*arguments, f"--out={tmp_path / 'out'}"])
     assert message in str(refused.value)
     assert len(str(refused.value).splitlines()) == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_other_photos_than_a_preset_was_trained_on_are_refused_before_any_training(place, tmp_path, monkeypatch):
+    monkeypatch.setattr(ablations, "_train_apart", lambda member, *_: pytest.fail(f"{member.name} is trained"))
+    run = Run.start(tmp_path / "gem-seed0", TrainConfig.load(place / "gem.yaml"))
+    run = Run(run.path, dataclasses.replace(run.settings, data=f"folder:{place / 'photos'}", epochs=1))
+    run.begin(open_source(run.settings))
+    others = draw_folder(tmp_path / "others", per_class=9)
+    arguments = [f"--presets={place / 'gem.yaml'}", "--epochs=1", f"--out={tmp_path}"]
+    with pytest.raises(UserError, match=r"others has 21 training and 6 validation photos, .*gem-seed0 .* 18 and 6"):
+        ablation.main([*arguments, f"--data=folder:{others}"])
+    # moved, they are the same; and a run that is alone goes on as `mg-keras train` does
+    moved = shutil.copytree(place / "photos", tmp_path / "moved")
+    for data, seeds in ((moved, "[0,1]"), (others, "0")):
+        with pytest.raises(pytest.fail.Exception, match="gem-seed0 is trained"):
+            ablation.main([*arguments, f"--data=folder:{data}", f"--seeds={seeds}"])
+
+
+def test_a_table_that_cannot_be_made_is_told_with_what_failed(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(ablation, "train_members", lambda *_, **__: ({"demo-seed1": "that can't be"}, None))
+    monkeypatch.setattr(ablation, "is_finished", lambda run: True)
+    with pytest.raises(SystemExit, match="1"):
+        ablation.main(["--presets=demo", f"--out={tmp_path}"])
+    told = capsys.readouterr().err.splitlines()
+    assert told == [
+        f"no table: no finished run of demo in {tmp_path}: nothing to put into a table",
+        "failed: demo-seed1: that can't be",
+    ]
