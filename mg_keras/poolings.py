@@ -12,7 +12,7 @@ RMAC = "rmac"
 """Regional maxima (`mg_keras.layers.RMAC`), which has no exponent."""
 
 
-MOST_EXPONENT = 1000.0
+MOST_EXPONENT = 1000
 """The largest p* that exported networks and `mg_keras.load` take: beyond, GeM is the maximum to rounding."""
 
 

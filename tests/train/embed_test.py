@@ -146,7 +146,7 @@ def test_a_saved_model_describes_as_it_serves(folder, tmp_path, monkeypatch, cap
         ({"engine": "ray"}, "--engine ray takes a SavedModel: mg-keras export --run .* makes one for --model"),
         ({"out": "features.txt"}, r"a name in \.npy or \.parquet or to a folder, received features\.txt"),
         ({"resolution": 0}, "--resolution must be a whole number, at least 1; received '0'"),
-        ({"p_star": -1}, "--p_star must be a number, above 0; received '-1'"),
+        ({"p_star": -1}, "--p_star must be a number, above 0 and at most 1000; received '-1'"),
         ({"resolution": 64, "whiten": "true"}, r"no whitening for 64 px: run mg-keras whiten --run .* --whiten false"),
     ],
     ids=lambda value: str(value)[:40],
