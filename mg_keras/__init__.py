@@ -2,6 +2,8 @@
 
 import importlib
 
+from mg_keras.quiet import without_collection
+
 __version__ = "0.1.0"
 
 # name -> the module that has it; None: it is a module itself
@@ -23,4 +25,6 @@ def __getattr__(name):
     if name not in _WHERE:
         raise AttributeError(f"module 'mg_keras' has no attribute {name!r}")
     where = _WHERE[name]
-    return getattr(importlib.import_module(where), name) if where else importlib.import_module(f"mg_keras.{name}")
+    with without_collection():
+        module = importlib.import_module(where or f"mg_keras.{name}")
+    return getattr(module, name) if where else module

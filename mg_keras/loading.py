@@ -28,6 +28,7 @@ from mg_keras.pretrained.layouts import RESNETS
 from mg_keras.pretrained.packed import PACKAGE, Packed
 from mg_keras.processor import computes_bfloat16, computes_int8
 from mg_keras.progress import announce
+from mg_keras.quiet import without_collection
 from mg_keras.runs.descriptor import notes
 from mg_keras.runs.run import load_run
 from mg_keras.whitening_formulas import SMALLEST_DESCRIPTOR
@@ -289,6 +290,7 @@ class _Classifier:
         )
 
 
+@without_collection()
 def load(
     what: str | os.PathLike | None = None,
     trunk: str | None = None,

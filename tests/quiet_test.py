@@ -1,3 +1,4 @@
+import gc
 import importlib
 import sys
 
@@ -22,3 +23,15 @@ def test_what_is_not_to_be_found_is_found_again(tmp_path, monkeypatch):
     # what was imported before stays
     with quiet.not_found("made_up_plots"):
         assert importlib.import_module("made_up_plots") is found
+
+
+def test_garbage_is_looked_for_again_as_before():
+    for was_on in (True, False):
+        (gc.enable if was_on else gc.disable)()
+        try:
+            with pytest.raises(ValueError, match="x"), quiet.without_collection():
+                assert not gc.isenabled()
+                raise ValueError("x")
+            assert gc.isenabled() == was_on
+        finally:
+            gc.enable()
