@@ -9,17 +9,14 @@ import tensorflow as tf
 from PIL import Image
 
 from mg_keras.data.bounds import MIN_SIDE
-from mg_keras.data.finding import CONVERTED, kind_of
 from mg_keras.data.images import UNREADABLE, decode_common, problem, try_decode
-from mg_keras.data.pillow_photos import converted, eight_bits, upright, why_not
+from mg_keras.data.pillow_photos import decodable, eight_bits, upright
 from mg_keras.data.sources import Split, photos
 from mg_keras.errors import UserError
 from mg_keras.files import in_home, printable_name
 
 # of PIL images, those whose values are grey levels and colours of 8 bits
 _PIL_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "HSV", "LAB")
-
-
 # what is one photo
 _PHOTO = str | os.PathLike | bytes | bytearray | memoryview | Image.Image
 
@@ -145,18 +142,11 @@ class GivenPhotos:
         return ok, tf.cast(image, self._type)
 
     def _converted(self, row):
-        """(a photo of a kind that the decoder does not read, as it reads it; why it can't be converted, or None)."""
+        """`decodable` of a photo's bytes."""
         try:
-            contents = self.read(tf.constant(int(row))).numpy()
+            return decodable(self.read(tf.constant(int(row))).numpy())
         except UNREADABLE:
             return b"", None
-        kind = kind_of(contents[:64])
-        if kind not in CONVERTED:
-            return b"", None
-        try:
-            return converted(contents, kind), None
-        except Exception as error:  # decoders raise anything on broken files, and each means: not this photo
-            return b"", why_not(error, kind)
 
     def _held(self, row):
         dtype = self._type.as_numpy_dtype

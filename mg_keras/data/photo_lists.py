@@ -18,10 +18,10 @@ from typing import NamedTuple, Self
 from pyarrow import parquet
 
 from mg_keras.data import stores
-from mg_keras.data.finding import CONVERTED, existing, find_photos, is_ignored, kind_of, told, why_none
+from mg_keras.data.finding import existing, find_photos, is_ignored, told, why_none
 from mg_keras.data.formats import EXTENSIONS
 from mg_keras.data.patterns import expand_braces
-from mg_keras.data.pillow_photos import converted, why_not
+from mg_keras.data.pillow_photos import decodable
 from mg_keras.data.stores import as_user_error, is_url, store_of
 from mg_keras.data.tables import records
 from mg_keras.errors import UserError
@@ -272,14 +272,10 @@ class Contents:
     def decodable(self, row: int) -> bytes:
         """A photo as the decoder reads it, TIFF, AVIF and HEIC converted; empty where there is `trouble`."""
         contents = self._ahead(row) if self._threads else self._read(row)
-        kind = kind_of(contents[:64])
-        if kind not in CONVERTED:
-            return contents
-        try:
-            return converted(contents, kind)
-        except Exception as error:  # decoders raise anything on broken files, and each means: not this photo
-            self._troubles[row] = why_not(error, kind)
-            return b""
+        found, trouble = decodable(contents)
+        if trouble:
+            self._troubles[row] = trouble
+        return found
 
     def sha256(self, row: int) -> str | None:
         """Of a photo's file, in hexadecimal digits; None where it was not read."""

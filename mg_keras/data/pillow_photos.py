@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from mg_keras.data.bounds import MAX_PIXELS
+from mg_keras.data.finding import CONVERTED, kind_of
 
 # of TIFF: the photo is a thumbnail of another one in the file, and the sign of a digital negative
 _IS_THUMBNAIL, _DNG_VERSION = 254, 50706
@@ -96,19 +97,21 @@ def write(image: Image.Image, kind: str, file: str | os.PathLike | BinaryIO) -> 
         image.save(file, "JPEG", quality=95, subsampling=0)
 
 
-def converted(contents: bytes, kind: str) -> bytes:
-    """The bytes of a photo as `write` makes a file of them.
+def decodable(contents: bytes) -> tuple[bytes, str | None]:
+    """A photo as the decoder reads it, TIFF, AVIF and HEIC converted as `write` does, and any other file as it is.
 
-    Args:
-        contents: of a TIFF, AVIF or HEIC file.
-        kind: which of them.
-
-    Raises:
-        Exception: of any type, as `opened`.
+    Returns:
+        (the bytes, None), or (nothing, why it can't be converted).
     """
+    kind = kind_of(contents[:64])
+    if kind not in CONVERTED:
+        return contents, None
     file = io.BytesIO()
-    write(opened(io.BytesIO(contents), kind), kind, file)
-    return file.getvalue()
+    try:
+        write(opened(io.BytesIO(contents), kind), kind, file)
+    except Exception as error:  # decoders raise anything on broken files, and each means: not this photo
+        return b"", why_not(error, kind)
+    return file.getvalue(), None
 
 
 def why_not(error: Exception, kind: str) -> str:

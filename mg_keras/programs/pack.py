@@ -207,7 +207,9 @@ def copy_pairs(model: "Loaded", folder: str) -> "tuple[int, Iterator[tuple[np.nd
     def blocks():
         compared, images, pixels, start = originals[rows].T, [], 0, 0
         for place, row in enumerate(edited.tolist()):
-            images.append(strong_edit(split.image(row)[1].numpy(), (place % _EDITS, row))[1])
+            if place % _EDITS == 0:
+                photo = split.image(row)[1].numpy()
+            images.append(strong_edit(photo, (place % _EDITS, row))[1])
             pixels += images[-1].shape[0] * images[-1].shape[1]
             # some at a time: the photos of an album do not fit into memory
             if len(images) == _AT_ONCE or pixels >= _PIXELS_AT_ONCE or place + 1 == len(edited):
