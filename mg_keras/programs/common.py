@@ -1,6 +1,7 @@
 """What every program shares: arguments from YAML presets and flags, and one clear line for what a user can mend."""
 
 import builtins
+import contextlib
 import difflib
 import errno
 import os
@@ -12,7 +13,8 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
-from jsonargparse import ArgumentParser
+import yaml
+from jsonargparse import ArgumentParser, get_loader
 
 import mg_keras
 from mg_keras.errors import UserError
@@ -135,13 +137,25 @@ class Parser(ArgumentParser):
 
     def __init__(self, program: str, description: str):
         super().__init__(prog=program, description=description, allow_abbrev=False, formatter_class=HelpFormatter)
-        # argument -> what it may be, in words, where its type alone doesn't say it
-        self.wanted = {}
+        # argument -> what it may be, as `mg_keras.limits` has it, where its type alone doesn't say it
+        self.kinds = {}
 
     def parse_args(self, args: Sequence[str] | None = None, *more: Any, **keywords: Any) -> Namespace:
-        """As jsonargparse has it; the `~` of `--name=~/folder`, which no shell expands, is the home folder."""
+        """As jsonargparse has it; the `~` of `--name=~/folder`, which no shell expands, is the home folder.
+
+        A list needs no brackets: `96,128` and `96` are taken for it where they may be nothing else.
+        """
         home = os.path.expanduser("~")
         arguments = [re.sub(r"^(--\w+=)~(?=/|$)", lambda found: found[1] + home, each) for each in given(args)]
+        for place, argument in enumerate(arguments):
+            flag, equals, value = argument.partition("=")
+            kind = self.kinds.get(flag.removeprefix("--"))
+            if kind is None or not flag.startswith("--"):
+                continue
+            if equals:
+                arguments[place] = f"{flag}={_as_list(value, kind)}"
+            elif place + 1 < len(arguments) and not arguments[place + 1].startswith("--"):
+                arguments[place + 1] = _as_list(arguments[place + 1], kind)
         return super().parse_args(arguments, *more, **keywords)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
@@ -153,8 +167,8 @@ class Parser(ArgumentParser):
         name = re.match(r'Parser key "(.+?)":', message)
         kind = re.search(r"Expected an? <class '(.+?)'>", message)
         value = re.search(r"(?:Got|Given) value: (.*)", message)
-        if name and value and (kind or name[1] in self.wanted):
-            words = self.wanted.get(name[1]) or wanted(getattr(builtins, kind[1]))
+        if name and value and (kind or name[1] in self.kinds):
+            words = wanted(self.kinds.get(name[1]) or getattr(builtins, kind[1]))
             return f"--{name[1]} must be {words}; received {value[1]!r}"
         if invalid := re.fullmatch(r"argument (--\w+): invalid (.+) value: (.*)", message):
             return "{} must be {}; received {}".format(*invalid.groups())
@@ -170,6 +184,16 @@ class Parser(ArgumentParser):
         """An argument as it is typed; jsonargparse leaves out the dashes."""
         flags = [flag for action in self._actions if action.dest == name for flag in action.option_strings]
         return flags[0] if flags else name
+
+
+def _as_list(text, kind):
+    """`[96,128]` for `96,128`, where it is of the kind and `96,128` is not; any other text as it is."""
+    if "list" in wanted(kind):
+        load = get_loader("yaml")
+        with contextlib.suppress(yaml.YAMLError, ValueError):
+            if not fits(load(text), kind) and fits(load(f"[{text}]"), kind):
+                return f"[{text}]"
+    return text
 
 
 class _ArgumentType:

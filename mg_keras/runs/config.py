@@ -22,7 +22,7 @@ from mg_keras.checkpoints import Retention
 from mg_keras.data.augmentations import AugmentationName
 from mg_keras.data.settings import PhotoSettings
 from mg_keras.errors import UserError
-from mg_keras.limits import Count, CountOrNull, Limits, NotNegative, Positive, check, wanted
+from mg_keras.limits import Count, CountOrNull, Limits, NotNegative, Positive, check
 from mg_keras.objectives.settings import ObjectiveSettings
 from mg_keras.poolings import Level
 
@@ -312,7 +312,7 @@ def add_settings(parser: ArgumentParser, help: str) -> None:
     """Adds `--config FILE`, with its help, and a flag for every setting to a `mg_keras.programs.common.Parser`."""
     parser.add_argument("--config", action=_SettingsFile, help=help)
     parser.add_class_arguments(TrainConfig)
-    parser.wanted.update({name: wanted(kind) for name, kind in _kinds().items()})
+    parser.kinds.update(_kinds())
 
 
 def settings_of(options: Namespace) -> TrainConfig:

@@ -192,7 +192,7 @@ def test_settings_of_the_command_line_and_of_files(tmp_path):
     assert parse("--config", PRESETS / "demo_from_scratch.yaml").resolution == 64
     for arguments, message in (
         (["--epochs=x"], "--epochs must be a whole number, at least 1; received 'x'"),
-        (["--milestones=3"], "--milestones must be a list of whole numbers"),
+        (["--milestones=x"], "--milestones must be a list of whole numbers, .*; received 'x'"),
         (["--schedule=stp"], "--schedule must be one of step, cosine; received 'stp'"),
         (["--momentum=2"], "momentum must be a number, at least 0 and below 1; received 2"),
         (["--config", tmp_path / "no.yaml"], f"{tmp_path / 'no.yaml'} can't be read"),
@@ -205,6 +205,43 @@ def test_settings_of_the_command_line_and_of_files(tmp_path):
     path.write_text("epohcs: 7\n")
     with pytest.raises(UserError, match=rf"{path}: unknown setting 'epohcs', did you mean 'epochs'"):
         parse("--config", path)
+
+
+@pytest.mark.parametrize("between", ["=", " "])
+def test_lists_of_the_command_line_need_no_brackets(between):
+    def given(name, value):
+        others = [] if name == "milestones" else ["--milestones=[3]"]
+        first = [f"--{name}={value}"] if between == "=" else [f"--{name}", value]
+        return getattr(parse(*others, "--whitening_versions=1", *first, "--seed=3"), name)
+
+    for value, expected in (
+        ("96", [96]),
+        ("96,128", [96, 128]),
+        ("96, 128", [96, 128]),
+        ("[96]", [96]),
+        ("null", None),
+    ):
+        assert given("evaluation_resolutions", value) == expected
+    assert given("milestones", "3") == given("milestones", "- 3") == [3]
+    assert given("milestones", "[]") == []
+    assert given("levels", "block4c_:3:0.5,block2b_:3:1") == ["block4c_:3:0.5", "block2b_:3:1"]
+    assert given("whitening_augmentations", "copies") == given("whitening_augmentations", "[copies]") == ["copies"]
+    assert given("augmentation", "standard,copies") == ["standard", "copies"]
+    # what it may be by itself is not a list of one
+    assert given("augmentation", "copies") == "copies"
+    assert given("augmentation", "[copies]") == ["copies"]
+    with pytest.raises(UserError, match=r"--levels.*: expected one argument"):
+        parse("--levels", "--seed", "3")
+    for name, value in (
+        ("evaluation_resolutions", "96,0"),
+        ("evaluation_resolutions", "96,,128"),
+        ("milestones", "5,3"),
+        ("milestones", "5 6"),
+        ("augmentation", "copies,copied"),
+        ("whitening_augmentations", "copied"),
+    ):
+        with pytest.raises(UserError, match=f"^--{name} must be .*a list.*; received '{value}'$"):
+            given(name, value)
 
 
 @pytest.mark.parametrize(
