@@ -1,4 +1,11 @@
 import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import Mock
 
 import numpy as np
 import pillow_heif
@@ -10,6 +17,7 @@ from mg_keras.data import pillow_photos
 from mg_keras.data.images import decode
 from mg_keras.data.sources import conversion, open_source, photos
 from mg_keras.errors import UserError
+from mg_keras.progress import say
 
 COLOURS = ((250, 20, 20), (20, 240, 20), (20, 20, 250), (230, 230, 30))
 
@@ -167,3 +175,62 @@ def test_a_cache_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"file/converted can't be written: .* \(data_dir names another place\)"):
         photos(tmp_path / "album", data_dir=tmp_path / "file")
+
+
+def album_of_tiffs(folder, count=1):
+    folder.mkdir()
+    for number in range(count):
+        Image.fromarray(quarters()).save(folder / f"{number}.tif")
+    return folder
+
+
+@pytest.fixture
+def temporary(tmp_path, monkeypatch):
+    """Where temporary folders are made; what was made for photos before is another process's."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    conversion._temporary.cache_clear()
+    yield tmp_path
+    conversion._temporary.cache_clear()
+
+
+@pytest.mark.parametrize("trouble", ["no folder can be made", "read-only", "unknown"])
+def test_a_home_that_cannot_be_written_takes_a_temporary_folder(trouble, tmp_path, home, temporary, monkeypatch, capfd):
+    album = album_of_tiffs(tmp_path / "album")
+    if trouble == "no folder can be made":
+        home.write_text("")
+    elif trouble == "read-only":
+        # what is there already is taken from there
+        album_of_tiffs(tmp_path / "before")
+        kept = photos(tmp_path / "before").files
+        may = os.access
+        monkeypatch.setattr(os, "access", lambda path, mode: not str(path).startswith(str(home)) and may(path, mode))
+        assert photos(tmp_path / "before").files == kept
+    else:
+        monkeypatch.setattr(Path, "home", Mock(side_effect=RuntimeError("Could not determine home directory.")))
+    say.cache_clear()
+    capfd.readouterr()
+    split = photos(album)
+    np.testing.assert_array_equal(read(split), quarters())
+    (place,) = tmp_path.glob("mg-keras-converted-*")
+    assert split.files[0].startswith(f"{place}/")
+    # found again in the same process
+    assert photos(album).files == split.files
+    told = [line for line in capfd.readouterr().err.splitlines() if "temporary" in line]
+    assert len(told) == 1
+    assert str(place) in told[0]
+
+
+def test_a_temporary_folder_is_removed_at_the_end_and_leaves_room_for_others(tmp_path, home, temporary, monkeypatch):
+    home.write_text("")
+    album = album_of_tiffs(tmp_path / "album", 3)
+    code = f"from mg_keras.data.sources import photos; print(photos({str(album)!r}).files[0])"
+    environment = {**os.environ, "TMPDIR": str(temporary)}
+    ended = subprocess.run([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    assert ended.stdout.startswith(f"{temporary}/mg-keras-converted-")
+    assert not list(temporary.glob("mg-keras-*"))
+
+    free = iter([1000, 900, 600, 499])
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=next(free)))
+    monkeypatch.setattr(conversion, "mapped", lambda function, items, *more, **settings: list(map(function, items)))
+    with pytest.raises(UserError, match=r"half of what was free .* \(data_dir names another place\)"):
+        photos(album)
