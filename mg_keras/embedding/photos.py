@@ -18,6 +18,7 @@ import dataclasses
 import functools
 import itertools
 import os
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, Protocol
@@ -261,17 +262,33 @@ def prepared_batches(
 
 
 def forward_function(network: EmbeddingNetwork, poolings: Sequence[float | str] | None = None) -> Callable:
-    """The network as a compiled function: images float32 [B, H, W, 3] -> float32 [P, B, D], for any B, H and W."""
+    """The network as a compiled function: images float32 [B, H, W, 3] -> float32 [P, B, D], for any B, H and W.
+
+    It does not hold the network, which must be there as long as it is called.
+    """
     if poolings is None:
         return _forward(network, (None,))
     return _forward(network, tuple(map(checked, poolings)))
 
 
-@functools.lru_cache(maxsize=16)
+# network -> poolings -> what `_compiled` gives; kept, as validation asks for the same one after every epoch
+_functions = weakref.WeakKeyDictionary()
+
+
 def _forward(network, poolings):
-    """Kept, as validation asks for the same one after every epoch."""
+    kept = _functions.get(network)
+    if kept is None:
+        compiled = functools.partial(_compiled, weakref.ref(network))
+        kept = _functions.setdefault(network, functools.lru_cache(maxsize=16)(compiled))
+    return kept(poolings)
+
+
+def _compiled(network, poolings):
+    """A function of a weak reference to a network, which else would never go."""
     signature = [tf.TensorSpec([None, None, None, 3], tf.float32)]
-    return tf.function(lambda images: network.embed_batch(images, poolings), input_signature=signature, autograph=False)
+    return tf.function(
+        lambda images: network().embed_batch(images, poolings), input_signature=signature, autograph=False
+    )
 
 
 def _photos_a_batch(height, width):

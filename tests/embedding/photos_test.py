@@ -1,3 +1,6 @@
+import gc
+import weakref
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -10,9 +13,11 @@ from mg_keras.data.repeated import repeated_batches
 from mg_keras.data.sources import photos
 from mg_keras.data.stores.graph import in_graph
 from mg_keras.embedding import photos as embedding
-from mg_keras.embedding.photos import embed, embed_versions, prepared_batches
+from mg_keras.embedding.photos import embed, embed_versions, forward_function, prepared_batches
+from mg_keras.export.optimized import Optimized
 from mg_keras.layers import RMAC as RegionalPooling
 from mg_keras.poolings import RMAC
+from tests.embedding import small
 from tests.embedding.small import BROKEN, SIZES
 
 
@@ -158,6 +163,18 @@ def test_a_split_adjusts_its_photos(folder, model, resolution):
         image = np.rot90(load(plain.names[row]), row % 4)
         expected = model(resolutions.for_resolution(resolution, 32)(image, resolution)[None])["embedding"][0]
         np.testing.assert_allclose(value, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", [lambda network: network, Optimized], ids=["as it is", "optimised"])
+def test_what_was_compiled_is_kept_and_goes_with_its_network(kind):
+    network = kind(small.network())
+    photo = given_photos([np.zeros((40, 40, 3), np.uint8)])
+    assert len(embed(network, photo, 32, 32, [2.0, RMAC]).values) == 2
+    assert forward_function(network, [2.0, RMAC]) is forward_function(network, [2, RMAC])
+    there = weakref.ref(network)
+    del network
+    gc.collect()
+    assert there() is None
 
 
 @pytest.mark.parametrize("pooling", [0, -1.5, "max", None])
