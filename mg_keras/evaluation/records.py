@@ -122,6 +122,29 @@ def summary(everything: Mapping, p_star: Mapping[int, float], whitened: Collecti
     return {"resolutions": dict(sorted(rows.items(), key=lambda item: int(item[0]))), "chance": chance}
 
 
+def of_benchmarks(metrics: Mapping, names: Collection[str], sizes: Collection[int]) -> dict:
+    """What metrics.json holds, without benchmarks and resolutions that are not named: for who asked for these alone.
+
+    Args:
+        metrics: what metrics.json holds.
+        names: of benchmarks.
+        sizes: pixels.
+    """
+    wanted, sizes = {key for key, (name, _, _) in _IN_SHORT.items() if name in names}, set(map(str, sizes))
+    rows = {
+        size: {key: value for key, value in row.items() if key in wanted or key == "p_star"}
+        for size, row in metrics["resolutions"].items()
+        if size in sizes and wanted & row.keys()
+    }
+    everything = {
+        name: {**entry, "results": {size: found for size, found in entry["results"].items() if size in sizes}}
+        for name, entry in metrics["benchmarks"].items()
+        if name in names
+    }
+    chance = {key: value for key, value in metrics["chance"].items() if key in wanted}
+    return {**metrics, "resolutions": rows, "chance": chance, "benchmarks": everything}
+
+
 def paper_tables() -> dict:
     """The paper's tables as JSON has them."""
     tables = {"table_2": TABLE_2, "table_3": TABLE_3}

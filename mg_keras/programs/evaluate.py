@@ -92,6 +92,7 @@ def _whole(specs):
 
 def evaluate_run(options: Namespace) -> None:
     """A run: its own photos and any benchmark."""
+    from mg_keras.evaluation.records import of_benchmarks
     from mg_keras.evaluation.tables import scores_table
     from mg_keras.programs import scores, stages
 
@@ -101,6 +102,8 @@ def evaluate_run(options: Namespace) -> None:
     for note in stages.complete(run, source, embedder):
         print(note, flush=True)
     metrics = scores.evaluate(run, source, benchmarks, options.comparison, embedder)
+    # the file keeps what was measured before
+    metrics = of_benchmarks(metrics, {benchmark.name for benchmark in benchmarks}, run.settings.resolutions)
     if metrics["resolutions"]:
         print_table(scores_table(metrics))
     show_tables(metrics)

@@ -4,7 +4,7 @@ import pytest
 from rich.console import Console
 
 from mg_keras.evaluation import paper
-from mg_keras.evaluation.records import summary
+from mg_keras.evaluation.records import of_benchmarks, summary
 from mg_keras.evaluation.tables import class_table, retrieval_table
 
 METRICS = {
@@ -68,6 +68,25 @@ def test_retrieval_stands_above_the_papers_table_3():
     assert line_of(text, "ResNet-50, p = 3") == line
     assert "3.71 3.85 3.80" in line_of(text, "PyTorch model zoo")
     assert "mAP blur" not in text
+
+
+def test_of_what_a_file_holds_a_part_is_shown():
+    in_short = {"p_star": 3.0, "top1": 0.7, "top5": 0.9, "copies": 0.25, "copies_unwhitened": 0.25}
+    metrics = {
+        **METRICS,
+        "benchmarks": {"classes": METRICS["benchmarks"]["imagenet"], **METRICS["benchmarks"]},
+        "resolutions": {"224": in_short, "500": {"p_star": 4.0, "copies": 0.5}},
+        "chance": {"top1": 0.1, "copies": 0.01},
+    }
+    shown = of_benchmarks(metrics, ["classes", "holidays"], [224])
+    assert shown["resolutions"] == {"224": {"p_star": 3.0, "top1": 0.7, "top5": 0.9}}
+    assert shown["chance"] == {"top1": 0.1}
+    assert list(shown["benchmarks"]) == ["classes", "holidays"]
+    assert list(shown["benchmarks"]["holidays"]["results"]) == ["224"]
+    assert shown["method"] is metrics["method"]
+    # none of the run's own photos
+    assert of_benchmarks(metrics, ["holidays"], [224, 500])["resolutions"] == {}
+    assert of_benchmarks(metrics, list(metrics["benchmarks"]), [224, 500]) == metrics
 
 
 @pytest.mark.parametrize(("table", "kept"), [(class_table, "holidays"), (retrieval_table, "imagenet")])
