@@ -43,32 +43,32 @@ def train_and_measure(config: TrainConfig, folder: str | os.PathLike, strategy_n
         strategy_name = "single"
     strategy = make_strategy(strategy_name)
     enable_determinism(config)
-    print(f"run {run.path}: {config.trunk} on {config.data}, strategy {strategy_name}", flush=True)
     source = matched(run, open_source(config))
     note = check_same_photos(run, source)
     class_names, source = known_classes(run, source)
-    print(
-        f"{len(class_names)} classes, {len(source.train)} training and {len(source.val)} validation photos",
-        flush=True,
-    )
-    if note:
-        print(f"note: {note}", file=sys.stderr)
-    if source.passed_over:
-        print(f"files and folders that are passed over are listed in {run.path / 'bad_images.txt'}", flush=True)
     trainer = Trainer(run, source, strategy, class_names)
     projection = trainer.objective.projection
     stages.check_later_stages(
         run, source, trainer.model.embedding_dimension, projection[0].shape[1] if projection else 0
     )
     going_on = trainer.restore()
-    if going_on:
-        print(f"going on from step {trainer.state.step}", flush=True)
-    elif config.init:
-        print(trainer.initialize(), flush=True)
-    if not going_on:
-        _warn_of_emulation(config)
+    begun = f"going on from step {trainer.state.step}" if going_on else config.init and trainer.initialize()
     data = trainer.batches()
     with run.claimed() if trainer.is_chief else contextlib.nullcontext():
+        # a command that is refused has said nothing of a run
+        print(f"run {run.path}: {config.trunk} on {config.data}, strategy {strategy_name}", flush=True)
+        print(
+            f"{len(class_names)} classes, {len(source.train)} training and {len(source.val)} validation photos",
+            flush=True,
+        )
+        if note:
+            print(f"note: {note}", file=sys.stderr)
+        if source.passed_over:
+            print(f"files and folders that are passed over are listed in {run.path / 'bad_images.txt'}", flush=True)
+        if begun:
+            print(begun, flush=True)
+        if not going_on:
+            _warn_of_emulation(config)
         run.begin(source, trainer.is_chief, class_names)
         trainer.note_passed_over()
         if trainer.is_chief and not going_on:

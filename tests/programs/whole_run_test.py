@@ -131,7 +131,7 @@ def test_where_none_can_be_fitted_it_is_said_whether_an_earlier_whitening_stays(
         run.results.save_whitening_report(report)
 
 
-def test_who_trains_a_run_keeps_others_out(measured):
+def test_who_trains_a_run_keeps_others_out_and_says_nothing_of_it(measured, capsys):
     run, _, _ = measured
     before = {path: path.stat().st_mtime_ns for path in run.path.rglob("*")}
     with run.claimed(), pytest.raises(UserError, match=f"{run.path} is being trained by another process"):
@@ -139,6 +139,10 @@ def test_who_trains_a_run_keeps_others_out(measured):
     assert {path: path.stat().st_mtime_ns for path in run.path.rglob("*")} == before
     with run.claimed():
         pass
+    nowhere = dataclasses.replace(run.settings, data="folder:nowhere")
+    with pytest.raises(UserError, match="nowhere"):
+        whole_run.train_and_measure(nowhere, run.path, "single")
+    assert capsys.readouterr().out == ""
 
 
 def test_what_takes_long_is_said_before(measured):
