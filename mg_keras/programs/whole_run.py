@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shlex
 import sys
 
 from mg_keras.errors import UserError
@@ -139,7 +140,8 @@ def _measure(run, source, trainer):
         )
     except UserError as error:
         # hours of training must not end without scores and a model: the descriptor is taken as it is
-        print(f"{_whitened_at(run)}: {error}", file=sys.stderr)
+        command = shlex.join(["mg-keras", "whiten", "--run", str(run.path), "--unlabelled"])
+        print(f"{_whitened_at(run)}: {error} ({command} FOLDER takes other photos)", file=sys.stderr)
     metrics = scores.evaluate(run, source, embedder=embedder)
     print_table(scores_table(metrics))
     bad_images = run.path / "bad_images.txt"

@@ -117,16 +117,17 @@ def test_where_none_can_be_fitted_it_is_said_whether_an_earlier_whitening_stays(
     monkeypatch.setattr(stages, "fit_whitening", no_photos)
     monkeypatch.setattr(evaluation, "evaluate", lambda run, source, embedder: {"resolutions": {"32": {"p_star": 3.0}}})
     trainer, report = SimpleNamespace(validated=None), run.results.whitening_report
+    command = f"(mg-keras whiten --run {run.path} --unlabelled FOLDER takes other photos)"
     try:
         for p_star, expected in ((3.0, "the whitening fitted earlier stays: "), (9.0, "not whitened: ")):
             run.results.save_whitening_report({32: {**report[32], "p_star": p_star}})
             whole_run._measure(run, None, trainer)
-            assert capsys.readouterr().err == f"{expected}no such folder: U\n"
+            assert capsys.readouterr().err == f"{expected}no such folder: U {command}\n"
         # at a size that comes later there is none
         run.results.save_whitening_report(report)
         whole_run._measure(run.changed(evaluation_resolutions=[48]), None, trainer)
         where = "not whitened at 48 px, elsewhere the whitening fitted earlier stays"
-        assert capsys.readouterr().err == f"{where}: no such folder: U\n"
+        assert capsys.readouterr().err == f"{where}: no such folder: U {command}\n"
     finally:
         run.results.save_whitening_report(report)
 
