@@ -3,7 +3,10 @@
 Without a run it is the model in the package.
 """
 
+import contextlib
 import dataclasses
+import hashlib
+import json
 import os
 import sys
 from collections.abc import Sequence
@@ -99,6 +102,7 @@ def export_run(
         "class_names": run.class_names,
         "p_star": run.results.p_star,
         "training": dataclasses.asdict(run.settings),
+        "made_of": _made_of(run),
     }
     chosen, trouble = _validation_photos(run, photos)
     if trouble:
@@ -107,6 +111,31 @@ def export_run(
         print(f"the export is checked on {used}: {trouble}", file=sys.stderr)
     answers = run.model, run.results.whitening
     return saved_model.export_saved_model(*answers, folder, version, metadata, precision, chosen or None)
+
+
+def exported_version(run: "Run", folder: str | os.PathLike) -> Path | None:
+    """The newest version in a folder that `export_run` wrote, in float32, of the run as it is now; None of none.
+
+    What earlier releases exported says nothing of what it was made of, and is none.
+    """
+    made_of = _made_of(run)
+    versions = [path for path in Path(folder).glob("*/saved_model.pb") if path.parent.name.isdecimal()]
+    for path in sorted(versions, key=lambda path: int(path.parent.name), reverse=True):
+        with contextlib.suppress(OSError, ValueError):
+            about = json.loads((path.parent / "assets" / "multigrain.json").read_text(encoding="utf-8"))
+            if about.get("made_of") == made_of and about.get("precision") == "float32":
+                return path.parent
+    return None
+
+
+def _made_of(run):
+    """A hash of what an export of the run depends on: its network, whitening, p* table and classes."""
+    whitening = run.results.whitening
+    about = run.fingerprint, run.settings.pooling_exponent, sorted(run.results.p_star.items()), run.class_names
+    digest = hashlib.sha256(repr(about).encode())
+    for array in (whitening.mean_, whitening.projection_) if whitening else ():
+        digest.update(array.tobytes())
+    return digest.hexdigest()
 
 
 def export_packed(

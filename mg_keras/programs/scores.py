@@ -64,8 +64,7 @@ def open_benchmarks(
     if source.val.instances is not None:
         own["views"] = lambda: benchmarks.views(source.val)
     if specs is None:
-        left_out = {"classes": not source.val.labelled, "categories": len(source.label_columns) < 2, "probe": True}
-        specs = [name for name in own if not left_out.get(name)]
+        specs = _measured_by_default(source)
     opened = []
     for spec in specs:
         if "=" in spec:
@@ -78,6 +77,18 @@ def open_benchmarks(
                 "folder, as in holidays=PATH"
             )
     return opened
+
+
+def _measured_by_default(source):
+    """The names of the benchmarks of a run's own photos that need not be named."""
+    asked = {
+        "classes": source.val.labelled,
+        "in_aug": True,
+        "copies": True,
+        "categories": len(source.label_columns) >= 2,
+        "views": source.val.instances is not None,
+    }
+    return [name for name, is_asked in asked.items() if is_asked]
 
 
 def evaluate(
@@ -160,6 +171,24 @@ def evaluate(
     if metrics["resolutions"]:
         pictures.scores_picture(results.folder / "scores.png", metrics)
     return metrics
+
+
+def is_measured(run: Run, source: Source) -> bool:
+    """Whether what `evaluate` writes of a run's own photos is there, of its network, p*, whitenings and photos now."""
+    results, metrics = run.results, run.results.metrics
+    if metrics.get("network") != run.fingerprint or metrics["sizes"]["test_photos"] != len(source.val):
+        return False
+    if not all((results.folder / picture).exists() for picture in ("scores.png", "retrieval.png")):
+        return False
+    names = _measured_by_default(source)
+    for size in run.settings.resolutions:
+        rows = {name: metrics["benchmarks"].get(name, {"results": {}})["results"].get(str(size), {}) for name in names}
+        exponent = results.exponent_at(size)
+        if any(found.get("gem", {}).get("pooling") != exponent for found in rows.values()):
+            return False
+        if ("gem_whitened" in rows["copies"]) != is_whitened(run, size):
+            return False
+    return True
 
 
 def _plan(chosen, sizes):

@@ -6,6 +6,7 @@
 import contextlib
 import dataclasses
 import os
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -336,7 +337,13 @@ def complete(run: Run, source: Source, embedder: Embedder | None = None) -> Iter
                 fitted_on = fit_whitening(run, source, COMPARISON, resolutions=[size], **how)
                 yield f"whitening at {size} px fitted on {fitted_on}"
             except UserError as error:
-                yield f"not whitened at {size} px: {error}"
+                yield f"not whitened at {size} px: {error} ({other_photos_command(run)})"
+
+
+def other_photos_command(run: Run) -> str:
+    """What to do where a run's whitening can't be fitted on its photos, in words."""
+    command = shlex.join(["mg-keras", "whiten", "--run", os.fspath(run.path), "--unlabelled"])
+    return f"{command} FOLDER takes other photos"
 
 
 def _of_before(run, size):

@@ -1,6 +1,6 @@
 """Trains a MultiGrain, measures it and exports it: mg-keras train --preset demo.
 
-The same command after Ctrl-C, a crash or `kill -9` goes on where the run was.
+The same command after Ctrl-C, a crash or `kill -9` goes on where the run was; of a finished run it says what is there.
 """
 
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from mg_keras.errors import UserError
 from mg_keras.programs import albums
 from mg_keras.programs.common import PRESETS, Parser, given, preset_names, with_preset
-from mg_keras.programs.export import export_run
+from mg_keras.programs.export import export_run, exported_version
 from mg_keras.programs.whole_run import train_and_measure
 from mg_keras.runs.config import add_settings, settings_of
 from mg_keras.runs.run import Run
@@ -32,10 +32,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def finish(run: Run) -> None:
-    """Exports a run that is trained and measured, and says where to look."""
+    """Exports a run that is trained and measured, unless that was done, and says where to look."""
     from mg_keras.export.saved_model import usage
 
-    print(usage(export_run(run, run.path / "saved_model")))
+    folder = run.path / "saved_model"
+    there = exported_version(run, folder)
+    if there:
+        print("it is exported as it is:")
+    print(usage(there or export_run(run, folder)))
     print(f"\nLook at {run.path}/: retrieval.png, scores.png, p_star.png, curves.png; figures in metrics.json")
     if run.settings.data == "demo":
         print(f"Search its photos in the browser:\n  {albums.indexed_demo(run, run.path / 'saved_model')}")

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import shlex
 import sys
 
 from mg_keras.errors import UserError
@@ -15,7 +14,8 @@ from mg_keras.runs.run import Run
 def train_and_measure(config: TrainConfig, folder: str | os.PathLike, strategy_name: str) -> Run | None:
     """Trains, chooses p*, fits the whitening and measures, saying on the way what it does.
 
-    A run that was stopped or killed goes on where it was.
+    A run that was stopped or killed goes on where it was. Of one that was trained to its end, what is missing is done,
+    and what is not of its network, p* or photos as they are now.
 
     Args:
         config: `TrainConfig`.
@@ -37,6 +37,7 @@ def train_and_measure(config: TrainConfig, folder: str | os.PathLike, strategy_n
 
     # what is refused is refused before anything is written: a finished run stays as it is
     run = Run.at(folder, config)
+    is_trained = run.trained_share >= 1 and Run.open(folder).settings.unlabelled == config.unlabelled
     if strategy_name == "multiworker" and run.trained_share >= 1:
         # what is left needs no others, who may have ended
         if not is_first_worker():
@@ -77,7 +78,7 @@ def train_and_measure(config: TrainConfig, folder: str | os.PathLike, strategy_n
         _train(trainer, data)
         if not trainer.is_chief:
             return None
-        _measure(run, source, trainer)
+        _measure(run, source, trainer, is_trained and not note)
     return run
 
 
@@ -124,14 +125,37 @@ def _warn_of_leaks(run, source):
         print(line, flush=True)
 
 
-def _measure(run, source, trainer):
-    """The stages after training."""
+def _measure(run, source, trainer, was_trained=False):
+    """The stages after training; where that had ended before, on the same photos, those that are still to be done."""
     from mg_keras.evaluation.tables import scores_table
     from mg_keras.programs import scores, stages
 
     embedder = stages.embedder_of(run)
     if trainer.validated and trainer.copy.fingerprint() == run.fingerprint:
         embedder.put(source.val, run.settings.resolution, *trainer.validated)
+    if was_trained:
+        for line in stages.complete(run, source, embedder):
+            print(line, flush=True)
+        if scores.is_measured(run, source):
+            print(
+                f"{run.path} is trained and measured; mg-keras evaluate --run {run.path} measures it anew", flush=True
+            )
+            print_table(scores_table(run.results.metrics))
+            return
+    else:
+        _choose_and_fit(run, source, embedder)
+    metrics = scores.evaluate(run, source, embedder=embedder)
+    print_table(scores_table(metrics))
+    bad_images = run.path / "bad_images.txt"
+    if bad_images.exists():
+        count = len(bad_images.read_text(encoding="utf-8").splitlines())
+        print(f"{count} photos could not be used or were passed over: see {bad_images}", flush=True)
+
+
+def _choose_and_fit(run, source, embedder):
+    """p* and the whitening."""
+    from mg_keras.programs import stages
+
     p_star = stages.choose_p_star(run, source, embedder=embedder)
     print("p* " + ", ".join(f"{size} px: {value}" for size, value in p_star.items()), flush=True)
     try:
@@ -140,14 +164,7 @@ def _measure(run, source, trainer):
         )
     except UserError as error:
         # hours of training must not end without scores and a model: the descriptor is taken as it is
-        command = shlex.join(["mg-keras", "whiten", "--run", str(run.path), "--unlabelled"])
-        print(f"{_whitened_at(run)}: {error} ({command} FOLDER takes other photos)", file=sys.stderr)
-    metrics = scores.evaluate(run, source, embedder=embedder)
-    print_table(scores_table(metrics))
-    bad_images = run.path / "bad_images.txt"
-    if bad_images.exists():
-        count = len(bad_images.read_text(encoding="utf-8").splitlines())
-        print(f"{count} photos could not be used or were passed over: see {bad_images}", flush=True)
+        print(f"{_whitened_at(run)}: {error} ({stages.other_photos_command(run)})", file=sys.stderr)
 
 
 def _whitened_at(run):

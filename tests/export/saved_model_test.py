@@ -15,7 +15,7 @@ from mg_keras.errors import UserError
 from mg_keras.export import check, saved_model
 from mg_keras.export.saved_model import export_saved_model, usage
 from mg_keras.programs import export
-from mg_keras.programs.export import export_run
+from mg_keras.programs.export import export_run, exported_version
 from mg_keras.runs import photos as run_photos
 from mg_keras.runs.config import TrainConfig
 from mg_keras.runs.results import Results
@@ -422,6 +422,7 @@ def test_a_run_is_exported_and_the_printed_lines_load_it(data, model, whitening,
     run = SimpleNamespace(
         model=model, class_names=list("abcdefg"), settings=settings, results=results, fingerprint="now"
     )
+    assert exported_version(run, tmp_path / "model") is None
     text = usage(export_run(run, tmp_path / "model"))
     said = {
         "there": "is checked on 1 of 16 validation photos: there are no more that can be used",
@@ -445,3 +446,23 @@ def test_a_run_is_exported_and_the_printed_lines_load_it(data, model, whitening,
         monkeypatch.chdir(tmp_path)
         exec("\n".join(lines), {})
         assert "'embedding': <tf.Tensor: shape=(1, 17)" in capsys.readouterr().out
+
+    def is_exported():
+        found = exported_version(run, tmp_path / "model")
+        assert found in (None, tmp_path / "model" / "1")
+        return found is not None
+
+    # versions beside it that are of another run, or broken
+    (tmp_path / "model" / "2" / "assets").mkdir(parents=True)
+    (tmp_path / "model" / "2" / "saved_model.pb").touch()
+    assert is_exported()
+    (tmp_path / "model" / "2" / "assets" / "multigrain.json").write_text('{"made_of": "others"}')
+    assert is_exported()
+    run.fingerprint = "trained for longer"
+    assert not is_exported()
+    run.fingerprint = "now"
+    results.save_p_star({64: 3.0}, {}, {})
+    assert not is_exported()
+    results.save_p_star({64: 2.5}, {}, {})
+    results.whitening_path(64).unlink()
+    assert not is_exported()

@@ -108,6 +108,40 @@ def test_only_embeddings_of_the_weights_that_were_saved_are_taken_over(measured,
     np.testing.assert_array_equal(found[1], embed(Optimized(run.model), source.val, 32, 32, [3.0]).values)
 
 
+@pytest.mark.slow
+def test_of_a_finished_run_is_done_what_is_missing_or_no_longer_of_it(measured, capsys):
+    run, passes, said = measured
+    report = run.results.whitening_report
+    # of the training there are others, which are written anew from its checkpoint
+    written = [run.path / name for name in ("p_star.json", "whitening.npz", "metrics.json", "scores.png")]
+    times = [path.stat().st_mtime_ns for path in written]
+
+    def again(**settings):
+        passes.clear()
+        before = len(said)
+        whole_run.train_and_measure(dataclasses.replace(run.settings, **settings), run.path, "single")
+        out, err = capsys.readouterr()
+        assert "Scores by resolution" in out
+        assert ("edited copies" in err) == (len(said) > before)
+        return f"{run.path} is trained and measured" in out, [line.partition(" ")[0] for line in said[before:]]
+
+    assert again() == (True, [])
+    assert not passes
+    assert [path.stat().st_mtime_ns for path in written] == times
+    (run.path / "scores.png").unlink()
+    assert again() == (False, ["measuring"])
+    run.results.save_whitening_report({32: {**report[32], "p_star": 9.0}})
+    assert again() == (False, ["fitting", "measuring"])
+    assert again() == (True, [])
+    # to be fitted on other photos
+    photos = run.settings.data.removeprefix("folder:")
+    assert again(unlabelled=photos) == (False, ["fitting", "measuring"])
+    assert run.results.whitening_report[32]["settings"]["unlabelled"] == photos
+    assert again(unlabelled=photos) == (True, [])
+    assert again() == (False, ["fitting", "measuring"])
+    assert run.results.whitening_report == report
+
+
 def test_where_none_can_be_fitted_it_is_said_whether_an_earlier_whitening_stays(measured, monkeypatch, capsys):
     run, _, _ = measured
 
