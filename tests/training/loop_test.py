@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import math
 import re
+import types
 from pathlib import Path
 
 import numpy as np
@@ -118,6 +119,75 @@ def test_a_run_stopped_as_an_epoch_ends_loses_nothing_of_it(data, tmp_path, monk
         trained("run", [batch] * 2)
     received.clear()
     np.testing.assert_allclose(trained("run", []), whole, rtol=1e-5)
+
+
+def classifier(data, **settings):
+    """The settings of a plain classifier whose weights stay where they are, as far as a loss tells."""
+    plain = {"objective": "classification", "versions": 1, "batch_size": 4, "learning_rate": 1e-12}
+    return TrainConfig(data=data, **plain, **settings)
+
+
+def some_batch(seed):
+    return tf.random.stateless_uniform((4, 16, 16, 3), [seed, 2], 0, 255), tf.range(4) % 3, tf.range(4)
+
+
+def test_the_optimisers_and_the_step_are_those_of_the_settings(data, tmp_path):
+    settings = {"learning_rate": 0.02, "beta_learning_rate": 0.3, "momentum": 0.7, "milestones": []}
+    of_a_step = {"weight_decay": 0.003, "trunk_rate": 0.25, "accumulation_steps": 2, "jit_compile": True}
+    config = TrainConfig(data=data, batch_size=8, **settings, **of_a_step)
+    model = Trainer(Run.start(tmp_path / "run", config), open_source(data), make_strategy("single")).model
+    assert {name: getattr(model.step, name) for name in of_a_step} == of_a_step
+    optimizers = {"weights": model.optimizer, **model.step.group_optimizers}
+    found = {name: (float(of.learning_rate), of.momentum) for name, of in optimizers.items()}
+    assert found == {"weights": (pytest.approx(0.02), 0.7), "beta": (pytest.approx(0.3), 0.7)}
+
+
+def test_an_epoch_has_the_metrics_and_the_speed_of_its_own_steps(data, tmp_path, monkeypatch):
+    source, batches = open_source(data), [some_batch(seed) for seed in range(4)]
+    config = classifier(data, epochs=2, iterations=2, checkpoint_every=1)
+    trainer = Trainer(Run.start(tmp_path / "run", config), source, make_strategy("single"))
+    # two seconds a step
+    monkeypatch.setattr(loop, "time", types.SimpleNamespace(monotonic=lambda: 2.0 * trainer.state.step))
+
+    def loss(batch):
+        logits = trainer.model(batch[0])["logits"].numpy().astype(np.float64)
+        return -np.mean(np.log(np.exp(logits) / np.exp(logits).sum(1, keepdims=True))[range(4), batch[1].numpy()])
+
+    losses = [loss(batch) for batch in batches]
+    history = trainer.train(batches).history
+    np.testing.assert_allclose([row["loss"] for row in history], np.reshape(losses, (2, 2)).mean(1), rtol=1e-4)
+    assert abs(np.diff([row["loss"] for row in history])) > 0.01
+    assert [row["images_per_second"] for row in history] == [2.0, 2.0]
+    assert [row["seconds"] for row in history] == [4.0, 8.0]
+
+
+def test_validation_comes_when_it_is_due_and_the_best_is_the_highest(data, tmp_path, monkeypatch):
+    answers = iter([0.2, 0.9, 0.5])
+    monkeypatch.setattr(Trainer, "_validate", lambda trainer: {"val_top1": next(answers), "val_top5": 1.0})
+    config = classifier(data, epochs=5, iterations=1, val_every=2)
+    trainer = Trainer(Run.start(tmp_path / "run", config), open_source(data), make_strategy("single"))
+    state = trainer.train([some_batch(0)] * 5)
+    assert {row["epoch"]: row["val_top1"] for row in state.history if "val_top1" in row} == {2: 0.2, 4: 0.9, 5: 0.5}
+    assert state.best == {"step": 4, "val_top1": 0.9}
+
+
+@pytest.mark.parametrize("wrong", ["the loss is nan", "a photo: no photo"])
+def test_what_is_wrong_is_noticed_before_the_epoch_ends(wrong, data, tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "_CHECK_EVERY", 2)
+    config = classifier(data, epochs=1, iterations=4, on_bad_image="fail")
+    trainer = Trainer(Run.start(tmp_path / "run", config), open_source(data), make_strategy("single"))
+
+    def batches():
+        images, labels, ids = some_batch(0)
+        if wrong.startswith("the loss"):
+            images *= np.nan
+        else:
+            trainer.bad_images.add([wrong.split(": ")])
+        yield from [(images, labels, ids)] * 4
+
+    with pytest.raises(UserError, match=f"^{wrong}"):
+        trainer.train(batches())
+    assert trainer.state.step == 2
 
 
 def test_a_run_killed_before_the_row_of_its_last_epoch_has_it_when_it_goes_on(data, tmp_path, monkeypatch):
