@@ -85,51 +85,18 @@ def repeated_batches(
     if not len(local_replicas) or not all(0 <= replica < replicas for replica in local_replicas):
         raise ValueError(f"local_replicas must be some of 0 to {replicas - 1}, received {list(local_replicas)}")
     photos_a_part = math.ceil(batch_size / versions)
-    photos_a_step = photos_a_part * parts * replicas
-    if len(split) < photos_a_step:
+    order = _Order(len(split), photos_a_part * parts, replicas, local_replicas, seed)
+    if len(split) < order.photos_a_step:
         raise UserError(
-            f"a step takes {photos_a_step} different photos ({replicas} replicas x {parts} parts x {photos_a_part}), "
-            f"but there are only {len(split)} to train on: take a smaller batch"
+            f"a step takes {order.photos_a_step} different photos ({replicas} replicas x {parts} parts x "
+            f"{photos_a_part}), but there are only {len(split)} to train on: take a smaller batch"
         )
-    local = tf.constant(local_replicas, tf.int64)
-    photos_a_row = photos_a_part * parts * len(local_replicas)
-    steps_a_pass = len(split) // photos_a_step
     labels = tf.constant(split.labels)
-
-    def photo_number(position, attempt):
-        """The photo at a position of the stream; attempts after the first are for unusable photos."""
-        step, rest = position // photos_a_step, position % photos_a_step
-        key = tf.stack([tf.constant(seed, tf.int64), step // steps_a_pass * _ATTEMPTS + attempt])
-        # index_shuffle makes use of few bits of its seed: counted up, it repeats its orders every sixteenth pass
-        key = tf.random.stateless_uniform([2], key, None, None, tf.int32)
-        return tf.random.experimental.index_shuffle((step % steps_a_pass) * photos_a_step + rest, key, len(split) - 1)
-
-    def local_to_global(number):
-        """The n-th photo that this dataset gives -> its position in the stream that all replicas share."""
-        row, photo = number // (photos_a_part * parts), number % (photos_a_part * parts)
-        step, replica = row // len(local), local[row % len(local)]
-        return (step * replicas + replica) * (photos_a_part * parts) + photo
 
     def note(index):
         name = split.names[int(index)]
         bad_images.record(name, lambda: split.read(tf.constant(index)))
         return True
-
-    def locate(number):
-        position = local_to_global(number)
-        return position, photo_number(position, tf.constant(0, tf.int64))
-
-    def located():
-        """(position, number of the photo), and its bytes where the split reads them in an order of its own."""
-        first, stop = start_step * photos_a_row, tf.int64.max // 2
-        places = tf.data.Dataset.range(first, stop if steps is None else first + steps * photos_a_row)
-        if split.stream is None:
-            return places.map(as_written(locate))
-        photos = split.stream(
-            seed=seed, photos_a_step=photos_a_row, share=_share(local_replicas, replicas), start_step=start_step
-        )
-        places = tf.data.Dataset.zip(places.map(as_written(local_to_global)), photos)
-        return places.map(lambda position, photo: (position, *photo))
 
     def fetch(position, index, *contents):
         if bad_images is None:
@@ -138,7 +105,7 @@ def repeated_batches(
         def attempt_at(ok, attempt, index, image):
             del ok, image
             is_first = attempt == 0
-            index = tf.cond(is_first, lambda: index, lambda: photo_number(position, attempt))
+            index = tf.cond(is_first, lambda: index, lambda: order.photo(position, attempt))
 
             def its_own_or_by_number(index):
                 return tf.cond(is_first, lambda: contents[0], lambda: split.read(index))
@@ -182,11 +149,70 @@ def repeated_batches(
     # as many at a time as the cores and the disk take; the order stays that of the stream. Threads that wait for shards
     # would count as cores: on two of them, decoding on 18 threads takes up to twice as long
     parallel = tf.data.AUTOTUNE if split.stream is None else os.cpu_count() or 1
-    dataset = located().map(as_written(fetch), num_parallel_calls=parallel, deterministic=True)
+    dataset = _places(split, order, start_step, steps).map(
+        as_written(fetch), num_parallel_calls=parallel, deterministic=True
+    )
     dataset = dataset.map(as_written(transform), num_parallel_calls=parallel, deterministic=True)
     dataset = dataset.batch(photos_a_part, drop_remainder=True).map(as_written(one_part))
     dataset = dataset.batch(parts, drop_remainder=True).map(as_written(join))
-    return dataset.prefetch(2 * len(local))
+    return dataset.prefetch(2 * len(local_replicas))
+
+
+class _Order:
+    """Which photo stands where: arithmetic alone, on int64 scalars in a graph or out of it.
+
+    Args:
+        count: photos in all, at least as many as a step takes.
+        photos_a_replica: photos of a replica's batch.
+        replicas: in all that share the stream.
+        local_replicas: the numbers of those that are fed here.
+        seed: of the order.
+    """
+
+    def __init__(self, count, photos_a_replica, replicas, local_replicas, seed):
+        self.count, self.photos_a_replica, self.replicas, self.seed = count, photos_a_replica, replicas, seed
+        self.local_replicas = list(local_replicas)
+        self.photos_a_step = photos_a_replica * replicas
+        self.local_photos_a_step = photos_a_replica * len(local_replicas)
+
+    def position(self, number):
+        """The n-th photo that is fed here -> its position in the stream that all replicas share."""
+        local = tf.constant(self.local_replicas, tf.int64)
+        row, photo = number // self.photos_a_replica, number % self.photos_a_replica
+        step, replica = row // len(self.local_replicas), local[row % len(self.local_replicas)]
+        return (step * self.replicas + replica) * self.photos_a_replica + photo
+
+    def photo(self, position, attempt):
+        """The number of the photo at a position of the stream; attempts after the first are for unusable photos."""
+        steps_a_pass = self.count // self.photos_a_step
+        step, rest = position // self.photos_a_step, position % self.photos_a_step
+        key = tf.stack([tf.constant(self.seed, tf.int64), step // steps_a_pass * _ATTEMPTS + attempt])
+        # index_shuffle makes use of few bits of its seed: counted up, it repeats its orders every sixteenth pass
+        key = tf.random.stateless_uniform([2], key, None, None, tf.int32)
+        place = (step % steps_a_pass) * self.photos_a_step + rest
+        return tf.random.experimental.index_shuffle(place, key, self.count - 1)
+
+    def located(self, number):
+        """The n-th photo that is fed here -> (its position, its number)."""
+        position = self.position(number)
+        return position, self.photo(position, tf.constant(0, tf.int64))
+
+
+def _places(split, order, start_step, steps):
+    """(position, number of the photo), and its bytes where the split reads them in an order of its own."""
+    first, stop = start_step * order.local_photos_a_step, tf.int64.max // 2
+    numbers = tf.data.Dataset.range(first, stop if steps is None else first + steps * order.local_photos_a_step)
+    if split.stream is None:
+        return numbers.map(as_written(order.located))
+    photos = split.stream(
+        seed=order.seed,
+        photos_a_step=order.local_photos_a_step,
+        share=_share(order.local_replicas, order.replicas),
+        start_step=start_step,
+    )
+    return tf.data.Dataset.zip(numbers.map(as_written(order.position)), photos).map(
+        lambda position, photo: (position, *photo)
+    )
 
 
 @contextlib.contextmanager
@@ -212,9 +238,9 @@ def _share(local_replicas, replicas):
     """(number, how many in all) of the equal shares of replicas, of which these are one."""
     size = len(local_replicas)
     number = local_replicas[0] // size
-    if replicas % size or list(local_replicas) != list(range(number * size, (number + 1) * size)):
+    if replicas % size or local_replicas != list(range(number * size, (number + 1) * size)):
         raise ValueError(
             f"local_replicas must be one of equal shares of {replicas} replicas for photos in shards, received "
-            f"{list(local_replicas)}"
+            f"{local_replicas}"
         )
     return number, replicas // size

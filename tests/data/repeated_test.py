@@ -179,6 +179,23 @@ def test_resumed_stream_is_the_tail_of_the_undisturbed_one():
             np.testing.assert_array_equal(mine, expected[start:])
 
 
+def test_the_order_is_arithmetic():
+    """Which photos the replicas get, without a dataset: eleven photos, of which a step takes two on each of two."""
+    whole, second = (repeated._Order(11, 2, 2, local, seed=3) for local in (range(2), range(1, 2)))
+
+    def located(order, numbers):
+        return np.array([[int(value) for value in order.located(tf.constant(n, tf.int64))] for n in numbers])
+
+    everything = located(whole, range(16))
+    np.testing.assert_array_equal(everything[:, 0], range(16))
+    assert [len(set(numbers)) for numbers in everything[:, 1].reshape(2, 8)] == [8, 8]
+    np.testing.assert_array_equal(located(second, range(8)), everything.reshape(4, 2, 2, 2)[:, 1].reshape(8, 2))
+    # a stand-in comes of the position, not of the photo whose place it takes
+    stand_ins = {int(whole.photo(tf.constant(5, tf.int64), tf.constant(n, tf.int64))) for n in range(16)}
+    assert len(stand_ins) > 4
+    assert stand_ins <= set(range(11))
+
+
 def test_stream_without_end():
     batches = repeated_batches(memory_split(4), noisy, size=SIZE, batch_size=6, start_step=10**9)
     assert len(list(batches.take(30))) == 30
