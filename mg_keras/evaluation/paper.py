@@ -93,5 +93,3 @@ def _retrieval_rows():
 
 TABLE_2 = tuple(_class_rows())
 TABLE_3 = tuple(_retrieval_rows())
-P_STAR = {224: 3.0, 500: 4.0, 800: 5.0}
-"""Resolution -> the p* that the paper chose for p = 3, lambda = 0.5 (section 4.2)."""
