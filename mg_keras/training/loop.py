@@ -28,6 +28,7 @@ from mg_keras.evaluation.scores import METRICS
 from mg_keras.files import atomic_write_text
 from mg_keras.models.trunks import freeze_statistics
 from mg_keras.progress import Progress
+from mg_keras.runs import projection
 from mg_keras.runs.config import TrainConfig
 from mg_keras.runs.networks import build_model, build_objective
 from mg_keras.runs.run import Run
@@ -212,7 +213,7 @@ class Trainer:
         for name, optimizer in self.model.step.group_optimizers.items():
             groups[f"{name}_optimizer"] = optimizer.variables
         if self.objective.projection:
-            groups["projection"] = list(self.objective.projection)
+            groups[projection.GROUP] = list(self.objective.projection)
         if self.model.objective_variables:
             groups["objective"] = self.model.objective_variables
         return groups
