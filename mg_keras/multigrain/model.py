@@ -172,6 +172,8 @@ class MultiGrain(Network):
                 computes in float16, which needs a scaled loss (train in bfloat16 instead).
         """
         _refuse_arguments(refused)
+        if not isinstance(jit_compile, bool) and jit_compile != "auto":
+            raise ValueError(f"jit_compile must be True, False or 'auto', received {jit_compile!r}")
         jit_compile = jit_compile is True
         given = objective
         if objective is None:

@@ -120,6 +120,8 @@ def test_steps_per_execution_and_eager_steps_give_the_same_weights():
         ({"loss_weights": [1.0]}, "leave loss_weights out"),
         ({"steps_per_execution": 0}, "steps_per_execution must be at least 1, received 0"),
         ({"jit_compile": True, "run_eagerly": True}, "exclude each other"),
+        ({"jit_compile": "yes"}, "jit_compile must be True, False or 'auto', received 'yes'"),
+        ({"jit_compile": 1}, "jit_compile must be True, False or 'auto', received 1"),
         ({"optimizer": keras.optimizers.SGD(use_ema=True)}, "use_ema"),
         ({"optimizer": "adam", "trunk_rate": 0.1}, r"trunk_rate 0\.1 needs keras\.optimizers\.SGD: Adam takes"),
         ({"optimizer": keras.optimizers.RMSprop(), "trunk_rate": 0.1}, "RMSprop takes the scale out"),
