@@ -1,7 +1,7 @@
 """How a network wants photos brought to a resolution s*: a property of the network, which travels with its weights."""
 
 ASPECT = "aspect"
-"""Nothing is distorted: up to the resolution of training a square crop, beyond it the largest side (PAPER.md, 7)."""
+"""Nothing is distorted: up to the training resolution a square crop, beyond it the largest side (sections 3.5, 4.2)."""
 
 SQUASH = "squash"
 """Every photo becomes a square of s*: all have one shape, and batches are full whatever photos there are."""

@@ -1,4 +1,4 @@
-"""Repeated-augmentation batches (PAPER: section 3.3): a photo is decoded once and seen in m versions.
+"""Repeated-augmentation batches (section 3.3): a photo is decoded once and seen in m versions.
 
 The order is a pure function of (seed, position): which photos a step sees, and how each is transformed, depends on
 nothing that came before. So a run resumes in the middle of an epoch by starting at its step, on any number of threads.

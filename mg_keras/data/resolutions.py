@@ -1,4 +1,4 @@
-"""How a photo is brought to a test resolution s* (PAPER.md, section 7), in plain TensorFlow operations.
+"""How a photo is brought to a test resolution s* (sections 3.5, 4.2), in plain TensorFlow operations.
 
 Everything here runs in a `tf.data` map and in an exported graph, on photos of any size. Reducing uses the triangle
 filter, widened by the reduction factor, which is what PIL calls BILINEAR and what the paper's networks were trained

@@ -105,7 +105,7 @@ def embed(
     """Embeds every usable photo of a split.
 
     Up to the training resolution: smallest side to 256/224 of it, square centre crop. Beyond: largest side, no crop
-    (section 7 of the protocol). Or, where the network's `preparation` says so, squashed. Photos of one shape run
+    (sections 3.5, 4.2). Or, where the network's `preparation` says so, squashed. Photos of one shape run
     together; decoding overlaps with the network. Beside the answer, memory does not grow with the number of photos or
     of shapes.
 
@@ -142,7 +142,7 @@ def embed_versions(
     seed: int = 0,
     label: str | None = None,
 ) -> Embeddings:
-    """Embeds augmented versions of the photos of a split: for IN-aug (section 7), and for whitenings learned from them.
+    """Embeds augmented versions of a split's photos: for IN-aug (section 4.2), and for whitenings learned from them.
 
     Versions are squares as `augment` makes them of photos decoded in full, whatever the network's `preparation`.
 

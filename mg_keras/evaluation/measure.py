@@ -64,7 +64,7 @@ def measure(
     Args:
         embedder: `Embedder`, which embeds photos that benchmarks share once.
         benchmark: `Benchmark`.
-        resolution: s*, pixels; up to the training resolution the centre crop, beyond it whole photos (section 7).
+        resolution: s*, pixels; up to that of training the centre crop, beyond it whole photos (sections 3.5, 4.2).
         table_rows: list of `Row`.
         seed: of the augmentations, for benchmarks of augmented versions.
 

@@ -36,7 +36,8 @@ def contrasted(
     Each step draws up to 512 photos and two pictures of each, of its versions and the photo itself, and takes a step
     of Adam, at a rate that falls linearly to 0, down InfoNCE + s KoLeo + c `class_contrast` of their descriptors. What
     edits do to photos is not the same everywhere, and a covariance, which `Whitening.fit_on_versions` goes by, knows
-    only its mean. The first two alone would part photos of one class as any others (PAPER.md 11b).
+    only its mean. The first two, which are SSCD's (Pizzi et al. 2022), would alone part photos of one class as any
+    others.
 
     Args:
         whitening: to begin with, of such photos.

@@ -1,4 +1,4 @@
-"""Copies without labels: a teacher's classes, InfoNCE between versions, and descriptors that spread (PAPER.md 11b)."""
+"""Copies without labels: a teacher's classes, and SSCD's InfoNCE between versions and spread (Pizzi et al. 2022)."""
 
 from collections.abc import Sequence
 from typing import Any

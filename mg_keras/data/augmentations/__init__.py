@@ -1,4 +1,4 @@
-"""Augmentation recipes by name (PAPER.md, section 5).
+"""Augmentation recipes by name (section 4.1).
 
 A recipe is a function `augment(image, size, seed)` of TensorFlow operations, made for `tf.data` maps:
 

@@ -1,4 +1,4 @@
-"""AutoAugment's published ImageNet policy (Cubuk et al. 2019; PAPER.md, section 5), after crop and flip.
+"""AutoAugment's published ImageNet policy (Cubuk et al. 2019; section 4.1), after crop and flip.
 
 One of 25 sub-policies is drawn for each picture. It has two operations, each applied with its own probability, at its
 own magnitude; where a magnitude has a direction (rotation, shear, and enhancement factors 1 ± x) its sign is drawn too.

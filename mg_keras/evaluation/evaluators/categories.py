@@ -1,7 +1,7 @@
 """Categories at each level of labels: retrieval, classification by neighbours, and a linear probe.
 
-For descriptors that are to be finer than the labels they were trained on (PAPER.md 11), and for what any network makes
-of photos that it was not trained on.
+For descriptors that are to be finer than the labels they were trained on (Touvron et al. 2021), and for what any
+network makes of photos that it was not trained on.
 """
 
 from collections.abc import Callable
