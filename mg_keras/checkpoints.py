@@ -1,8 +1,14 @@
 """Checkpoints of a run: one file each, whole or absent.
 
-A checkpoint is an `.npz` with every variable of the model, both optimisers and the epoch's running means, and a JSON
-text with the counters and the epochs so far. Nothing in it is pickled. The data position is the step: the stream of
-photos is a function of it (`mg_keras.data.repeated`).
+A checkpoint is an `.npz` with every variable of a training, and a JSON text with the counters and the epochs so far.
+Nothing in it is pickled. The data position is the step: the stream of photos is a function of it
+(`mg_keras.data.repeated`). Its groups (`mg_keras.training.loop.Trainer`):
+
+* `model`: the network's;
+* `optimizer`: its optimiser's, and `NAME_optimizer` that of each parameter group of the objective, as `beta_optimizer`;
+* `metrics`: the epoch's running means;
+* `projection`: kernel and bias of the projection that the objective trains, if it trains one;
+* `objective`: what else the objective keeps, such as a memory, if there is any.
 
 A variable lies under `group/place/path`, as in `model/0003/conv1_bn/moving_mean`, and its path is what it is known by
 when it comes back. Older checkpoints say `group/place/name`, often the last part of the path alone. Where such names

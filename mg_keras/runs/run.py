@@ -37,9 +37,9 @@ class Run:
                        whitening-SIZE-rmac.npz and whitening-SIZE-p1.npz of other poolings, for comparison
     whitening.json     by resolution: what the whitening was fitted on, of which network, and what it costs in classes
     saved_model/       <version>/ for TF Serving and tf.saved_model.load
-    retrieval.png, scores.png, p_star.png
+    retrieval.png, scores.png, p_star.png, and of labels of two levels categories.png
     bad_images.txt     photos that could not be used, and files and folders that were passed over, with the reason (only
-                       if there are any)
+                       if there are any); bad_images.workerN.txt of the workers after the first
     leaks.txt          photos that are the same in training and validation, or in two classes (only if there are any)
     best/              the results above of the best checkpoint, once it is measured: `Run(checkpoint="best")`
     ```
