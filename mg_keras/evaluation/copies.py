@@ -1,4 +1,4 @@
-"""Strong edits of a photo, for copy detection: `benchmarks.copies` scores how the photo they came from is found.
+"""Strong edits of a photo, for copy detection: `evaluators.copies` scores how the photo they came from is found.
 
 Copydays' "strong" copies were made by hand; these eight edits are of the same kinds and can be made of any photo.
 """

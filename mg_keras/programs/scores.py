@@ -10,8 +10,7 @@ from mg_keras.data import sources
 from mg_keras.data.sources import Source
 from mg_keras.embedding.embedder import Embedder
 from mg_keras.errors import UserError
-from mg_keras.evaluation import evaluators as benchmarks
-from mg_keras.evaluation import measure, pictures
+from mg_keras.evaluation import evaluators, measure, pictures
 from mg_keras.evaluation.folders import Options, open_benchmark
 from mg_keras.evaluation.pictures.categories import category_picture
 from mg_keras.evaluation.pictures.copies import copies_picture
@@ -28,7 +27,7 @@ from mg_keras.runs.run import Run
 
 def open_benchmarks(
     run: Run, source: Source, specs: Sequence[str] | None = None, options: Options | None = None
-) -> list[benchmarks.Benchmark]:
+) -> list[evaluators.Benchmark]:
     """The benchmarks of a run.
 
     Args:
@@ -48,21 +47,21 @@ def open_benchmarks(
     config, options = run.settings, options or Options()
     options = dataclasses.replace(options, data_dir=config.data_dir)
     own = {
-        "classes": lambda: benchmarks.classes(source.val, run.class_names),
-        "in_aug": lambda: benchmarks.in_aug(
+        "classes": lambda: evaluators.classes(source.val, run.class_names),
+        "in_aug": lambda: evaluators.in_aug(
             in_aug_photos(source.train, config.in_aug_per_class, config.seed), VERSIONS
         ),
-        "copies": lambda: benchmarks.copies(
+        "copies": lambda: evaluators.copies(
             source.val,
             sources.photos(options.distractors, config.data_dir) if options.distractors else None,
             seed=config.seed,
             largest_resolution=max(config.resolutions),
         ),
-        "categories": lambda: benchmarks.categories(source, *options.votes),
-        "probe": lambda: benchmarks.probe(source, *options.votes),
+        "categories": lambda: evaluators.categories(source, *options.votes),
+        "probe": lambda: evaluators.probe(source, *options.votes),
     }
     if source.val.instances is not None:
-        own["views"] = lambda: benchmarks.views(source.val)
+        own["views"] = lambda: evaluators.views(source.val)
     if specs is None:
         specs = _measured_by_default(source)
     opened = []
@@ -94,7 +93,7 @@ def _measured_by_default(source):
 def evaluate(
     run: Run,
     source: Source,
-    chosen: Sequence[benchmarks.Benchmark] | None = None,
+    chosen: Sequence[evaluators.Benchmark] | None = None,
     comparison: bool = False,
     embedder: Embedder | None = None,
 ) -> dict[str, Any]:
@@ -103,7 +102,7 @@ def evaluate(
     A whitening that was fitted at another p*, or before training went on, is none of these descriptors, and not taken.
 
     Writes metrics.json, in which scores of the same network by other benchmarks and at other resolutions stay, and for
-    the run's own photos scores.png and retrieval.png.
+    the run's own photos scores.png, retrieval.png and, of labels of two levels, categories.png.
 
     Args:
         run: `Run`.

@@ -13,7 +13,7 @@ from PIL import Image
 from mg_keras.data import sources
 from mg_keras.data.images import decode, try_decode
 from mg_keras.errors import UserError
-from mg_keras.evaluation import evaluators as benchmarks
+from mg_keras.evaluation import evaluators
 from mg_keras.evaluation.evaluators import Answers
 from mg_keras.evaluation.folders import open_benchmark
 
@@ -168,7 +168,7 @@ def test_classes_by_hand(tmp_path):
     class_folder(tmp_path / "train", dict.fromkeys("abcdefg", 1))
     class_folder(tmp_path / "val", {"a": 2, "c": 2})
     source = sources.open_source(f"folder:{tmp_path}")
-    benchmark = benchmarks.classes(source.val, source.class_names)
+    benchmark = evaluators.classes(source.val, source.class_names)
     assert benchmark.needs_logits
     assert benchmark.chance == {"top1": pytest.approx(1 / 7), "top5": pytest.approx(5 / 7)}
     # a first, then b ... g: class c is third for every photo
@@ -190,7 +190,7 @@ def test_imagenet_matches_classes_by_name_whatever_their_order(place, prefix, tm
     if place:
         class_folder(tmp_path / "train", {"n00000001": 5})
     network = ["n01484850", "n99999999", "n01440764", "n01443537"]
-    benchmark = benchmarks.imagenet(f"{prefix}{tmp_path}", network)
+    benchmark = evaluators.imagenet(f"{prefix}{tmp_path}", network)
     assert len(benchmark.photos) == 9
     for name, label in zip(names_of(benchmark), benchmark.photos.labels, strict=True):
         assert name.startswith(network[label])
@@ -206,7 +206,7 @@ def test_imagenet_names_the_classes_that_the_network_does_not_have(tmp_path):
     with pytest.raises(
         UserError, match=r"not among the network's 2: 'n01443537'; of these no photo there: 'tench'; expected"
     ):
-        benchmarks.imagenet(str(tmp_path), ["n01440764", "tench"])
+        evaluators.imagenet(str(tmp_path), ["n01440764", "tench"])
 
 
 def test_imagenet_through_tensorflow_datasets(tmp_path, monkeypatch):
@@ -215,7 +215,7 @@ def test_imagenet_through_tensorflow_datasets(tmp_path, monkeypatch):
     prepared = sources.open_source(f"folder:{tmp_path}")
     asked = []
     monkeypatch.setattr(sources, "open_source", lambda *args, **options: asked.append((args, options)) or prepared)
-    benchmark = benchmarks.imagenet("tfds:imagenet2012", ["n2", "n1"], data_dir="sets")
+    benchmark = evaluators.imagenet("tfds:imagenet2012", ["n2", "n1"], data_dir="sets")
     assert asked == [(("tfds:imagenet2012",), {"data_dir": "sets"})]
     assert len(benchmark.photos) == 3
     np.testing.assert_array_equal(benchmark.photos.labels, [1, 0, 0])
@@ -224,7 +224,7 @@ def test_imagenet_through_tensorflow_datasets(tmp_path, monkeypatch):
 def test_classes_of_permuted_logits_are_at_chance(tmp_path):
     names = [f"n{i}" for i in range(8)]
     class_folder(tmp_path, dict.fromkeys(names, 5))
-    benchmark = benchmarks.imagenet(str(tmp_path), names)
+    benchmark = evaluators.imagenet(str(tmp_path), names)
     logits = np.eye(8)[benchmark.photos.labels] * 2 + np.random.default_rng(0).normal(size=(40, 8))
     at_chance(benchmark, Answers(np.arange(40), logits, logits))
 
@@ -237,7 +237,7 @@ HOLIDAYS = [f"{100000 + 100 * group + i}.jpg" for group, size in enumerate([2, 3
 @pytest.mark.parametrize("place", ["", "jpg"])
 def test_holidays_against_the_slow_form(place, tmp_path):
     write(tmp_path / place, HOLIDAYS)
-    benchmark = benchmarks.holidays(tmp_path)
+    benchmark = evaluators.holidays(tmp_path)
     groups = groups_of(benchmark)
     descriptors = invented(benchmark, noise=1.3, groups=groups)
     assert names_of(benchmark) == sorted(HOLIDAYS)
@@ -258,7 +258,7 @@ def test_holidays_against_the_slow_form(place, tmp_path):
 
 def test_holidays_photos_that_could_not_be_used(tmp_path):
     write(tmp_path, ["100000.jpg", "100001.jpg", "100002.jpg", "100100.jpg", "100101.jpg"])
-    benchmark = benchmarks.holidays(tmp_path)
+    benchmark = evaluators.holidays(tmp_path)
     descriptors = np.eye(2)[[0, 0, 0, 1, 1]] + 0.01
     assert benchmark.measure(all_of(descriptors))["mAP"] == 1.0
     # a query scores 0; one of two positives is found, first: (1 + 1) / 2 of 1/2
@@ -271,23 +271,23 @@ def test_holidays_photos_that_could_not_be_used(tmp_path):
 
 def test_holidays_samples(tmp_path):
     write(tmp_path, ["100000.jpg", "100100.jpg", "100101.jpg", "100203.jpg"])
-    benchmark = benchmarks.holidays(tmp_path)
+    benchmark = evaluators.holidays(tmp_path)
     # 100000 has nothing to find, 100203 has no query
     assert names_of(benchmark, benchmark.search.queries) == ["100100.jpg"]
     assert benchmark.description == "INRIA Holidays: 4 of 1,491 photos, 1 of 500 queries"
     (tmp_path / "100100.jpg").unlink()
     with pytest.raises(UserError, match=r"no query .*lear\.inrialpes\.fr"):
-        benchmarks.holidays(tmp_path)
+        evaluators.holidays(tmp_path)
     write(tmp_path / "copy", ["100000.jpg"])
     with pytest.raises(UserError, match=r"two photos of one name: .*100000.jpg and .*copy.*100000.jpg"):
-        benchmarks.holidays(tmp_path)
+        evaluators.holidays(tmp_path)
 
 
 def test_the_published_size_raises_no_warning(tmp_path):
     # a photo's content is not looked at here
     sizes = [2] * 9 + [3] * 491
     names = [f"{100000 + 100 * group + i}.jpg" for group, size in enumerate(sizes) for i in range(size)]
-    benchmark = benchmarks.holidays(write(tmp_path, names, b"x"))
+    benchmark = evaluators.holidays(write(tmp_path, names, b"x"))
     assert benchmark.description == "INRIA Holidays: 1,491 photos, 500 queries"
     assert benchmark.warnings == ()
 
@@ -300,7 +300,7 @@ def test_holidays_rotations_are_seen_in_the_pixels(tmp_path):
         "# name, degrees clockwise\n\n100001.jpg 90\n100002 180  # upside down\n100003.jpg 270\n"
         "100101.jpg -90\n100100.jpg 0\n"
     )
-    benchmark = benchmarks.holidays(tmp_path / "set", rotations)
+    benchmark = evaluators.holidays(tmp_path / "set", rotations)
     pictures = {name: seen(benchmark.photos, row) for row, name in enumerate(names_of(benchmark))}
     assert {name: corners(picture) for name, picture in pictures.items()} == {
         "100000.jpg": [0, 1, 2, 3],
@@ -326,7 +326,7 @@ def test_holidays_rotations_that_name_nothing_or_turn_twice(tmp_path):
     rotations = tmp_path / "rotations.txt"
     # as Windows writes it
     rotations.write_text("100000.jpg 90\n100002.jpg 90\n149902.jpg 180\n", encoding="utf-8-sig")
-    benchmark = benchmarks.holidays(tmp_path / "set", rotations)
+    benchmark = evaluators.holidays(tmp_path / "set", rotations)
     assert benchmark.warnings[1] == "1 of the 3 rotations name no photo here, such as 149902.jpg"
     assert "1 of the rotated photos also have an EXIF orientation" in benchmark.warnings[2]
     # the file's orientation is a quarter turn clockwise, the list's another
@@ -347,9 +347,9 @@ def test_holidays_rotations_that_can_not_be_read(line, message, tmp_path):
     write(tmp_path / "set", ["100000.jpg", "100001.jpg"])
     (tmp_path / "rotations.txt").write_text(f"100000.jpg 90\n{line}\n")
     with pytest.raises(UserError, match=message):
-        benchmarks.holidays(tmp_path / "set", tmp_path / "rotations.txt")
+        evaluators.holidays(tmp_path / "set", tmp_path / "rotations.txt")
     with pytest.raises(UserError, match=r"missing\.txt cannot be read"):
-        benchmarks.holidays(tmp_path / "set", tmp_path / "missing.txt")
+        evaluators.holidays(tmp_path / "set", tmp_path / "missing.txt")
 
 
 # --- UKB, views, IN-aug ---
@@ -360,7 +360,7 @@ def test_ukb_against_the_slow_form(place, tmp_path):
     names = [f"ukbench{number:05}.jpg" for number in range(24)]
     write(tmp_path / place, names)
     write(tmp_path / "thumbnails", ["ukbench00000th.jpg"])
-    benchmark = benchmarks.ukb(tmp_path)
+    benchmark = evaluators.ukb(tmp_path)
     assert names_of(benchmark) == names
     groups = np.arange(24) // 4
     descriptors = invented(benchmark, groups=groups)
@@ -373,7 +373,7 @@ def test_ukb_against_the_slow_form(place, tmp_path):
 
 def test_ukb_photos_that_could_not_be_used(tmp_path):
     write(tmp_path, [f"ukbench{number:05}.jpg" for number in range(8)])
-    benchmark = benchmarks.ukb(tmp_path)
+    benchmark = evaluators.ukb(tmp_path)
     descriptors = np.repeat(np.eye(2), 4, axis=0)
     assert benchmark.measure(all_of(descriptors))["score"] == 4.0
     # three of a group find three each, the fourth finds none
@@ -384,7 +384,7 @@ def test_ukb_photos_that_could_not_be_used(tmp_path):
 
 def test_ukb_sample_says_what_can_be_reached(tmp_path):
     write(tmp_path, [f"ukbench{number:05}.jpg" for number in (0, 1, 2, 3, 10196, 10197)])
-    benchmark = benchmarks.ukb(tmp_path)
+    benchmark = evaluators.ukb(tmp_path)
     best = benchmark.measure(all_of(np.eye(2)[[0, 0, 0, 0, 1, 1]]))["score"]
     assert best == pytest.approx((4 * 4 + 2 * 2) / 6)
     assert benchmark.warnings[1] == f"1 objects lack photos: the best possible score is {best:.2f}"
@@ -394,11 +394,11 @@ def test_views_of_instances_of_different_sizes(tmp_path):
     split = sources.photos(write(tmp_path, [f"{name}-{i}.jpg" for name, n in zip("abcd", (2, 3, 4, 7), strict=True)
                                            for i in range(n)]))  # fmt: skip
     with pytest.raises(ValueError, match="instances are None"):
-        benchmarks.views(split)
+        evaluators.views(split)
     split = sources.Split(
         split.names, split.read, split.load_labels, instance_of=lambda name: os.path.basename(name)[0]
     )
-    benchmark = benchmarks.views(split)
+    benchmark = evaluators.views(split)
     assert benchmark.description.endswith("16 photos of 4 instances")
     groups = np.repeat(np.arange(4), (2, 3, 4, 7))
     perfect = benchmark.measure(all_of(np.eye(4)[groups]))["score"]
@@ -408,7 +408,7 @@ def test_views_of_instances_of_different_sizes(tmp_path):
 
 def test_in_aug_counts_versions(tmp_path):
     split = sources.photos(write(tmp_path, [f"{i}.jpg" for i in range(6)]))
-    benchmark = benchmarks.in_aug(split, versions=5)
+    benchmark = evaluators.in_aug(split, versions=5)
     assert benchmark.versions == 5
     rows = np.repeat(np.arange(6), 5)
     descriptors = np.random.default_rng(0).normal(size=(6, 16))[rows]
@@ -423,7 +423,7 @@ def test_in_aug_counts_versions(tmp_path):
     assert benchmark.measure(Answers(rows[:15], np.eye(6)[rows[:15]]))["score"] == 2.5
     assert benchmark.measure(Answers(rows[:0], descriptors[:0]))["score"] == 0.0
     with pytest.raises(ValueError, match="at least 2, received 1"):
-        benchmarks.in_aug(split, versions=1)
+        evaluators.in_aug(split, versions=1)
 
 
 # --- Copydays ---
@@ -440,7 +440,7 @@ def test_copydays_against_the_slow_form(tmp_path):
     # the archive's other folders hold files of the same names
     write(tmp_path / "set" / "jpeg" / "10", ["200000.jpg", "200100.jpg"])
     write(tmp_path / "others", ["200000.jpg", "a/b.png", "c.jpg", "deep/d/e.jpg", "f.jpg"])
-    benchmark = benchmarks.copydays(tmp_path / "set", tmp_path / "others")
+    benchmark = evaluators.copydays(tmp_path / "set", tmp_path / "others")
     assert names_of(benchmark)[:11] == [
         "200000.jpg", "200100.jpg", "200200.jpg", "200300.jpg",
         "200001.jpg", "200101.jpg", "200102.jpg", "200201.jpg", "200301.jpg", "200302.jpg", "200303.jpg",
@@ -465,7 +465,7 @@ def test_copydays_against_the_slow_form(tmp_path):
 def test_copydays_photos_that_could_not_be_used(tmp_path):
     copydays_folder(tmp_path / "set", [2, 1])
     write(tmp_path / "others", ["a.jpg"])
-    benchmark = benchmarks.copydays(tmp_path / "set", tmp_path / "others")
+    benchmark = evaluators.copydays(tmp_path / "set", tmp_path / "others")
     # two originals, their copies, and a distractor nearer to the second than its copy
     descriptors = np.array([[1, 0], [0, 1], [1, 0], [1, 0.1], [0.5, 1], [0, 1]])
     assert benchmark.measure(all_of(descriptors))["mAP"] == pytest.approx((1 + 0.25) / 2)
@@ -478,18 +478,18 @@ def test_copydays_photos_that_could_not_be_used(tmp_path):
 def test_copydays_samples_and_missing_parts(tmp_path):
     copydays_folder(tmp_path, [1, 1])
     write(tmp_path, ["original/200200.jpg", "strong/200301.jpg"])
-    benchmark = benchmarks.copydays(tmp_path)
+    benchmark = evaluators.copydays(tmp_path)
     assert names_of(benchmark, benchmark.search.queries) == ["200000.jpg", "200100.jpg"]
     assert "0 of 10,000 distractors" in benchmark.description
     assert benchmark.warnings[1] == "1 strong copies have no original in the folder and are distractors"
     write(tmp_path / "apart", ["original/200000.jpg"])
     with pytest.raises(UserError, match=r"no such folder: .*strong; expected the 229 .* from https://lear"):
-        benchmarks.copydays(tmp_path / "apart")
+        evaluators.copydays(tmp_path / "apart")
     write(tmp_path / "apart", ["strong/200101.jpg"])
     with pytest.raises(UserError, match=r"no copy in .*strong has its original"):
-        benchmarks.copydays(tmp_path / "apart")
+        evaluators.copydays(tmp_path / "apart")
     with pytest.raises(UserError, match=r"no such folder: .*nowhere"):
-        benchmarks.copydays(tmp_path, tmp_path / "nowhere")
+        evaluators.copydays(tmp_path, tmp_path / "nowhere")
 
 
 # --- Oxford and Paris revisited ---
@@ -540,7 +540,7 @@ def slow_revisited(descriptors, difficulty):
 
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
 def test_revisited_against_the_slow_form(protocol, tmp_path):
-    benchmark = benchmarks.revisited(revisited_folder(tmp_path, protocol=protocol))
+    benchmark = evaluators.revisited(revisited_folder(tmp_path, protocol=protocol))
     assert benchmark.name == "roxford5k"
     assert benchmark.description == "roxford5k, revisited: 12 of 4,993 photos, 4 of 70 queries"
     descriptors = invented(benchmark, seed=3, groups=[0, 0, 0, 0, 1, 1, 3, 0, 0, 2, 2, 2, 0, 1, 2, 3])
@@ -557,7 +557,7 @@ def test_revisited_against_the_slow_form(protocol, tmp_path):
 
 
 def test_revisited_crops_the_queries_alone(tmp_path):
-    benchmark = benchmarks.revisited(revisited_folder(tmp_path, "rparis6k"))
+    benchmark = evaluators.revisited(revisited_folder(tmp_path, "rparis6k"))
     assert benchmark.name == "rparis6k"
     assert seen(benchmark.photos, 11).shape == (16, 24, 3)
     assert corners(seen(benchmark.photos, 11)) == [0, 1, 2, 3]
@@ -577,13 +577,13 @@ def test_revisited_boxes_stay_within_the_photo(tmp_path):
     for entry, box in zip(truth["gnd"], boxes, strict=True):
         entry["bbx"] = box
     (tmp_path / "gnd_roxford5k.pkl").write_bytes(pickle.dumps(truth))
-    benchmark = benchmarks.revisited(tmp_path)
+    benchmark = evaluators.revisited(tmp_path)
     assert [seen(benchmark.photos, 12 + query).shape[:2] for query in range(3)] == [(16, 4), (6, 4), (1, 1)]
 
 
 def test_revisited_by_hand_with_photos_that_could_not_be_used(tmp_path):
     marks = [{"easy": [0, 1], "hard": [2], "junk": [3]}]
-    benchmark = benchmarks.revisited(revisited_folder(tmp_path, marks=marks))
+    benchmark = evaluators.revisited(revisited_folder(tmp_path, marks=marks))
     # the query's ranking is junk, 0, hard, 4, 1, then the others
     order = [3, 0, 2, 4, 1, 5, 6, 7, 8, 9, 10, 11]
     angles = np.zeros(13)
@@ -609,7 +609,7 @@ def test_revisited_samples_and_missing_parts(tmp_path):
     revisited_folder(tmp_path)
     (tmp_path / "jpg" / "all_souls_000000.jpg").unlink()
     (tmp_path / "jpg" / "radcliffe_camera_000001.jpg").unlink()
-    benchmark = benchmarks.revisited(tmp_path)
+    benchmark = evaluators.revisited(tmp_path)
     assert benchmark.description == "roxford5k, revisited: 11 of 4,993 photos, 3 of 70 queries"
     # photo 0 of the sample is all_souls_000001: the marks follow the photos
     assert names_of(benchmark, benchmark.search.positives[0]) == [f"all_souls_{i:06}.jpg" for i in (1, 3, 7)]
@@ -617,10 +617,10 @@ def test_revisited_samples_and_missing_parts(tmp_path):
     for query in range(4):
         (tmp_path / "jpg" / f"radcliffe_camera_{query:06}.jpg").unlink(missing_ok=True)
     with pytest.raises(UserError, match=r"no query in .* has a photo to find; expected the photos of roxford5k"):
-        benchmarks.revisited(tmp_path)
+        evaluators.revisited(tmp_path)
     (tmp_path / "gnd_roxford5k.pkl").rename(tmp_path / "gnd.pkl")
     with pytest.raises(UserError, match=r"neither gnd_roxford5k.pkl nor gnd_rparis6k.pkl"):
-        benchmarks.revisited(tmp_path)
+        evaluators.revisited(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -642,7 +642,7 @@ def test_revisited_samples_and_missing_parts(tmp_path):
 def test_revisited_ground_truth_that_makes_no_sense(changes, message, tmp_path):
     revisited_folder(tmp_path, **changes)
     with pytest.raises(UserError, match=rf"gnd_roxford5k.pkl is no ground truth of .*protocol: .*{message}"):
-        benchmarks.revisited(tmp_path)
+        evaluators.revisited(tmp_path)
 
 
 class Call:
@@ -654,7 +654,7 @@ def test_revisited_runs_nothing_from_the_file(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     revisited_folder(tmp_path, gnd=Call())
     with pytest.raises(UserError, match=r"gnd_roxford5k.pkl names \w+.system"):
-        benchmarks.revisited(tmp_path)
+        evaluators.revisited(tmp_path)
     assert not (tmp_path / "ran").exists()
 
 
@@ -694,7 +694,7 @@ def slow_micro_ap_and_recall(answers, num_positives):
 
 @pytest.mark.parametrize("header", [[], ["query_id,reference_id"]])
 def test_image_similarity_against_the_slow_form(header, tmp_path):
-    benchmark = benchmarks.image_similarity(similarity_folder(tmp_path, header + PAIRS, references=12))
+    benchmark = evaluators.image_similarity(similarity_folder(tmp_path, header + PAIRS, references=12))
     # references 0 to 11, then queries 12 to 17, of which number 16 (Q00004) is in no line
     right = {(12, 3), (14, 8), (15, 0), (15, 1)}
     descriptors = invented(
@@ -714,7 +714,7 @@ def test_image_similarity_against_the_slow_form(header, tmp_path):
 
 
 def test_image_similarity_photos_that_could_not_be_used(tmp_path):
-    benchmark = benchmarks.image_similarity(
+    benchmark = evaluators.image_similarity(
         similarity_folder(tmp_path, ["Q00000,R000000", "Q00001,R000001", "Q00002,"], queries=3, references=2)
     )
     # references 0 and 1, queries 2 to 4; the query without a reference resembles none
@@ -735,7 +735,7 @@ def test_image_similarity_photos_that_could_not_be_used(tmp_path):
 
 def test_image_similarity_ground_truth(tmp_path):
     similarity_folder(tmp_path, ["Q00000,R000003", "Q00009,R000001", "Q00001,R000009"])
-    benchmark = benchmarks.image_similarity(tmp_path)
+    benchmark = evaluators.image_similarity(tmp_path)
     assert benchmark.warnings[1] == "2 of the 3 pairs of the ground truth lack a photo and are left out"
     for lines, message in (
         (["Q00000,R000003,1"], "line 1 of .* must be query_id,reference_id, received 'Q00000,R000003,1'"),
@@ -746,10 +746,10 @@ def test_image_similarity_ground_truth(tmp_path):
     ):
         similarity_folder(tmp_path, lines)
         with pytest.raises(UserError, match=message):
-            benchmarks.image_similarity(tmp_path)
+            evaluators.image_similarity(tmp_path)
     (tmp_path / "ground_truth.csv").unlink()
     with pytest.raises(UserError, match=r"ground_truth.csv cannot be read: .*dev_queries_groundtruth.csv"):
-        benchmarks.image_similarity(tmp_path)
+        evaluators.image_similarity(tmp_path)
 
 
 @pytest.fixture(scope="module")
@@ -773,16 +773,16 @@ def test_copies_are_ordinary_photos_made_once(pictures, tmp_path):
         lambda: np.arange(40) % 3,
     )
     others = sources.photos(write(tmp_path, ["a.jpg", "b.jpg"]))
-    benchmark = benchmarks.copies(counted, others, number=20, seed=5)
+    benchmark = evaluators.copies(counted, others, number=20, seed=5)
     # to tell equal ones each is read, since they are no files, and those that are edited once more
     assert len(reads) == 40 + len(set(reads[40:])) <= 40 + 21
     queries = benchmark.search.queries
     assert len(queries) == 20
     assert 2 not in queries
     assert len(benchmark.photos) == 40 + 20 + 2
-    again = benchmarks.copies(pictures, others, number=20, seed=5)
+    again = evaluators.copies(pictures, others, number=20, seed=5)
     # not of all orders alike: another seed draws other photos
-    assert set(queries) != set(benchmarks.copies(pictures, number=20, seed=6).search.queries)
+    assert set(queries) != set(evaluators.copies(pictures, number=20, seed=6).search.queries)
     kinds = set()
     for query, (copy,) in zip(queries, benchmark.search.positives, strict=True):
         name, kind = benchmark.photos.names[copy].rsplit(" (", 1)
@@ -800,7 +800,7 @@ def test_copies_are_ordinary_photos_made_once(pictures, tmp_path):
 
 
 def test_copies_against_the_slow_form(pictures):
-    benchmark = benchmarks.copies(pictures, number=12)
+    benchmark = evaluators.copies(pictures, number=12)
     queries, copies = benchmark.search.queries, np.concatenate(benchmark.search.positives)
     groups = np.arange(52)
     groups[copies] = queries
@@ -838,7 +838,7 @@ def test_photos_that_equal_an_original_are_no_mistakes(pictures, tmp_path, among
     album = sources.photos(tmp_path / "once")
     if not as_files:
         album = dataclasses.replace(album, files=None)
-    benchmark = benchmarks.copies(album, sources.photos(tmp_path / "again") if among_distractors else None)
+    benchmark = evaluators.copies(album, sources.photos(tmp_path / "again") if among_distractors else None)
     search = benchmark.search
     assert len(search.queries) == 12
     # equal photos get equal descriptors
@@ -859,7 +859,7 @@ def test_the_names_of_copies_need_not_be_utf_8(pictures):
             raise UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte")
         return pictures.read(index)
 
-    benchmark = benchmarks.copies(dataclasses.replace(pictures, read=read, files=None))
+    benchmark = evaluators.copies(dataclasses.replace(pictures, read=read, files=None))
     assert sorted(benchmark.search.queries) == [row for row in range(40) if row != 2]
 
 
@@ -870,7 +870,7 @@ def test_large_originals_are_reduced_before_they_are_edited(tmp_path, capfd):
     split = sources.photos(tmp_path)
 
     def areas(**options):
-        benchmark = benchmarks.copies(split, seed=3, **options)
+        benchmark = evaluators.copies(split, seed=3, **options)
         pairs = zip(benchmark.search.queries, benchmark.search.positives, strict=True)
         return {int(query): np.prod(seen(benchmark.photos, copy).shape[:2]) for query, (copy,) in pairs}
 
@@ -886,8 +886,8 @@ def test_copies_follow_what_the_split_adjusts(tmp_path):
     write(tmp_path / "set", ["100000.jpg"], photo(160, 240))
     write(tmp_path / "set", ["100001.jpg"], photo(160, 240, quality=90))
     (tmp_path / "turns.txt").write_text("100001.jpg 90\n")
-    turned = benchmarks.holidays(tmp_path / "set", tmp_path / "turns.txt").photos
-    benchmark = benchmarks.copies(turned, sources.photos(tmp_path / "set"), seed=2)
+    turned = evaluators.holidays(tmp_path / "set", tmp_path / "turns.txt").photos
+    benchmark = evaluators.copies(turned, sources.photos(tmp_path / "set"), seed=2)
     assert sorted(benchmark.search.queries) == [0, 1]
     assert [seen(benchmark.photos, row).shape for row in (0, 1, 4, 5)] == [
         (160, 240, 3), (240, 160, 3), (160, 240, 3), (160, 240, 3),
@@ -901,8 +901,8 @@ def test_copies_follow_what_the_split_adjusts(tmp_path):
 
 def test_copies_of_nothing(pictures):
     with pytest.raises(ValueError, match="at least 1, received 0"):
-        benchmarks.copies(pictures, number=0)
+        evaluators.copies(pictures, number=0)
     with pytest.raises(UserError, match="none of the 1 photos"):
-        benchmarks.copies(pictures.subset([2]))
-    alone = benchmarks.copies(pictures.subset([3]))
+        evaluators.copies(pictures.subset([2]))
+    alone = evaluators.copies(pictures.subset([3]))
     assert set(alone.measure(all_of(np.ones((2, 4)))).values()) == {1.0}

@@ -6,8 +6,7 @@ from mg_keras import Whitening
 from mg_keras.data.sources import Split
 from mg_keras.embedding.embedder import Embedder
 from mg_keras.errors import UserError
-from mg_keras.evaluation import evaluators as benchmarks
-from mg_keras.evaluation import measure
+from mg_keras.evaluation import evaluators, measure
 from mg_keras.poolings import RMAC
 from tests.colours import Colours, colour_split
 
@@ -36,7 +35,7 @@ def test_every_row_is_scored_from_its_own_descriptors():
         seen[len(seen)] = answers
         return {"score": float(len(answers.rows))}
 
-    benchmark = benchmarks.Benchmark("noted", "a line", split, note, {"score": 0.5})
+    benchmark = evaluators.Benchmark("noted", "a line", split, note, {"score": 0.5})
     rows = measure.rows(2.0, lambda pooling: whitening if pooling == 2.0 else None, comparison=True)
     scores, found = measure.measure(Embedder(Colours(), 32), benchmark, 16, rows)
     assert scores == {name: {"score": 12.0} for name in ("gem", "gem_whitened", "average", "rmac")}
@@ -52,7 +51,7 @@ def test_every_row_is_scored_from_its_own_descriptors():
 
 def test_a_benchmark_of_classes_has_rows_that_the_classifier_reads():
     split = colour_split(COLOURS)
-    benchmark = benchmarks.classes(split, ["red", "green", "blue"])
+    benchmark = evaluators.classes(split, ["red", "green", "blue"])
     rows = measure.rows(2.0, lambda pooling: Whitening(np.zeros(4), np.eye(4)), comparison=True)
     scores, _ = measure.measure(Embedder(Colours(), 32), benchmark, 16, rows)
     # the embedding is the colour, and the label its strongest channel
@@ -61,7 +60,7 @@ def test_a_benchmark_of_classes_has_rows_that_the_classifier_reads():
 
 def test_benchmarks_of_one_name_are_refused():
     split = colour_split(COLOURS)
-    same = [benchmarks.classes(split, ["red", "green", "blue"], name=name) for name in ("a", "b", "a")]
+    same = [evaluators.classes(split, ["red", "green", "blue"], name=name) for name in ("a", "b", "a")]
     with pytest.raises(UserError, match="2 benchmarks are called a, and the scores of one alone would be kept"):
         measure.measure_all(Embedder(Colours(), 32), same, {16: measure.rows(1.0, lambda pooling: None)})
     assert measure.measure_all(Embedder(Colours(), 32), [], {16: []}) == {}
@@ -70,7 +69,7 @@ def test_benchmarks_of_one_name_are_refused():
 @pytest.mark.slow
 def test_photos_that_benchmarks_share_are_described_once():
     split, network = colour_split(COLOURS), Colours()
-    chosen = [benchmarks.classes(split, ["red", "green", "blue"]), benchmarks.copies(split, number=3)]
+    chosen = [evaluators.classes(split, ["red", "green", "blue"]), evaluators.copies(split, number=3)]
     rows_at = {16: measure.rows(1.0, lambda pooling: None), 20: measure.rows(1.0, lambda pooling: None)}
     measured = measure.measure_all(Embedder(network, 32), chosen, rows_at)
     # at each of two resolutions a batch of test photos and a batch of copies
@@ -87,7 +86,7 @@ def test_what_a_measure_is_made_from_is_handed_on():
     kept = []
     measure.measure_all(
         Embedder(Colours(), 32),
-        [benchmarks.classes(colour_split(COLOURS), ["red", "green", "blue"])],
+        [evaluators.classes(colour_split(COLOURS), ["red", "green", "blue"])],
         {size: measure.rows(1.0, lambda pooling: None) for size in (16, 20)},
         keep=lambda benchmark, size, found: kept.append((benchmark.name, size, len(found.rows))),
     )
@@ -101,7 +100,7 @@ def test_unusable_photos_are_named():
     split = Split([*good.names, "broken"], lambda index: table[index], lambda: np.append(good.labels, 0))
     measured = measure.measure_all(
         Embedder(Colours(), 32),
-        [benchmarks.classes(split, list("rgb"))],
+        [evaluators.classes(split, list("rgb"))],
         {16: measure.rows(1.0, lambda pooling: None)},
     )
     assert measured["classes"]["unusable"] == ["broken"]
