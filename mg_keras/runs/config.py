@@ -71,7 +71,7 @@ class TrainingSettings:
         iterations: steps in an epoch.
         learning_rate: of the weights, before the schedule.
         beta_learning_rate: of beta; the schedule scales it too.
-        momentum: of SGD, for both.
+        momentum: of SGD, for the weights and every parameter group.
         weight_decay: times the weight is added to the gradient.
         schedule: `step` (times `decay` after each milestone) or `cosine` (to zero).
         milestones: epochs after which the step schedule decays.

@@ -55,7 +55,7 @@ class Service:
 
     @contextlib.contextmanager
     def place(self) -> Iterator[None]:
-        """Be one of the requests in flight.
+        """Counts as a request in flight while the block runs.
 
         Raises:
             ServingError: RESOURCE_EXHAUSTED, there are as many as there may be.

@@ -113,7 +113,7 @@ def rate_schedule(config: TrainConfig, initial: float) -> keras.optimizers.sched
     """The learning rate by step: `initial` under the configuration's schedule, a Keras `LearningRateSchedule`.
 
     Raises:
-        UserError: a warm-up that the schedule has not.
+        UserError: a warm-up with the step schedule.
     """
     if config.schedule == "step":
         if config.warmup_epochs:
