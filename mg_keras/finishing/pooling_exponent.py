@@ -206,7 +206,7 @@ def fine_tune_exponent(
     seed: int = 0,
     label: str | None = None,
 ) -> FineTuned:
-    """Learns the test exponent of a resolution by SGD, everything else in the network fixed (section 7; supplement E).
+    """Learns the test exponent of a resolution by SGD, all else in the network fixed (section 3.5; supplement E).
 
     The loss is the cross-entropy of the network's own classifier on photos prepared as for a test at s*, batch norm in
     inference mode. Step i of n, with g the mean of its photos' gradients in p:
@@ -252,40 +252,24 @@ def fine_tune_exponent(
             f"network must be a MultiGrain, whose trunk and classifier can be told apart, received {network!r}"
         )
     initial = float(network.pool.pooling_exponent if initial is None else initial)
-    if not initial >= SMALLEST_EXPONENT:
-        raise ValueError(f"initial must be at least {SMALLEST_EXPONENT}, received {initial}")
-    if not learning_rate > 0:
-        raise ValueError(f"learning_rate must be > 0, received {learning_rate}")
-    if not 0 <= momentum < 1:
-        raise ValueError(f"momentum must lie in [0, 1), received {momentum}")
-    for name, value in (("per_class", per_class), ("batch_size", batch_size), ("epochs", epochs)):
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, received {value}")
     labels = split.labels
-    if not len(labels) or labels.min() < 0 or labels.max() >= network.num_classes:
-        raise ValueError(f"labels must be from 0 to {network.num_classes - 1}, received {np.unique(labels)}")
-
+    counts = {"per_class": per_class, "batch_size": batch_size, "epochs": epochs}
+    _check_fine_tuning(initial, learning_rate, momentum, counts, labels, network.num_classes)
     rows, rng = _rows_of_classes(split, per_class, seed), np.random.default_rng([seed, 1])
     orders = [rng.permutation(rows) for _ in range(epochs)]
     batches = [order[start : start + batch_size] for order in orders for start in range(0, len(rows), batch_size)]
     # an order of several short epochs fits one block, and its photos pass through the trunk once
     steps_a_block = max(1, _PIXELS_A_BLOCK // (resolution**2 * batch_size))
     blocks = [np.unique(np.concatenate(batches[i : i + steps_a_block])) for i in range(0, len(batches), steps_a_block)]
-    trunk, loss_and_gradient = _trunk(network), _loss_and_gradient(network)
+    loss_and_gradient = _loss_and_gradient(network)
 
     exponent, velocity = initial, 0.0
     exponents, losses, used = [], [], []
     with Progress(label or "", sum(map(len, blocks)) if label else 0, "photos") as progress:
+        maps_of_blocks = _maps_of_blocks(network, split, blocks, resolution, train_resolution, label and progress)
         for step, batch in enumerate(batches):
             if step % steps_a_block == 0:
-                maps = {}  # those of the last block must be gone before the next ones come
-                block = blocks[step // steps_a_block]
-                photos = prepared_batches(split, resolution, train_resolution, block, preparation_of(network))
-                for found, unusable, images, _ in photos:
-                    if len(found):
-                        maps.update(zip(found.tolist(), _by_photo(trunk(images), len(found)), strict=True))
-                    if label:
-                        progress.advance(len(found) + len(unusable))
+                maps = next(maps_of_blocks)
             used.append(np.array([row for row in batch if row in maps], np.int64))
             loss = np.nan
             if len(used[-1]):
@@ -310,6 +294,38 @@ def _rows_of_classes(split, per_class, seed):
     rng = np.random.default_rng(seed)
     rows = [rng.permutation(np.flatnonzero(split.labels == label))[:per_class] for label in np.unique(split.labels)]
     return np.sort(np.concatenate(rows))
+
+
+def _check_fine_tuning(initial, learning_rate, momentum, counts, labels, num_classes):
+    """Raises the ValueError of `fine_tune_exponent`."""
+    if not initial >= SMALLEST_EXPONENT:
+        raise ValueError(f"initial must be at least {SMALLEST_EXPONENT}, received {initial}")
+    if not learning_rate > 0:
+        raise ValueError(f"learning_rate must be > 0, received {learning_rate}")
+    if not 0 <= momentum < 1:
+        raise ValueError(f"momentum must lie in [0, 1), received {momentum}")
+    for name, value in counts.items():
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, received {value}")
+    if not len(labels) or labels.min() < 0 or labels.max() >= num_classes:
+        raise ValueError(f"labels must be from 0 to {num_classes - 1}, received {np.unique(labels)}")
+
+
+def _maps_of_blocks(network, split, blocks, resolution, train_resolution, progress):
+    """For each block of rows its feature maps, row -> those of the photo [1, h, w, c]; unusable photos are missing.
+
+    It is one dict for all, filled anew.
+    """
+    trunk, maps = _trunk(network), {}
+    for block in blocks:
+        maps.clear()  # those of the last block must be gone before the next ones come
+        photos = prepared_batches(split, resolution, train_resolution, block, preparation_of(network))
+        for found, unusable, images, _ in photos:
+            if len(found):
+                maps.update(zip(found.tolist(), _by_photo(trunk(images), len(found)), strict=True))
+            if progress:
+                progress.advance(len(found) + len(unusable))
+        yield maps
 
 
 def _trunk(network):
