@@ -28,6 +28,7 @@ from mg_keras.programs.embed import main as embed_program
 from mg_keras.programs.export import export_run
 from mg_keras.runs.config import TrainConfig
 from mg_keras.runs.networks import build_model
+from mg_keras.runs.results import ChosenExponent
 from mg_keras.runs.run import Run
 from tests.export.small import TINY_RESNET
 from tests.train.tiny import CLASSES, draw_folder
@@ -58,7 +59,7 @@ def make_run(path, folder, whitened, **settings):
     run = Run.start(path, TrainConfig(**{**values, "data": f"folder:{folder}", **settings}))
     run.save_class_names(CLASSES)
     run.checkpoints.save(0, snapshot({"model": build_model(run.settings, len(CLASSES)).state_variables}), {})
-    run.results.save_p_star({SIZE: 4.0}, {}, {})
+    run.results.save_choices({SIZE: ChosenExponent(4.0)})
     if whitened:
         values = embed(run.model, photos(folder), SIZE, SIZE, [4.0]).values[0]
         Whitening.fit(values, shrinkage=0.5).save(run.results.whitening_path(SIZE))

@@ -67,21 +67,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     run, source = stages.open_run(options.run, options.resolutions, options.checkpoint, options.data)
     how = Choosing(**{field.name: getattr(options, field.name) for field in dataclasses.fields(Choosing)})
     chosen = stages.choose_p_star(run, source, how)
-    scores, fine_tuned = run.results.p_star_scores, run.results.p_star_fine_tuned
-    best = stages.cross_validated(scores, run.results.p_star_errors, run.results.p_star_rules)
+    choices = run.results.choices
+    best = stages.cross_validated(choices)
     if options.sweep:
-        learnt = {size: found["p_star"] for size, found in fine_tuned.items()}
-        Console().print(sweep_table(run.results.exponent_sweep, best, learnt))
+        Console().print(sweep_table(run.results.exponent_sweep, best, stages.fine_tuned(choices)))
     for size, exponent in sorted(chosen.items()):
         line = f"{size} px: p* = {exponent:.4g}"
         if size in best:
-            line += (
-                f"; cross-validation {best[size]:g} (IN-aug {METRICS['instance'].text(scores[size][best[size]])} of 5)"
-            )
-        if size in fine_tuned:
-            line += "; fine-tuning {p_star:.4g} (from {initial:g}, on {photos} photos)".format(**fine_tuned[size])
+            score = METRICS["instance"].text(choices[size].scores[best[size]])
+            line += f"; cross-validation {best[size]:g} (IN-aug {score} of 5)"
+        if learnt := choices[size].fine_tuned:
+            line += "; fine-tuning {p_star:.4g} (from {initial:g}, on {photos} photos)".format(**learnt)
         print(line)
-    written = ["p_star.json", "p_star.png"] if scores else ["p_star.json"]
+    written = ["p_star.json", "p_star.png"] if best else ["p_star.json"]
     written += ["sweep.json", "sweep.png"] if options.sweep else []
     print(f"written: {', '.join(str(run.results.folder / name) for name in written)}")
     for note in notes(run, chosen, chosen):

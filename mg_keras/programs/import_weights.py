@@ -171,6 +171,7 @@ def _save(folder, config, model, class_names, whitening, p_star, fit=None):
     """
     from mg_keras.runs.networks import build_model
     from mg_keras.runs.photos import open_source
+    from mg_keras.runs.results import ChosenExponent
     from mg_keras.runs.run import Run
 
     source = open_source(config)
@@ -185,7 +186,7 @@ def _save(folder, config, model, class_names, whitening, p_star, fit=None):
     if whitening:
         _save_whitening(run, whitening, p_star, fit or {})
     if p_star:
-        run.results.save_p_star(p_star, {}, {})
+        run.results.save_choices({size: ChosenExponent(exponent) for size, exponent in p_star.items()})
     # what a run trains has beta and random states beside the network
     trained = build_model(config, model.num_classes)
     trained.take_weights(model)

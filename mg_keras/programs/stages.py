@@ -8,7 +8,6 @@ import dataclasses
 import os
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -29,6 +28,7 @@ from mg_keras.runs.config import TrainConfig
 from mg_keras.runs.descriptor import has_p_star, is_projected, is_whitened
 from mg_keras.runs.photos import matched, open_source
 from mg_keras.runs.projection import projection_of
+from mg_keras.runs.results import ChosenExponent
 from mg_keras.runs.run import Run, load_run
 
 COMPARISON = (1.0, RMAC)
@@ -134,11 +134,8 @@ def choose_p_star(
     how = how or Choosing()
     how.check(source)
     photos = in_aug_photos(source.train, config.in_aug_per_class, config.seed)
-    chosen, scores = results.p_star, results.p_star_scores
-    errors, rules = results.p_star_errors, results.p_star_rules
-    fine_tuned, swept = results.p_star_fine_tuned, results.exponent_sweep
-    networks, network = results.p_star_networks, run.fingerprint
-    training = config.pooling_exponent
+    choices, swept = results.choices, results.exponent_sweep
+    training, network = config.pooling_exponent, run.fingerprint
     rule = {"augmentation": how.augmentation, "tolerance": how.tolerance}
     rule |= {"training_exponent": training, "photos": len(photos)}
     sizes = resolutions or config.resolutions
@@ -151,59 +148,66 @@ def choose_p_star(
     announce(f"choosing p* at {_pixels(sizes)} {said}{measured}")
     describing = (embedder or embedder_of(run)).network
     for size in sizes:
-        if networks.get(size, network) != network:
+        before = choices.get(size)
+        if before and before.network not in (None, network):
             # what the method that is not asked for found goes, too: training has gone on
-            for table in (scores, errors, rules, fine_tuned, swept):
-                table.pop(size, None)
-        networks[size] = network
-        learnt_before = fine_tuned[size]["p_star"] if size in fine_tuned else None
+            before = None
+            swept.pop(size, None)
+        learnt_before = before.fine_tuned["p_star"] if before and before.fine_tuned else None
         found = p_star.choose(
             run.model, source, photos, size, config.resolution, how, learnt_before, training, config.seed, describing
         )
-        chosen[size] = found.p_star
-        found_rule = None if found.scores is None else rule
-        for table, entry in (
-            (scores, found.scores),
-            (errors, found.errors),
-            (rules, found_rule),
-            (fine_tuned, found.fine_tuned),
-            (swept, found.sweep),
-        ):
-            if entry is not None:
-                table[size] = entry
-        how_measured = {"photos": len(photos), "versions": VERSIONS}
-        results.save_p_star(chosen, scores, fine_tuned, errors, rules, networks, **how_measured)
-        best = cross_validated(scores, errors, rules)
-        tuned = {key: entry["p_star"] for key, entry in fine_tuned.items()}
-        if scores:
-            recipes = sorted({rules.get(key, {}).get("augmentation", "full") for key in scores})
+        new = {"p_star": found.p_star, "network": network}
+        if found.scores is not None:
+            new |= {"scores": found.scores, "errors": found.errors, "rule": rule}
+        if found.fine_tuned is not None:
+            new["fine_tuned"] = found.fine_tuned
+        if found.sweep is not None:
+            swept[size] = found.sweep
+        choices[size] = dataclasses.replace(before, **new) if before else ChosenExponent(**new)
+        results.save_choices(choices, photos=len(photos), versions=VERSIONS)
+        best, tuned = cross_validated(choices), fine_tuned(choices)
+        if best:
+            recipes = sorted({(choices[key].rule or {}).get("augmentation", "full") for key in best})
             score = f"IN-aug score (of 5), versions by {' and '.join(recipes)}"
+            scores = {key: choices[key].scores for key in best}
+            errors = {key: choices[key].errors for key in best if choices[key].errors}
             pictures.exponent_picture(results.folder / "p_star.png", scores, best, tuned, errors, score=score)
         if how.sweep:
             results.save_exponent_sweep(swept)
             pictures.sweep_picture(results.folder / "sweep.png", swept, best, tuned)
-    return chosen
+    return {size: choice.p_star for size, choice in choices.items()}
 
 
-def cross_validated(
-    scores: Mapping[int, Mapping[float, float]],
-    errors: Mapping[int, Mapping[float, float]],
-    rules: Mapping[int, Mapping[str, Any]],
-) -> dict[int, float]:
+def cross_validated(choices: Mapping[int, ChosenExponent]) -> dict[int, float]:
     """What cross-validation chooses at each resolution, by the rule of its time.
 
     Args:
-        scores, errors, rules: as `Results.p_star_scores`, `p_star_errors` and `p_star_rules` give them.
+        choices: of `Results.choices`.
 
     Returns:
-        dict resolution -> exponent.
+        dict resolution -> exponent, of those that have scores.
     """
-    return {
-        size: best_exponent(found, errors.get(size), rules[size]["training_exponent"], rules[size]["tolerance"])
-        if size in rules
-        else best_exponent(found)
-        for size, found in scores.items()
-    }
+    return {size: _cross_validated(choice) for size, choice in choices.items() if choice.scores is not None}
+
+
+def _cross_validated(choice):
+    rule = choice.rule
+    if rule is None:
+        return best_exponent(choice.scores)
+    return best_exponent(choice.scores, choice.errors, rule["training_exponent"], rule["tolerance"])
+
+
+def fine_tuned(choices: Mapping[int, ChosenExponent]) -> dict[int, float]:
+    """The exponents learnt at each resolution.
+
+    Args:
+        choices: of `Results.choices`.
+
+    Returns:
+        dict resolution -> exponent, of those where one was learnt.
+    """
+    return {size: choice.fine_tuned["p_star"] for size, choice in choices.items() if choice.fine_tuned is not None}
 
 
 def fit_whitening(
@@ -348,11 +352,11 @@ def other_photos_command(run: Run) -> str:
 
 def _of_before(run, size):
     """What p* was at a resolution before training went on, which the user may have asked for, in words."""
-    p_star, learnt = (table.get(size) for table in (run.results.p_star, run.results.p_star_fine_tuned))
-    if p_star is None:
+    choice = run.results.choices.get(size)
+    if choice is None:
         return ""
-    how = ", fine-tuned" if learnt and learnt["p_star"] == p_star else ""
-    return f" (before training went on {p_star:g}{how})"
+    how = ", fine-tuned" if choice.fine_tuned and choice.fine_tuned["p_star"] == choice.p_star else ""
+    return f" (before training went on {choice.p_star:g}{how})"
 
 
 def _as_before(run, size):

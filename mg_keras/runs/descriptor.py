@@ -12,7 +12,8 @@ from mg_keras.runs.run import Run
 
 def has_p_star(run: Run, size: int) -> bool:
     """Whether p* was chosen at a resolution, for the network as it is now."""
-    return size in run.results.p_star and _is_of_now(run, run.results.p_star_networks.get(size))
+    choice = run.results.choices.get(size)
+    return choice is not None and _is_of_now(run, choice.network)
 
 
 def is_whitened(run: Run, size: int) -> bool:

@@ -1,5 +1,6 @@
 """What the stages after training leave in a run's folder: exponents, whitenings and scores, each in its file."""
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,6 +9,39 @@ from typing import Any
 from mg_keras.embedding.whitening import Whitening
 from mg_keras.errors import UserError
 from mg_keras.files import atomic_write_json
+
+# p_star.json has a table by resolution for each of these fields
+_TABLES = {
+    "p_star": "p_star",
+    "scores": "scores",
+    "fine_tuned": "fine_tuned",
+    "errors": "errors",
+    "rule": "rules",
+    "network": "networks",
+}
+_BY_EXPONENT = {"scores", "errors"}
+
+
+@dataclasses.dataclass(frozen=True)
+class ChosenExponent:
+    """What is kept of the choice of p* at one resolution.
+
+    Attributes:
+        p_star: the exponent in use.
+        scores: exponent -> IN-aug score; None where it was fine-tuned only.
+        errors: exponent -> standard error of how far its score is below the best; None without, and of older choices.
+        rule: `{"augmentation", "tolerance", "training_exponent", "photos"}` of the choice by scores; None without, and
+            of older choices: their versions are those of the recipe `full`, and the highest score was taken.
+        fine_tuned: `{"p_star", "initial", "photos"}` of the exponent learnt; None before that.
+        network: `Run.fingerprint` of the network that p* was chosen for; None of older choices.
+    """
+
+    p_star: float
+    scores: Mapping[float, float] | None = None
+    errors: Mapping[float, float] | None = None
+    rule: Mapping[str, Any] | None = None
+    fine_tuned: Mapping[str, Any] | None = None
+    network: str | None = None
 
 
 class Results:
@@ -69,66 +103,34 @@ class Results:
     @property
     def p_star(self) -> dict[int, float]:
         """Resolution in pixels -> the exponent chosen for it; empty before the choice."""
-        table = read_json(self.folder / "p_star.json").get("p_star", {})
-        return {int(resolution): value for resolution, value in table.items()}
+        return {size: choice.p_star for size, choice in self.choices.items()}
 
     @property
-    def p_star_scores(self) -> dict[int, dict[float, float]]:
-        """Resolution -> {exponent: IN-aug score}; empty before the choice."""
-        table = read_json(self.folder / "p_star.json").get("scores", {})
-        return {int(size): {float(p): score for p, score in scores.items()} for size, scores in table.items()}
+    def choices(self) -> dict[int, ChosenExponent]:
+        """Resolution in pixels -> what is known of the exponent chosen for it; empty before the choice."""
+        content = read_json(self.folder / "p_star.json")
+        tables = {name: content.get(table, {}) for name, table in _TABLES.items()}
+        choices = {}
+        for size in content.get("p_star", {}):
+            known = {name: table[size] for name, table in tables.items() if size in table}
+            for name in known.keys() & _BY_EXPONENT:
+                known[name] = {float(exponent): value for exponent, value in known[name].items()}
+            choices[int(size)] = ChosenExponent(**known)
+        return choices
 
-    @property
-    def p_star_errors(self) -> dict[int, dict[float, float]]:
-        """Resolution -> {exponent: standard error of how far its score is below the best}; of older choices none."""
-        table = read_json(self.folder / "p_star.json").get("errors", {})
-        return {int(size): {float(p): error for p, error in errors.items()} for size, errors in table.items()}
-
-    @property
-    def p_star_rules(self) -> dict[int, dict[str, Any]]:
-        """Resolution -> `{"augmentation", "tolerance", "training_exponent", "photos"}` of the choice; of older choices
-        none: their versions are those of the recipe `full`, and the highest score was taken."""
-        return {int(size): rule for size, rule in read_json(self.folder / "p_star.json").get("rules", {}).items()}
-
-    @property
-    def p_star_fine_tuned(self) -> dict[int, dict[str, Any]]:
-        """Resolution -> `{"p_star", "initial", "photos"}` of the exponent learnt for it; empty before that."""
-        return {
-            int(size): entry for size, entry in read_json(self.folder / "p_star.json").get("fine_tuned", {}).items()
-        }
-
-    @property
-    def p_star_networks(self) -> dict[int, str]:
-        """Resolution -> `Run.fingerprint` of the network that p* was chosen for; of older choices none."""
-        return {
-            int(size): network for size, network in read_json(self.folder / "p_star.json").get("networks", {}).items()
-        }
-
-    def save_p_star(
-        self,
-        p_star: Mapping[int, float],
-        scores: Mapping[int, Mapping[float, float]],
-        fine_tuned: Mapping[int, Mapping[str, Any]],
-        errors: Mapping[int, Mapping[float, float]] | None = None,
-        rules: Mapping[int, Mapping[str, Any]] | None = None,
-        networks: Mapping[int, str] | None = None,
-        **how,
-    ) -> None:
+    def save_choices(self, choices: Mapping[int, ChosenExponent], **how) -> None:
         """Writes `p_star.json`.
 
         Args:
-            p_star: resolution -> the exponent in use.
-            scores: resolution -> {exponent: IN-aug score}.
-            fine_tuned: resolution -> an entry of `p_star_fine_tuned`.
-            errors: resolution -> an entry of `p_star_errors`.
-            rules: resolution -> an entry of `p_star_rules`.
-            networks: resolution -> an entry of `p_star_networks`.
+            choices: resolution -> `ChosenExponent`.
             how: how the scores were measured.
         """
-        content = {"p_star": p_star, "scores": _by_name(scores), "fine_tuned": fine_tuned}
-        content |= {"errors": _by_name(errors or {}), "rules": rules or {}}
-        content |= {"networks": networks or {}, **how}
-        atomic_write_json(self.folder / "p_star.json", content)
+        content = {}
+        for name, table in _TABLES.items():
+            known = {size: getattr(choice, name) for size, choice in choices.items()}
+            known = {size: value for size, value in known.items() if value is not None}
+            content[table] = _by_name(known) if name in _BY_EXPONENT else known
+        atomic_write_json(self.folder / "p_star.json", {**content, **how})
 
     @property
     def exponent_sweep(self) -> dict[int, dict[float, dict[str, float]]]:

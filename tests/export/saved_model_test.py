@@ -18,7 +18,7 @@ from mg_keras.programs import export
 from mg_keras.programs.export import export_run, exported_version
 from mg_keras.runs import photos as run_photos
 from mg_keras.runs.config import TrainConfig
-from mg_keras.runs.results import Results
+from mg_keras.runs.results import ChosenExponent, Results
 from tests.export.small import (
     EXPONENTS,
     METADATA,
@@ -416,7 +416,7 @@ def test_a_run_is_exported_and_the_printed_lines_load_it(data, model, whitening,
     monkeypatch.setattr(saved_model, "CHECK_PHOTOS", 3)
     results = Results(tmp_path / "run", 64, 3.0)
     results.folder.mkdir()
-    results.save_p_star({64: 2.5}, {}, {})
+    results.save_choices({64: ChosenExponent(2.5)})
     whitening.save(results.whitening_path(64))
     settings = TrainConfig(trunk="resnet18", resolution=64)
     run = SimpleNamespace(
@@ -461,8 +461,8 @@ def test_a_run_is_exported_and_the_printed_lines_load_it(data, model, whitening,
     run.fingerprint = "trained for longer"
     assert not is_exported()
     run.fingerprint = "now"
-    results.save_p_star({64: 3.0}, {}, {})
+    results.save_choices({64: ChosenExponent(3.0)})
     assert not is_exported()
-    results.save_p_star({64: 2.5}, {}, {})
+    results.save_choices({64: ChosenExponent(2.5)})
     results.whitening_path(64).unlink()
     assert not is_exported()

@@ -12,6 +12,7 @@ from mg_keras.programs import scores, stages
 from mg_keras.runs import photos as run_photos
 from mg_keras.runs.config import TrainConfig
 from mg_keras.runs.networks import build_model
+from mg_keras.runs.results import ChosenExponent
 from mg_keras.runs.run import Run
 from tests.train.tiny import CLASSES, draw_folder, pinhole
 
@@ -36,7 +37,7 @@ def unlabelled(tmp_path, monkeypatch):
     for weight in model.classifier.weights:
         weight.assign(np.random.default_rng(0).standard_normal(weight.shape))
     run.checkpoints.save(1, snapshot({"model": model.state_variables}), {"best": {"step": 1}})
-    run.results.save_p_star({32: 3.0}, {32: {3.0: 4.0}}, {})
+    run.results.save_choices({32: ChosenExponent(3.0, {3.0: 4.0})})
     return run, run_photos.matched(run, source)
 
 

@@ -187,7 +187,7 @@ def test_a_run_of_it_chooses_p_star_by_both_methods(photos, tmp_path, capsys):
     source = run_photos.open_source(run.settings)
     stages.choose_p_star(run, source, Choosing((1.0, 3.0), "both", per_class=2, augmentation="standard"), [96])
     assert run.results.p_star[96] in (1.0, 3.0)
-    learnt = run.results.p_star_fine_tuned[96]
+    learnt = run.results.choices[96].fine_tuned
     assert learnt["initial"] == 1.0
     assert learnt["p_star"] != 1.0
 

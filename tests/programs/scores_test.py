@@ -9,7 +9,7 @@ import pytest
 from mg_keras.embedding.whitening import Whitening
 from mg_keras.programs import scores
 from mg_keras.runs.config import TrainConfig
-from mg_keras.runs.results import Results
+from mg_keras.runs.results import ChosenExponent, Results
 
 
 def test_a_saved_model_without_p_star_is_measured_at_the_resolution_that_it_describes_photos_at(monkeypatch):
@@ -27,7 +27,8 @@ def test_scores_in_short_of_other_resolutions_stay(tmp_path, monkeypatch):
     """`mg-keras evaluate --resolutions 500` says nothing of 96 px, where the run was measured before."""
     results = Results(tmp_path, 64, 3.0)
     # 96 px at the exponent in use, 128 px before another was chosen
-    results.save_p_star({64: 3.0, 96: 4.0, 128: 5.0, 500: 5.0}, {}, {})
+    exponents = {64: 3.0, 96: 4.0, 128: 5.0, 500: 5.0}
+    results.save_choices({size: ChosenExponent(exponent) for size, exponent in exponents.items()})
     found = {size: {"gem": {"pooling": 4.0, "top1": 0.5}} for size in ("96", "128")}
     entry = {"description": "6 photos", "warnings": [], "photos": 6, "unusable": [], "chance": {"top1": 0.1}}
     results.save_metrics({"network": "trained", "benchmarks": {"classes": {**entry, "results": found}}})
@@ -54,7 +55,7 @@ def test_a_whitening_of_another_p_star_or_network_is_not_measured(tmp_path, monk
     for size, pooling in itertools.product((64, 96), (None, 1.0)):
         Whitening(np.zeros(4), np.eye(4)).save(results.whitening_path(size, pooling))
     results.save_whitening_report({size: {"p_star": 3.0, "network": "trained"} for size in (64, 96)})
-    results.save_p_star({64: 3.0, 96: 9.0}, {}, {})
+    results.save_choices({64: ChosenExponent(3.0), 96: ChosenExponent(9.0)})
     rows, pictured = {}, []
 
     def measured(embedder, chosen, rows_at, seed, keep):

@@ -19,6 +19,7 @@ from mg_keras.programs.ablations import is_finished
 from mg_keras.runs import photos as run_photos
 from mg_keras.runs.config import TrainConfig
 from mg_keras.runs.networks import build_model
+from mg_keras.runs.results import ChosenExponent
 from mg_keras.training import loop
 from tests.train.tiny import decode_jpegs_alone, draw_folder
 
@@ -37,7 +38,7 @@ def measured(tmp_path_factory):
         return embed(network, split, size, *arguments)
 
     def choose(run, source, embedder):
-        run.results.save_p_star({32: 3.0}, {32: {3.0: 4.0}}, {})
+        run.results.save_choices({32: ChosenExponent(3.0, {3.0: 4.0})})
         return run.results.p_star
 
     config = TrainConfig(

@@ -10,6 +10,7 @@ from mg_keras.programs import command
 from mg_keras.programs.embed import _of_run
 from mg_keras.programs.export import export_run
 from mg_keras.runs.descriptor import notes
+from mg_keras.runs.results import ChosenExponent
 from mg_keras.runs.run import load_run
 from tests.loading_test import SIZE, folder, make_run, small
 
@@ -51,7 +52,7 @@ def test_what_is_not_of_now_is_said_where_it_is_handed_out(run, tmp_path, monkey
 def test_the_best_checkpoint_is_named(run):
     best = run.changed("best")
     best.results.folder.mkdir()
-    best.results.save_p_star({SIZE: 4.0}, {}, {}, networks={SIZE: "of before"})
+    best.results.save_choices({SIZE: ChosenExponent(4.0, network="of before")})
     best.fingerprint = "of now"
     (note,) = notes(best, [SIZE], [SIZE])
     assert f"mg-keras choose-p-star --run {run.path} --resolutions {SIZE} --checkpoint best" in note

@@ -88,12 +88,16 @@ def test_cross_validation_is_the_default(made_up):
     assert list(content["scores"]["40"]) == [str(p) for p in range(1, 11)]
     assert content["fine_tuned"] == {}
     assert (content["photos"], content["versions"]) == (3, 5)
-    assert made_up.results.p_star_scores[40][3.0] == 4.0
+    assert made_up.results.choices[40].scores[3.0] == 4.0
     assert made_up.pictures[-1][0] == "p_star.png"
     assert made_up.pictures[-1][2:4] == ({32: 2, 40: 3}, {})
     assert content["errors"]["40"]["3"] == 0
     rule = {"augmentation": "copies", "tolerance": 1.0, "training_exponent": 3.0, "photos": 3}
     assert content["rules"] == {"32": rule, "40": rule}
+    assert content["networks"] == dict.fromkeys(("32", "40"), made_up.fingerprint)
+    # a table by resolution for each of what is known, and how it was measured
+    tables = ["p_star", "scores", "fine_tuned", "errors", "rules", "networks"]
+    assert list(content) == [*tables, "photos", "versions"]
 
 
 def test_of_exponents_that_are_level_the_one_nearest_to_training_is_taken(made_up, monkeypatch):
@@ -107,7 +111,7 @@ def test_of_exponents_that_are_level_the_one_nearest_to_training_is_taken(made_u
     assert stages.choose_p_star(made_up, source, Choosing([2.0, 4.0, 6.0], tolerance=0), [32]) == {32: 6}
     assert stages.choose_p_star(made_up, source, Choosing([2.0, 4.0, 6.0]), [40]) == {32: 6, 40: 2}
     differences = np.subtract(levels[6], levels[4])
-    assert made_up.results.p_star_errors[40] == {
+    assert made_up.results.choices[40].errors == {
         2: pytest.approx(np.std(np.subtract(levels[6], levels[2]), ddof=1) / np.sqrt(3)),
         4: pytest.approx(np.std(differences, ddof=1) / np.sqrt(3)),
         6: 0,
@@ -163,7 +167,7 @@ def test_what_was_chosen_before_training_went_on_is_chosen_anew(made_up, monkeyp
     first, *_ = stages.complete(made_up, source)
     before = "(before training went on {}, fine-tuned)".format
     assert first == f"p* 32 px: 2 {before(3.2)}, 40 px: 3 {before(4)}"
-    assert made_up.results.p_star_fine_tuned == {}
+    assert stages.fine_tuned(made_up.results.choices) == {}
     # a choice of an older release, which doesn't say for which network, counts
     content = written(made_up)
     del content["networks"]
@@ -176,7 +180,7 @@ def test_what_was_chosen_before_training_went_on_is_chosen_anew(made_up, monkeyp
 def test_with_both_the_choice_is_cross_validations(made_up):
     source = run_photos.open_source(made_up.settings)
     assert stages.choose_p_star(made_up, source, Choosing(method="both")) == {32: 2, 40: 3}
-    assert {size: entry["p_star"] for size, entry in made_up.results.p_star_fine_tuned.items()} == {32: 3.2, 40: 4.0}
+    assert stages.fine_tuned(made_up.results.choices) == {32: 3.2, 40: 4.0}
 
 
 def test_fine_tuning_alone_has_no_scores_to_draw(made_up):
@@ -226,10 +230,10 @@ def test_files_of_before_still_read(made_up):
         "versions": 5,
     }
     (made_up.path / "p_star.json").write_text(json.dumps(old))
-    assert made_up.results.p_star_fine_tuned == {}
+    assert stages.fine_tuned(made_up.results.choices) == {}
     assert stages.choose_p_star(made_up, run_photos.open_source(made_up.settings)) == {32: 2, 40: 3, 64: 7}
     assert written(made_up)["scores"]["64"] == {"7": 4.2}
-    assert set(written(made_up)["rules"]) == {"32", "40"}
+    assert set(written(made_up)["rules"]) == set(written(made_up)["networks"]) == {"32", "40"}
     assert made_up.pictures[-1][2] == {32: 2, 40: 3, 64: 7}
 
 
@@ -264,10 +268,10 @@ def test_the_program_chooses_learns_and_measures(run):
     for name in ("p_star.json", "p_star.png", "sweep.json", "sweep.png"):
         assert name in output
         assert (run.path / name).stat().st_size > 0
-    sweep, learnt = run.results.exponent_sweep, run.results.p_star_fine_tuned
-    assert run.results.p_star[32] in (1.0, 3.5)
-    assert set(run.results.p_star_scores[32]) == {1.0, 3.5}
-    assert run.results.p_star_rules[32]["augmentation"] == "standard"
-    assert set(sweep[32]) == {1.0, 3.5, learnt[32]["p_star"]}
-    assert learnt[32]["initial"] == 3.0
-    assert f"{learnt[32]['p_star']:.4g}" in output
+    sweep, choice = run.results.exponent_sweep, run.results.choices[32]
+    assert choice.p_star in (1.0, 3.5)
+    assert set(choice.scores) == {1.0, 3.5}
+    assert choice.rule["augmentation"] == "standard"
+    assert set(sweep[32]) == {1.0, 3.5, choice.fine_tuned["p_star"]}
+    assert choice.fine_tuned["initial"] == 3.0
+    assert f"{choice.fine_tuned['p_star']:.4g}" in output

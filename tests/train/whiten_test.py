@@ -27,7 +27,7 @@ from mg_keras.runs import descriptor
 from mg_keras.runs import photos as run_photos
 from mg_keras.runs.config import TrainConfig
 from mg_keras.runs.networks import build_model
-from mg_keras.runs.results import Results
+from mg_keras.runs.results import ChosenExponent, Results
 from mg_keras.runs.run import Run, load_run
 from tests.train.tiny import CLASSES, SETTINGS, draw_folder, finish, make_trunk_small, run_in_process, start
 
@@ -79,7 +79,7 @@ def embeddings(run, split, size, pooling):
 def test_the_program_reports_what_was_lost(data, tmp_path, monkeypatch):
     make_trunk_small(monkeypatch)
     run = start_run(data, tmp_path / "run")
-    run.results.save_p_star({48: 2.0}, {}, {})
+    run.results.save_choices({48: ChosenExponent(2.0)})
     options = [f"--run={run.path}", "--dimensions=8", "--unlabelled=training", "--comparison=true"]
     status, output, errors = finish(start("train/whiten.py", *options, small_trunk=True))
     assert status == 0, errors
@@ -214,7 +214,7 @@ def test_a_size_that_comes_later_is_whitened_as_the_others_were(run, capsys):
     """And not by the settings of the run, which `mg-keras whiten` was given others than."""
     given = ["--dimensions", "3", "--versions", "1", "--augmentations", "standard,copies", "--comparison", "false"]
     whiten.main(["--run", str(run.path), "--resolutions", "32", *given])
-    run.results.save_p_star({32: 3.0, 48: 3.0}, {}, {})
+    run.results.save_choices({32: ChosenExponent(3.0), 48: ChosenExponent(3.0)})
     (said,) = stages.complete(run, run_photos.open_source(run.settings))
     assert said.startswith("whitening at 48 px fitted on 30 training photos")
     entry = run.results.whitening_report[48]
@@ -306,7 +306,7 @@ def test_a_mistake_is_one_line(run, option, message, monkeypatch, capsys):
 @pytest.mark.slow
 def test_results_of_the_best_checkpoint_are_kept_apart(run):
     source = run_photos.open_source(run.settings)
-    run.results.save_p_star({32: 2.0}, {32: {2.0: 4.0}}, {})
+    run.results.save_choices({32: ChosenExponent(2.0, {2.0: 4.0})})
     of_last = {"of": "last", "resolutions": {}, "benchmarks": {}}
     run.results.save_metrics(of_last)
     stages.fit_whitening(run, source, poolings=(1.0,), resolutions=[32])
@@ -316,11 +316,11 @@ def test_results_of_the_best_checkpoint_are_kept_apart(run):
     best = run.changed("best")
     results = best.results
     assert results.folder == run.path / "best"
-    assert (results.p_star, results.p_star_scores, results.metrics, results.whitening_report) == ({}, {}, {}, {})
+    assert (results.choices, results.metrics, results.whitening_report) == ({}, {}, {})
     assert results.whitening is None
     assert results.whitening_at(32, 1.0) is None
     assert not np.array_equal(np.asarray(best.model.classifier.kernel), last)
-    results.save_p_star({32: 4.0}, {}, {})
+    results.save_choices({32: ChosenExponent(4.0)})
     results.save_metrics({"of": "best"})
     stages.fit_whitening(best, source, poolings=(1.0,), resolutions=[32])
     assert results.whitening_report[32]["p_star"] == 4

@@ -18,6 +18,7 @@ from mg_keras.programs import scores, stages, whole_run
 from mg_keras.programs.stages import take_projection
 from mg_keras.runs.config import TrainConfig
 from mg_keras.runs.projection import projection_of
+from mg_keras.runs.results import ChosenExponent
 from mg_keras.training import loop
 from tests.train.tiny import CLASSES, SETTINGS, arguments, draw_folder, finish, make_trunk_small, start, weights
 
@@ -116,11 +117,11 @@ def test_a_projection_that_was_taken_is_the_descriptor_at_other_resolutions_and_
     monkeypatch.setattr(stages, "projection_of", lambda run: projection)
     monkeypatch.setattr(whitening, "_usable", lambda *given: found)
     monkeypatch.setattr(whitening, "_classes_kept", lambda *given: {})
-    run.results.save_p_star({32: 3.0, 48: 3.0}, {}, {})
+    run.results.save_choices({32: ChosenExponent(3.0), 48: ChosenExponent(3.0)})
     embedder = SimpleNamespace(network=None)
     take_projection(run, source, [32], embedder)
     assert list(stages.complete(run, source, embedder)) == ["descriptor at 48 px: the projection that grafit trained"]
-    run.results.save_p_star({32: 2.0, 48: 3.0}, {}, {})
+    run.results.save_choices({32: ChosenExponent(2.0), 48: ChosenExponent(3.0)})
     (said,) = stages.complete(run, source, embedder)
     assert said.startswith("descriptor at 32 px")
     report = run.results.whitening_report
