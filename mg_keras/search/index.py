@@ -239,18 +239,24 @@ class Index:
             self._keep.cleanup()
 
     def refresh(self) -> bool:
-        """Looks for what others have written since; returns whether there was anything."""
+        """Looks for what others have written since; returns whether there was anything.
+
+        Raises:
+            UserError: it is damaged or gone, or another model made what is there now; what was seen before stays.
+        """
         with self._lock:
             before = self._view
             if before and before.state.number == _state_number(self.path):
                 return False
-            self._view = _view(self.path, before, getattr(self.model, "thresholds", None))
-            about = self._view.state.about
+            view = _view(self.path, before, getattr(self.model, "thresholds", None))
+            about = view.state.about
             if self.model is not None and about["fingerprint"] not in (None, self.model.fingerprint):
+                view.state.close()
                 raise UserError(
                     f"{self.path} was made by another model ({about['model']}): open it with that one, or build a new "
                     "index with this one"
                 )
+            self._view = view
             return True
 
     # what changes it
@@ -582,7 +588,7 @@ def _view(path, before, brought):
 
 def _base(path, state, before):
     named = state.about["neighbors"]
-    same = before and before.state.about["generation"] == state.about["generation"]
+    same = before and all(before.state.about.get(key) == state.about.get(key) for key in ("made", "generation"))
     if named:
         if same and before.state.about["neighbors"] == named:
             return before.neighbors.base

@@ -128,7 +128,7 @@ class State:
 
     Attributes:
         about: dict of what is known of the whole: dimensions, fingerprint, resolution, class_names, root and others.
-        number: how many times the index had been written to.
+        number: what tells it from others: (which making of the index, how many times that had been written to).
         descriptors: float16 [rows, D], mapped into memory.
         used: bool [rows], the rows that are a photo's.
 
@@ -164,7 +164,8 @@ class State:
         self._path = "photos.path" if _has_paths(self._database) else "NULL"
         self._photos = _PHOTOS.replace("photos.path", self._path)
         self.about = _about(self._database, self.folder)
-        self.number, rows, dimensions = self.about["state"], self.about["rows"], self.about["dimensions"] or 1
+        self.number = _number(self.about)
+        rows, dimensions = self.about["rows"], self.about["dimensions"] or 1
         self.descriptors = np.empty((0, dimensions), np.float16)
         path = _descriptors(self.folder, self.about["generation"])
         if os.stat(path).st_size < rows * dimensions * 2:
@@ -491,7 +492,9 @@ class Writer:
     def _begin(self, about):
         with open(_descriptors(self.folder, 0), "wb"):
             pass
-        first = {"version": _VERSION, "state": 0, "generation": 0, "rows": 0, "neighbors": None}
+        # an index that is made anew in the same place may have been written to as often
+        first = {"version": _VERSION, "made": uuid.uuid4().hex, "state": 0, "generation": 0, "rows": 0}
+        first["neighbors"] = None
         self._database.execute("BEGIN IMMEDIATE")
         for statement in filter(str.strip, _SCHEMA.split(";")):
             self._database.execute(statement)
@@ -649,13 +652,19 @@ def is_index(folder: Path) -> bool:
         raise _unreadable(folder, error) from error
 
 
-def state_number(folder: Path) -> int:
-    """The number of the newest state of an index."""
+def state_number(folder: Path) -> tuple[str | None, int]:
+    """`State.number` of the newest state of an index."""
     try:
         with contextlib.closing(_connected(folder)) as database:
-            return json.loads(database.execute("SELECT value FROM about WHERE key = 'state'").fetchone()[0])
+            found = database.execute("SELECT key, value FROM about WHERE key IN ('made', 'state')")
+            return _number({key: json.loads(value) for key, value in found})
     except sqlite3.Error as error:
         raise _unreadable(folder, error) from error
+
+
+def _number(about):
+    # indexes of before don't say which making they are
+    return about.get("made"), about["state"]
 
 
 def root_of(folder: Path) -> str | None:

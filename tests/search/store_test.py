@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import multiprocessing
 import os
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -135,6 +136,42 @@ def test_a_reader_keeps_its_state_until_it_looks_again(tmp_path):
         assert not reader.refresh()
 
 
+def build_anew(path, *arguments):
+    shutil.rmtree(path)
+    Index.build(*arguments, path=path).close()
+
+
+def test_an_index_that_another_model_made_meanwhile_is_refused_each_time(tmp_path):
+    photos = album(tmp_path / "photos", 2)
+    with Index.build(photos, FakeModel(), tmp_path / "index") as index:
+        build_anew(tmp_path / "index", photos[:1], FakeModel("other"))
+        for _ in range(2):
+            with pytest.raises(UserError, match=r"was made by another model \(fake\)"):
+                index.refresh()
+        # the state that it had is still there
+        assert len(index) == 2
+        assert index.search(photos[1], 1)[0].photo.name == str(photos[1])
+
+
+def test_an_index_that_was_made_anew_is_seen_however_often_it_was_written_to(tmp_path):
+    path = tmp_path / "index"
+    Index.build(extra(0)[None], path=path, names=["a"]).close()
+    for older in (False, True):
+        if older:
+            # of the time before indexes had names
+            with contextlib.closing(sqlite3.connect(path / "index.sqlite")) as database, database:
+                database.execute("DELETE FROM about WHERE key = 'made'")
+        with Index.open(path) as reader:
+            before = reader.about["state"]
+            build_anew(path, extra(1 + older)[None])
+            assert store.State(path).about["state"] == before
+            assert reader.refresh()
+            assert [photo.name for photo in reader.photos()] == ["row 0"]
+            # nor is what finds neighbours that of the other one
+            assert reader.search(extra(1 + older), 1)[0].similarity > 0.99
+            assert not reader.refresh()
+
+
 def test_one_writer(tmp_path):
     with Index.build(extra(0)[None], path=tmp_path) as index, open(tmp_path / "lock", "a+b") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -152,7 +189,7 @@ def test_a_transaction_that_fails_changes_nothing(tmp_path):
             raise ZeroDivisionError
         assert writer.about["rows"] == 1
     state = State(tmp_path)
-    assert state.count() == state.number == len(state.descriptors) == 1
+    assert state.count() == state.about["state"] == len(state.descriptors) == 1
     state.close()
 
 
