@@ -244,10 +244,7 @@ class State:
 
     def _all(self, statement, values=()):
         with self._lock:
-            try:
-                return self._database.execute(statement, values).fetchall()
-            except sqlite3.DatabaseError as error:
-                raise _unreadable(self.folder, error) from error
+            return _all(self._database, self.folder, statement, values)
 
     def _photo(self, found):
         number, name, size, time, digest, width, height, row, problem, path, kind, probability = found
@@ -321,8 +318,8 @@ class Writer:
     def transaction(self) -> Iterator[None]:
         """What is written in this block counts as a whole or not at all."""
         before = dict(self.about)
-        self._database.execute("BEGIN IMMEDIATE")
         try:
+            self._database.execute("BEGIN IMMEDIATE")
             yield
             self.about["state"] += 1
             for key, value in self.about.items():
@@ -333,6 +330,8 @@ class Writer:
             self.about = before
             with contextlib.suppress(sqlite3.Error):
                 self._database.execute("ROLLBACK")
+            if _is_damage(error):
+                raise _unreadable(self.folder, error) from error
             if isinstance(error, sqlite3.OperationalError):
                 raise UserError(f"{self.folder} can't be written to: {error}") from error
             raise
@@ -398,18 +397,16 @@ class Writer:
 
     def row_of_content(self, sha256: bytes) -> int | None:
         """The row of a photo of the same content, or None."""
-        found = self._database.execute(
-            "SELECT row FROM photos WHERE sha256 = ? AND row IS NOT NULL LIMIT 1", (sha256,)
-        ).fetchone()
-        return found and found[0]
+        found = self._all("SELECT row FROM photos WHERE sha256 = ? AND row IS NOT NULL LIMIT 1", (sha256,))
+        return found[0][0] if found else None
 
     def count(self) -> int:
         """How many photos there are, those that can't be used among them."""
-        return self._database.execute("SELECT COUNT(*) FROM photos").fetchone()[0]
+        return self._all("SELECT COUNT(*) FROM photos")[0][0]
 
     def used_rows(self) -> int:
         """How many rows are a photo's."""
-        return self._database.execute("SELECT COUNT(DISTINCT row) FROM photos").fetchone()[0]
+        return self._all("SELECT COUNT(DISTINCT row) FROM photos")[0][0]
 
     def delete(self, names: Iterable[bytes]) -> int:
         """Takes photos out by name; returns how many there were."""
@@ -442,7 +439,7 @@ class Writer:
 
     def compact(self) -> None:
         """Writes the descriptors anew without the rows that are nobody's."""
-        used = [row for (row,) in self._database.execute("SELECT DISTINCT row FROM photos WHERE row IS NOT NULL")]
+        used = [row for (row,) in self._all("SELECT DISTINCT row FROM photos WHERE row IS NOT NULL")]
         used, dimensions = np.sort(np.array(used, np.int64)), self.about["dimensions"]
         shape = (self.about["rows"], dimensions)
         old = np.memmap(self._file.name, np.float16, "r", shape=shape) if len(used) else None
@@ -489,6 +486,9 @@ class Writer:
             for name in names:
                 _copy_file(self.folder / name, partial / name)
 
+    def _all(self, statement, values=()):
+        return _all(self._database, self.folder, statement, values)
+
     def _begin(self, about):
         with open(_descriptors(self.folder, 0), "wb"):
             pass
@@ -528,6 +528,7 @@ class Compared:
 
     def __init__(self, folder: Path, method: int):
         self.method = method
+        self._folder = folder
         self._lock = threading.Lock()
         try:
             self._database = _beside(folder)
@@ -547,10 +548,10 @@ class Compared:
         with self._lock:
             for start in range(0, len(contents), _AT_ONCE):
                 part = contents[start : start + _AT_ONCE]
-                found |= self._database.execute(
+                found |= self._all(
                     f"SELECT sha256, sketch FROM sketches WHERE method = ? AND sha256 IN ({_places(part)})",
                     [self.method, *part],
-                ).fetchall()
+                )
         return found
 
     def put_sketches(self, sketches: dict[bytes, bytes]) -> None:
@@ -562,11 +563,11 @@ class Compared:
     def pair(self, one: bytes, other: bytes) -> tuple[bool, float, str, bool] | None:
         """(same, score, how, throughout) of two contents in either order, or None."""
         with self._lock:
-            found = self._database.execute(
+            found = self._all(
                 "SELECT same, score, how FROM compared WHERE one = ? AND other = ? AND method = ?",
                 [min(one, other), max(one, other), self.method],
-            ).fetchone()
-        return found and (bool(found[0]), found[1], found[2], found[0] == _THROUGHOUT)
+            )
+        return (bool(found[0][0]), *found[0][1:], found[0][0] == _THROUGHOUT) if found else None
 
     def put_pairs(self, pairs: dict[tuple[bytes, bytes], tuple[bool, float, str, bool]]) -> None:
         """Keeps (same, score, how, throughout) of pairs of contents."""
@@ -585,8 +586,14 @@ class Compared:
             try:
                 self._database.executemany(statement, rows)
                 self._database.execute("COMMIT")
-            except sqlite3.OperationalError:
+            except sqlite3.DatabaseError as error:
                 self._database.execute("ROLLBACK")
+                if _is_damage(error):
+                    raise _unreadable(self._folder, error) from error
+                raise
+
+    def _all(self, statement, values):
+        return _all(self._database, self._folder, statement, values)
 
 
 class Noted:
@@ -756,11 +763,26 @@ def _writing_to(folder):
         raise UserError(f"{printable_name(folder)} can't be written to: {error}") from error
 
 
+def _all(database, folder, statement, values=()):
+    try:
+        return database.execute(statement, values).fetchall()
+    except sqlite3.DatabaseError as error:
+        raise _unreadable(folder, error) from error
+
+
+def _code(error):
+    """SQLite's code of an error, or None; extended codes have the plain one in their lowest byte."""
+    code = getattr(error, "sqlite_errorcode", None)
+    return code and code & 0xFF
+
+
+def _is_damage(error):
+    return _code(error) in _DAMAGE
+
+
 def _unreadable(folder, error):
     """What to say of an error of SQLite's: only some of them are the index's own."""
-    code = getattr(error, "sqlite_errorcode", None)
-    # extended codes have the plain one in their lowest byte
-    code = code and code & 0xFF
+    code = _code(error)
     if code in _DAMAGE:
         return UserError(f"{printable_name(folder)} can't be read as an index: {error}; build it anew")
     hint = "another process holds it: try again" if code in _IN_USE else "is the disk full, or gone?"

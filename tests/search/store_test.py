@@ -18,9 +18,9 @@ import pytest
 from mg_keras.errors import UserError
 from mg_keras.search import store
 from mg_keras.search.index import Index
-from mg_keras.search.store import Noted, State, Writer
+from mg_keras.search.store import Compared, Noted, State, Writer
 from tests.search import written
-from tests.search.fake import FakeModel, album
+from tests.search.fake import FakeModel, album, noise
 from tests.search.written import extra
 
 processes = multiprocessing.get_context("forkserver")
@@ -180,6 +180,18 @@ def test_one_writer(tmp_path):
         assert len(index) == 1
 
 
+def test_a_database_that_is_held_too_long_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setitem(store._OPTIONS, "timeout", 0.0)
+    with (
+        Index.build(extra(0)[None], path=tmp_path) as index,
+        contextlib.closing(sqlite3.connect(tmp_path / "index.sqlite", isolation_level=None)) as other,
+    ):
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(UserError, match="can't be written to: database is locked"):
+            index.remove("row 0")
+        assert len(index) == 1
+
+
 def test_a_transaction_that_fails_changes_nothing(tmp_path):
     Index.build(extra(0)[None], path=tmp_path).close()
     with Writer(tmp_path) as writer:
@@ -241,6 +253,54 @@ def test_damage_is_one_line(tmp_path, damage, message):
     damage(tmp_path)
     with pytest.raises(UserError, match=message):
         Index.open(tmp_path)
+
+
+@pytest.mark.parametrize("what", ["photos", "photos_by_row", "sqlite_autoindex_photos_1", "classes", "sketches"])
+def test_a_damaged_page_is_one_line(tmp_path, what):
+    photos = album(tmp_path / "photos", 2)
+    path = tmp_path / "index"
+    Index.build(tmp_path / "photos", FakeModel(), path).close()
+    with Compared(path, method=1) as compared:
+        compared.put_sketches({b"content": b"sketch"})
+    with contextlib.closing(sqlite3.connect(path / "index.sqlite")) as database:
+        (page,) = database.execute("SELECT rootpage FROM sqlite_master WHERE name = ?", [what]).fetchone()
+        (size,) = database.execute("PRAGMA page_size").fetchone()
+    with open(path / "index.sqlite", "r+b") as file:
+        file.seek((page - 1) * size)
+        file.write(b"x" * size)
+
+    def write(use):
+        with Writer(path) as writer:
+            use(writer)
+
+    def add():
+        noise(77).save(tmp_path / "photos" / "new.png")
+        with Index.open(path, FakeModel()) as index:
+            index.add(extra(0)[None], ["more"])
+            index.update()
+            index.remove(photos[0])
+
+    def compare(use, *what):
+        with Compared(path, method=1) as compared:
+            use(compared, *what)
+
+    told = []
+    for use in (
+        add,
+        lambda: compare(Compared.sketches, [b"content"]),
+        lambda: compare(Compared.put_sketches, {b"other": b"sketch"}),
+        lambda: write(Writer.count),
+        lambda: write(Writer.used_rows),
+        lambda: write(lambda writer: writer.row_of_content(b"content")),
+        lambda: write(Writer.compact),
+    ):
+        try:
+            use()
+        except UserError as error:
+            told.append(str(error))
+    assert told
+    for each in told:
+        assert each.startswith(f"{path} can't be read as an index: database disk image is malformed; build it anew")
 
 
 @pytest.mark.parametrize(
