@@ -89,7 +89,7 @@ class Index:
 
     def __len__(self) -> int:
         """How many photos can be found."""
-        return self._view.state.count("row IS NOT NULL")
+        return self._view.state.usable_count()
 
     def __enter__(self) -> Self:
         return self
@@ -453,10 +453,9 @@ class Index:
         """A photo by its number (`Photo.id`), name or path; None if it is not there."""
         state = self._view.state
         if isinstance(which, int):
-            found = state.select("WHERE photos.id = ?", [which])
-        else:
-            found = state.select("WHERE photos.name = ?", [os.fsencode(which)])
-            found = found or state.select("WHERE photos.name = ?", [name_of(which, state.about["root"])])
+            return state.photos_of_ids([which]).get(which)
+        found = state.select("WHERE photos.name = ?", [os.fsencode(which)])
+        found = found or state.select("WHERE photos.name = ?", [name_of(which, state.about["root"])])
         return found[0] if found else None
 
     def unusable(self) -> list[Photo]:
@@ -491,12 +490,7 @@ class Index:
 
     def _describe(self, view, query):
         if isinstance(query, Photo):
-            found = view.state.select("WHERE photos.id = ?", [query.id])
-            # older indexes gave the number of the last one, once it was gone, to the next
-            same = found and (found[0].name, found[0].sha256) == (query.name, query.sha256)
-            if not same or found[0].row is None:
-                raise UserError(f"{printable_name(query.name)} is not in the index any more, or can't be used")
-            return np.asarray(view.state.descriptors[found[0].row], np.float32)
+            return _descriptors(view.state, [query])[0]
         if isinstance(query, bytearray):
             query = bytes(query)
         if (values := _as_descriptor(query)) is not None:
@@ -598,6 +592,19 @@ def _base(path, state, before):
         if len(state.descriptors) - base.rows <= neighbors.TAIL_ROWS and base.index.d == state.descriptors.shape[1]:
             return base
     return neighbors.exact(state.descriptors)
+
+
+def _descriptors(state, photos):
+    """float32 [N, D] of photos, whose rows may be others in this state than in the one that they are of."""
+    found, rows = state.photos_of_ids(photo.id for photo in photos), []
+    for photo in photos:
+        there = found.get(photo.id)
+        # older indexes gave the number of the last one, once it was gone, to the next
+        same = there and (there.name, there.sha256) == (photo.name, photo.sha256)
+        if not same or there.row is None:
+            raise UserError(f"{printable_name(photo.name)} is not in the index any more, or can't be used")
+        rows.append(there.row)
+    return np.asarray(state.descriptors[np.array(rows, np.int64)], np.float32)
 
 
 def _as_descriptor(query):

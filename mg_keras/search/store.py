@@ -191,18 +191,24 @@ class State:
         """How many photos there are of which a condition on their columns holds."""
         return self._all(f"SELECT COUNT(*) FROM photos WHERE {where}", values)[0][0]
 
+    def usable_count(self) -> int:
+        """How many photos can be found."""
+        return self.count("row IS NOT NULL")
+
     def select(self, rest: str = "", values: Sequence = ()) -> list[Photo]:
         """Photos, by what comes behind `SELECT ... FROM photos` and their likeliest class, `likeliest`."""
         return [self._photo(found) for found in self._all(f"{self._photos} {rest}", values)]
 
     def photos_of_rows(self, rows: Iterable[int]) -> dict[int, list[Photo]]:
         """Row -> the photos whose descriptor it is, in order of name."""
-        found, rows = {}, [int(row) for row in rows]
-        for start in range(0, len(rows), _AT_ONCE):
-            part = rows[start : start + _AT_ONCE]
-            for photo in self.select(f"WHERE photos.row IN ({_places(part)}) ORDER BY photos.name", part):
-                found.setdefault(photo.row, []).append(photo)
+        found = {}
+        for photo in self._photos_by("row", rows):
+            found.setdefault(photo.row, []).append(photo)
         return found
+
+    def photos_of_ids(self, ids: Iterable[int]) -> dict[int, Photo]:
+        """Number -> the photo that has it, of those that are there."""
+        return {photo.id: photo for photo in self._photos_by("id", ids)}
 
     def rows_of_classes(self, numbers: Sequence[int]) -> np.ndarray:
         """int64, the rows whose likeliest class is one of these."""
@@ -241,6 +247,12 @@ class State:
         columns = f"name, id, file_size, modified, sha256, row, problem, {self._path}, width IS NOT NULL"
         found = self._all(f"SELECT {columns} FROM photos")
         return {name: Known(key, (size, time), *others) for name, key, size, time, *others in found}
+
+    def _photos_by(self, column, values):
+        values = [int(value) for value in values]
+        for start in range(0, len(values), _AT_ONCE):
+            part = values[start : start + _AT_ONCE]
+            yield from self.select(f"WHERE photos.{column} IN ({_places(part)}) ORDER BY photos.name", part)
 
     def _all(self, statement, values=()):
         with self._lock:
