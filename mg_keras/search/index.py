@@ -480,8 +480,12 @@ class Index:
         return dict(sorted(counts.items(), key=lambda item: -item[1]))
 
     def descriptors(self, photos: Sequence[Photo]) -> np.ndarray:
-        """float32 [N, D] of photos of the index that can be used."""
-        return np.asarray(self._view.state.descriptors[[photo.row for photo in photos]], np.float32)
+        """float32 [N, D] of photos of the index that can be used.
+
+        Raises:
+            UserError: one is not in the index any more, or can't be used.
+        """
+        return _descriptors(self._view.state, photos)
 
     def snapshot(self) -> "tuple[State, Neighbors]":
         """One state and what finds neighbours in it, for what works on all photos."""

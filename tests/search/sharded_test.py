@@ -106,6 +106,9 @@ def test_the_library_opens_it_and_ranks_by_exact_cosines(built, values, monkeypa
         assert [hit.photo.row for hit in near][:4] == true[0, :4].tolist()
         assert index.find(queries[0], 3).kind or index.find(queries[0], 3).instances
         assert index.photo(5).problem == "broken"
+        np.testing.assert_array_equal(index.descriptors([photo]), [index.describe(photo)])
+        with pytest.raises(UserError, match="is not in the index any more, or can't be used"):
+            index.descriptors([photo, index.photo(5)])
         for ask in (index.update, index.photos, index.class_counts, lambda: index.remove("a"), lambda: index.save("x")):
             with pytest.raises(UserError, match="an index of shards"):
                 ask()

@@ -238,6 +238,20 @@ def test_rows_of_nobody_are_given_up(tmp_path, monkeypatch):
         assert not list(tmp_path.glob("neighbors-*"))
 
 
+def test_a_photo_keeps_its_descriptor_when_rows_are_given_up(tmp_path, monkeypatch):
+    monkeypatch.setattr("mg_keras.search.writing._SMALLEST_APPROXIMATE", 16)
+    names = [f"extra-{number:02}" for number in range(40)]
+    with Index.build(np.stack([extra(number) for number in range(40)]), path=tmp_path, names=names) as index:
+        photos = index.photos()
+        index.remove(names[2:32])
+        assert (tmp_path / "descriptors-1.f16").exists()
+        true = [extra(number) for number in (35, 0, 39)]
+        np.testing.assert_allclose(index.descriptors([photos[35], photos[0], photos[39]]), true, atol=2e-3)
+        assert index.descriptors([]).shape == (0, len(extra(0)))
+        with pytest.raises(UserError, match=r"extra-07 is not in the index any more, or can't be used"):
+            index.descriptors([photos[35], photos[7]])
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
