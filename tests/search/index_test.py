@@ -48,12 +48,24 @@ def test_search_is_cosine_similarity_in_order():
         near = index.range(query, 0.3)
         assert sorted(names(near)) == [f"{number:02}" for number in np.flatnonzero(values @ query >= 0.3)]
         assert len(index.search(query, 80)) == len(index) == 50
-        # the mean of the query and its nearest, by the third power of their similarities, over the threshold
-        least = index.threshold("instance", 0.9)
-        kept = [number for number in order[:2] if values[number] @ query >= least]
-        mean = query + sum((values[number] @ query) ** 3 * values[number] for number in kept)
-        expanded = index.search(query, k=5, expand=2)
-        assert names(expanded) == [f"{number:02}" for number in np.argsort(-values @ mean)[:5]]
+
+
+@pytest.mark.parametrize(("precision", "least", "count"), [(0.9, 0.3, 6), (0.99, 0.66, 2)])
+def test_query_expansion_is_the_mean_with_neighbours_weighted_by_the_third_power(precision, least, count):
+    model = FakeModel()
+    model.class_names, model.thresholds = None, {"copy": {"0.99": 0.9}, "instance": {"0.9": 0.3, "0.99": 0.66}}
+    values, query = unit_rows(50), unit_rows(1, seed=1)[0]
+    similarities = values @ query
+    kept = [number for number in np.argsort(-similarities)[:6] if similarities[number] >= least]
+    # as many as were asked for are above the lower threshold, and fewer above the higher one
+    assert len(kept) == count
+    mean = query + sum(similarities[number] ** 3 * values[number] for number in kept)
+    mean /= np.linalg.norm(mean)
+    order = np.argsort(-values @ mean)[:20]
+    with Index.build(values, model, names=[f"{number:02}" for number in range(50)]) as index:
+        hits = index.search(query, k=20, expand=6, precision=precision)
+        assert names(hits) == [f"{number:02}" for number in order]
+        np.testing.assert_allclose([hit.similarity for hit in hits], (values @ mean)[order], atol=2e-3)
 
 
 def test_a_folder_is_found_again_by_photo(photos, tmp_path):
