@@ -140,12 +140,23 @@ def test_classes_are_searched_by_name(photos, tmp_path):
         assert found[0][0].class_name == "red, crimson"
         assert found[0][0].probability == pytest.approx(found[0][1])
         assert index.find_class("red", 2, offset=1) == found[1:3]
+        counts = list(index.class_counts().values())
+        assert counts == sorted(counts, reverse=True) != sorted(counts)
         with pytest.raises(UserError, match="no class is called 'grean'; near: green"):
             index.find_class("grean")
         with pytest.raises(UserError, match="no class is called ''"):
             index.find_class("")
     with Index.build(unit_rows(3)) as index, pytest.raises(UserError, match="knows no classes"):
         index.find_class("red")
+
+
+def test_of_classes_with_hardly_a_share_nothing_is_kept(tmp_path):
+    model = FakeModel()
+    photos = [Image.new("RGB", (24, 24), colour) for colour in ((200, 100, 100), (190, 150, 150), (100, 100, 200))]
+    shares = model.classify(model.embed(photos)).probabilities[:, model.class_names.index("blue")]
+    assert shares == pytest.approx([0.0003, 0.02, 1], abs=0.002)
+    with Index.build(photos, model) as index:
+        assert [photo.name for photo, _ in index.find_class("blue")] == ["photo 3", "photo 2"]
 
 
 def test_two_classes_of_one_name(tmp_path):
@@ -644,6 +655,13 @@ def test_thresholds_are_the_models_or_estimated():
     assert found["instance"]["0.9"] == pytest.approx(max(mean + 0.4 * (1 - mean), mean + 3.94 * spread), abs=0.02)
     assert thresholds.estimated(np.ones((9, 4)) / 2, np.ones(9, bool))["copy"]["0.99"] <= 0.995
     assert thresholds.estimated(values[:0], np.ones(0, bool))["copy"]["0.9"] == 0.55
+    # the more photos there are, the nearer is the nearest stranger
+    of_more = thresholds.estimated(values, np.ones(500, bool), photos=50_000)
+    assert of_more["instance"]["0.9"] == pytest.approx(mean + 4.93 * spread, abs=0.02)
+    # where strangers may be as near as copies, what is nearly equal is a copy still
+    wide = thresholds.estimated(unit_rows(200, 4), np.ones(200, bool))
+    for shares in wide.values():
+        assert list(shares.values()) == pytest.approx([0.95, 0.95], abs=0.005)
 
 
 def test_thresholds_of_a_kind_that_the_model_has_none_of_are_estimated(tmp_path):

@@ -283,6 +283,14 @@ def test_photos_are_queries_with_the_model_that_made_it(tmp_path, monkeypatch, c
         Index.open(out, other)
 
 
+@pytest.mark.parametrize(
+    ("rows", "cores", "shards"),
+    [(1_000, 8, 1), (1_000_000, 2, 2), (1_000_000, 8, 4), (4_000_000, 1, 1), (9_000_000, 1, 3), (9_000_000, 8, 8)],
+)
+def test_shards_are_one_a_core_where_that_pays_and_none_is_too_large(rows, cores, shards):
+    assert sharded.default_shards(rows, cores) == shards
+
+
 def test_nothing_but_what_it_made_is_removed(tmp_path):
     features = write_folder(tmp_path / "features", clustered(2000, 32))
     out = tmp_path / "index"

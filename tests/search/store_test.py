@@ -172,6 +172,17 @@ def test_an_index_that_was_made_anew_is_seen_however_often_it_was_written_to(tmp
             assert not reader.refresh()
 
 
+def test_what_finds_neighbours_is_kept_while_few_rows_are_added(tmp_path, monkeypatch):
+    monkeypatch.setattr("mg_keras.search.neighbors.TAIL_ROWS", 5)
+    with Index.build(np.stack([extra(number) for number in range(10)]), path=tmp_path) as index:
+        for count, covered in ((3, 10), (2, 10), (1, 16)):
+            first = len(index)
+            numbers = range(first, first + count)
+            index.add(np.stack([extra(number) for number in numbers]), [f"extra-{number}" for number in numbers])
+            assert index.snapshot()[1].base.rows == covered
+            assert index.search(extra(first), 1)[0].photo.name == f"extra-{first}"
+
+
 def test_one_writer(tmp_path):
     with Index.build(extra(0)[None], path=tmp_path) as index, open(tmp_path / "lock", "a+b") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
