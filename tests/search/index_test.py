@@ -252,7 +252,11 @@ def test_add_and_remove(photos, tmp_path, monkeypatch):
     noise(1).save("00009.png")
     elsewhere = album(tmp_path / "elsewhere", 2, first=300)
     with Index.build(photos, FakeModel(), tmp_path / "index") as index:
-        assert index.add(elsewhere).added == 2
+        seen = []
+        assert index.add(elsewhere, report=lambda *how: seen.append(how)).added == 2
+        assert index.add(np.ones((1, 109)), ["one"], report=lambda *how: seen.append(how)).added == 1
+        assert seen == [(2, 2), (1, 1)]
+        index.remove("one")
         assert index.add([noise(310)], ["by hand"]).added == 1
         assert names(index.search(noise(301), 1)) == [str(elsewhere[1])]
         assert index.photo("00009.png").path == photos / "00009.png"
