@@ -1,4 +1,4 @@
-"""The exceptions that mean "the user can fix this"."""
+"""The exceptions that mean "the user can fix this", and what they say of others' errors."""
 
 
 class UserError(Exception):
@@ -19,3 +19,13 @@ class WorkerLost(UserError):
 
     # EX_TEMPFAIL of sysexits.h: try again
     status = 75
+
+
+def first_line(error: object) -> str:
+    """The first line of an error, or of its message; the name of its type where it says nothing.
+
+    Example:
+        >>> first_line(OSError("the disk is gone\\nat 0x7f")), first_line(KeyboardInterrupt())
+        ('the disk is gone', 'KeyboardInterrupt')
+    """
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -81,13 +81,7 @@ def load(
     return found
 
 
-def load_file(
-    path: str | os.PathLike,
-    *,
-    allowed: Mapping[str, Any] | None = None,
-    persistent_load: Callable[[Any], Any] | None = None,
-    max_bytes: int = MAX_BYTES,
-) -> Any:
+def load_file(path: str | os.PathLike) -> Any:
     """Read the pickle at the start of a file: `load`, with the file's path in its messages.
 
     Raises:
@@ -95,7 +89,7 @@ def load_file(
     """
     try:
         with Path(path).open("rb") as file:
-            return load(file, str(path), allowed=allowed, persistent_load=persistent_load, max_bytes=max_bytes)
+            return load(file, str(path))
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error}") from None
 

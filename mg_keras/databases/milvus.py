@@ -18,7 +18,7 @@ from milvus_lite.server_manager import server_manager_instance
 from pymilvus import DataType, MilvusClient, MilvusException
 
 from mg_keras.databases.collection import PAYLOAD, Address, Away, Collection, Found, Photos
-from mg_keras.errors import UserError
+from mg_keras.errors import UserError, first_line
 from mg_keras.files import in_home
 
 _SECONDS, _SECONDS_TO_CONNECT = 60, 10
@@ -199,13 +199,13 @@ class Milvus(Collection):
         except Exception as error:  # of the engine in files: another process has it, or a file is damaged
             if isinstance(error, AssertionError | TypeError | NameError | AttributeError):
                 raise
-            raise UserError(f"{where}: {_first_line(error)}") from error
+            raise UserError(f"{where}: {first_line(error)}") from error
         finally:
             # a server that was started anew, or one who released it, may be why
             self._loaded = self._loaded and done
 
     def _refused(self, kind, message):
-        message = _first_line(message)
+        message = first_line(message)
         if any(each in message.lower() for each in _TOKEN_REFUSED):
             return UserError(f"{self.address} refuses the token: {self.secret} must hold one that may write")
         return kind(f"{self.address} can't be reached: {message}" if kind is Away else f"{self.address}: {message}")
@@ -242,7 +242,3 @@ def _first_record_of(name):
     finally:
         logger.removeHandler(handler)
         logger.propagate = propagated
-
-
-def _first_line(error):
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

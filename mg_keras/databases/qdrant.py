@@ -16,7 +16,7 @@ from qdrant_client import QdrantClient, models
 from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
 
 from mg_keras.databases.collection import PAYLOAD, Address, Away, Collection, Found, Photos
-from mg_keras.errors import UserError
+from mg_keras.errors import UserError, first_line
 from mg_keras.files import in_home
 
 _SECONDS = 60
@@ -132,7 +132,7 @@ class Qdrant(Collection):
         try:
             yield
         except ResponseHandlingException as error:
-            raise Away(f"{where} can't be reached: {_first_line(error)}") from error
+            raise Away(f"{where} can't be reached: {first_line(error)}") from error
         except UnexpectedResponse as error:
             if error.status_code in (401, 403):
                 raise UserError(f"{where} refuses the key: {self.secret} must hold one that may write") from error
@@ -140,7 +140,7 @@ class Qdrant(Collection):
             raise kind(f"{where} answered {error.status_code}: {_told_by(error)}") from error
         except (RuntimeError, ValueError, sqlite3.Error, KeyError) as error:
             # of the local mode: another process has the folder, or a file in it is damaged
-            raise UserError(f"{where}: {_first_line(error)}") from error
+            raise UserError(f"{where}: {first_line(error)}") from error
 
 
 def _payload(point):
@@ -161,7 +161,3 @@ def _told_by(error):
         return str(error.structured()["status"]["error"]).splitlines()[0]
     except (ValueError, KeyError, TypeError, IndexError):
         return error.reason_phrase or "no reason"
-
-
-def _first_line(error):
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -27,7 +27,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import parquet
 
-from mg_keras.errors import UserError
+from mg_keras.errors import UserError, first_line
 from mg_keras.files import atomic_path, in_home, printable_name, remove_leftovers
 
 DTYPES = ("float16", "float32")
@@ -219,7 +219,7 @@ def look_at(path: str | os.PathLike) -> tuple[dict[str, Any], int, int]:
         made_from = json.loads((footer.schema_arrow.metadata or {})[KEY])
         return made_from, _dtype_and_size(footer.schema_arrow)[1], footer.metadata.num_rows
     except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{path} can't be read as Parquet: {_first_line(error)}") from error
+        raise UserError(f"{path} can't be read as Parquet: {first_line(error)}") from error
     except (KeyError, ValueError, AttributeError) as error:
         raise UserError(f"{path} holds no descriptors of mg-keras embed") from error
 
@@ -235,7 +235,7 @@ def batches(path: str | os.PathLike, rows: int) -> Iterator[pa.RecordBatch]:
             # anew for each, as a file that is open keeps what it has read
             yield from _open(path).iter_batches(rows, [group])
     except _BROKEN as error:
-        raise UserError(f"{path} can't be read: {_first_line(error)}") from error
+        raise UserError(f"{path} can't be read: {first_line(error)}") from error
 
 
 def counts(path: str | os.PathLike) -> tuple[int, int]:
@@ -449,11 +449,7 @@ def _first_id(path):
 
 
 def _unreadable(path, error):
-    return UserError(f"{path} can't be read ({_first_line(error)}): remove it, and the same command makes it anew")
-
-
-def _first_line(error):
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    return UserError(f"{path} can't be read ({first_line(error)}): remove it, and the same command makes it anew")
 
 
 def _table(columns, **values):

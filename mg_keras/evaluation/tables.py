@@ -22,12 +22,11 @@ OF_LEVELS = ("categories", "probe")
 """Benchmarks of labels of several levels, which have tables of their own."""
 
 
-def scores_table(scores: Mapping, title: str = "Scores by resolution") -> Table:
+def scores_table(scores: Mapping) -> Table:
     """Lay out class, instance and copy scores by resolution and p*, with the levels of chance below.
 
     Args:
         scores: what `metrics.json` holds, or its `resolutions` and `chance`.
-        title: the line at the top.
 
     Returns:
         A table for `rich.print`.
@@ -36,7 +35,7 @@ def scores_table(scores: Mapping, title: str = "Scores by resolution") -> Table:
         ValueError: `scores` holds no resolution.
     """
     rows, chance = by_resolution(scores), scores.get("chance", {})
-    table = Table(title=title)
+    table = Table(title="Scores by resolution")
     table.add_column("resolution")
     whitened = ("instance_whitened",) if any("instance_whitened" in row for row in rows.values()) else ()
     scored = ("top1", "top5", "instance", *whitened, "copies")

@@ -5,7 +5,7 @@ import json
 import os
 from pathlib import Path
 
-from mg_keras.errors import UserError
+from mg_keras.errors import UserError, first_line
 from mg_keras.files import in_home
 from mg_keras.preparations import ASPECT, checked
 
@@ -54,8 +54,7 @@ class ExportedFiles:
             raise self._not_exported(error) from error
 
     def _not_exported(self, error):
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        return UserError(f"{self.path} can't be loaded as a SavedModel of mg-keras export: {reason}")
+        return UserError(f"{self.path} can't be loaded as a SavedModel of mg-keras export: {first_line(error)}")
 
     def fingerprint(self) -> str:
         """A str that is equal for SavedModels that embed and classify alike: a hash of its graph and weights."""

@@ -21,12 +21,17 @@ class Optimized:
 
     Attributes:
         preparation, precision: as a network of `mg_keras.embedding.photos` has them.
+
+    Raises:
+        ValueError: the precision is none of those, or `"int8"` without `observed`.
     """
 
     def __init__(self, network: Network, precision: str = "float32", observed: Observed | None = None):
         self.network = network
         self.preparation = network.preparation
-        if precision == INT8 and observed is not None:
+        if precision == INT8:
+            if observed is None:
+                raise ValueError("int8 needs observed, what its convolutions read and give, received None")
             self._trunk = quantized_trunk(network.mapper, observed)
         else:
             self._trunk = optimized_trunk(network.mapper, precision)

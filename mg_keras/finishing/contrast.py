@@ -96,12 +96,10 @@ def contrasted(
     return Whitening.of_projection(embeddings, projection.numpy() * scale, whitening.bias_channel)
 
 
-def class_contrast(
-    descriptors: tf.Tensor, classes: tf.Tensor, photos: tf.Tensor, temperature: float = CLASS_TEMPERATURE
-) -> tf.Tensor:
+def class_contrast(descriptors: tf.Tensor, classes: tf.Tensor, photos: tf.Tensor) -> tf.Tensor:
     """Photos are to be as near to others as their classes are alike, by a network's soft answers q.
 
-    With cosines s and the temperature T, over the pictures a of other photos than that of i:
+    With cosines s and the temperature T, `CLASS_TEMPERATURE`, over the pictures a of other photos than that of i:
 
         mean over i: - sum over a: w_ia log( exp(s_ia / T) / sum over b: exp(s_ib / T) )
 
@@ -112,7 +110,6 @@ def class_contrast(
         descriptors: float32 [B, k], unit norm.
         classes: float32 [B, C], probabilities.
         photos: int [B], equal for pictures of one photo, of which there are two at least.
-        temperature: T.
 
     Returns:
         A scalar, float32.
@@ -120,5 +117,5 @@ def class_contrast(
     others = photos[:, None] != photos[None, :]
     alike = tf.where(others, tf.matmul(classes, classes, transpose_b=True), 0.0)
     alike /= tf.maximum(tf.reduce_sum(alike, axis=1, keepdims=True), 1e-12)
-    similarities = tf.where(others, tf.matmul(descriptors, descriptors, transpose_b=True) / temperature, -1e9)
+    similarities = tf.where(others, tf.matmul(descriptors, descriptors, transpose_b=True) / CLASS_TEMPERATURE, -1e9)
     return tf.reduce_mean(tf.nn.softmax_cross_entropy_with_logits(alike, similarities))

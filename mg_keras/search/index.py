@@ -89,7 +89,7 @@ class Index:
 
     def __len__(self) -> int:
         """How many photos can be found."""
-        return self._view.state.count("row IS NOT NULL")
+        return self._view.state.usable_count()
 
     def __enter__(self) -> Self:
         return self
@@ -239,18 +239,24 @@ class Index:
             self._keep.cleanup()
 
     def refresh(self) -> bool:
-        """Looks for what others have written since; returns whether there was anything."""
+        """Looks for what others have written since; returns whether there was anything.
+
+        Raises:
+            UserError: it is damaged or gone, or another model made what is there now; what was seen before stays.
+        """
         with self._lock:
             before = self._view
             if before and before.state.number == _state_number(self.path):
                 return False
-            self._view = _view(self.path, before, getattr(self.model, "thresholds", None))
-            about = self._view.state.about
+            view = _view(self.path, before, getattr(self.model, "thresholds", None))
+            about = view.state.about
             if self.model is not None and about["fingerprint"] not in (None, self.model.fingerprint):
+                view.state.close()
                 raise UserError(
                     f"{self.path} was made by another model ({about['model']}): open it with that one, or build a new "
                     "index with this one"
                 )
+            self._view = view
             return True
 
     # what changes it
@@ -447,10 +453,9 @@ class Index:
         """A photo by its number (`Photo.id`), name or path; None if it is not there."""
         state = self._view.state
         if isinstance(which, int):
-            found = state.select("WHERE photos.id = ?", [which])
-        else:
-            found = state.select("WHERE photos.name = ?", [os.fsencode(which)])
-            found = found or state.select("WHERE photos.name = ?", [name_of(which, state.about["root"])])
+            return state.photos_of_ids([which]).get(which)
+        found = state.select("WHERE photos.name = ?", [os.fsencode(which)])
+        found = found or state.select("WHERE photos.name = ?", [name_of(which, state.about["root"])])
         return found[0] if found else None
 
     def unusable(self) -> list[Photo]:
@@ -475,8 +480,12 @@ class Index:
         return dict(sorted(counts.items(), key=lambda item: -item[1]))
 
     def descriptors(self, photos: Sequence[Photo]) -> np.ndarray:
-        """float32 [N, D] of photos of the index that can be used."""
-        return np.asarray(self._view.state.descriptors[[photo.row for photo in photos]], np.float32)
+        """float32 [N, D] of photos of the index that can be used.
+
+        Raises:
+            UserError: one is not in the index any more, or can't be used.
+        """
+        return _descriptors(self._view.state, photos)
 
     def snapshot(self) -> "tuple[State, Neighbors]":
         """One state and what finds neighbours in it, for what works on all photos."""
@@ -485,12 +494,7 @@ class Index:
 
     def _describe(self, view, query):
         if isinstance(query, Photo):
-            found = view.state.select("WHERE photos.id = ?", [query.id])
-            # older indexes gave the number of the last one, once it was gone, to the next
-            same = found and (found[0].name, found[0].sha256) == (query.name, query.sha256)
-            if not same or found[0].row is None:
-                raise UserError(f"{printable_name(query.name)} is not in the index any more, or can't be used")
-            return np.asarray(view.state.descriptors[found[0].row], np.float32)
+            return _descriptors(view.state, [query])[0]
         if isinstance(query, bytearray):
             query = bytes(query)
         if (values := _as_descriptor(query)) is not None:
@@ -582,7 +586,7 @@ def _view(path, before, brought):
 
 def _base(path, state, before):
     named = state.about["neighbors"]
-    same = before and before.state.about["generation"] == state.about["generation"]
+    same = before and all(before.state.about.get(key) == state.about.get(key) for key in ("made", "generation"))
     if named:
         if same and before.state.about["neighbors"] == named:
             return before.neighbors.base
@@ -592,6 +596,19 @@ def _base(path, state, before):
         if len(state.descriptors) - base.rows <= neighbors.TAIL_ROWS and base.index.d == state.descriptors.shape[1]:
             return base
     return neighbors.exact(state.descriptors)
+
+
+def _descriptors(state, photos):
+    """float32 [N, D] of photos, whose rows may be others in this state than in the one that they are of."""
+    found, rows = state.photos_of_ids(photo.id for photo in photos), []
+    for photo in photos:
+        there = found.get(photo.id)
+        # older indexes gave the number of the last one, once it was gone, to the next
+        same = there and (there.name, there.sha256) == (photo.name, photo.sha256)
+        if not same or there.row is None:
+            raise UserError(f"{printable_name(photo.name)} is not in the index any more, or can't be used")
+        rows.append(there.row)
+    return np.asarray(state.descriptors[np.array(rows, np.int64)], np.float32)
 
 
 def _as_descriptor(query):

@@ -192,16 +192,13 @@ class Neighbors:
         self._tail = _float32(descriptors[base.rows :])
         self._used = int(np.count_nonzero(used[: base.rows]))
 
-    def nearest(
-        self, queries: np.ndarray, k: int, among: np.ndarray | None = None, effort: int | None = None
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def nearest(self, queries: np.ndarray, k: int, among: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
         """The rows most similar to each query.
 
         Args:
             queries: float32 [Q, D] of unit norm.
             k: how many, at least 1.
             among: bool [N], rows that alone may be answers; None: all that are used.
-            effort: of an approximate base; None: its own.
 
         Returns:
             similarities: float32 [Q, k], cosines, largest first; -inf where there are fewer than k rows.
@@ -219,11 +216,11 @@ class Neighbors:
             rows = np.flatnonzero(of_base)
             parts.append(compared(queries, _float32(self.descriptors[rows]), rows, k))
         elif self.base.kind == "exact":
-            parts.append(self._by_faiss(queries, k, of_base, few, None))
+            parts.append(self._by_faiss(queries, k, of_base, few))
         else:
             of_base = None if among is None and self.base.used_alone else of_base
             depth = min(k * self.base.reranked, few)
-            _, found = self._by_faiss(queries, depth, of_base, few, effort or self.base.effort)
+            _, found = self._by_faiss(queries, depth, of_base, few)
             parts.append(self._ranked(queries, found, k))
         if len(self._tail):
             rows = np.flatnonzero(wanted[self.base.rows :])
@@ -231,8 +228,8 @@ class Neighbors:
             parts.append(compared(queries, tail, rows + self.base.rows, k))
         return best(*map(np.concatenate, zip(*[(s.T, r.T) for s, r in parts], strict=True)), k)
 
-    def _by_faiss(self, queries, k, wanted, count, effort):
-        options = {}
+    def _by_faiss(self, queries, k, wanted, count):
+        effort, options = self.base.effort, {}
         if wanted is not None and count < len(wanted):
             # the fewer of the rows count, the fewer lie in a cell
             effort = effort and int(effort * min(8, len(wanted) / count))

@@ -19,7 +19,7 @@ import multiprocessing
 import os
 import re
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -642,21 +642,17 @@ class State:
     def close(self) -> None:
         """Nothing is kept that must be let go of."""
 
-    def count(self, where: str, values: Sequence = ()) -> int:
+    def usable_count(self) -> int:
         """How many photos can be found."""
-        if where != "row IS NOT NULL":
-            raise self._refused()
         return self.about["rows"] - len(self.descriptors.unusable)
 
-    def select(self, rest: str, values: Sequence = ()) -> list[Photo]:
-        """The photo of a number."""
-        if rest != "WHERE photos.id = ?":
-            raise self._refused()
-        return [photo for row in values if 0 <= row < len(self.used) for photo in self.photos_of_rows([row])[row]]
-
-    def photos_of_rows(self, rows: Sequence[int]) -> dict[int, list[Photo]]:
+    def photos_of_rows(self, rows: Iterable[int]) -> dict[int, list[Photo]]:
         """Row -> the photo whose descriptor it is."""
         return {int(row): [self._photo(int(row))] for row in rows}
+
+    def photos_of_ids(self, ids: Iterable[int]) -> dict[int, Photo]:
+        """Number -> the photo that has it, of those that are there; a row's is its own."""
+        return {int(row): self._photo(int(row)) for row in ids if 0 <= row < len(self.used)}
 
     def _photo(self, row):
         facts = self.descriptors.facts(row)
@@ -677,13 +673,10 @@ class State:
         )
 
     def class_counts(self, *_: Any) -> Any:
-        """Of classes nothing is kept, but with each photo."""
-        raise self._refused()
+        """Of classes and names nothing is kept, but with each photo."""
+        raise UserError(f"{printable_name(self.folder)} is an index of shards, which finds descriptors alone")
 
-    rows_of_classes = class_of = by_class = known = path = class_counts
-
-    def _refused(self):
-        return UserError(f"{printable_name(self.folder)} is an index of shards, which finds descriptors alone")
+    count = select = rows_of_classes = class_of = by_class = known = path = class_counts
 
 
 def _base(folder, name, shards, rows, dimensions, effort=0, reranked=neighbors.RERANKED):

@@ -128,7 +128,7 @@ class State:
 
     Attributes:
         about: dict of what is known of the whole: dimensions, fingerprint, resolution, class_names, root and others.
-        number: how many times the index had been written to.
+        number: what tells it from others: (which making of the index, how many times that had been written to).
         descriptors: float16 [rows, D], mapped into memory.
         used: bool [rows], the rows that are a photo's.
 
@@ -164,7 +164,8 @@ class State:
         self._path = "photos.path" if _has_paths(self._database) else "NULL"
         self._photos = _PHOTOS.replace("photos.path", self._path)
         self.about = _about(self._database, self.folder)
-        self.number, rows, dimensions = self.about["state"], self.about["rows"], self.about["dimensions"] or 1
+        self.number = _number(self.about)
+        rows, dimensions = self.about["rows"], self.about["dimensions"] or 1
         self.descriptors = np.empty((0, dimensions), np.float16)
         path = _descriptors(self.folder, self.about["generation"])
         if os.stat(path).st_size < rows * dimensions * 2:
@@ -190,18 +191,24 @@ class State:
         """How many photos there are of which a condition on their columns holds."""
         return self._all(f"SELECT COUNT(*) FROM photos WHERE {where}", values)[0][0]
 
+    def usable_count(self) -> int:
+        """How many photos can be found."""
+        return self.count("row IS NOT NULL")
+
     def select(self, rest: str = "", values: Sequence = ()) -> list[Photo]:
         """Photos, by what comes behind `SELECT ... FROM photos` and their likeliest class, `likeliest`."""
         return [self._photo(found) for found in self._all(f"{self._photos} {rest}", values)]
 
     def photos_of_rows(self, rows: Iterable[int]) -> dict[int, list[Photo]]:
         """Row -> the photos whose descriptor it is, in order of name."""
-        found, rows = {}, [int(row) for row in rows]
-        for start in range(0, len(rows), _AT_ONCE):
-            part = rows[start : start + _AT_ONCE]
-            for photo in self.select(f"WHERE photos.row IN ({_places(part)}) ORDER BY photos.name", part):
-                found.setdefault(photo.row, []).append(photo)
+        found = {}
+        for photo in self._photos_by("row", rows):
+            found.setdefault(photo.row, []).append(photo)
         return found
+
+    def photos_of_ids(self, ids: Iterable[int]) -> dict[int, Photo]:
+        """Number -> the photo that has it, of those that are there."""
+        return {photo.id: photo for photo in self._photos_by("id", ids)}
 
     def rows_of_classes(self, numbers: Sequence[int]) -> np.ndarray:
         """int64, the rows whose likeliest class is one of these."""
@@ -241,12 +248,15 @@ class State:
         found = self._all(f"SELECT {columns} FROM photos")
         return {name: Known(key, (size, time), *others) for name, key, size, time, *others in found}
 
+    def _photos_by(self, column, values):
+        values = [int(value) for value in values]
+        for start in range(0, len(values), _AT_ONCE):
+            part = values[start : start + _AT_ONCE]
+            yield from self.select(f"WHERE photos.{column} IN ({_places(part)}) ORDER BY photos.name", part)
+
     def _all(self, statement, values=()):
         with self._lock:
-            try:
-                return self._database.execute(statement, values).fetchall()
-            except sqlite3.DatabaseError as error:
-                raise _unreadable(self.folder, error) from error
+            return _all(self._database, self.folder, statement, values)
 
     def _photo(self, found):
         number, name, size, time, digest, width, height, row, problem, path, kind, probability = found
@@ -320,8 +330,8 @@ class Writer:
     def transaction(self) -> Iterator[None]:
         """What is written in this block counts as a whole or not at all."""
         before = dict(self.about)
-        self._database.execute("BEGIN IMMEDIATE")
         try:
+            self._database.execute("BEGIN IMMEDIATE")
             yield
             self.about["state"] += 1
             for key, value in self.about.items():
@@ -332,6 +342,8 @@ class Writer:
             self.about = before
             with contextlib.suppress(sqlite3.Error):
                 self._database.execute("ROLLBACK")
+            if _is_damage(error):
+                raise _unreadable(self.folder, error) from error
             if isinstance(error, sqlite3.OperationalError):
                 raise UserError(f"{self.folder} can't be written to: {error}") from error
             raise
@@ -397,18 +409,16 @@ class Writer:
 
     def row_of_content(self, sha256: bytes) -> int | None:
         """The row of a photo of the same content, or None."""
-        found = self._database.execute(
-            "SELECT row FROM photos WHERE sha256 = ? AND row IS NOT NULL LIMIT 1", (sha256,)
-        ).fetchone()
-        return found and found[0]
+        found = self._all("SELECT row FROM photos WHERE sha256 = ? AND row IS NOT NULL LIMIT 1", (sha256,))
+        return found[0][0] if found else None
 
     def count(self) -> int:
         """How many photos there are, those that can't be used among them."""
-        return self._database.execute("SELECT COUNT(*) FROM photos").fetchone()[0]
+        return self._all("SELECT COUNT(*) FROM photos")[0][0]
 
     def used_rows(self) -> int:
         """How many rows are a photo's."""
-        return self._database.execute("SELECT COUNT(DISTINCT row) FROM photos").fetchone()[0]
+        return self._all("SELECT COUNT(DISTINCT row) FROM photos")[0][0]
 
     def delete(self, names: Iterable[bytes]) -> int:
         """Takes photos out by name; returns how many there were."""
@@ -441,7 +451,7 @@ class Writer:
 
     def compact(self) -> None:
         """Writes the descriptors anew without the rows that are nobody's."""
-        used = [row for (row,) in self._database.execute("SELECT DISTINCT row FROM photos WHERE row IS NOT NULL")]
+        used = [row for (row,) in self._all("SELECT DISTINCT row FROM photos WHERE row IS NOT NULL")]
         used, dimensions = np.sort(np.array(used, np.int64)), self.about["dimensions"]
         shape = (self.about["rows"], dimensions)
         old = np.memmap(self._file.name, np.float16, "r", shape=shape) if len(used) else None
@@ -488,10 +498,15 @@ class Writer:
             for name in names:
                 _copy_file(self.folder / name, partial / name)
 
+    def _all(self, statement, values=()):
+        return _all(self._database, self.folder, statement, values)
+
     def _begin(self, about):
         with open(_descriptors(self.folder, 0), "wb"):
             pass
-        first = {"version": _VERSION, "state": 0, "generation": 0, "rows": 0, "neighbors": None}
+        # an index that is made anew in the same place may have been written to as often
+        first = {"version": _VERSION, "made": uuid.uuid4().hex, "state": 0, "generation": 0, "rows": 0}
+        first["neighbors"] = None
         self._database.execute("BEGIN IMMEDIATE")
         for statement in filter(str.strip, _SCHEMA.split(";")):
             self._database.execute(statement)
@@ -525,6 +540,7 @@ class Compared:
 
     def __init__(self, folder: Path, method: int):
         self.method = method
+        self._folder = folder
         self._lock = threading.Lock()
         try:
             self._database = _beside(folder)
@@ -544,10 +560,10 @@ class Compared:
         with self._lock:
             for start in range(0, len(contents), _AT_ONCE):
                 part = contents[start : start + _AT_ONCE]
-                found |= self._database.execute(
+                found |= self._all(
                     f"SELECT sha256, sketch FROM sketches WHERE method = ? AND sha256 IN ({_places(part)})",
                     [self.method, *part],
-                ).fetchall()
+                )
         return found
 
     def put_sketches(self, sketches: dict[bytes, bytes]) -> None:
@@ -559,11 +575,11 @@ class Compared:
     def pair(self, one: bytes, other: bytes) -> tuple[bool, float, str, bool] | None:
         """(same, score, how, throughout) of two contents in either order, or None."""
         with self._lock:
-            found = self._database.execute(
+            found = self._all(
                 "SELECT same, score, how FROM compared WHERE one = ? AND other = ? AND method = ?",
                 [min(one, other), max(one, other), self.method],
-            ).fetchone()
-        return found and (bool(found[0]), found[1], found[2], found[0] == _THROUGHOUT)
+            )
+        return (bool(found[0][0]), *found[0][1:], found[0][0] == _THROUGHOUT) if found else None
 
     def put_pairs(self, pairs: dict[tuple[bytes, bytes], tuple[bool, float, str, bool]]) -> None:
         """Keeps (same, score, how, throughout) of pairs of contents."""
@@ -582,8 +598,14 @@ class Compared:
             try:
                 self._database.executemany(statement, rows)
                 self._database.execute("COMMIT")
-            except sqlite3.OperationalError:
+            except sqlite3.DatabaseError as error:
                 self._database.execute("ROLLBACK")
+                if _is_damage(error):
+                    raise _unreadable(self._folder, error) from error
+                raise
+
+    def _all(self, statement, values):
+        return _all(self._database, self._folder, statement, values)
 
 
 class Noted:
@@ -649,13 +671,19 @@ def is_index(folder: Path) -> bool:
         raise _unreadable(folder, error) from error
 
 
-def state_number(folder: Path) -> int:
-    """The number of the newest state of an index."""
+def state_number(folder: Path) -> tuple[str | None, int]:
+    """`State.number` of the newest state of an index."""
     try:
         with contextlib.closing(_connected(folder)) as database:
-            return json.loads(database.execute("SELECT value FROM about WHERE key = 'state'").fetchone()[0])
+            found = database.execute("SELECT key, value FROM about WHERE key IN ('made', 'state')")
+            return _number({key: json.loads(value) for key, value in found})
     except sqlite3.Error as error:
         raise _unreadable(folder, error) from error
+
+
+def _number(about):
+    # indexes of before don't say which making they are
+    return about.get("made"), about["state"]
 
 
 def root_of(folder: Path) -> str | None:
@@ -747,11 +775,26 @@ def _writing_to(folder):
         raise UserError(f"{printable_name(folder)} can't be written to: {error}") from error
 
 
+def _all(database, folder, statement, values=()):
+    try:
+        return database.execute(statement, values).fetchall()
+    except sqlite3.DatabaseError as error:
+        raise _unreadable(folder, error) from error
+
+
+def _code(error):
+    """SQLite's code of an error, or None; extended codes have the plain one in their lowest byte."""
+    code = getattr(error, "sqlite_errorcode", None)
+    return code and code & 0xFF
+
+
+def _is_damage(error):
+    return _code(error) in _DAMAGE
+
+
 def _unreadable(folder, error):
     """What to say of an error of SQLite's: only some of them are the index's own."""
-    code = getattr(error, "sqlite_errorcode", None)
-    # extended codes have the plain one in their lowest byte
-    code = code and code & 0xFF
+    code = _code(error)
     if code in _DAMAGE:
         return UserError(f"{printable_name(folder)} can't be read as an index: {error}; build it anew")
     hint = "another process holds it: try again" if code in _IN_USE else "is the disk full, or gone?"

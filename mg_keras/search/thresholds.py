@@ -27,19 +27,16 @@ _STRANGERS = 0.02
 Thresholds = Mapping[str, Mapping[str, float]]
 
 
-def estimated(
-    descriptors: np.ndarray, used: np.ndarray, seed: int = 0, photos: int | None = None
-) -> dict[str, dict[str, float]]:
+def estimated(descriptors: np.ndarray, used: np.ndarray, photos: int | None = None) -> dict[str, dict[str, float]]:
     """Thresholds of a model that brings none.
 
     Args:
         descriptors: [N, D] of unit norm.
         used: bool [N], the rows that are a photo's.
-        seed: of the pairs that are drawn.
         photos: how many there are in all, where these are some of them.
     """
     rows = np.flatnonzero(used)
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     mean, spread, deviations = 0.0, 0.0, 0.0
     if len(rows) > 1:
         # few rows, read in order, in many pairs

@@ -1,4 +1,5 @@
 from collections import Counter
+from types import SimpleNamespace
 
 import keras
 import numpy as np
@@ -8,6 +9,7 @@ from keras import layers
 from tensorflow.python.grappler import tf_optimizer
 
 from mg_keras.export.optimize import optimized_trunk
+from mg_keras.export.optimized import Optimized
 from mg_keras.models import trunks
 from tests.export.small import SERVABLE, cosines, made_up_statistics, operations
 from tests.models.trunks_test import TINY
@@ -192,3 +194,13 @@ def test_a_constant_with_several_outputs():
     expected = trunk(images()).numpy()
     found = optimized_trunk(trunk)(tf.constant(images())).numpy()
     np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
+
+
+def test_8_bits_need_what_was_observed():
+    network = SimpleNamespace(preparation="aspect", mapper=None)
+    for precision, message in (
+        ("int8", "int8 needs observed"),
+        ("half", "precision must be one of .*, received 'half'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Optimized(network, precision)

@@ -56,6 +56,11 @@ def test_duplicates_are_listed_and_moved_when_asked(folder, capsys, tmp_path, mo
     assert "2 photos may go" in shown
     assert "by --trust those may go that are the same throughout" in shown
     assert "only equal" not in shown
+    # by their cosine copies are none that may go
+    duplicates.main([str(folder), "--precision", "0.9", "--trust", "true", "--verify", "false"])
+    shown = capsys.readouterr().out
+    assert "1 the same byte for byte, 1 copies, 0 similar" in shown
+    assert "1 photos may go" in shown
     assert report.read_text().startswith("<!doctype html>")
     move = [str(folder), "--precision", "0.9", "--copy", "0.9", "--move-to", str(target)]
     with pytest.raises(UserError, match="asks first, and nobody can answer here"):

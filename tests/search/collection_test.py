@@ -10,6 +10,8 @@ from mg_keras.databases import DATABASES, open_collection
 from mg_keras.databases.pushing import push
 from mg_keras.errors import UserError
 from mg_keras.programs import albums, search
+from mg_keras.search import collection as collection_module
+from mg_keras.search import thresholds
 from mg_keras.search.album import NotThere
 from mg_keras.search.collection import CollectionAlbum, CollectionIndex
 from mg_keras.search.http_api import SearchServer
@@ -100,7 +102,7 @@ def test_which_model_made_it_is_told_by_the_model_or_by_photos_that_are_here(pus
                 CollectionIndex(collection, Telling()).find(np.ones(109), **given)
 
 
-def test_thresholds_of_a_model_that_has_none_are_estimated(pushed, tmp_path):
+def test_thresholds_of_a_model_that_has_none_are_estimated(pushed, tmp_path, monkeypatch):
     folder, where = pushed
     model = Telling()
     model.thresholds = None
@@ -109,7 +111,15 @@ def test_thresholds_of_a_model_that_has_none_are_estimated(pushed, tmp_path):
         Index.build(folder, model, tmp_path / "index") as index,
     ):
         for kind in ("copy", "instance"):
-            assert there.threshold(kind) == pytest.approx(index.threshold(kind), abs=0.05)
+            assert there.threshold(kind) == pytest.approx(index.threshold(kind), abs=0.002)
+    # of a collection of which not all are looked at, strangers are as near as of all
+    monkeypatch.setattr(collection_module, "_LISTED", 20)
+    given = []
+    monkeypatch.setattr(thresholds, "estimated", lambda rows, used, photos: given.append((len(rows), photos)) or known)
+    known = {"copy": {"0.99": 0.9}, "instance": {"0.99": 0.6}}
+    with CollectionIndex(open_collection(where, create=False), model) as there:
+        assert there.threshold("copy") == 0.9
+    assert given == [(20, 43)]
 
 
 def test_the_program_searches_a_collection(pushed, monkeypatch, capsys, tmp_path):

@@ -108,6 +108,10 @@ def test_a_chain_is_taken_apart():
     assert max(map(len, groups)) <= 5
     with Index.build(values) as index:
         found = find_duplicates(index, copy=float(np.cos(np.radians(21))), similar=float(np.cos(np.radians(21))))
+    # copies are nearer to their centre than half way to what is similar, here 44 degrees: two on each side of it
+    with Index.build(values) as index:
+        wide = find_duplicates(index, kinds=["copy"], copy=float(np.cos(np.radians(21))), similar=0.5)
+    assert max(len(group.photos) for group in wide.groups) == 5
     # nothing goes that is not like the one that is kept itself
     for group in found.groups:
         for member in group.members:

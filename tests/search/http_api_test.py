@@ -137,6 +137,17 @@ def test_search_by_an_upload_a_photo_and_a_region(served):
     assert "small.jpg" in names(half["copies"])
 
 
+def test_of_many_uploads_the_one_that_was_not_used_for_longest_is_forgotten(served, monkeypatch):
+    _, client = served
+    monkeypatch.setattr(album_module, "_QUERIES", 2)
+    first, second = (client.get("/api/search", "POST", as_bytes(noise(n)))["query"]["upload"] for n in (1, 2))
+    assert client.get(f"/api/search?upload={first}")
+    third = client.get("/api/search", "POST", as_bytes(noise(3)))["query"]["upload"]
+    for upload in (first, third):
+        assert client.get(f"/api/search?upload={upload}")["query"]["upload"] == upload
+    assert "not kept any more" in client.refusal(f"/api/search?upload={second}", 404)
+
+
 def test_pictures_are_made_here_and_kept(served):
     with_album, client = served
     photo = numbered(client, "00002.png")
@@ -146,6 +157,9 @@ def test_pictures_are_made_here_and_kept(served):
     kept = list((with_album.path / "thumbnails").rglob("*.jpg"))
     assert told in [path.read_bytes() for path in kept]
     assert client.ask("GET", photo["picture"])[2].startswith(b"\xff\xd8")
+    # what has no version in its address may be another picture later
+    status, headers, again = client.ask("GET", photo["thumbnail"].partition("?")[0])
+    assert (status, headers["Cache-Control"], again) == (200, "no-store", told)
 
 
 def test_what_was_changed_since_is_not_kept_for_what_it_was(served):
@@ -389,6 +403,19 @@ def test_results_come_while_the_index_grows(tmp_path, monkeypatch):
         growing.stop()
     with pytest.raises(UserError, match="made by another model"):
         Album(tmp_path / "elsewhere", FakeModel("other"), tmp_path / "index")
+
+
+def test_what_compares_ends_when_the_server_does(tmp_path):
+    album(tmp_path / "photos", 3)
+    noise(1, (12, 12)).save(tmp_path / "photos" / "small.jpg", quality=95)
+    stopped = Album(tmp_path / "photos", FakeModel(), tmp_path / "index")
+    stopped.update()
+    stopped.wait()
+    stopped.stop()
+    assert stopped.compare(precision=0.9)
+    stopped.wait()
+    assert stopped.duplicates is stopped.comparing.error is None
+    assert not stopped.comparing.running
 
 
 def test_of_a_folder_whose_photos_can_not_be_used_it_is_told_how_many(tmp_path):

@@ -48,12 +48,24 @@ def test_search_is_cosine_similarity_in_order():
         near = index.range(query, 0.3)
         assert sorted(names(near)) == [f"{number:02}" for number in np.flatnonzero(values @ query >= 0.3)]
         assert len(index.search(query, 80)) == len(index) == 50
-        # the mean of the query and its nearest, by the third power of their similarities, over the threshold
-        least = index.threshold("instance", 0.9)
-        kept = [number for number in order[:2] if values[number] @ query >= least]
-        mean = query + sum((values[number] @ query) ** 3 * values[number] for number in kept)
-        expanded = index.search(query, k=5, expand=2)
-        assert names(expanded) == [f"{number:02}" for number in np.argsort(-values @ mean)[:5]]
+
+
+@pytest.mark.parametrize(("precision", "least", "count"), [(0.9, 0.3, 6), (0.99, 0.66, 2)])
+def test_query_expansion_is_the_mean_with_neighbours_weighted_by_the_third_power(precision, least, count):
+    model = FakeModel()
+    model.class_names, model.thresholds = None, {"copy": {"0.99": 0.9}, "instance": {"0.9": 0.3, "0.99": 0.66}}
+    values, query = unit_rows(50), unit_rows(1, seed=1)[0]
+    similarities = values @ query
+    kept = [number for number in np.argsort(-similarities)[:6] if similarities[number] >= least]
+    # as many as were asked for are above the lower threshold, and fewer above the higher one
+    assert len(kept) == count
+    mean = query + sum(similarities[number] ** 3 * values[number] for number in kept)
+    mean /= np.linalg.norm(mean)
+    order = np.argsort(-values @ mean)[:20]
+    with Index.build(values, model, names=[f"{number:02}" for number in range(50)]) as index:
+        hits = index.search(query, k=20, expand=6, precision=precision)
+        assert names(hits) == [f"{number:02}" for number in order]
+        np.testing.assert_allclose([hit.similarity for hit in hits], (values @ mean)[order], atol=2e-3)
 
 
 def test_a_folder_is_found_again_by_photo(photos, tmp_path):
@@ -128,12 +140,23 @@ def test_classes_are_searched_by_name(photos, tmp_path):
         assert found[0][0].class_name == "red, crimson"
         assert found[0][0].probability == pytest.approx(found[0][1])
         assert index.find_class("red", 2, offset=1) == found[1:3]
+        counts = list(index.class_counts().values())
+        assert counts == sorted(counts, reverse=True) != sorted(counts)
         with pytest.raises(UserError, match="no class is called 'grean'; near: green"):
             index.find_class("grean")
         with pytest.raises(UserError, match="no class is called ''"):
             index.find_class("")
     with Index.build(unit_rows(3)) as index, pytest.raises(UserError, match="knows no classes"):
         index.find_class("red")
+
+
+def test_of_classes_with_hardly_a_share_nothing_is_kept(tmp_path):
+    model = FakeModel()
+    photos = [Image.new("RGB", (24, 24), colour) for colour in ((200, 100, 100), (190, 150, 150), (100, 100, 200))]
+    shares = model.classify(model.embed(photos)).probabilities[:, model.class_names.index("blue")]
+    assert shares == pytest.approx([0.0003, 0.02, 1], abs=0.002)
+    with Index.build(photos, model) as index:
+        assert [photo.name for photo, _ in index.find_class("blue")] == ["photo 3", "photo 2"]
 
 
 def test_two_classes_of_one_name(tmp_path):
@@ -229,7 +252,11 @@ def test_add_and_remove(photos, tmp_path, monkeypatch):
     noise(1).save("00009.png")
     elsewhere = album(tmp_path / "elsewhere", 2, first=300)
     with Index.build(photos, FakeModel(), tmp_path / "index") as index:
-        assert index.add(elsewhere).added == 2
+        seen = []
+        assert index.add(elsewhere, report=lambda *how: seen.append(how)).added == 2
+        assert index.add(np.ones((1, 109)), ["one"], report=lambda *how: seen.append(how)).added == 1
+        assert seen == [(2, 2), (1, 1)]
+        index.remove("one")
         assert index.add([noise(310)], ["by hand"]).added == 1
         assert names(index.search(noise(301), 1)) == [str(elsewhere[1])]
         assert index.photo("00009.png").path == photos / "00009.png"
@@ -632,6 +659,13 @@ def test_thresholds_are_the_models_or_estimated():
     assert found["instance"]["0.9"] == pytest.approx(max(mean + 0.4 * (1 - mean), mean + 3.94 * spread), abs=0.02)
     assert thresholds.estimated(np.ones((9, 4)) / 2, np.ones(9, bool))["copy"]["0.99"] <= 0.995
     assert thresholds.estimated(values[:0], np.ones(0, bool))["copy"]["0.9"] == 0.55
+    # the more photos there are, the nearer is the nearest stranger
+    of_more = thresholds.estimated(values, np.ones(500, bool), photos=50_000)
+    assert of_more["instance"]["0.9"] == pytest.approx(mean + 4.93 * spread, abs=0.02)
+    # where strangers may be as near as copies, what is nearly equal is a copy still
+    wide = thresholds.estimated(unit_rows(200, 4), np.ones(200, bool))
+    for shares in wide.values():
+        assert list(shares.values()) == pytest.approx([0.95, 0.95], abs=0.005)
 
 
 def test_thresholds_of_a_kind_that_the_model_has_none_of_are_estimated(tmp_path):

@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -61,6 +63,23 @@ def test_neighbours_are_those_of_a_slow_look(base_and_rows, allowed, monkeypatch
     assert (similarities[rows < 0] == -np.inf).all()
     _, among = found.nearest(queries, 3, among=np.arange(len(values)) % 7 == 0)
     assert (among[among >= 0] % 7 == 0).all()
+
+
+def test_the_fewer_rows_count_the_more_cells_are_looked_at(monkeypatch):
+    monkeypatch.setattr(neighbors, "_FEW", 50)
+    rng = np.random.default_rng(0)
+    stored, used = unit(rng.normal(size=(3000, 12))).astype(np.float16), np.ones(3000, bool)
+    base, _ = neighbors.build(stored, used, "ivf")
+    # so few that without a filter not all are found
+    found = Neighbors(stored, used, dataclasses.replace(base, effort=4))
+    queries, values = np.asarray(stored[:40], np.float32), np.asarray(stored, np.float32)
+
+    def reached(among):
+        return recall(found.nearest(queries, 10, among)[1], slow(queries, values, among, 10))
+
+    assert reached(used) < 0.8
+    # an eighth of the rows in eight times as many cells; it was 0.52 in as many
+    assert reached(rng.uniform(size=3000) < 1 / 8) > 0.9
 
 
 def test_a_pass_over_all_in_blocks(monkeypatch):

@@ -106,6 +106,9 @@ def test_the_library_opens_it_and_ranks_by_exact_cosines(built, values, monkeypa
         assert [hit.photo.row for hit in near][:4] == true[0, :4].tolist()
         assert index.find(queries[0], 3).kind or index.find(queries[0], 3).instances
         assert index.photo(5).problem == "broken"
+        np.testing.assert_array_equal(index.descriptors([photo]), [index.describe(photo)])
+        with pytest.raises(UserError, match="is not in the index any more, or can't be used"):
+            index.descriptors([photo, index.photo(5)])
         for ask in (index.update, index.photos, index.class_counts, lambda: index.remove("a"), lambda: index.save("x")):
             with pytest.raises(UserError, match="an index of shards"):
                 ask()
@@ -278,6 +281,14 @@ def test_photos_are_queries_with_the_model_that_made_it(tmp_path, monkeypatch, c
     other.embed = lambda photos, *_, **__: model.embed(photos)[:, :20]
     with pytest.raises(UserError, match="has 109 values a photo, where the model makes 20"):
         Index.open(out, other)
+
+
+@pytest.mark.parametrize(
+    ("rows", "cores", "shards"),
+    [(1_000, 8, 1), (1_000_000, 2, 2), (1_000_000, 8, 4), (4_000_000, 1, 1), (9_000_000, 1, 3), (9_000_000, 8, 8)],
+)
+def test_shards_are_one_a_core_where_that_pays_and_none_is_too_large(rows, cores, shards):
+    assert sharded.default_shards(rows, cores) == shards
 
 
 def test_nothing_but_what_it_made_is_removed(tmp_path):

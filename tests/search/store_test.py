@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import multiprocessing
 import os
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -17,9 +18,9 @@ import pytest
 from mg_keras.errors import UserError
 from mg_keras.search import store
 from mg_keras.search.index import Index
-from mg_keras.search.store import Noted, State, Writer
+from mg_keras.search.store import Compared, Noted, State, Writer
 from tests.search import written
-from tests.search.fake import FakeModel, album
+from tests.search.fake import FakeModel, album, noise
 from tests.search.written import extra
 
 processes = multiprocessing.get_context("forkserver")
@@ -135,10 +136,69 @@ def test_a_reader_keeps_its_state_until_it_looks_again(tmp_path):
         assert not reader.refresh()
 
 
+def build_anew(path, *arguments):
+    shutil.rmtree(path)
+    Index.build(*arguments, path=path).close()
+
+
+def test_an_index_that_another_model_made_meanwhile_is_refused_each_time(tmp_path):
+    photos = album(tmp_path / "photos", 2)
+    with Index.build(photos, FakeModel(), tmp_path / "index") as index:
+        build_anew(tmp_path / "index", photos[:1], FakeModel("other"))
+        for _ in range(2):
+            with pytest.raises(UserError, match=r"was made by another model \(fake\)"):
+                index.refresh()
+        # the state that it had is still there
+        assert len(index) == 2
+        assert index.search(photos[1], 1)[0].photo.name == str(photos[1])
+
+
+def test_an_index_that_was_made_anew_is_seen_however_often_it_was_written_to(tmp_path):
+    path = tmp_path / "index"
+    Index.build(extra(0)[None], path=path, names=["a"]).close()
+    for older in (False, True):
+        if older:
+            # of the time before indexes had names
+            with contextlib.closing(sqlite3.connect(path / "index.sqlite")) as database, database:
+                database.execute("DELETE FROM about WHERE key = 'made'")
+        with Index.open(path) as reader:
+            before = reader.about["state"]
+            build_anew(path, extra(1 + older)[None])
+            assert store.State(path).about["state"] == before
+            assert reader.refresh()
+            assert [photo.name for photo in reader.photos()] == ["row 0"]
+            # nor is what finds neighbours that of the other one
+            assert reader.search(extra(1 + older), 1)[0].similarity > 0.99
+            assert not reader.refresh()
+
+
+def test_what_finds_neighbours_is_kept_while_few_rows_are_added(tmp_path, monkeypatch):
+    monkeypatch.setattr("mg_keras.search.neighbors.TAIL_ROWS", 5)
+    with Index.build(np.stack([extra(number) for number in range(10)]), path=tmp_path) as index:
+        for count, covered in ((3, 10), (2, 10), (1, 16)):
+            first = len(index)
+            numbers = range(first, first + count)
+            index.add(np.stack([extra(number) for number in numbers]), [f"extra-{number}" for number in numbers])
+            assert index.snapshot()[1].base.rows == covered
+            assert index.search(extra(first), 1)[0].photo.name == f"extra-{first}"
+
+
 def test_one_writer(tmp_path):
     with Index.build(extra(0)[None], path=tmp_path) as index, open(tmp_path / "lock", "a+b") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         with pytest.raises(UserError, match="is being written to by another process: try again when that has ended"):
+            index.remove("row 0")
+        assert len(index) == 1
+
+
+def test_a_database_that_is_held_too_long_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setitem(store._OPTIONS, "timeout", 0.0)
+    with (
+        Index.build(extra(0)[None], path=tmp_path) as index,
+        contextlib.closing(sqlite3.connect(tmp_path / "index.sqlite", isolation_level=None)) as other,
+    ):
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(UserError, match="can't be written to: database is locked"):
             index.remove("row 0")
         assert len(index) == 1
 
@@ -152,7 +212,7 @@ def test_a_transaction_that_fails_changes_nothing(tmp_path):
             raise ZeroDivisionError
         assert writer.about["rows"] == 1
     state = State(tmp_path)
-    assert state.count() == state.number == len(state.descriptors) == 1
+    assert state.count() == state.about["state"] == len(state.descriptors) == 1
     state.close()
 
 
@@ -189,6 +249,20 @@ def test_rows_of_nobody_are_given_up(tmp_path, monkeypatch):
         assert not list(tmp_path.glob("neighbors-*"))
 
 
+def test_a_photo_keeps_its_descriptor_when_rows_are_given_up(tmp_path, monkeypatch):
+    monkeypatch.setattr("mg_keras.search.writing._SMALLEST_APPROXIMATE", 16)
+    names = [f"extra-{number:02}" for number in range(40)]
+    with Index.build(np.stack([extra(number) for number in range(40)]), path=tmp_path, names=names) as index:
+        photos = index.photos()
+        index.remove(names[2:32])
+        assert (tmp_path / "descriptors-1.f16").exists()
+        true = [extra(number) for number in (35, 0, 39)]
+        np.testing.assert_allclose(index.descriptors([photos[35], photos[0], photos[39]]), true, atol=2e-3)
+        assert index.descriptors([]).shape == (0, len(extra(0)))
+        with pytest.raises(UserError, match=r"extra-07 is not in the index any more, or can't be used"):
+            index.descriptors([photos[35], photos[7]])
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -204,6 +278,54 @@ def test_damage_is_one_line(tmp_path, damage, message):
     damage(tmp_path)
     with pytest.raises(UserError, match=message):
         Index.open(tmp_path)
+
+
+@pytest.mark.parametrize("what", ["photos", "photos_by_row", "sqlite_autoindex_photos_1", "classes", "sketches"])
+def test_a_damaged_page_is_one_line(tmp_path, what):
+    photos = album(tmp_path / "photos", 2)
+    path = tmp_path / "index"
+    Index.build(tmp_path / "photos", FakeModel(), path).close()
+    with Compared(path, method=1) as compared:
+        compared.put_sketches({b"content": b"sketch"})
+    with contextlib.closing(sqlite3.connect(path / "index.sqlite")) as database:
+        (page,) = database.execute("SELECT rootpage FROM sqlite_master WHERE name = ?", [what]).fetchone()
+        (size,) = database.execute("PRAGMA page_size").fetchone()
+    with open(path / "index.sqlite", "r+b") as file:
+        file.seek((page - 1) * size)
+        file.write(b"x" * size)
+
+    def write(use):
+        with Writer(path) as writer:
+            use(writer)
+
+    def add():
+        noise(77).save(tmp_path / "photos" / "new.png")
+        with Index.open(path, FakeModel()) as index:
+            index.add(extra(0)[None], ["more"])
+            index.update()
+            index.remove(photos[0])
+
+    def compare(use, *what):
+        with Compared(path, method=1) as compared:
+            use(compared, *what)
+
+    told = []
+    for use in (
+        add,
+        lambda: compare(Compared.sketches, [b"content"]),
+        lambda: compare(Compared.put_sketches, {b"other": b"sketch"}),
+        lambda: write(Writer.count),
+        lambda: write(Writer.used_rows),
+        lambda: write(lambda writer: writer.row_of_content(b"content")),
+        lambda: write(Writer.compact),
+    ):
+        try:
+            use()
+        except UserError as error:
+            told.append(str(error))
+    assert told
+    for each in told:
+        assert each.startswith(f"{path} can't be read as an index: database disk image is malformed; build it anew")
 
 
 @pytest.mark.parametrize(
