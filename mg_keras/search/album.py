@@ -234,15 +234,22 @@ class Album:
         with Decisions(self.path) as decisions:
             return list(zip(map(key_of, groups), decisions.about(groups), strict=True))
 
+    @staticmethod
+    def has_changed(group: Group) -> bool:
+        """Whether a photo of a group has changed or is gone since, whether the index knows of it or not."""
+        return not all(photo.is_as_it_was() for photo in group.photos)
+
     def decide(self, key: str, skip: bool, go: Sequence[int]) -> None:
         """Notes what happens to a group: whether it is skipped, and the numbers of the photos that go.
 
         Raises:
-            NotThere: there is no such group any more.
+            NotThere: there is no such group any more, or it has changed.
             UserError: none of it would stay, or it can't be noted.
         """
         for group in self._duplicates.groups if self._duplicates else ():
             if key_of(group) == key:
+                if self.has_changed(group):
+                    raise NotThere("a photo of this group has changed or is gone: look for duplicates again")
                 names = {photo.id: photo.name for photo in group.photos}
                 if not set(go) <= set(names):
                     raise UserError("only photos of a group can go from it")

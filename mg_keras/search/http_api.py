@@ -417,6 +417,7 @@ def _duplicates(album, request):
                     "skip": decision.skip,
                     "go": [photo.id for photo in group.photos if photo.name in decision.go],
                 },
+                "changed": album.has_changed(group),
                 "kind": group.kind,
                 "keep": _told(group.keep),
                 "why": group.why,

@@ -108,6 +108,10 @@ _SCHEMAS = {
         {
             "key": {"type": "string", "description": "what it is decided about by"},
             "decision": _DECISION,
+            "changed": {
+                "type": "boolean",
+                "description": "whether a photo is gone or another since",
+            },
             "kind": {"enum": ["equal", "copy", "similar"]},
             "keep": _ref("Photo"),
             "why": {"type": "string"},

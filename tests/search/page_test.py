@@ -40,6 +40,12 @@ window.fetch = (path, options) => {
 };
 """
 
+# what would be downloaded
+CATCH_LIST = """
+URL.createObjectURL = (blob) => { blob.text().then((text) => { window.listed = text; }); return "about:blank"; };
+HTMLAnchorElement.prototype.click = () => {};
+"""
+
 # each search waits to be let go
 HOLD = """
 const real = window.fetch;
@@ -206,6 +212,7 @@ def test_the_album_by_keys(page):
 def test_duplicates_are_kept_and_skipped_and_that_is_remembered(page, served):
     searched, _ = served
     press(page, "3")
+    wait(page, lambda found: found.find_element(By.ID, "compare").is_displayed())
     page.find_element(By.ID, "compare").click()
     groups = (By.CSS_SELECTOR, "#groups .group")
     wait(page, lambda found: len(found.find_elements(*groups)) == 3)
@@ -238,6 +245,27 @@ def test_duplicates_are_kept_and_skipped_and_that_is_remembered(page, served):
         applied = decisions.applied(searched.duplicates, searched.index)
     assert (applied.count, applied.unmatched) == (2, 0)
     assert [(photo.name, keep.name) for photo, keep in applied.found.spare] == [("small.jpg", "00001.png")]
+
+
+def test_a_group_that_has_changed_is_shown_so_and_left_out_of_the_list(page, served, photos):
+    searched, _ = served
+    searched.compare(0.9)
+    searched.wait()
+    # one of them is gone, and then it is back
+    (photos / "photos" / "twice.png").rename(photos / "twice.png")
+    try:
+        press(page, "3")
+        wait(page, lambda found: len(found.find_elements(By.CSS_SELECTOR, "#groups .group")) == 3)
+        (changed,) = page.find_elements(By.CSS_SELECTOR, "#groups .group.changed")
+        assert "find duplicates again" in changed.find_element(By.CSS_SELECTOR, ".head .hint").text
+        assert not any(button.is_enabled() for button in changed.find_elements(By.CSS_SELECTOR, ".mark, .skip"))
+        page.execute_script(CATCH_LIST)
+        page.find_element(By.ID, "list").click()
+        wait(page, lambda found: found.execute_script("return window.listed"))
+        assert "twice.png" not in page.execute_script("return window.listed")
+        wait(page, lambda found: "1 group is left out" in found.find_element(By.ID, "message").text)
+    finally:
+        (photos / "twice.png").rename(photos / "photos" / "twice.png")
 
 
 def test_an_answer_that_comes_late_is_not_shown_in_place_of_what_was_asked_for_since(page, served, photos):

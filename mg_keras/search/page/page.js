@@ -394,24 +394,26 @@ async function showDuplicates(values, own) {
 }
 
 function showGroup(group, place) {
-  const { skip, go: going } = group.decision;
-  const made = make("section", { class: `group${skip ? " skipped" : ""}`, "aria-label": `Group ${place + 1}` });
+  const { skip, go: going } = group.decision, { changed } = group;
+  const made = make("section", { class: `group${skip ? " skipped" : ""}${changed ? " changed" : ""}`, "aria-label": `Group ${place + 1}` });
   Object.assign(group, { shown: made, place });
   const choose = () => { current = place; mark(); tell(""); };
-  const skipping = make("button", { class: "skip", textContent: skip ? "Decide after all" : "Skip: keep all" });
+  const skipping = make("button", { class: "skip", textContent: skip ? "Decide after all" : "Skip: keep all", disabled: changed });
   skipping.addEventListener("click", () => { choose(); decide(group, (now) => ({ skip: !now.skip })); });
+  let hint = group.kind === "similar" ? "Look at them: similar photos are kept, unless you say otherwise" : `Proposed to keep: ${group.why}`;
+  if (changed) hint = "A photo of this group has changed or is gone: find duplicates again";
   made.append(make("div", { class: "head" }, make("span", { class: "badge", textContent: KIND_WORDS[group.kind] }),
-    make("span", { class: "hint", textContent: group.kind === "similar" ? "Look at them: similar photos are kept, unless you say otherwise" : `Proposed to keep: ${group.why}` }), skipping));
+    make("span", { class: "hint", textContent: hint }), skipping));
   const all = [{ photo: group.keep, score: "" }, ...group.members.map(({ photo, similarity, verified }) => ({ photo,
     score: verified === null ? similarity.toFixed(2) : `${percent(verified)} same` }))];
   const grid = make("div", { class: "grid" });
   for (const { photo, score } of all) {
     const each = tile(photo, score);
-    const goes = !skip && going.includes(photo.id);
+    const goes = !skip && !changed && going.includes(photo.id);
     each.dataset.id = photo.id;
     each.classList.toggle("going", goes);
     each.querySelector(".name").textContent = `${photo.width ? `${photo.width}x${photo.height}, ` : ""}${size(photo.bytes)}`;
-    const button = make("button", { class: `mark ${goes ? "go" : "keep"}`, textContent: goes ? "Goes" : "Keep", disabled: skip,
+    const button = make("button", { class: `mark ${goes ? "go" : "keep"}`, textContent: goes ? "Goes" : "Keep", disabled: skip || changed,
       "aria-pressed": String(goes), title: `${photo.name}: keep it, or let it go (x)` });
     button.addEventListener("click", () => {
       choose();
@@ -443,10 +445,13 @@ const compare = guarded(async () => {
 const download = guarded(async () => {
   await deciding;
   const list = [];
+  let changed = 0;
   for (let offset = 0, total = 1; offset < total; offset += MOST) {
     const found = await ask(`/api/duplicates?offset=${offset}&limit=${MOST}`);
     total = found.total;
     for (const group of found.groups) {
+      // what was to be kept may be gone
+      if (group.changed) { changed += 1; continue; }
       const { skip, go: going } = group.decision;
       const photos = [group.keep, ...group.members.map((each) => each.photo)];
       const gone = skip ? [] : photos.filter((photo) => going.includes(photo.id));
@@ -456,6 +461,7 @@ const download = guarded(async () => {
   const url = URL.createObjectURL(new Blob([JSON.stringify({ folder: status.folder, groups: list }, null, 2)], { type: "application/json" }));
   make("a", { href: url, download: "duplicates.json" }).click();
   setTimeout(() => URL.revokeObjectURL(url), 10000);
+  tell(changed && `${changed === 1 ? "1 group is" : `${number(changed)} groups are`} left out of the list: photos have changed or are gone; find duplicates again`);
 });
 
 // what goes on
