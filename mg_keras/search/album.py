@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from mg_keras.data import finding
 from mg_keras.data.bounds import MAX_PIXELS, MIN_SIDE
 from mg_keras.errors import UserError
 from mg_keras.files import in_home, printable_name
@@ -88,6 +89,10 @@ class Album:
         path: the index's folder.
         recursive, resolution: as `Index.build` takes them.
 
+    Attributes:
+        passed_over: how many files and folders the last look at the folder found that are no photos; and
+        why_passed_over: why, one line, or None.
+
     Raises:
         UserError: what is at `path` is the index of another model, or damaged.
     """
@@ -106,6 +111,7 @@ class Album:
         self.folder, self.path = Path(os.path.abspath(in_home(folder))), Path(path)
         self.real = os.path.realpath(self.folder)
         self.indexing, self.comparing = Work(), Work()
+        self.passed_over, self.why_passed_over = 0, None
         self.thumbnails = Thumbnails(self.path / "thumbnails")
         self._model = _InTurns(model)
         self._options = {"recursive": recursive, "resolution": resolution}
@@ -172,7 +178,11 @@ class Album:
 
     def _update(self):
         try:
-            Index.build(self.folder, self._model, self.path, **self._options, report=self._report).close()
+            with Index.build(self.folder, self._model, self.path, **self._options, report=self._report) as index:
+                passed_over = index.changes.passed_over
+                self.passed_over = len(passed_over)
+                self.why_passed_over = finding.reasons(passed_over, self.folder) if passed_over else None
+                index.check_usable()
         finally:
             with contextlib.suppress(UserError):
                 self._look()

@@ -257,6 +257,8 @@ def _status(album, request):
         "collection": album.is_collection,
         "photos": len(album),
         "unusable": 0 if index is None else index.unusable_count(),
+        "passed_over": album.passed_over,
+        "why_passed_over": album.why_passed_over,
         "classes": index is not None and bool(index.about["class_names"]),
         "indexing": vars(album.indexing),
         "comparing": vars(album.comparing),

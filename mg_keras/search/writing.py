@@ -82,6 +82,8 @@ class Work:
         self.changes.passed_over = tuple(
             (printable_name(path), printable_name(reason)) for path, reason in sorted(found.passed_over.items())
         )
+        if self.label and found.files:
+            finding.told(found.passed_over, root)
         known = self._known()
         # what was added from elsewhere, or is no file, is not the folder's to take away
         inside = {

@@ -447,6 +447,32 @@ def test_of_a_folder_whose_photos_can_not_be_used_it_is_told_how_many(tmp_path):
         broken.stop()
 
 
+def test_files_that_are_passed_over_are_counted_with_the_reason(tmp_path):
+    album(tmp_path / "photos", 1)
+    (tmp_path / "photos" / "a.cr2").write_bytes(b"raw")
+    passed = Album(tmp_path / "photos", FakeModel(), tmp_path / "index")
+    server = SearchServer(passed)
+    server.start()
+    client = Client(server.port)
+    try:
+        status = client.get("/api/status")
+        assert (status["passed_over"], status["why_passed_over"]) == (0, None)
+        passed.update()
+        passed.wait()
+        status = client.get("/api/status")
+        assert (status["photos"], status["passed_over"], status["indexing"]["error"]) == (1, 1, None)
+        assert re.fullmatch(r"a camera's raw file, .* \(a\.cr2\)", status["why_passed_over"])
+    finally:
+        server.stop()
+        passed.stop()
+    shutil.rmtree(tmp_path / "index")
+    (tmp_path / "photos" / "00000.png").unlink()
+    passed = Album(tmp_path / "photos", FakeModel(), tmp_path / "index")
+    passed.update()
+    passed.wait()
+    assert re.fullmatch(r"no photo of .*photos can be used: a camera's raw file, .*", passed.indexing.error)
+
+
 def test_queries_come_between_the_photos_of_the_folder():
     model, order = FakeModel(), []
     embed, started, go_on = model.embed, threading.Event(), threading.Event()

@@ -78,8 +78,8 @@ def browser():
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
-    """12 photos, one of them twice, once smaller and once in another colour, and one with a hostile name; beside them
-    one with two in it."""
+    """12 photos, one of them twice, once smaller and once in another colour, and one with a hostile name; a raw file;
+    beside them one with two in it."""
     root = tmp_path_factory.mktemp("page")
     paths = album(root / "photos", 12)
     shutil.copy(paths[0], root / "photos" / "twice.png")
@@ -88,6 +88,7 @@ def photos(tmp_path_factory):
     tinted = np.asarray(noise(3), int)
     tinted[:, :, tinted.mean(axis=(0, 1)).argmin()] += 90
     Image.fromarray(tinted.clip(0, 255).astype(np.uint8)).save(root / "photos" / "tinted.png")
+    (root / "photos" / "raw.cr2").write_bytes(b"raw")
     both = Image.new("RGB", (400, 200))
     for number in (4, 5):
         both.paste(noise(number, (200, 200)), (200 * (number - 4), 0))
@@ -193,6 +194,8 @@ def test_a_region_of_the_query_is_searched_by(page, photos):
 def test_the_album_by_keys(page):
     press(page, "2")
     wait(page, lambda found: len(names(found, "#album")) == COUNT)
+    assert page.find_element(By.ID, "state").text == f"{COUNT} photos; 1 file passed over"
+    assert "passed over: a camera's raw file" in page.find_element(By.ID, "album-note").text
     press(page, Keys.ARROW_RIGHT, Keys.ARROW_RIGHT, "i")
     name = names(page, "#album")[1]
     wait(page, lambda found: found.find_element(By.ID, "details-name").text == name)

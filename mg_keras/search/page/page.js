@@ -336,7 +336,8 @@ async function showAlbum(values, own) {
   if (name && !first.some((each) => each.name === name)) first.unshift(...classes.filter((each) => each.name === name));
   chips($("album-chips"), first.map((each) => [each.name, `${each.name} ${number(each.photos)}`]), text ? null : name,
     (chosen) => go("album", { class: chosen }));
-  $("album-note").textContent = text ? `Most probable first: ${text}` : `${number(found.total)} photos`;
+  const why = status && status.why_passed_over ? `; passed over: ${status.why_passed_over}` : "";
+  $("album-note").textContent = text ? `Most probable first: ${text}` : `${number(found.total)} photos${why}`;
   $("album").replaceChildren(...found.photos.map((photo) => tile(photo, text ? percent(photo.probability) : undefined)));
   const last = found.total === null ? (found.more ? Infinity : page) : Math.ceil(found.total / PAGE);
   pager($("album-pager"), page, last, (to) => go("album", { class: name, text, page: to }));
@@ -481,6 +482,7 @@ async function look() {
   document.title = `${name}: photo search`;
   let text = `${number(status.photos)} photos`;
   if (status.unusable) text += `, ${number(status.unusable)} can't be used`;
+  if (status.passed_over) text += `; ${number(status.passed_over)} ${status.passed_over === 1 ? "file" : "files"} passed over`;
   if (indexing.running) text += indexing.total ? `; describing ${number(indexing.done)} of ${number(indexing.total)}` : "; looking at the folder";
   else if (indexing.error) text += `; ${indexing.error}`;
   $("state").textContent = text;
