@@ -82,8 +82,6 @@ class Work:
         self.changes.passed_over = tuple(
             (printable_name(path), printable_name(reason)) for path, reason in sorted(found.passed_over.items())
         )
-        if self.label and found.files:
-            finding.told(found.passed_over, root)
         known = self._known()
         # what was added from elsewhere, or is no file, is not the folder's to take away
         inside = {
@@ -93,10 +91,12 @@ class Work:
             and not os.path.isabs(os.fsdecode(name))
             and (photo.stamp[1] is not None or photo.row is None)
         }
+        if self.label and (found.files or inside):
+            finding.told(found.passed_over, root)
         if inside and not found.files:
             raise UserError(
                 f"no photo is left below {printable_name(root)}, where {self.writer.folder} has {len(inside):,}: is "
-                "the disk there? Index.remove takes photos out"
+                f"the disk there? If they were removed on purpose, delete {self.writer.folder}"
             )
         names = [name_of(path, root) for path in found.files]
         stamps = mapped(stamp, found.files, f"looking at {printable_name(root)}")

@@ -215,6 +215,16 @@ def test_files_that_are_passed_over_are_counted_with_the_reason(folder, capsys, 
             program.main([where, *asked])
 
 
+def test_of_an_album_that_was_emptied_it_is_told_what_to_delete(folder, tmp_path):
+    duplicates.main([str(folder)])
+    (path,) = (tmp_path / "home" / ".cache" / "mg_keras" / "indexes").iterdir()
+    for photo in folder.iterdir():
+        photo.unlink()
+    for program, asked in ((search, ["--class", "green"]), (duplicates, [])):
+        with pytest.raises(UserError, match=f"is the disk there\\? If they were removed on purpose, delete {path}"):
+            program.main([str(folder), *asked])
+
+
 def test_the_demo_ends_with_an_index_and_the_command_for_its_page(folder, tmp_path, monkeypatch):
     source = SimpleNamespace(val=SimpleNamespace(files=sorted(map(str, folder.iterdir()))))
     monkeypatch.setattr("mg_keras.runs.photos.open_source", lambda settings: source)
