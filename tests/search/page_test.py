@@ -229,6 +229,12 @@ def test_duplicates_are_kept_and_skipped_and_that_is_remembered(page, served):
     assert "same" in page.find_element(By.CSS_SELECTOR, f"{small} .score").text
     page.find_element(By.CSS_SELECTOR, "#groups .group:nth-child(2) .tile:nth-child(1) .mark").click()
     wait(page, lambda found: "one of a group stays" in found.find_element(By.ID, "message").text)
+    # it is in sight, however far down one is
+    page.execute_script("document.getElementById('view-duplicates').style.minHeight = '3000px'; scrollTo(0, 1500);")
+    assert page.execute_script("return scrollY") == 1500
+    place = page.execute_script("return document.getElementById('message').getBoundingClientRect().toJSON()")
+    assert 0 <= place["top"] < place["bottom"] < 300
+    page.execute_script("document.getElementById('view-duplicates').style.minHeight = ''; scrollTo(0, 0);")
     # what the server doesn't take is not shown as decided
     page.execute_script(FAIL_ONCE)
     third = "#groups .group:nth-child(3)"
