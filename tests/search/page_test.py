@@ -219,6 +219,13 @@ def test_duplicates_are_kept_and_skipped_and_that_is_remembered(page, served):
     page.find_element(By.ID, "compare").click()
     groups = (By.CSS_SELECTOR, "#groups .group")
     wait(page, lambda found: len(found.find_elements(*groups)) == 3)
+    # without seeing them, each button is known by its photo or its group
+    labels = [each.accessible_name for each in page.find_elements(By.CSS_SELECTOR, ".group, .mark, .skip")]
+    assert len(set(labels)) == len(labels) == 3 + 6 + 3
+    assert "Keep: 00000.png" in labels
+    assert "Goes: twice.png" in labels
+    assert "Skip: keep all of group 1" in labels
+    assert "Group 1, Same byte for byte: 00000.png and 1 more" in labels
     # the first is skipped, and of the second the small one goes
     press(page, "s")
     wait(page, lambda found: "skipped" in found.find_element(*groups).get_attribute("class"))

@@ -396,10 +396,11 @@ async function showDuplicates(values, own) {
 
 function showGroup(group, place) {
   const { skip, go: going } = group.decision, { changed } = group;
-  const made = make("section", { class: `group${skip ? " skipped" : ""}${changed ? " changed" : ""}`, "aria-label": `Group ${place + 1}` });
+  const made = make("section", { class: `group${skip ? " skipped" : ""}${changed ? " changed" : ""}`, "aria-label": `Group ${place + 1}, ${KIND_WORDS[group.kind]}: ${group.keep.name} and ${group.members.length} more` });
   Object.assign(group, { shown: made, place });
   const choose = () => { current = place; mark(); tell(""); };
-  const skipping = make("button", { class: "skip", textContent: skip ? "Decide after all" : "Skip: keep all", disabled: changed });
+  const skipping = make("button", { class: "skip", textContent: skip ? "Decide after all" : "Skip: keep all", disabled: changed,
+    "aria-label": skip ? `Decide after all about group ${place + 1}` : `Skip: keep all of group ${place + 1}` });
   skipping.addEventListener("click", () => { choose(); decide(group, (now) => ({ skip: !now.skip })); });
   let hint = group.kind === "similar" ? "Look at them: similar photos are kept, unless you say otherwise" : `Proposed to keep: ${group.why}`;
   if (changed) hint = "A photo of this group has changed or is gone: find duplicates again";
@@ -415,7 +416,7 @@ function showGroup(group, place) {
     each.classList.toggle("going", goes);
     each.querySelector(".name").textContent = `${photo.width ? `${photo.width}x${photo.height}, ` : ""}${size(photo.bytes)}`;
     const button = make("button", { class: `mark ${goes ? "go" : "keep"}`, textContent: goes ? "Goes" : "Keep", disabled: skip || changed,
-      "aria-pressed": String(goes), title: `${photo.name}: keep it, or let it go (x)` });
+      "aria-pressed": String(goes), "aria-label": `${goes ? "Goes" : "Keep"}: ${photo.name}`, title: `${photo.name}: keep it, or let it go (x)` });
     button.addEventListener("click", () => {
       choose();
       decide(group, (now) => {
