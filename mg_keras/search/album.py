@@ -287,7 +287,7 @@ class Album:
         """
         real = os.path.realpath(photo.path)
         if not Path(real).is_relative_to(self.real):
-            raise NotThere(f"photo {photo.id} lies outside the folder")
+            raise NotThere(f"photo {photo.id} lies outside the folder, perhaps behind a link: its picture is not shown")
         if not os.path.isfile(real):
             raise NotThere(f"photo {photo.id} is not there any more")
         return Path(real)

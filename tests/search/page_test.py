@@ -336,6 +336,28 @@ def test_the_page_fits_a_phone_and_logs_no_error(page):
     assert [each for each in logged if "/api/search" not in each] == [], json.dumps(logged)
 
 
+def test_a_tile_without_a_picture_says_why(browser, tmp_path):
+    album(tmp_path / "photos", 2)
+    noise(60).save(tmp_path / "outside.png")
+    (tmp_path / "photos" / "link.png").symlink_to(tmp_path / "outside.png")
+    linked = Album(tmp_path / "photos", FakeModel(), tmp_path / "index")
+    linked.update()
+    linked.wait()
+    (tmp_path / "photos" / "00000.png").unlink()
+    server = SearchServer(linked)
+    server.start()
+    try:
+        browser.get(f"http://127.0.0.1:{server.port}/#album")
+        wait(browser, lambda found: len(found.find_elements(By.CSS_SELECTOR, "#album .why")) == 2)
+        gone, outside = (each.text for each in browser.find_elements(By.CSS_SELECTOR, "#album .why"))
+        assert "is not there any more" in gone
+        assert "lies outside the folder, perhaps behind a link" in outside
+        assert len(browser.find_elements(By.CSS_SELECTOR, "#album .tile")) == 3
+    finally:
+        server.stop()
+        linked.stop()
+
+
 def test_without_the_token_nothing_is_shown(browser, served):
     searched, _ = served
     server = SearchServer(searched, token="a-token-of-the-test")

@@ -104,7 +104,12 @@ function tile(photo, score) {
   const open = make("button", { class: "open", title: photo.name });
   const picture = make("img", { src: photo.thumbnail, loading: "lazy", alt: photo.name, draggable: false });
   const made = make("div", { class: "tile" }, open);
-  picture.addEventListener("error", () => made.classList.add("broken"));
+  picture.addEventListener("error", async () => {
+    made.classList.add("broken");
+    let why = "";
+    try { await ask(photo.thumbnail); } catch (error) { why = error.message; }
+    open.append(make("span", { class: "why", textContent: why }));
+  });
   const caption = make("span", { class: "caption" }, make("span", { class: "name", textContent: photo.name.split("/").pop() }));
   if (score !== undefined) caption.append(make("span", { class: "score", textContent: score }));
   open.append(picture, caption);
