@@ -48,6 +48,9 @@ def index_of(folder: Path, model: Any, options: Any) -> Any:
     """The index of a folder, as the folder is now; each model has its own where none is named.
 
     A folder that mg-keras index made is such an index itself.
+
+    Raises:
+        UserError: there is no photo in it that can be used; the message says why.
     """
     from mg_keras.search.index import Index
     from mg_keras.search.sharded import is_sharded
@@ -58,7 +61,7 @@ def index_of(folder: Path, model: Any, options: Any) -> Any:
             raise UserError(f"--{flag} is for folders of photos: {printable_name(folder)} is an index of shards")
         return Index.open(folder, model)
     path = place(folder, model, options)
-    return Index.build(
+    index = Index.build(
         folder,
         model,
         path,
@@ -66,6 +69,12 @@ def index_of(folder: Path, model: Any, options: Any) -> Any:
         resolution=options.resolution,
         label=f"photos of {printable_name(folder.name or folder)}",
     )
+    try:
+        index.check_usable()
+    except UserError:
+        index.close()
+        raise
+    return index
 
 
 def show_unusable(photos: Sequence[Any]) -> None:

@@ -79,9 +79,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.copy is None:
         thresholds.check(model.thresholds, options.precision)
     indexes = [albums.index_of(folder, model, options) for folder in folders]
-    for folder, index in zip(folders, indexes, strict=True):
-        if not len(index):
-            raise UserError(f"no photo of {printable_name(folder)} can be used")
     found = find_duplicates(
         *indexes,
         kinds=kinds,

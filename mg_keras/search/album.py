@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from mg_keras.data import finding
 from mg_keras.data.bounds import MAX_PIXELS, MIN_SIDE
 from mg_keras.errors import UserError
 from mg_keras.files import in_home, printable_name
@@ -88,6 +89,10 @@ class Album:
         path: the index's folder.
         recursive, resolution: as `Index.build` takes them.
 
+    Attributes:
+        passed_over: how many files and folders the last look at the folder found that are no photos; and
+        why_passed_over: why, one line, or None.
+
     Raises:
         UserError: what is at `path` is the index of another model, or damaged.
     """
@@ -106,6 +111,7 @@ class Album:
         self.folder, self.path = Path(os.path.abspath(in_home(folder))), Path(path)
         self.real = os.path.realpath(self.folder)
         self.indexing, self.comparing = Work(), Work()
+        self.passed_over, self.why_passed_over = 0, None
         self.thumbnails = Thumbnails(self.path / "thumbnails")
         self._model = _InTurns(model)
         self._options = {"recursive": recursive, "resolution": resolution}
@@ -172,7 +178,11 @@ class Album:
 
     def _update(self):
         try:
-            Index.build(self.folder, self._model, self.path, **self._options, report=self._report).close()
+            with Index.build(self.folder, self._model, self.path, **self._options, report=self._report) as index:
+                passed_over = index.changes.passed_over
+                self.passed_over = len(passed_over)
+                self.why_passed_over = finding.reasons(passed_over, self.folder) if passed_over else None
+                index.check_usable()
         finally:
             with contextlib.suppress(UserError):
                 self._look()
@@ -234,15 +244,22 @@ class Album:
         with Decisions(self.path) as decisions:
             return list(zip(map(key_of, groups), decisions.about(groups), strict=True))
 
+    @staticmethod
+    def has_changed(group: Group) -> bool:
+        """Whether a photo of a group has changed or is gone since, whether the index knows of it or not."""
+        return not all(photo.is_as_it_was() for photo in group.photos)
+
     def decide(self, key: str, skip: bool, go: Sequence[int]) -> None:
         """Notes what happens to a group: whether it is skipped, and the numbers of the photos that go.
 
         Raises:
-            NotThere: there is no such group any more.
+            NotThere: there is no such group any more, or it has changed.
             UserError: none of it would stay, or it can't be noted.
         """
         for group in self._duplicates.groups if self._duplicates else ():
             if key_of(group) == key:
+                if self.has_changed(group):
+                    raise NotThere("a photo of this group has changed or is gone: look for duplicates again")
                 names = {photo.id: photo.name for photo in group.photos}
                 if not set(go) <= set(names):
                     raise UserError("only photos of a group can go from it")
@@ -270,7 +287,7 @@ class Album:
         """
         real = os.path.realpath(photo.path)
         if not Path(real).is_relative_to(self.real):
-            raise NotThere(f"photo {photo.id} lies outside the folder")
+            raise NotThere(f"photo {photo.id} lies outside the folder, perhaps behind a link: its picture is not shown")
         if not os.path.isfile(real):
             raise NotThere(f"photo {photo.id} is not there any more")
         return Path(real)

@@ -13,6 +13,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from mg_keras.data import finding
 from mg_keras.errors import UserError
 from mg_keras.files import in_home, printable_name
 from mg_keras.search import neighbors, sharded, thresholds
@@ -74,7 +75,10 @@ class Index:
     Attributes:
         path: Path of the index's folder.
         model: what describes queries and new photos, or None.
+        changes: what `build` found; None of an index that was opened.
     """
+
+    changes: Changes | None = None
 
     def __init__(self, path: Path, model: Model | None = None, _keep: Any = None):
         self.path, self.model = Path(path), model
@@ -189,7 +193,9 @@ class Index:
                 work.update()
             else:
                 work.add_photos(photos)
-        return cls(path, model, keep)
+        made = cls(path, model, keep)
+        made.changes = work.changes
+        return made
 
     @classmethod
     def open(cls, path: str | os.PathLike, model: Model | None = None) -> "Index":
@@ -465,6 +471,17 @@ class Index:
     def unusable_count(self) -> int:
         """How many photos can't be used."""
         return self._view.state.count("row IS NULL")
+
+    def check_usable(self) -> None:
+        """Refuses an index of a folder that was built, if none of the folder's photos can be used.
+
+        Raises:
+            UserError: which says why.
+        """
+        if not len(self):
+            root = self._view.state.about["root"]
+            passed_over = dict(self.changes.passed_over) | {str(each.path): each.problem for each in self.unusable()}
+            raise UserError(f"no photo of {printable_name(root)} can be used: {finding.why_none(passed_over, root)}")
 
     def listed(self, class_name: str | None = None) -> int:
         """How many photos `photos` has in all, perhaps of one likeliest class alone."""

@@ -98,6 +98,8 @@ _SCHEMAS = {
             "collection": {"type": "boolean", "description": "whether it is one, without update and duplicates"},
             "photos": {"type": "integer"},
             "unusable": {"type": "integer"},
+            "passed_over": {"type": "integer", "description": "files and folders that are no photos"},
+            "why_passed_over": _or_none("string"),
             "classes": {"type": "boolean", "description": "whether the model knows classes"},
             "indexing": _WORK,
             "comparing": _WORK,
@@ -108,6 +110,10 @@ _SCHEMAS = {
         {
             "key": {"type": "string", "description": "what it is decided about by"},
             "decision": _DECISION,
+            "changed": {
+                "type": "boolean",
+                "description": "whether a photo is gone or another since",
+            },
             "kind": {"enum": ["equal", "copy", "similar"]},
             "keep": _ref("Photo"),
             "why": {"type": "string"},

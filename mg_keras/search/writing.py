@@ -91,10 +91,12 @@ class Work:
             and not os.path.isabs(os.fsdecode(name))
             and (photo.stamp[1] is not None or photo.row is None)
         }
+        if self.label and (found.files or inside):
+            finding.told(found.passed_over, root)
         if inside and not found.files:
             raise UserError(
                 f"no photo is left below {printable_name(root)}, where {self.writer.folder} has {len(inside):,}: is "
-                "the disk there? Index.remove takes photos out"
+                f"the disk there? If they were removed on purpose, delete {self.writer.folder}"
             )
         names = [name_of(path, root) for path in found.files]
         stamps = mapped(stamp, found.files, f"looking at {printable_name(root)}")

@@ -1,5 +1,6 @@
 """mg-keras search and mg-keras duplicates, with a model of milliseconds."""
 
+import importlib.util
 import io
 import json
 import shlex
@@ -120,7 +121,7 @@ def test_between_two_folders_and_the_form_of_imagededup(folder, capsys, tmp_path
     duplicates.main([str(folder), "--recursive", "false", "--kinds", "copies"])
     assert "10 photos; groups: 0 the same byte for byte, 1 copies" in capsys.readouterr().out
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match=r"no photo of .*empty can be used"):
+    with pytest.raises(UserError, match=r"no photo of .*empty can be used: none of its files is a JPEG"):
         duplicates.main([str(tmp_path / "empty")])
 
 
@@ -193,6 +194,40 @@ def test_search_names_photos_that_can_not_be_used(folder, capsys):
     search.main([str(folder), str(folder / "00001.png")])
     shown = capsys.readouterr().out
     assert "10 photos searched\n1 could not be used, such as broken.jpg: " in shown
+
+
+@pytest.mark.parametrize(
+    ("program", "asked"),
+    [(search, ["{folder}/00001.png"]), (search, ["--class", "green"]), (duplicates, [])],
+)
+def test_files_that_are_passed_over_are_counted_with_the_reason(folder, capsys, tmp_path, monkeypatch, program, asked):
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name != "pillow_heif" and find_spec(name))
+    header = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(64)
+    for name in ("a.heic", "b.heic"):
+        (folder / name).write_bytes(header)
+    asked = [argument.replace("{folder}", str(folder)) for argument in asked]
+    program.main([str(folder), *asked])
+    told = "2 files or folders: HEIC, for which pillow-heif is missing: pip install pillow-heif (2, such as a.heic)\n"
+    assert capsys.readouterr().err.startswith(f"passed over in {folder}: {told}")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "IMG.CR2").write_bytes(header)
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "a.jpg").write_bytes(b"\xff\xd8\xff\xe0 no more")
+    for name, why in (("other", r"a camera's raw file, .* \(IMG\.CR2\)"), ("broken", r".* \(a\.jpg\)")):
+        where = str(tmp_path / name)
+        with pytest.raises(UserError, match=f"no photo of {where} can be used: {why}"):
+            program.main([where, *asked])
+
+
+def test_of_an_album_that_was_emptied_it_is_told_what_to_delete(folder, tmp_path):
+    duplicates.main([str(folder)])
+    (path,) = (tmp_path / "home" / ".cache" / "mg_keras" / "indexes").iterdir()
+    for photo in folder.iterdir():
+        photo.unlink()
+    for program, asked in ((search, ["--class", "green"]), (duplicates, [])):
+        with pytest.raises(UserError, match=f"is the disk there\\? If they were removed on purpose, delete {path}"):
+            program.main([str(folder), *asked])
 
 
 def test_the_demo_ends_with_an_index_and_the_command_for_its_page(folder, tmp_path, monkeypatch):

@@ -234,6 +234,41 @@ def test_duplicates(served):
         assert told in client.refusal("/api/decisions", expected, method="POST", body=json.dumps(wrong))
 
 
+def test_a_group_of_which_a_photo_has_changed_is_told_to_and_not_decided(tmp_path):
+    paths = album(tmp_path / "photos", 3)
+    for number, path in enumerate(paths[:2]):
+        shutil.copy(path, path.with_name(f"twice{number}.png"))
+    changing = Album(tmp_path / "photos", FakeModel(), tmp_path / "index")
+    changing.update()
+    changing.wait()
+    changing.compare(0.9)
+    changing.wait()
+    server = SearchServer(changing)
+    server.start()
+    client = Client(server.port)
+    try:
+        found = client.get("/api/duplicates")["groups"]
+        assert [group["changed"] for group in found] == [False, False]
+        gone = next(group for group in found if group["keep"]["name"] == "00000.png")
+        decided = json.dumps({"key": gone["key"], "skip": False, "go": [gone["members"][0]["photo"]["id"]]})
+        assert client.get("/api/decisions", "POST", decided) == {"noted": True}
+        paths[0].unlink()
+        for _ in range(2):
+            shown = {group["keep"]["name"]: group["changed"] for group in client.get("/api/duplicates")["groups"]}
+            assert shown == {"00000.png": True, "00001.png": False}
+            told = client.refusal("/api/decisions", 404, method="POST", body=decided)
+            assert told == "a photo of this group has changed or is gone: look for duplicates again"
+            # whether the index knows of it or not
+            changing.update()
+            changing.wait()
+        changing.compare(0.9)
+        changing.wait()
+        assert [group["changed"] for group in client.get("/api/duplicates")["groups"]] == [False]
+    finally:
+        server.stop()
+        changing.stop()
+
+
 def test_copies_by_their_pixels(served):
     _, client = served
     photo, small, other = (numbered(client, name)["id"] for name in ("00001.png", "small.jpg", "00002.png"))
@@ -437,6 +472,32 @@ def test_of_a_folder_whose_photos_can_not_be_used_it_is_told_how_many(tmp_path):
     finally:
         server.stop()
         broken.stop()
+
+
+def test_files_that_are_passed_over_are_counted_with_the_reason(tmp_path):
+    album(tmp_path / "photos", 1)
+    (tmp_path / "photos" / "a.cr2").write_bytes(b"raw")
+    passed = Album(tmp_path / "photos", FakeModel(), tmp_path / "index")
+    server = SearchServer(passed)
+    server.start()
+    client = Client(server.port)
+    try:
+        status = client.get("/api/status")
+        assert (status["passed_over"], status["why_passed_over"]) == (0, None)
+        passed.update()
+        passed.wait()
+        status = client.get("/api/status")
+        assert (status["photos"], status["passed_over"], status["indexing"]["error"]) == (1, 1, None)
+        assert re.fullmatch(r"a camera's raw file, .* \(a\.cr2\)", status["why_passed_over"])
+    finally:
+        server.stop()
+        passed.stop()
+    shutil.rmtree(tmp_path / "index")
+    (tmp_path / "photos" / "00000.png").unlink()
+    passed = Album(tmp_path / "photos", FakeModel(), tmp_path / "index")
+    passed.update()
+    passed.wait()
+    assert re.fullmatch(r"no photo of .*photos can be used: a camera's raw file, .*", passed.indexing.error)
 
 
 def test_queries_come_between_the_photos_of_the_folder():

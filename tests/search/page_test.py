@@ -40,6 +40,12 @@ window.fetch = (path, options) => {
 };
 """
 
+# what would be downloaded
+CATCH_LIST = """
+URL.createObjectURL = (blob) => { blob.text().then((text) => { window.listed = text; }); return "about:blank"; };
+HTMLAnchorElement.prototype.click = () => {};
+"""
+
 # each search waits to be let go
 HOLD = """
 const real = window.fetch;
@@ -72,8 +78,8 @@ def browser():
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
-    """12 photos, one of them twice, once smaller and once in another colour, and one with a hostile name; beside them
-    one with two in it."""
+    """12 photos, one of them twice, once smaller and once in another colour, and one with a hostile name; a raw file;
+    beside them one with two in it."""
     root = tmp_path_factory.mktemp("page")
     paths = album(root / "photos", 12)
     shutil.copy(paths[0], root / "photos" / "twice.png")
@@ -82,6 +88,7 @@ def photos(tmp_path_factory):
     tinted = np.asarray(noise(3), int)
     tinted[:, :, tinted.mean(axis=(0, 1)).argmin()] += 90
     Image.fromarray(tinted.clip(0, 255).astype(np.uint8)).save(root / "photos" / "tinted.png")
+    (root / "photos" / "raw.cr2").write_bytes(b"raw")
     both = Image.new("RGB", (400, 200))
     for number in (4, 5):
         both.paste(noise(number, (200, 200)), (200 * (number - 4), 0))
@@ -187,6 +194,8 @@ def test_a_region_of_the_query_is_searched_by(page, photos):
 def test_the_album_by_keys(page):
     press(page, "2")
     wait(page, lambda found: len(names(found, "#album")) == COUNT)
+    assert page.find_element(By.ID, "state").text == f"{COUNT} photos; 1 file passed over"
+    assert "passed over: a camera's raw file" in page.find_element(By.ID, "album-note").text
     press(page, Keys.ARROW_RIGHT, Keys.ARROW_RIGHT, "i")
     name = names(page, "#album")[1]
     wait(page, lambda found: found.find_element(By.ID, "details-name").text == name)
@@ -206,9 +215,17 @@ def test_the_album_by_keys(page):
 def test_duplicates_are_kept_and_skipped_and_that_is_remembered(page, served):
     searched, _ = served
     press(page, "3")
+    wait(page, lambda found: found.find_element(By.ID, "compare").is_displayed())
     page.find_element(By.ID, "compare").click()
     groups = (By.CSS_SELECTOR, "#groups .group")
     wait(page, lambda found: len(found.find_elements(*groups)) == 3)
+    # without seeing them, each button is known by its photo or its group
+    labels = [each.accessible_name for each in page.find_elements(By.CSS_SELECTOR, ".group, .mark, .skip")]
+    assert len(set(labels)) == len(labels) == 3 + 6 + 3
+    assert "Keep: 00000.png" in labels
+    assert "Goes: twice.png" in labels
+    assert "Skip: keep all of group 1" in labels
+    assert "Group 1, Same byte for byte: 00000.png and 1 more" in labels
     # the first is skipped, and of the second the small one goes
     press(page, "s")
     wait(page, lambda found: "skipped" in found.find_element(*groups).get_attribute("class"))
@@ -219,6 +236,12 @@ def test_duplicates_are_kept_and_skipped_and_that_is_remembered(page, served):
     assert "same" in page.find_element(By.CSS_SELECTOR, f"{small} .score").text
     page.find_element(By.CSS_SELECTOR, "#groups .group:nth-child(2) .tile:nth-child(1) .mark").click()
     wait(page, lambda found: "one of a group stays" in found.find_element(By.ID, "message").text)
+    # it is in sight, however far down one is
+    page.execute_script("document.getElementById('view-duplicates').style.minHeight = '3000px'; scrollTo(0, 1500);")
+    assert page.execute_script("return scrollY") == 1500
+    place = page.execute_script("return document.getElementById('message').getBoundingClientRect().toJSON()")
+    assert 0 <= place["top"] < place["bottom"] < 300
+    page.execute_script("document.getElementById('view-duplicates').style.minHeight = ''; scrollTo(0, 0);")
     # what the server doesn't take is not shown as decided
     page.execute_script(FAIL_ONCE)
     third = "#groups .group:nth-child(3)"
@@ -238,6 +261,27 @@ def test_duplicates_are_kept_and_skipped_and_that_is_remembered(page, served):
         applied = decisions.applied(searched.duplicates, searched.index)
     assert (applied.count, applied.unmatched) == (2, 0)
     assert [(photo.name, keep.name) for photo, keep in applied.found.spare] == [("small.jpg", "00001.png")]
+
+
+def test_a_group_that_has_changed_is_shown_so_and_left_out_of_the_list(page, served, photos):
+    searched, _ = served
+    searched.compare(0.9)
+    searched.wait()
+    # one of them is gone, and then it is back
+    (photos / "photos" / "twice.png").rename(photos / "twice.png")
+    try:
+        press(page, "3")
+        wait(page, lambda found: len(found.find_elements(By.CSS_SELECTOR, "#groups .group")) == 3)
+        (changed,) = page.find_elements(By.CSS_SELECTOR, "#groups .group.changed")
+        assert "find duplicates again" in changed.find_element(By.CSS_SELECTOR, ".head .hint").text
+        assert not any(button.is_enabled() for button in changed.find_elements(By.CSS_SELECTOR, ".mark, .skip"))
+        page.execute_script(CATCH_LIST)
+        page.find_element(By.ID, "list").click()
+        wait(page, lambda found: found.execute_script("return window.listed"))
+        assert "twice.png" not in page.execute_script("return window.listed")
+        wait(page, lambda found: "1 group is left out" in found.find_element(By.ID, "message").text)
+    finally:
+        (photos / "twice.png").rename(photos / "photos" / "twice.png")
 
 
 def test_an_answer_that_comes_late_is_not_shown_in_place_of_what_was_asked_for_since(page, served, photos):
@@ -290,6 +334,28 @@ def test_the_page_fits_a_phone_and_logs_no_error(page):
     logged = [each["message"] for each in page.get_log("browser") if each["level"] == "SEVERE"]
     # a file that was no photo was refused
     assert [each for each in logged if "/api/search" not in each] == [], json.dumps(logged)
+
+
+def test_a_tile_without_a_picture_says_why(browser, tmp_path):
+    album(tmp_path / "photos", 2)
+    noise(60).save(tmp_path / "outside.png")
+    (tmp_path / "photos" / "link.png").symlink_to(tmp_path / "outside.png")
+    linked = Album(tmp_path / "photos", FakeModel(), tmp_path / "index")
+    linked.update()
+    linked.wait()
+    (tmp_path / "photos" / "00000.png").unlink()
+    server = SearchServer(linked)
+    server.start()
+    try:
+        browser.get(f"http://127.0.0.1:{server.port}/#album")
+        wait(browser, lambda found: len(found.find_elements(By.CSS_SELECTOR, "#album .why")) == 2)
+        gone, outside = (each.text for each in browser.find_elements(By.CSS_SELECTOR, "#album .why"))
+        assert "is not there any more" in gone
+        assert "lies outside the folder, perhaps behind a link" in outside
+        assert len(browser.find_elements(By.CSS_SELECTOR, "#album .tile")) == 3
+    finally:
+        server.stop()
+        linked.stop()
 
 
 def test_without_the_token_nothing_is_shown(browser, served):

@@ -104,7 +104,12 @@ function tile(photo, score) {
   const open = make("button", { class: "open", title: photo.name });
   const picture = make("img", { src: photo.thumbnail, loading: "lazy", alt: photo.name, draggable: false });
   const made = make("div", { class: "tile" }, open);
-  picture.addEventListener("error", () => made.classList.add("broken"));
+  picture.addEventListener("error", async () => {
+    made.classList.add("broken");
+    let why = "";
+    try { await ask(photo.thumbnail); } catch (error) { why = error.message; }
+    open.append(make("span", { class: "why", textContent: why }));
+  });
   const caption = make("span", { class: "caption" }, make("span", { class: "name", textContent: photo.name.split("/").pop() }));
   if (score !== undefined) caption.append(make("span", { class: "score", textContent: score }));
   open.append(picture, caption);
@@ -336,7 +341,8 @@ async function showAlbum(values, own) {
   if (name && !first.some((each) => each.name === name)) first.unshift(...classes.filter((each) => each.name === name));
   chips($("album-chips"), first.map((each) => [each.name, `${each.name} ${number(each.photos)}`]), text ? null : name,
     (chosen) => go("album", { class: chosen }));
-  $("album-note").textContent = text ? `Most probable first: ${text}` : `${number(found.total)} photos`;
+  const why = status && status.why_passed_over ? `; passed over: ${status.why_passed_over}` : "";
+  $("album-note").textContent = text ? `Most probable first: ${text}` : `${number(found.total)} photos${why}`;
   $("album").replaceChildren(...found.photos.map((photo) => tile(photo, text ? percent(photo.probability) : undefined)));
   const last = found.total === null ? (found.more ? Infinity : page) : Math.ceil(found.total / PAGE);
   pager($("album-pager"), page, last, (to) => go("album", { class: name, text, page: to }));
@@ -394,25 +400,28 @@ async function showDuplicates(values, own) {
 }
 
 function showGroup(group, place) {
-  const { skip, go: going } = group.decision;
-  const made = make("section", { class: `group${skip ? " skipped" : ""}`, "aria-label": `Group ${place + 1}` });
+  const { skip, go: going } = group.decision, { changed } = group;
+  const made = make("section", { class: `group${skip ? " skipped" : ""}${changed ? " changed" : ""}`, "aria-label": `Group ${place + 1}, ${KIND_WORDS[group.kind]}: ${group.keep.name} and ${group.members.length} more` });
   Object.assign(group, { shown: made, place });
   const choose = () => { current = place; mark(); tell(""); };
-  const skipping = make("button", { class: "skip", textContent: skip ? "Decide after all" : "Skip: keep all" });
+  const skipping = make("button", { class: "skip", textContent: skip ? "Decide after all" : "Skip: keep all", disabled: changed,
+    "aria-label": skip ? `Decide after all about group ${place + 1}` : `Skip: keep all of group ${place + 1}` });
   skipping.addEventListener("click", () => { choose(); decide(group, (now) => ({ skip: !now.skip })); });
+  let hint = group.kind === "similar" ? "Look at them: similar photos are kept, unless you say otherwise" : `Proposed to keep: ${group.why}`;
+  if (changed) hint = "A photo of this group has changed or is gone: find duplicates again";
   made.append(make("div", { class: "head" }, make("span", { class: "badge", textContent: KIND_WORDS[group.kind] }),
-    make("span", { class: "hint", textContent: group.kind === "similar" ? "Look at them: similar photos are kept, unless you say otherwise" : `Proposed to keep: ${group.why}` }), skipping));
+    make("span", { class: "hint", textContent: hint }), skipping));
   const all = [{ photo: group.keep, score: "" }, ...group.members.map(({ photo, similarity, verified }) => ({ photo,
     score: verified === null ? similarity.toFixed(2) : `${percent(verified)} same` }))];
   const grid = make("div", { class: "grid" });
   for (const { photo, score } of all) {
     const each = tile(photo, score);
-    const goes = !skip && going.includes(photo.id);
+    const goes = !skip && !changed && going.includes(photo.id);
     each.dataset.id = photo.id;
     each.classList.toggle("going", goes);
     each.querySelector(".name").textContent = `${photo.width ? `${photo.width}x${photo.height}, ` : ""}${size(photo.bytes)}`;
-    const button = make("button", { class: `mark ${goes ? "go" : "keep"}`, textContent: goes ? "Goes" : "Keep", disabled: skip,
-      "aria-pressed": String(goes), title: `${photo.name}: keep it, or let it go (x)` });
+    const button = make("button", { class: `mark ${goes ? "go" : "keep"}`, textContent: goes ? "Goes" : "Keep", disabled: skip || changed,
+      "aria-pressed": String(goes), "aria-label": `${goes ? "Goes" : "Keep"}: ${photo.name}`, title: `${photo.name}: keep it, or let it go (x)` });
     button.addEventListener("click", () => {
       choose();
       decide(group, (now) => {
@@ -443,10 +452,13 @@ const compare = guarded(async () => {
 const download = guarded(async () => {
   await deciding;
   const list = [];
+  let changed = 0;
   for (let offset = 0, total = 1; offset < total; offset += MOST) {
     const found = await ask(`/api/duplicates?offset=${offset}&limit=${MOST}`);
     total = found.total;
     for (const group of found.groups) {
+      // what was to be kept may be gone
+      if (group.changed) { changed += 1; continue; }
       const { skip, go: going } = group.decision;
       const photos = [group.keep, ...group.members.map((each) => each.photo)];
       const gone = skip ? [] : photos.filter((photo) => going.includes(photo.id));
@@ -456,6 +468,7 @@ const download = guarded(async () => {
   const url = URL.createObjectURL(new Blob([JSON.stringify({ folder: status.folder, groups: list }, null, 2)], { type: "application/json" }));
   make("a", { href: url, download: "duplicates.json" }).click();
   setTimeout(() => URL.revokeObjectURL(url), 10000);
+  tell(changed && `${changed === 1 ? "1 group is" : `${number(changed)} groups are`} left out of the list: photos have changed or are gone; find duplicates again`);
 });
 
 // what goes on
@@ -475,6 +488,7 @@ async function look() {
   document.title = `${name}: photo search`;
   let text = `${number(status.photos)} photos`;
   if (status.unusable) text += `, ${number(status.unusable)} can't be used`;
+  if (status.passed_over) text += `; ${number(status.passed_over)} ${status.passed_over === 1 ? "file" : "files"} passed over`;
   if (indexing.running) text += indexing.total ? `; describing ${number(indexing.done)} of ${number(indexing.total)}` : "; looking at the folder";
   else if (indexing.error) text += `; ${indexing.error}`;
   $("state").textContent = text;
