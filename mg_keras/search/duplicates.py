@@ -526,8 +526,8 @@ class _Maker:
 
     def _may_go(self, copy, keep, throughout):
         """Whether a copy may go for the one that is kept."""
-        if (copy.width is None) != (keep.width is None):
-            # it may be the larger one
+        if (copy.width is None) != (keep.width is None) or _pixels(copy) > _pixels(keep):
+            # it is the larger one, or may be
             return False
         if self.named:
             # what has nothing to be seen in it is like all that hasn't

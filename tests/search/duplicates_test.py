@@ -126,10 +126,11 @@ def test_between_two_albums(folder, tmp_path):
         Index.build(test, FakeModel(), tmp_path / "b") as second,
     ):
         found = find_duplicates(first, second, copy=0.95)
-        # what is twice in one of them alone doesn't count; what lies in the second stays, however small
+        # what is twice in one of them alone doesn't count; what lies in the second stays, however small, and nothing
+        # larger goes for it
         assert told(found) == [
             ("equal", "leak.png", [("00004.png", "equal", True)]),
-            ("copy", "small.png", [("00005.png", "copy", True)]),
+            ("copy", "small.png", [("00005.png", "copy", False)]),
         ]
         assert [(group.side, group.members[0].side, group.why) for group in found.groups] == [
             (1, 0, "of the second folder")
@@ -142,6 +143,25 @@ def test_between_two_albums(folder, tmp_path):
         pytest.raises(UserError, match="were made by different models"),
     ):
         find_duplicates(third, second)
+
+
+def test_between_two_albums_no_photo_goes_for_a_smaller_one(tmp_path):
+    card, kept = tmp_path / "card", tmp_path / "album"
+    album(kept, 3)
+    card.mkdir()
+    noise(0, (48, 48)).save(card / "larger.png")
+    noise(1, (12, 12)).save(card / "smaller.png")
+    noise(2).save(card / "as large.bmp")
+    with (
+        Index.build(card, FakeModel(), tmp_path / "a") as first,
+        Index.build(kept, FakeModel(), tmp_path / "b") as second,
+    ):
+        found = find_duplicates(first, second, copy=0.9)
+    assert {keep.name: photo.name for photo, keep in found.spare} == {
+        "00001.png": "smaller.png",
+        "00002.png": "as large.bmp",
+    }
+    assert [len(group.members) for group in found.groups] == [1, 1, 1]
 
 
 def test_an_index_that_is_written_meanwhile_is_compared_as_it_was(monkeypatch):
