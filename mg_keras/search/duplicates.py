@@ -561,7 +561,12 @@ class _Maker:
         return self._made(SIMILAR, keep, side, members)
 
     def _photos(self, nodes):
-        return [(photo, self.nodes.sides[node], node) for node in nodes for photo in self.nodes.photos[node]]
+        photos = [(photo, self.nodes.sides[node], node) for node in nodes for photo in self.nodes.photos[node]]
+        if not self.between or len({side for _, side, _ in photos}) < 2:
+            return photos
+        # a link from one album into the other is that one's photo, whose file would go with it
+        of_second = {_file(photo) for photo, side, _ in photos if side} - {None}
+        return [each for each in photos if each[1] or _file(each[0]) not in of_second]
 
     def _best(self, photos):
         last = max(side for _, side, _ in photos)
@@ -639,15 +644,20 @@ def _each_once(photos: Iterable[Photo]) -> list[Photo]:
         return photos
     seen, kept = set(), []
     for photo in sorted(photos, key=lambda photo: os.path.islink(photo.path)):
-        try:
-            found = os.stat(photo.path)
-        except (OSError, ValueError):
-            kept.append(photo)
-            continue
-        if (found.st_dev, found.st_ino) not in seen:
-            seen.add((found.st_dev, found.st_ino))
+        found = _file(photo)
+        if found is None or found not in seen:
+            seen.add(found)
             kept.append(photo)
     return sorted(kept, key=lambda photo: os.fsencode(photo.name))
+
+
+def _file(photo):
+    """What a photo's file is known by, whatever leads to it, or None where there is none."""
+    try:
+        found = os.stat(photo.path)
+    except (OSError, ValueError):
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _pixels(photo):

@@ -228,6 +228,26 @@ def test_links_to_one_file_are_one_photo(tmp_path):
         assert find_duplicates(index).groups == []
 
 
+def test_links_into_the_second_album_are_its_own_photos(tmp_path):
+    card, kept = tmp_path / "card", tmp_path / "album"
+    paths = album(kept, 3)
+    album(card, 1, first=2)
+    os.symlink(kept, card / "link")
+    os.symlink(paths[0], card / "link.png")
+    os.link(paths[1], card / "hard.png")
+    with (
+        Index.build(card, FakeModel(), tmp_path / "a") as first,
+        Index.build(kept, FakeModel(), tmp_path / "b") as second,
+    ):
+        found = find_duplicates(first, second, copy=0.95)
+        assert told(found) == [("equal", "00002.png", [("00002.png", "equal", True)])]
+        assert found.spare[0][0].path == card / "00002.png"
+        shutil.copy(paths[0], kept / "twice.png")
+        second.update()
+        # another photo of the album with that content does not make it one of the card
+        assert told(find_duplicates(first, second, copy=0.95)) == told(found)
+
+
 def test_large_albums_are_compared_by_their_index(monkeypatch):
     monkeypatch.setattr("mg_keras.search.neighbors._FEW", 10)
     rng = np.random.default_rng(0)
