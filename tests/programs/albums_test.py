@@ -70,8 +70,9 @@ def test_duplicates_are_listed_and_moved_when_asked(folder, capsys, tmp_path, mo
         duplicates.main(move)
         assert "nothing was moved" in capsys.readouterr().out
     assert not target.exists()
-    duplicates.main([*move, "--yes", "true"])
+    duplicates.main([*move, "--yes", "true", "--out", str(report)])
     assert "moved: 2 photos" in capsys.readouterr().out
+    assert "Nothing was" not in report.read_text()
     assert sorted(path.name for path in target.iterdir()) == ["moved.csv", "small.jpg", "twice.png"]
     duplicates.main(move)
     assert "there is nothing to move" in capsys.readouterr().out
