@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--similar", type=number(float, at_least=-1, at_most=1), help="cosine from which on they are similar"
     )
     parser.add_argument("--verify", type=bool, default=True, help="false: copies by cosine, not by their pixels")
-    parser.add_argument("--trust", type=bool, default=False, help="true: copies may go, too, if the same throughout")
+    parser.add_argument("--trust", type=bool, default=False, help="true: copies may go, too, if all of them is kept")
     parser.add_argument("--move-to", type=str, help="a folder for what may go; asks first")
     parser.add_argument("--decided", type=bool, default=True, help="false: what was decided on the page does not count")
     parser.add_argument("--yes", type=bool, default=False, help="true: don't ask")
@@ -143,7 +143,7 @@ def _show(found, out, trust):
         print(
             "copies were found by their pixels, and have the share that is the same beside them: look at them; "
             + (
-                "by --trust those may go that are the same throughout"
+                "by --trust those may go of which the one that is kept has all"
                 if trust
                 else "only equal files may go, unless --trust true or the page lets them"
             )

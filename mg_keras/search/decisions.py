@@ -3,7 +3,8 @@
 A decision holds of a group of the same photos, by their names and contents, whenever it is found again. Where photos
 are grouped otherwise since, as one was added or another threshold is asked for, those that the last decision about them
 kept are never proposed to go. It lies in the cache in the home folder, by the album and not by the index: the page and
-`mg-keras duplicates` know the same, whatever model, resolution or index either of them was told.
+`mg-keras duplicates` know the same, whatever model, resolution or index either of them was told. The album is its path:
+where its folder is renamed, it has no decisions.
 """
 
 import dataclasses

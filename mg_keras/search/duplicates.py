@@ -21,8 +21,10 @@ import numpy as np
 from mg_keras.errors import UserError
 from mg_keras.progress import Progress
 from mg_keras.search.index import Index
+from mg_keras.search.standing_in import has_one_picture, stands_in
 from mg_keras.search.store import Photo
 from mg_keras.search.thumbnails import is_of_one_colour
+from mg_keras.search.verification import FRAME
 from mg_keras.search.verifying import NEAREST, Verifier, one_thread_each
 
 EQUAL, COPY, SIMILAR = "equal", "copy", "similar"
@@ -48,9 +50,9 @@ class Member:
             one than a copy must be.
         similarity: cosine with the one that is kept.
         side: 0, or 1 for a photo of the second of two albums.
-        spare: whether it may go: it is equal to the one that is kept, or a copy of that very one by a threshold that
-            was named, or the same by its pixels throughout where these are trusted. Else copies are shown, and none
-            goes.
+        spare: whether it may go: it is equal to the one that is kept, or a copy of that very one, of no more pixels, by
+            a threshold that was named, or where pixels are trusted, and that one has all that it has. Else copies are
+            shown, and none goes.
         verified: of a copy by its pixels, the share that is the same, 0 to 1; else None.
     """
 
@@ -165,10 +167,11 @@ def find_duplicates(
         kinds: of `KINDS`, those to look for.
         precision: share of the pairs that shall be right; it chooses the thresholds of the model.
         copy, similar: similarities in their place, -1 to 1; one that is named for copies makes them without a
-            comparison of their pixels, and lets all go but those of a single colour.
+            comparison of their pixels, and lets all go but those of a single colour, of more pixels than the one that
+            is kept, and of several pages or frames.
         verify: whether copies are found by their pixels, where no similarity is named.
-        trust: whether copies may go as equal ones do where their pixels are the same throughout; those with a place
-            that differs, and those by a similarity, may not.
+        trust: whether copies may go as equal ones do where the one that is kept has all that they have, pixel by pixel
+            and as sharp (`standing_in`); those with a place that differs, and those by a similarity, may not.
         label: what to call it while it runs; None shows nothing.
         report: is called with how much of the verifying is done, and of how much, now and then.
 
@@ -484,10 +487,15 @@ class _Judge:
 
     def relations(self, node, others, cosines):
         """Of one node and each of several: (`COPY` or `SIMILAR`, share of the pixels that is the same or None, whether
-        they are the same throughout)."""
+        they are the same throughout in the same frame)."""
         verdicts = self.verifier.verdicts(node, others) if self.verifier else [None] * len(others)
         return [
-            ((COPY, verdict.score, verdict.throughout) if verdict.same else (SIMILAR, None, False))
+            # what is the same after a map says nothing of what is beside it
+            (
+                (COPY, verdict.score, verdict.throughout and verdict.how == FRAME)
+                if verdict.same
+                else (SIMILAR, None, False)
+            )
             if verdict
             else (COPY if cosine >= self.copy else SIMILAR, None, False)
             for verdict, cosine in zip(verdicts, cosines, strict=True)
@@ -526,14 +534,17 @@ class _Maker:
 
     def _may_go(self, copy, keep, throughout):
         """Whether a copy may go for the one that is kept."""
-        if (copy.width is None) != (keep.width is None):
-            # it may be the larger one
+        if (copy.width is None) != (keep.width is None) or _pixels(copy) > _pixels(keep):
+            # it is the larger one, or may be
             return False
         if self.named:
-            # what has nothing to be seen in it is like all that hasn't
-            return not is_of_one_colour(copy.path)
+            # what has nothing to be seen in it is like all that hasn't, and of several pages one was compared
+            has_one = copy.modified is None or has_one_picture(copy.path)
+            return has_one and not is_of_one_colour(copy.path)
         # a threshold that nobody named lets nothing go, nor do pixels of which some are others
-        return self.trust and throughout
+        if not (self.trust and throughout) or _is_less_compressed(copy, keep):
+            return False
+        return stands_in(keep.path, copy.path) and copy.is_as_it_was() and keep.is_as_it_was()
 
     def similar(self, groups):
         """Those that show one thing; of copies the best stands for all."""
@@ -550,7 +561,12 @@ class _Maker:
         return self._made(SIMILAR, keep, side, members)
 
     def _photos(self, nodes):
-        return [(photo, self.nodes.sides[node], node) for node in nodes for photo in self.nodes.photos[node]]
+        photos = [(photo, self.nodes.sides[node], node) for node in nodes for photo in self.nodes.photos[node]]
+        if not self.between or len({side for _, side, _ in photos}) < 2:
+            return photos
+        # a link from one album into the other is that one's photo, whose file would go with it
+        of_second = {_file(photo) for photo, side, _ in photos if side} - {None}
+        return [each for each in photos if each[1] or _file(each[0]) not in of_second]
 
     def _best(self, photos):
         last = max(side for _, side, _ in photos)
@@ -628,20 +644,30 @@ def _each_once(photos: Iterable[Photo]) -> list[Photo]:
         return photos
     seen, kept = set(), []
     for photo in sorted(photos, key=lambda photo: os.path.islink(photo.path)):
-        try:
-            found = os.stat(photo.path)
-        except (OSError, ValueError):
-            kept.append(photo)
-            continue
-        if (found.st_dev, found.st_ino) not in seen:
-            seen.add((found.st_dev, found.st_ino))
+        found = _file(photo)
+        if found is None or found not in seen:
+            seen.add(found)
             kept.append(photo)
     return sorted(kept, key=lambda photo: os.fsencode(photo.name))
+
+
+def _file(photo):
+    """What a photo's file is known by, whatever leads to it, or None where there is none."""
+    try:
+        found = os.stat(photo.path)
+    except (OSError, ValueError):
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _pixels(photo):
     """Infinitely many of one whose size is not known: it is not to go because another one's is."""
     return math.inf if photo.width is None else photo.width * photo.height
+
+
+def _is_less_compressed(photo, other):
+    """Whether it has more bytes for as many pixels."""
+    return _pixels(photo) == _pixels(other) and (photo.file_size or 0) > (other.file_size or 0)
 
 
 def _rank(photo):

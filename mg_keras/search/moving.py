@@ -55,6 +55,8 @@ def check_target(folders: Iterable[str | os.PathLike], target: str | os.PathLike
 def move_spare(found: Duplicates, target: str | os.PathLike) -> Moved:
     """Moves what may go; a photo is moved only while the one that is kept is there, and both are what they were.
 
+    Both are read for that, whole.
+
     They keep their paths below the folder that they were in; `moved.csv` beside them says where each came from, and is
     written as they go, so that all can be put back whatever happens.
 
@@ -129,11 +131,13 @@ class _List:
 def _why_not(photo: Photo, keep: Photo) -> str | None:
     """Why a photo must stay, or None."""
     for each, what in ((keep, "the one to keep"), (photo, "it")):
-        now = stamp(each.path)
-        if now is None:
+        if stamp(each.path) is None:
             return f"{what} is not there any more"
-        # its time may be changed by a copy, its content may not
-        if now != (each.file_size, each.modified) and look_at_file(each.path).sha256 != _digest(each):
+        # its size and its time say little: scans have one size, archives and copies leave or change the time
+        content = look_at_file(each.path).sha256
+        if content is None:
+            return f"{what} can't be read"
+        if content != _digest(each):
             return f"{what} has changed since it was looked at"
     if os.path.islink(photo.path):
         return "it is a link"

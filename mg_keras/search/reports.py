@@ -283,7 +283,7 @@ details { margin-top: 2rem; color: var(--faint); overflow-wrap: anywhere; }
 <body>
 <header>
 <h1>Duplicates in $title</h1>
-<p>$count photos were compared; $thresholds. Nothing was changed.</p>
+<p>$count photos were compared; $thresholds.</p>
 <div class="figures">
 <div>$equal</div>
 <div>$copy</div>

@@ -13,8 +13,9 @@ other
     in the same frame where  mean r >= 0.75, or r >= 0.95 at a share of 0.35 (most of it may be written over),
     by a map where           mean r >= 0.97,
 
-each for the photo as it is and mirrored. It is the same *throughout*, so that one may stand for the other unseen,
-where r >= 0.9 at a share of 0.95, and there is no place of 30 pixels together where r < 0.5: a line of a slide, a hand.
+each for the photo as it is and mirrored. It is the same *throughout* where r >= 0.9 at a share of 0.95, and there is
+no place of 30 pixels together where r < 0.5: a line of a slide, a hand. That says nothing of what one of the two does
+not show, and nothing of which is the better one: see `standing_in`.
 The limits were chosen on planted edits, on series of one scene (docs/search.md) and on pages of text; a photo of a far
 scene and another by a longer lens can still be the same after a map.
 """

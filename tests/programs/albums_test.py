@@ -8,6 +8,7 @@ import shutil
 from types import SimpleNamespace
 
 import pytest
+from PIL import Image
 
 from mg_keras.errors import UserError
 from mg_keras.programs import albums, duplicates, search
@@ -23,7 +24,8 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.setattr(albums, "loaded", lambda options: FakeModel())
     paths = album(tmp_path / "photos", 8)
     shutil.copy(paths[0], paths[0].with_name("twice.png"))
-    noise(1, (12, 12)).save(paths[0].with_name("small.jpg"), quality=95)
+    small = noise(1).resize((12, 12), Image.Resampling.BILINEAR)
+    small.save(paths[0].with_name("small.jpg"), quality=95, subsampling=0)
     return paths[0].parent
 
 
@@ -55,7 +57,7 @@ def test_duplicates_are_listed_and_moved_when_asked(folder, capsys, tmp_path, mo
     duplicates.main([str(folder), "--precision", "0.9", "--trust", "true"])
     shown = capsys.readouterr().out
     assert "2 photos may go" in shown
-    assert "by --trust those may go that are the same throughout" in shown
+    assert "by --trust those may go of which the one that is kept has all" in shown
     assert "only equal" not in shown
     # by their cosine copies are none that may go
     duplicates.main([str(folder), "--precision", "0.9", "--trust", "true", "--verify", "false"])
@@ -74,8 +76,9 @@ def test_duplicates_are_listed_and_moved_when_asked(folder, capsys, tmp_path, mo
         duplicates.main(move)
         assert "nothing was moved" in capsys.readouterr().out
     assert not target.exists()
-    duplicates.main([*move, "--yes", "true"])
+    duplicates.main([*move, "--yes", "true", "--out", str(report)])
     assert "moved: 2 photos" in capsys.readouterr().out
+    assert "Nothing was" not in report.read_text()
     assert sorted(path.name for path in target.iterdir()) == ["moved.csv", "small.jpg", "twice.png"]
     duplicates.main(move)
     assert "there is nothing to move" in capsys.readouterr().out

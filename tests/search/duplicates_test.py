@@ -130,10 +130,11 @@ def test_between_two_albums(folder, tmp_path):
         Index.build(test, FakeModel(), tmp_path / "b") as second,
     ):
         found = find_duplicates(first, second, copy=0.95)
-        # what is twice in one of them alone doesn't count; what lies in the second stays, however small
+        # what is twice in one of them alone doesn't count; what lies in the second stays, however small, and nothing
+        # larger goes for it
         assert told(found) == [
             ("equal", "leak.png", [("00004.png", "equal", True)]),
-            ("copy", "small.png", [("00005.png", "copy", True)]),
+            ("copy", "small.png", [("00005.png", "copy", False)]),
         ]
         assert [(group.side, group.members[0].side, group.why) for group in found.groups] == [
             (1, 0, "of the second folder")
@@ -146,6 +147,25 @@ def test_between_two_albums(folder, tmp_path):
         pytest.raises(UserError, match="were made by different models"),
     ):
         find_duplicates(third, second)
+
+
+def test_between_two_albums_no_photo_goes_for_a_smaller_one(tmp_path):
+    card, kept = tmp_path / "card", tmp_path / "album"
+    album(kept, 3)
+    card.mkdir()
+    noise(0, (48, 48)).save(card / "larger.png")
+    noise(1, (12, 12)).save(card / "smaller.png")
+    noise(2).save(card / "as large.bmp")
+    with (
+        Index.build(card, FakeModel(), tmp_path / "a") as first,
+        Index.build(kept, FakeModel(), tmp_path / "b") as second,
+    ):
+        found = find_duplicates(first, second, copy=0.9)
+    assert {keep.name: photo.name for photo, keep in found.spare} == {
+        "00001.png": "smaller.png",
+        "00002.png": "as large.bmp",
+    }
+    assert [len(group.members) for group in found.groups] == [1, 1, 1]
 
 
 def test_an_index_that_is_written_meanwhile_is_compared_as_it_was(monkeypatch):
@@ -210,6 +230,26 @@ def test_links_to_one_file_are_one_photo(tmp_path):
     with Index.build(tmp_path / "photos", FakeModel()) as index:
         assert len(index) == 3
         assert find_duplicates(index).groups == []
+
+
+def test_links_into_the_second_album_are_its_own_photos(tmp_path):
+    card, kept = tmp_path / "card", tmp_path / "album"
+    paths = album(kept, 3)
+    album(card, 1, first=2)
+    os.symlink(kept, card / "link")
+    os.symlink(paths[0], card / "link.png")
+    os.link(paths[1], card / "hard.png")
+    with (
+        Index.build(card, FakeModel(), tmp_path / "a") as first,
+        Index.build(kept, FakeModel(), tmp_path / "b") as second,
+    ):
+        found = find_duplicates(first, second, copy=0.95)
+        assert told(found) == [("equal", "00002.png", [("00002.png", "equal", True)])]
+        assert found.spare[0][0].path == card / "00002.png"
+        shutil.copy(paths[0], kept / "twice.png")
+        second.update()
+        # another photo of the album with that content does not make it one of the card
+        assert told(find_duplicates(first, second, copy=0.95)) == told(found)
 
 
 def test_large_albums_are_compared_by_their_index(monkeypatch):

@@ -206,6 +206,26 @@ def test_a_kept_photo_that_was_only_touched_counts(found, folder, tmp_path):
     assert len(move_spare(found, tmp_path / "moved").moved) == 4
 
 
+def test_names_that_were_swapped_move_no_photo_that_is_there_once(tmp_path):
+    # as a scanner and an archive leave them: of one size and one time
+    folder = tmp_path / "scans"
+    folder.mkdir()
+    for number, name in enumerate(("1.bmp", "2.bmp")):
+        noise(number).save(folder / name)
+    shutil.copy(folder / "1.bmp", folder / "1 copy.bmp")
+    for path in folder.iterdir():
+        os.utime(path, (1, 1))
+    with Index.build(folder, FakeModel(), tmp_path / "index") as index:
+        found = find_duplicates(index, kinds=["equal"])
+    ((photo, _),) = found.spare
+    os.rename(photo.path, folder / "between.bmp")
+    os.rename(folder / "2.bmp", photo.path)
+    os.rename(folder / "between.bmp", folder / "2.bmp")
+    done = move_spare(found, tmp_path / "moved")
+    assert done.moved == []
+    assert done.left == [(photo.path, "it has changed since it was looked at")]
+
+
 def test_what_was_decided_takes_the_place_of_what_is_proposed(found, index, folder, tmp_path):
     by_name = {group.keep.name: group for group in found.groups}
     with Decisions(tmp_path / "index") as decisions:
