@@ -279,6 +279,8 @@ class Loaded:
 class _Classifier:
     """A SavedModel as a network whose values are the logits of the photos themselves, which lose no dimension."""
 
+    traced_exponents = True
+
     def __init__(self, exported):
         self.exported, self.preparation = exported, exported.preparation
 
