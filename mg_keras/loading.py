@@ -43,6 +43,9 @@ _WANTED = (
     "or a file of weights (.pth, .safetensors, .keras, .weights.h5); or nothing, for the model in the package"
 )
 
+# the processes in which models were opened: a forked one knows of its parent
+_opened_in = set()
+
 
 @dataclasses.dataclass(frozen=True)
 class Classes:
@@ -106,6 +109,7 @@ class Loaded:
         self.thresholds = thresholds or {}
         self.preparation = preparation_of(network)
         self._process = os.getpid()
+        _opened_in.add(self._process)
         # None: the network's values are its descriptors
         self._whitening_at = whitening_at
         self._whitened_resolutions = tuple(whitened_resolutions)
@@ -244,11 +248,7 @@ class Loaded:
         if on_error not in ("raise", "skip"):
             raise UserError(f'on_error must be "raise" or "skip", received {on_error!r}')
         if os.getpid() != self._process:
-            # TensorFlow's threads are not there, and what waits for them would do so for ever
-            raise UserError(
-                f"{self.path} was opened before this process was forked; open it in each process, or start them by "
-                '"spawn" or "forkserver"'
-            )
+            raise _forked(self.path)
         split = given_photos(photos)
         found = embed(network, split, settings.resolution, settings.train_resolution, [settings.pooling])
         if len(found.unusable) and on_error == "raise":
@@ -292,6 +292,14 @@ class _Classifier:
         )
 
 
+def _forked(what):
+    """Of a process in which TensorFlow's threads are not there, and what waits for them would do so for ever."""
+    return UserError(
+        f'{what} was opened before this process was forked, and none can be used in it: start processes by "spawn" or '
+        '"forkserver", or open models only after forking'
+    )
+
+
 @without_collection()
 def load(
     what: str | os.PathLike | None = None,
@@ -325,7 +333,8 @@ def load(
         `Loaded`.
 
     Raises:
-        UserError: there is no such thing, or it can't be read; the message says what would be right.
+        UserError: there is no such thing, or it can't be read, or this process was forked after another model was
+            opened; the message says what would be right.
 
     Example:
         >>> network = mg_keras.load()  # doctest: +SKIP
@@ -335,6 +344,8 @@ def load(
         >>> network.embed("photos").shape, network.classify("photos").names[:2]  # doctest: +SKIP
         ((120, 513), ['disks', 'crosses'])
     """
+    if _opened_in - {os.getpid()}:
+        raise _forked("a model")
     if precision not in (None, *PRECISIONS, INT8):
         raise UserError(f"precision must be one of {', '.join((*PRECISIONS, INT8))}, received {precision!r}")
     if what is None or what == PACKAGED:

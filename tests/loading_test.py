@@ -169,10 +169,15 @@ def test_greys_of_16_bits_are_those_of_their_file(opened, tmp_path):
     np.testing.assert_allclose(opened.embed(greys), opened.embed(tmp_path / "a.png"), atol=1e-5)
 
 
-def test_a_forked_process_is_told_to_open_it_itself(opened, files, monkeypatch):
+def test_a_forked_process_is_told_to_be_spawned(opened, files, monkeypatch):
     monkeypatch.setattr(loading.os, "getpid", lambda: 1)
-    with pytest.raises(UserError, match="was opened before this process was forked"):
+    # there one that it opened itself would wait for ever, too
+    advice = 'before this process was forked.*: start processes by "spawn" or "forkserver", or open .* only after'
+    with pytest.raises(UserError, match=f"^{opened.path} was opened {advice}"):
         opened.embed(files[:1])
+    for what in (opened.path, None):
+        with pytest.raises(UserError, match=f"^a model was opened {advice}"):
+            mg_keras.load(what)
 
 
 @pytest.mark.slow
