@@ -176,7 +176,8 @@ class Loaded:
             `Classes`.
 
         Raises:
-            UserError: as `embed`; descriptors of another size, infinite or all 0; or there is no classifier.
+            UserError: as `embed`; descriptors that are no array [N, D] of numbers, of another size, infinite or all 0;
+                or there is no classifier.
 
         Example:
             >>> mg_keras.load("runs/demo").classify("photo.jpg").names  # doctest: +SKIP
@@ -185,6 +186,7 @@ class Loaded:
         if self.class_names is None:
             raise UserError(f"{self.path} holds a trunk without a classifier: it embeds and can't classify")
         settings = self.settings(resolution, p_star)
+        _refuse_single_descriptors(photos_or_descriptors)
         if getattr(photos_or_descriptors, "ndim", None) == 2:
             logits = self._classes_of_descriptors(np.asarray(photos_or_descriptors), settings.whitening)
         else:
@@ -201,8 +203,13 @@ class Loaded:
 
         Args:
             photo: a path, bytes, an array or a PIL image, as `embed` takes them.
+
+        Returns:
+            str; "" of a photo that can be used.
         """
-        return given_photos([photo]).reason(0)
+        given = given_photos([photo])
+        usable, _ = given.image(tf.constant(0))
+        return "" if usable else given.reason(0)
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -262,6 +269,8 @@ class Loaded:
 
     def _classes_of_descriptors(self, descriptors, whitening):
         """Logits [N, C] of descriptors [N, D]."""
+        if not _are_numbers(descriptors):
+            raise UserError(f"descriptors are numbers, received an array of {descriptors.dtype}")
         size = whitening.projection_.shape[1] if whitening else self.network.about["embedding_size"]
         if descriptors.shape[1] != size:
             raise UserError(f"descriptors of {self.path} have {size} values, received {descriptors.shape[1]}")
@@ -509,6 +518,20 @@ def _identity(model):
 
 def _numbered(count):
     return [f"class {number}" for number in range(count)]
+
+
+def _are_numbers(array):
+    """Whether an array holds numbers as descriptors are, bfloat16 as well, which NumPy doesn't know of itself."""
+    return np.can_cast(array.dtype, np.float32, "same_kind")
+
+
+def _refuse_single_descriptors(given):
+    """Raises a UserError of one descriptor by itself, or of a list of them, either of which is no photo."""
+    is_list = isinstance(given, list | tuple) and len(given) > 0
+    first = given[0] if is_list else given
+    if getattr(first, "ndim", None) == 1 and len(first) and _are_numbers(np.asarray(first)):
+        what = "a list of arrays" if is_list else "one"
+        raise UserError(f"descriptors are an array [N, D], received {what} of shape {list(first.shape)}")
 
 
 def _filled(rows, values, count):
