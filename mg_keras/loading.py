@@ -43,6 +43,9 @@ _WANTED = (
     "or a file of weights (.pth, .safetensors, .keras, .weights.h5); or nothing, for the model in the package"
 )
 
+# the processes in which models were opened: a forked one knows of its parent
+_opened_in = set()
+
 
 @dataclasses.dataclass(frozen=True)
 class Classes:
@@ -106,6 +109,7 @@ class Loaded:
         self.thresholds = thresholds or {}
         self.preparation = preparation_of(network)
         self._process = os.getpid()
+        _opened_in.add(self._process)
         # None: the network's values are its descriptors
         self._whitening_at = whitening_at
         self._whitened_resolutions = tuple(whitened_resolutions)
@@ -172,7 +176,8 @@ class Loaded:
             `Classes`.
 
         Raises:
-            UserError: as `embed`; descriptors of another size, infinite or all 0; or there is no classifier.
+            UserError: as `embed`; descriptors that are no array [N, D] of numbers, of another size, infinite or all 0;
+                or there is no classifier.
 
         Example:
             >>> mg_keras.load("runs/demo").classify("photo.jpg").names  # doctest: +SKIP
@@ -181,6 +186,7 @@ class Loaded:
         if self.class_names is None:
             raise UserError(f"{self.path} holds a trunk without a classifier: it embeds and can't classify")
         settings = self.settings(resolution, p_star)
+        _refuse_single_descriptors(photos_or_descriptors)
         if getattr(photos_or_descriptors, "ndim", None) == 2:
             logits = self._classes_of_descriptors(np.asarray(photos_or_descriptors), settings.whitening)
         else:
@@ -197,8 +203,13 @@ class Loaded:
 
         Args:
             photo: a path, bytes, an array or a PIL image, as `embed` takes them.
+
+        Returns:
+            str; "" of a photo that can be used.
         """
-        return given_photos([photo]).reason(0)
+        given = given_photos([photo])
+        usable, _ = given.image(tf.constant(0))
+        return "" if usable else given.reason(0)
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -244,11 +255,7 @@ class Loaded:
         if on_error not in ("raise", "skip"):
             raise UserError(f'on_error must be "raise" or "skip", received {on_error!r}')
         if os.getpid() != self._process:
-            # TensorFlow's threads are not there, and what waits for them would do so for ever
-            raise UserError(
-                f"{self.path} was opened before this process was forked; open it in each process, or start them by "
-                '"spawn" or "forkserver"'
-            )
+            raise _forked(self.path)
         split = given_photos(photos)
         found = embed(network, split, settings.resolution, settings.train_resolution, [settings.pooling])
         if len(found.unusable) and on_error == "raise":
@@ -262,6 +269,8 @@ class Loaded:
 
     def _classes_of_descriptors(self, descriptors, whitening):
         """Logits [N, C] of descriptors [N, D]."""
+        if not _are_numbers(descriptors):
+            raise UserError(f"descriptors are numbers, received an array of {descriptors.dtype}")
         size = whitening.projection_.shape[1] if whitening else self.network.about["embedding_size"]
         if descriptors.shape[1] != size:
             raise UserError(f"descriptors of {self.path} have {size} values, received {descriptors.shape[1]}")
@@ -279,6 +288,8 @@ class Loaded:
 class _Classifier:
     """A SavedModel as a network whose values are the logits of the photos themselves, which lose no dimension."""
 
+    traced_exponents = True
+
     def __init__(self, exported):
         self.exported, self.preparation = exported, exported.preparation
 
@@ -288,6 +299,14 @@ class _Classifier:
         return tf.stack(
             [self.exported.served(images=images, p_star=tf.fill(count, value))["logits"] for value in poolings]
         )
+
+
+def _forked(what):
+    """Of a process in which TensorFlow's threads are not there, and what waits for them would do so for ever."""
+    return UserError(
+        f'{what} was opened before this process was forked, and none can be used in it: start processes by "spawn" or '
+        '"forkserver", or open models only after forking'
+    )
 
 
 @without_collection()
@@ -323,7 +342,8 @@ def load(
         `Loaded`.
 
     Raises:
-        UserError: there is no such thing, or it can't be read; the message says what would be right.
+        UserError: there is no such thing, or it can't be read, or this process was forked after another model was
+            opened; the message says what would be right.
 
     Example:
         >>> network = mg_keras.load()  # doctest: +SKIP
@@ -333,6 +353,8 @@ def load(
         >>> network.embed("photos").shape, network.classify("photos").names[:2]  # doctest: +SKIP
         ((120, 513), ['disks', 'crosses'])
     """
+    if _opened_in - {os.getpid()}:
+        raise _forked("a model")
     if precision not in (None, *PRECISIONS, INT8):
         raise UserError(f"precision must be one of {', '.join((*PRECISIONS, INT8))}, received {precision!r}")
     if what is None or what == PACKAGED:
@@ -496,6 +518,20 @@ def _identity(model):
 
 def _numbered(count):
     return [f"class {number}" for number in range(count)]
+
+
+def _are_numbers(array):
+    """Whether an array holds numbers as descriptors are, bfloat16 as well, which NumPy doesn't know of itself."""
+    return np.can_cast(array.dtype, np.float32, "same_kind")
+
+
+def _refuse_single_descriptors(given):
+    """Raises a UserError of one descriptor by itself, or of a list of them, either of which is no photo."""
+    is_list = isinstance(given, list | tuple) and len(given) > 0
+    first = given[0] if is_list else given
+    if getattr(first, "ndim", None) == 1 and len(first) and _are_numbers(np.asarray(first)):
+        what = "a list of arrays" if is_list else "one"
+        raise UserError(f"descriptors are an array [N, D], received {what} of shape {list(first.shape)}")
 
 
 def _filled(rows, values, count):

@@ -170,10 +170,15 @@ def test_greys_of_16_bits_are_those_of_their_file(opened, tmp_path):
     np.testing.assert_allclose(opened.embed(greys), opened.embed(tmp_path / "a.png"), atol=1e-5)
 
 
-def test_a_forked_process_is_told_to_open_it_itself(opened, files, monkeypatch):
+def test_a_forked_process_is_told_to_be_spawned(opened, files, monkeypatch):
     monkeypatch.setattr(loading.os, "getpid", lambda: 1)
-    with pytest.raises(UserError, match="was opened before this process was forked"):
+    # there one that it opened itself would wait for ever, too
+    advice = 'before this process was forked.*: start processes by "spawn" or "forkserver", or open .* only after'
+    with pytest.raises(UserError, match=f"^{opened.path} was opened {advice}"):
         opened.embed(files[:1])
+    for what in (opened.path, None):
+        with pytest.raises(UserError, match=f"^a model was opened {advice}"):
+            mg_keras.load(what)
 
 
 @pytest.mark.slow
@@ -228,6 +233,10 @@ def test_a_photo_that_can_not_be_used_is_named(opened, photo, message):
 @pytest.mark.slow
 def test_photos_that_can_not_be_used_leave_nan_where_that_is_asked_for(opened, exported, files):
     assert opened.why_unusable(b"text") == NO_PHOTO
+    assert opened.why_unusable("nowhere.jpg") == "No such file or directory"
+    assert opened.why_unusable(np.zeros((7, 9, 3))) == "smaller than 8 pixels in one direction"
+    for photo in (files[0], files[0].read_bytes(), np.zeros((9, 9, 3))):
+        assert opened.why_unusable(photo) == ""
     given = [files[0], b"no photo", np.zeros((30, 30)), files[1]]
     with pytest.raises(UserError, match=r"photo 2: .*, and 1 more"):
         opened.embed(given)
@@ -349,6 +358,15 @@ def test_arguments_out_of_range(opened, exported, files):
         opened.classify(np.zeros((2, 5), np.float32))
     for network in (opened, exported):
         values = network.embed(files[:3])
+        for wrong in (values[0], list(values), tuple(values), tf.constant(values[0])):
+            with pytest.raises(UserError, match=r"^descriptors are an array \[N, D\], received .*\[\d+\]"):
+                network.classify(wrong)
+        for wrong in (values.astype(str), values.astype(object), np.full(values.shape, b"a"), values + 1j):
+            with pytest.raises(UserError, match=r"^descriptors are numbers, received an array of "):
+                network.classify(wrong)
+        for kind in (np.float64, np.float16, tf.bfloat16.as_numpy_dtype):
+            assert network.classify(values.astype(kind)).names == network.classify(values).names
+        assert network.classify(np.array(list(map(str, files[:1])))).names == network.classify(files[:1]).names
         # as clients are told by the signature; one with a NaN stands for a photo that could not be used
         for wrong, message in ((np.inf, "row 1 of the descriptors .* infinite"), (0, "row 1 .* all 0")):
             values[0, 0], values[1] = np.nan, wrong

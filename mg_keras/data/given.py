@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 from PIL import Image
 
-from mg_keras.data.bounds import MIN_SIDE
+from mg_keras.data.bounds import MIN_SIDE, in_0_to_1
 from mg_keras.data.images import UNREADABLE, decode_common, problem, try_decode
 from mg_keras.data.pillow_photos import decodable, eight_bits, upright
 from mg_keras.data.sources import Split, photos
@@ -182,7 +182,6 @@ def _pixels(item):
         return f"an array of {array.dtype}, where numbers in 0-255 were expected", None
     if not (np.isfinite(array).all() and array.min() >= 0 and array.max() <= 255):
         return "an array with values that are not in 0-255", None
-    if array.dtype.kind == "f" and array.max() <= 1 and (array % 1).any():
-        # as other libraries have photos: taken as it is, it would be a black one
-        return "an array with values in 0-1, where 0-255 was expected: multiply them by 255", None
+    if trouble := in_0_to_1(array):
+        return trouble, None
     return None, array if array.dtype == np.uint8 else array.astype(np.float32)

@@ -71,7 +71,25 @@ def push(
             if label:
                 progress.skip(len(rows) - new)
                 progress.advance(new, lambda sent=sent, there=there: f"{sent:,} sent, {there:,} there already")
-    return Pushed(sent, there, unusable, _patiently(collection.count))
+    return Pushed(sent, there, unusable, patiently(collection.count))
+
+
+def patiently(ask: Callable[[], Any]) -> Any:
+    """What `ask` gives, called again some time after where the database is away for a moment.
+
+    Raises:
+        Away: it is still away after half a minute of waiting.
+    """
+    for seconds in _PATIENCE:
+        try:
+            return ask()
+        except Away as error:
+            announce(f"{error}; trying again in {seconds} s")
+            time.sleep(seconds)
+    try:
+        return ask()
+    except Away as error:
+        raise Away(f"{error}; the same command goes on where it was") from error
 
 
 def _description(files, about):
@@ -87,10 +105,10 @@ def _description(files, about):
 
 def _check_same(collection, description):
     """Makes the collection, or sees that it is for the same descriptors."""
-    where, found = collection.address, _patiently(collection.description)
+    where, found = collection.address, patiently(collection.description)
     if found is None:
-        _patiently(lambda: collection.create(description))
-        found = _patiently(collection.description)
+        patiently(lambda: collection.create(description))
+        found = patiently(collection.description)
     if not found:
         raise UserError(f"{where} was not made by mg-keras push: choose another collection")
     if found.get("dimensions") != description["dimensions"]:
@@ -120,23 +138,9 @@ def _send(photos: Photos, collection: Collection) -> int:
     """Sends those that the collection doesn't have as they are, of one key the last one; returns how many."""
     if not len(photos):
         return 0
-    known = _patiently(lambda: collection.digests(photos.keys))
+    known = patiently(lambda: collection.digests(photos.keys))
     last = {key: row for row, key in enumerate(photos.keys)}
     rows = [row for key, row in last.items() if known.get(key) != photos.payloads[row]["digest"]]
     if rows:
-        _patiently(lambda: collection.put(photos.at(rows)))
+        patiently(lambda: collection.put(photos.at(rows)))
     return len(rows)
-
-
-def _patiently(ask: Callable[[], Any]) -> Any:
-    """What is asked for, some time after where the database is away for a moment."""
-    for seconds in _PATIENCE:
-        try:
-            return ask()
-        except Away as error:
-            announce(f"{error}; trying again in {seconds} s")
-            time.sleep(seconds)
-    try:
-        return ask()
-    except Away as error:
-        raise Away(f"{error}; the same command goes on where it was") from error

@@ -9,6 +9,8 @@ A *pooling* is an exponent p* > 0 of GeM, or `RMAC`. A *network* is anything wit
 * perhaps `embed_and_classify(images, pooling) -> (descriptors [B, D], logits [B, C])`, graph code, where a photo has
   more to tell of its class than its descriptor;
 * perhaps `preparation`, of `mg_keras.preparations`: how it wants photos brought to a resolution; else it is `ASPECT`;
+* perhaps `traced_exponents`, true where exponents in `embed_batch` may be scalar float32 tensors, too: what is compiled
+  then serves any exponent, and is compiled anew for each where it is missing;
 * perhaps `precision`, of `mg_keras.export.optimize.PRECISIONS`: what it computes in, which files of descriptors note.
 
 `MultiGrain` is one, and so is a SavedModel opened by `mg_keras.export.opened.Exported`.
@@ -266,11 +268,16 @@ def forward_function(network: EmbeddingNetwork, poolings: Sequence[float | str] 
 
     It does not hold the network, which must be there as long as it is called.
     """
-    if poolings is None:
-        return _forward(network, (None,))
-    return _forward(network, tuple(map(checked, poolings)))
+    poolings = (None,) if poolings is None else tuple(map(checked, poolings))
+    exponents = []
+    if getattr(network, "traced_exponents", False):
+        exponents = [pooling for pooling in poolings if isinstance(pooling, float)]
+        poolings = tuple(_TRACED if isinstance(pooling, float) else pooling for pooling in poolings)
+    return functools.partial(_forward(network, poolings), exponents=np.float32(exponents))
 
 
+# among poolings: an exponent that is a tensor
+_TRACED = "traced"
 # network -> poolings -> what `_compiled` gives; kept, as validation asks for the same one after every epoch
 _functions = weakref.WeakKeyDictionary()
 
@@ -279,16 +286,32 @@ def _forward(network, poolings):
     kept = _functions.get(network)
     if kept is None:
         compiled = functools.partial(_compiled, weakref.ref(network))
-        kept = _functions.setdefault(network, functools.lru_cache(maxsize=16)(compiled))
+        # each is some 80 MB of the network in the package
+        kept = _functions.setdefault(network, functools.lru_cache(maxsize=4)(compiled))
     return kept(poolings)
 
 
 def _compiled(network, poolings):
-    """A function of a weak reference to a network, which else would never go."""
-    signature = [tf.TensorSpec([None, None, None, 3], tf.float32)]
-    return tf.function(
-        lambda images: network().embed_batch(images, poolings), input_signature=signature, autograph=False
-    )
+    """(images, the exponents among the poolings that are traced, float32 [E]) -> float32 [P, B, D].
+
+    It is a function of a weak reference to a network, which else would never go.
+    """
+
+    def forward(images, exponents):
+        traced = iter(tf.unstack(exponents))
+        return network().embed_batch(images, tuple(next(traced) if each == _TRACED else each for each in poolings))
+
+    signature = [
+        tf.TensorSpec([None, None, None, 3], tf.float32),
+        tf.TensorSpec([poolings.count(_TRACED)], tf.float32),
+    ]
+    return tf.function(_apart(forward), input_signature=signature, autograph=False)
+
+
+def _apart(function):
+    """The same to call, but no function of the same lines as others are: from five such on, each of which is compiled
+    once, TensorFlow warns of one that is compiled again and again."""
+    return functools.partial(function)
 
 
 def _photos_a_batch(height, width):
@@ -303,17 +326,16 @@ def _decoder(resolution, prepare):
     def reduction(size):
         return resolutions.reduction(size, resolution, prepare)
 
-    @tf.function(input_signature=[tf.TensorSpec([], tf.string)], autograph=False)
     def decode(contents):
         return decode_common(contents, reduction)
 
-    return decode
+    return tf.function(_apart(decode), input_signature=[tf.TensorSpec([], tf.string)], autograph=False)
 
 
 @functools.lru_cache(maxsize=16)
 def _preparer(resolution, prepare):
     """`prepare` for one resolution, traced once for each type of pixels."""
-    return tf.function(lambda image: prepare(image, resolution), reduce_retracing=True, autograph=False)
+    return tf.function(_apart(lambda image: prepare(image, resolution)), reduce_retracing=True, autograph=False)
 
 
 @functools.lru_cache(maxsize=16)
@@ -329,14 +351,13 @@ def _squares(resolution, prepare):
         image, size = decode(tf.io.read_file(path))
         return prepared(image), size
 
-    @tf.function(input_signature=[tf.TensorSpec([None], tf.string)], autograph=False)
     def squares(paths):
         at_once = 4 * (os.cpu_count() or 1)
         # where a pipeline would run, too: photos in full size are nothing for a GPU's memory
         with tf.device("/CPU:0"):
             return tf.map_fn(square, paths, fn_output_signature=shapes, parallel_iterations=at_once)
 
-    return squares
+    return tf.function(_apart(squares), input_signature=[tf.TensorSpec([None], tf.string)], autograph=False)
 
 
 def _plain_files(split):
@@ -456,7 +477,7 @@ def _power_of_two(count):
 
 def _shape(forward):
     """(P, None, D) of what a forward function gives."""
-    return tuple(forward.get_concrete_function().structured_outputs.shape)
+    return tuple(forward.func.get_concrete_function().structured_outputs.shape)
 
 
 def _run(network, batches, total, poolings, label):

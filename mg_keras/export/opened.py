@@ -20,8 +20,11 @@ class Exported(ExportedFiles):
     What is known of it is what `ExportedFiles` says.
 
     Attributes:
+        traced_exponents: as a network of `mg_keras.embedding.photos` has it.
         served: (images float32 [B, H, W, 3], p_star float32 [B]) -> dict of tensors: the signature `serving_default`.
     """
+
+    traced_exponents = True
 
     def __init__(self, path: str | os.PathLike):
         super().__init__(path)
@@ -59,7 +62,7 @@ class Exported(ExportedFiles):
 
         Args:
             images: RGB in 0-255, float32 [B, H, W, 3], any H and W.
-            poolings: tuple of exponents p* > 0, or None for the training exponent.
+            poolings: tuple of exponents p* > 0, numbers or scalar tensors, or None for the training exponent.
 
         Returns:
             float32 [P, B, D], unit norm.
@@ -67,12 +70,15 @@ class Exported(ExportedFiles):
         Raises:
             UserError: a pooling is `RMAC`.
         """
-        if RMAC in poolings:
+        if any(isinstance(pooling, str) and pooling == RMAC for pooling in poolings):
             raise UserError(f"{self.path} pools by GeM alone: R-MAC needs the run that it was exported from")
         exponents = [self.pooling_exponent if pooling is None else pooling for pooling in poolings]
         count = tf.shape(images)[:1]
         return tf.stack(
-            [self.served(images=images, p_star=tf.fill(count, float(value)))["embedding"] for value in exponents]
+            [
+                self.served(images=images, p_star=tf.fill(count, tf.cast(value, tf.float32)))["embedding"]
+                for value in exponents
+            ]
         )
 
     def embed_and_classify(self, images: tf.Tensor, pooling: float | None) -> tuple[tf.Tensor, tf.Tensor]:

@@ -58,6 +58,9 @@ class Network(keras.Model):
     TensorShape([2, 512])
     """
 
+    # see `mg_keras.embedding.photos`
+    traced_exponents = True
+
     def __init__(
         self,
         trunk: str | keras.Model,
@@ -241,7 +244,8 @@ class Network(keras.Model):
 
         Args:
             images: RGB in 0-255, float or uint8, [B, H, W, 3], any H and W.
-            poolings: tuple of exponents p* > 0 of GeM, `RMAC`, or None for the training exponent.
+            poolings: tuple of exponents p* > 0 of GeM (numbers or scalar tensors), `RMAC`, or None for the training
+                exponent.
 
         Returns:
             float32 [P, B, d], as pooled (not normalised).

@@ -25,9 +25,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--batch", type=number(int, at_least=1), help="photos of a request; default: 256")
     options = parser.parse_args(arguments)
     from mg_keras.databases import open_collection
-    from mg_keras.databases.pushing import BATCH, push
+    from mg_keras.databases.pushing import BATCH, patiently, push
 
-    with open_collection(options.to) as collection:
+    # some databases' clients connect when they are opened
+    with patiently(lambda: open_collection(options.to)) as collection:
         pushed = push(options["from"], collection, options.batch or BATCH, label="photos")
     print(
         f"pushed: {options.to}, {pushed.sent:,} photos sent, {pushed.there:,} were there already; "

@@ -24,12 +24,13 @@ import time
 import urllib.parse
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
 import numpy as np
 
+from mg_keras.data.bounds import in_0_to_1
 from mg_keras.serving.codes import ServingError, code_of_http, code_of_number
 
 RETRIED = ("UNAVAILABLE", "RESOURCE_EXHAUSTED")
@@ -150,7 +151,8 @@ class Client(ABC):
 
         Raises:
             ValueError: no photos, one photo that is not in a list, files mixed with arrays, files without `resolution`,
-                arrays of another shape, with `resolution` or without `p_star`.
+                arrays of another shape, with `resolution` or without `p_star`; or, unless they are skipped, arrays in
+                0-1.
             ServingError: the server refused or could not be reached in time. Where photos are at fault, its message and
                 its `photos` tell them by their positions.
         """
@@ -177,8 +179,11 @@ class Client(ABC):
                 return inputs | {"image_bytes": _objects(map(bytes, given)), "resolution": resolutions[places]}
             return inputs | {"images": np.stack(given)}
 
-        errors = {} if on_error == "skip" else None
-        rows = self._rows(signature, inputs_of, self._batches(photos), errors, len(photos))
+        black = {} if files else {place: why for place, photo in enumerate(photos) if (why := in_0_to_1(photo))}
+        if black and on_error == "raise":
+            raise ValueError("; ".join(f"photo {place}: {why}" for place, why in black.items()))
+        errors = black if on_error == "skip" else None
+        rows = self._rows(signature, inputs_of, self._batches(photos, black.keys()), errors, len(photos))
         return _prediction(rows["embedding"], rows, errors or {})
 
     def describe(self, *arguments: Any, **keywords: Any) -> Prediction:
@@ -246,14 +251,15 @@ class Client(ABC):
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def _batches(self, photos: Sequence[bytes] | Sequence[np.ndarray]) -> Iterator[list[int]]:
-        """The places of photos that share a request: files, or arrays of one shape."""
+    def _batches(self, photos: Sequence[bytes] | Sequence[np.ndarray], skipped: Collection[int]) -> Iterator[list[int]]:
+        """The places of photos that share a request, files or arrays of one shape, without those that are skipped."""
         groups = {}
         for place, photo in enumerate(photos):
             shape = photo.shape if isinstance(photo, np.ndarray) else None
             if shape is not None and (len(shape) != 3 or shape[2] != 3):
                 raise ValueError(f"photos must be arrays [H, W, 3], received shape {shape}")
-            groups.setdefault(shape, []).append(place)
+            if place not in skipped:
+                groups.setdefault(shape, []).append(place)
         for places in groups.values():
             batch, size = [], 0
             for place in places:

@@ -264,6 +264,29 @@ def test_milvus_takes_its_token_from_the_environment(monkeypatch):
         open_collection("milvus:http://127.0.0.1:1/photos")
 
 
+def test_a_milvus_server_that_is_away_when_it_is_opened_is_waited_for(monkeypatch, place):
+    milvus = pytest.importorskip("mg_keras.databases.milvus", reason="its extra is missing", exc_type=ImportError)
+    features, slept, tried = write(place / "features", descriptors(5)), [], []
+    client = milvus.MilvusClient
+
+    def connected(where, **options):
+        tried.append(where)
+        if len(tried) < limit:
+            raise milvus.MilvusException(2, "Fail connecting to server on 127.0.0.1:1, illegal connection params")
+        return client(str(place / "m.db"))
+
+    monkeypatch.setattr(milvus, "MilvusClient", connected)
+    monkeypatch.setattr(pushing.time, "sleep", slept.append)
+    arguments, limit = ["--from", str(features), "--to", "milvus:http://127.0.0.1:1/photos"], 99
+    with pytest.raises(Away, match=r"can't be reached: Fail .*; the same command goes on where it was"):
+        program.main(arguments)
+    assert (len(tried), slept) == (6, [1, 2, 4, 8, 16])
+    limit = len(tried) + 2
+    monkeypatch.setattr(pushing, "push", lambda *_, **__: Pushed(5, 0, 0, 5))
+    program.main(arguments)
+    assert len(tried) == limit
+
+
 def test_a_milvus_server_that_is_started_anew_is_waited_for(monkeypatch, place):
     server = pytest.importorskip("milvus_lite.adapter.grpc.server", reason="its extra is missing")
     running = list(server.start_server_in_thread(str(place / "m.db"), host="127.0.0.1", port=0))

@@ -170,11 +170,38 @@ def test_what_was_compiled_is_kept_and_goes_with_its_network(kind):
     network = kind(small.network())
     photo = given_photos([np.zeros((40, 40, 3), np.uint8)])
     assert len(embed(network, photo, 32, 32, [2.0, RMAC]).values) == 2
-    assert forward_function(network, [2.0, RMAC]) is forward_function(network, [2, RMAC])
+    assert forward_function(network, [2.0, RMAC]).func is forward_function(network, [2, RMAC]).func
     there = weakref.ref(network)
     del network
     gc.collect()
     assert there() is None
+
+
+@pytest.mark.parametrize("kind", [lambda network: network, Optimized], ids=["as it is", "optimised"])
+def test_exponents_and_resolutions_without_end_take_no_more_memory_and_no_warning(kind, monkeypatch, caplog):
+    network, photo = kind(small.network()), given_photos([np.full((40, 40, 3), 90, np.uint8)])
+    traced, batch = [], type(network).embed_batch
+    monkeypatch.setattr(
+        type(network), "embed_batch", lambda *arguments: traced.append(arguments[2]) or batch(*arguments)
+    )
+    image = np.full((1, 32, 32, 3), 90, np.float32)
+    for exponent in (1, 1.3, 2, 3.0, 3.7, 5.5, 120):
+        found = embed(network, photo, 32, 32, [exponent, RMAC, 1.5]).values
+        np.testing.assert_allclose(found, batch(network, tf.constant(image), (exponent, RMAC, 1.5)), rtol=1e-6)
+    assert len(traced) == 1
+    with caplog.at_level("WARNING", "tensorflow"):
+        for resolution in range(32, 46):
+            embed(network, photo, resolution, 64, [2.0])
+        for _ in range(7):
+            embed(kind(small.network()), photo, 32, 32)
+    assert "retracing" not in caplog.text
+
+
+def test_a_network_that_takes_numbers_alone_is_compiled_for_each(model):
+    network, photo = small.Counting(model), given_photos([np.full((40, 40, 3), 90, np.uint8)])
+    for exponent in (1, 1.3, 2, 3.0, 3.7, 5.5):
+        found = embed(network, photo, 32, 32, [exponent]).values
+        np.testing.assert_allclose(found, embed(model, photo, 32, 32, [exponent]).values, rtol=1e-6)
 
 
 @pytest.mark.parametrize("pooling", [0, -1.5, "max", None])

@@ -305,6 +305,23 @@ def test_photos_that_no_server_needs_to_see(photos, keywords, message):
         RestClient("http://127.0.0.1:9").embed(photos, **keywords)
 
 
+def test_pixels_in_0_to_1_are_not_taken_for_a_black_photo(client):
+    photo = stand_in.photo(1)
+    message = "photo 1: an array with values in 0-1, where 0-255 was expected: multiply them by 255"
+    given = [photo, photo / 255.0, np.zeros_like(photo, float), np.ones_like(photo)]
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        client.embed(given, p_star=2)
+    found = client.embed(given, p_star=2, on_error="skip")
+    assert found.errors == {1: message.removeprefix("photo 1: ")}
+    expected = client.embed([given[0], *given[2:]], p_star=2)
+    np.testing.assert_allclose(found.embedding[[0, 2, 3]], expected.embedding, atol=1e-5)
+    assert np.isnan(found.embedding[1]).all()
+    assert found.classes[1] == -1
+    alone = client.embed(given[1:2], p_star=2, on_error="skip")
+    assert alone.errors.keys() == {0}
+    assert alone.embedding.shape == found.embedding[:1].shape
+
+
 @pytest.mark.parametrize("embeddings", [np.ones(3), np.ones((0, 3))])
 def test_descriptors_that_no_server_needs_to_see(embeddings):
     with pytest.raises(ValueError, match="received shape"):
