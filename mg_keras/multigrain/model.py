@@ -15,7 +15,7 @@ from mg_keras.layers import DistanceWeightedSampling, MarginLoss
 from mg_keras.models import Network
 from mg_keras.multigrain.step import Step
 from mg_keras.objectives import batches
-from mg_keras.objectives.classification import classification_values
+from mg_keras.objectives.classification import Classification, classification_values
 from mg_keras.objectives.multigrain import MultiGrainObjective
 from mg_keras.objectives.objective import Objective
 from mg_keras.poolings import Level
@@ -218,6 +218,9 @@ class MultiGrain(Network):
         if class_weights is not None:
             self._class_weights = batches.check_class_weights(class_weights, self.num_classes)
         self._trackers = {metric.name: keras.metrics.Mean(name=metric.name) for metric in objective.metrics}
+        # apart from those of training, which a checkpoint holds
+        missing = [metric.name for metric in Classification.metrics if metric.name not in self._trackers]
+        self._evaluation_trackers = {name: keras.metrics.Mean(name=name) for name in missing}
         self.step.build()
 
     def get_compile_config(self) -> dict[str, Any]:
@@ -282,6 +285,12 @@ class MultiGrain(Network):
         """The running means of the epoch: what the objective measures."""
         return list(getattr(self, "_trackers", {}).values())
 
+    def reset_metrics(self) -> None:
+        """Begins the means anew, those that only `evaluate` has, too."""
+        super().reset_metrics()
+        for metric in getattr(self, "_evaluation_trackers", {}).values():
+            metric.reset_state()
+
     def train_step(self, data: Any) -> dict[str, Any]:
         """One update from `(images [B, H, W, 3], labels [B], instance_ids [B])`: a replica's whole RA groups.
 
@@ -302,7 +311,12 @@ class MultiGrain(Network):
             batches.need_instances(batch, what, self.step.jit_compile, instead)
         else:
             batch = batch._replace(instance_ids=None)
-        return self._track(self.step.update(batch._replace(weights=self._image_weights(batch))))
+        values = self.step.update(batch._replace(weights=self._image_weights(batch)))
+        weight = None
+        if self.distribute_strategy.num_replicas_in_sync > 1 and not batch.images.shape[0]:
+            # of a short last batch a replica may have no image, and means of none are no numbers
+            weight = tf.cast(tf.shape(batch.images)[0] > 0, tf.int32)
+        return self._track(values, weight)
 
     def _checked(self, batch, may_be_mixed=False, needs_labels=True):
         self.check_images(batch.images)
@@ -334,9 +348,12 @@ class MultiGrain(Network):
         return self._track({"loss": values["classification_loss"], **values}, weight=tf.shape(logits)[0])
 
     def _track(self, values, weight=None):
+        trackers = {**self._evaluation_trackers, **self._trackers}
         for name, value in values.items():
-            self._trackers[name].update_state(value, sample_weight=weight)
-        return {name: self._trackers[name].result() for name in values}
+            if weight is not None:
+                value = tf.where(weight > 0, value, tf.zeros_like(value))  # noqa: PLW2901
+            trackers[name].update_state(value, sample_weight=weight)
+        return {name: trackers[name].result() for name in values}
 
     def fit(self, *args, **kwargs) -> keras.callbacks.History:
         """Keras's `fit`, on a dataset of the batches that `train_step` takes.
@@ -420,10 +437,13 @@ def _group_optimizers(groups, given):
     if unknown:
         known = ", ".join(group.name for group in groups) or "none"
         raise ValueError(f"the objective's parameter groups are {known}, received an optimizer of {unknown[0]}")
-    return {
+    optimizers = {
         group.name: keras.optimizers.get(given.get(group.name) or keras.optimizers.SGD(group.rate, momentum=0.9))
         for group in groups
     }
+    for name, optimizer in optimizers.items():
+        _check_scaling(optimizer, f"the optimizer of {name}: ")
+    return optimizers
 
 
 def _refuse_arguments(arguments):
@@ -437,6 +457,7 @@ def _refuse_arguments(arguments):
 
 def _check_optimizer(optimizer, trunk_rate):
     """Raises a ValueError if something that is asked for would have no effect, or end in an error after training."""
+    _check_scaling(optimizer, "")
     if getattr(optimizer, "use_ema", False):
         raise ValueError("an optimizer with use_ema averages other variables than Keras puts back: leave it out")
     clipped = [name for name in ("clipnorm", "clipvalue") if getattr(optimizer, name, None) is not None]
@@ -445,4 +466,14 @@ def _check_optimizer(optimizer, trunk_rate):
         raise ValueError(
             f"trunk_rate {trunk_rate} needs keras.optimizers.SGD: {kind} takes the scale out of a gradient, and the "
             "rate with it"
+        )
+
+
+def _check_scaling(optimizer, of):
+    """Raises a ValueError if an optimiser divides gradients by a scale: no loss is multiplied by it here."""
+    factor = getattr(optimizer, "loss_scale_factor", None)
+    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer) or factor not in (None, 1):
+        kind = type(optimizer).__name__ + ("" if factor is None else f" with loss_scale_factor {factor}")
+        raise ValueError(
+            f"{of}{kind} divides the gradients by a scale that the loss is not multiplied by: leave the scaling out"
         )

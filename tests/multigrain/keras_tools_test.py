@@ -121,6 +121,13 @@ def test_steps_per_execution_and_eager_steps_give_the_same_weights():
         ({"steps_per_execution": 0}, "steps_per_execution must be at least 1, received 0"),
         ({"jit_compile": True, "run_eagerly": True}, "exclude each other"),
         ({"optimizer": keras.optimizers.SGD(use_ema=True)}, "use_ema"),
+        ({"optimizer": keras.optimizers.SGD(loss_scale_factor=1024.0)}, "SGD with loss_scale_factor 1024.0 divides"),
+        ({"optimizer": keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD())}, "LossScaleOptimizer divides"),
+        ({"beta_optimizer": keras.optimizers.SGD(loss_scale_factor=2.0)}, "of beta: SGD with loss_scale_factor 2.0"),
+        (
+            {"group_optimizers": {"beta": keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD())}},
+            "of beta: LossScaleOptimizer",
+        ),
         ({"optimizer": "adam", "trunk_rate": 0.1}, r"trunk_rate 0\.1 needs keras\.optimizers\.SGD: Adam takes"),
         ({"optimizer": keras.optimizers.RMSprop(), "trunk_rate": 0.1}, "RMSprop takes the scale out"),
         ({"optimizer": keras.optimizers.Lion(), "trunk_rate": 2.0}, "Lion takes the scale out"),
@@ -155,6 +162,21 @@ def test_what_was_compiled_is_saved(tmp_path):
     model.compile_from_config({name: value for name, value in config.items() if name not in given})
     assert (model.run_eagerly, model.steps_per_execution) == (False, 1)
     assert model.get_compile_config()["class_weights"] is None
+
+
+# what is frozen
+
+
+@pytest.mark.parametrize("part", ["margin_loss", "beta"])
+def test_a_frozen_beta_stays(part):
+    model = build()
+    frozen = model.margin_loss if part == "margin_loss" else model.margin_loss.beta
+    frozen.trainable = False
+    model.compile(keras.optimizers.SGD(0.1), weight_decay=0.1)
+    model.train_step(tensors((IMAGES, LABELS, IDS)))
+    assert model.margin_loss.beta.numpy() == np.float32(1.2)
+    with pytest.raises(ValueError, match="an optimizer of beta"):
+        model.compile(beta_optimizer="sgd")
 
 
 # a learnt exponent

@@ -519,6 +519,14 @@ def test_two_replicas_train_like_one(replicas, kind):
 
 
 @pytest.mark.slow
+def test_a_replica_without_images_measures_nothing(replicas):
+    found, expected = replicas["short_two"], replicas["short_one"]
+    assert np.isfinite(found).all()
+    # each image counts as much in evaluation
+    np.testing.assert_allclose(found[1], expected[1], rtol=1e-5)
+
+
+@pytest.mark.slow
 def test_two_replicas_take_one_step_at_a_time(replicas):
     # Keras's own loop fails in the middle of a graph
     assert "steps_per_execution 2 is for one replica" in str(replicas["refusal"])
