@@ -2,6 +2,8 @@
 
 import contextlib
 import inspect
+import math
+import numbers
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -123,7 +125,7 @@ class MultiGrain(Network):
         self,
         optimizer: str | dict | keras.optimizers.Optimizer = "sgd",
         beta_optimizer: str | dict | keras.optimizers.Optimizer | None = None,
-        classification_weight: float = 0.5,
+        classification_weight: float | None = None,
         weight_decay: float = 0.0,
         accumulation_steps: int = 1,
         jit_compile: bool | str = False,
@@ -144,7 +146,8 @@ class MultiGrain(Network):
             optimizer: of the weights (trunk and classifier), as `keras.Model.compile` takes it. Keras's callbacks
                 change the rate of this one alone.
             beta_optimizer: of beta alone; None takes SGD with rate 0.1 and momentum 0.9 (section 4.1).
-            classification_weight: lambda in [0, 1]: 1 is plain cross-entropy (then nothing is sampled).
+            classification_weight: lambda in [0, 1]: 1 is plain cross-entropy (then nothing is sampled); None: 0.5. An
+                `objective` has its own.
             weight_decay: float >= 0, times the weight is **added to the gradient** (L2, as in the paper; Keras's own
                 `SGD(weight_decay=...)` is decoupled and ten times weaker at momentum 0.9). Never applied to beta.
             accumulation_steps: int k: the replica's batch is k parts of whole RA groups, passed one after the other,
@@ -175,15 +178,22 @@ class MultiGrain(Network):
         jit_compile = jit_compile is True
         given = objective
         if objective is None:
+            classification_weight = 0.5 if classification_weight is None else classification_weight
             objective = MultiGrainObjective(self.margin_loss, self.sampling, classification_weight)
+        elif not isinstance(objective, Objective):
+            raise ValueError(f"objective must be a mg_keras.objectives.objective.Objective, received {objective!r}")
+        elif classification_weight is not None:
+            raise ValueError(
+                f"classification_weight {classification_weight} has no effect beside an objective: give it to that"
+            )
         if objective.needs_pairs and self.versions < 2:
             what = type(given).__name__ if given else f"classification_weight {classification_weight} < 1"
             raise ValueError(f"{what} needs positive pairs, that is versions >= 2, received versions={self.versions}")
-        if accumulation_steps < 1:
-            raise ValueError(f"accumulation_steps must be at least 1, received {accumulation_steps}")
-        if weight_decay < 0:
+        if not isinstance(accumulation_steps, numbers.Integral) or accumulation_steps < 1:
+            raise ValueError(f"accumulation_steps must be a whole number of at least 1, received {accumulation_steps}")
+        if not 0 <= weight_decay < math.inf:
             raise ValueError(f"weight_decay must be at least 0, received {weight_decay}")
-        if trunk_rate <= 0:
+        if not 0 < trunk_rate < math.inf:
             raise ValueError(f"trunk_rate must be greater than 0, received {trunk_rate}")
         if steps_per_execution < 1:
             raise ValueError(f"steps_per_execution must be at least 1, received {steps_per_execution}")
@@ -195,6 +205,8 @@ class MultiGrain(Network):
             raise ValueError("jit_compile and run_eagerly exclude each other: take one")
         if "float16" in (self.compute_dtype, self.trunk.compute_dtype):
             raise ValueError("training in float16 needs a scaled loss and is not offered: take mixed_bfloat16")
+        if optimizer is None:
+            raise ValueError("optimizer must be a name or a keras.optimizers.Optimizer, received None")
         optimizer = keras.optimizers.get(optimizer)
         _check_optimizer(optimizer, trunk_rate)
         super().compile(
@@ -368,6 +380,7 @@ class MultiGrain(Network):
         validation = given.get("validation_data")
         if isinstance(validation, (tuple, list)) and len(validation) > 1:
             images, labels, *weights = validation
+            labels = _as_array(labels)
             batches.check_given_labels(labels, self.num_classes)
             given["validation_data"] = (images, labels, *map(batches.as_weights, weights))
         with self._classes_weighed(given.pop("class_weight", None)), batches.plain_errors():
@@ -400,6 +413,7 @@ class MultiGrain(Network):
         given = dict(inspect.signature(method).bind(*args, **kwargs).arguments)
         given.update(given.pop("kwargs", {}))
         if given.get("y") is not None:
+            given["y"] = _as_array(given["y"])
             batches.check_given_labels(given["y"], self.num_classes)
         if given.get("sample_weight") is not None:
             given["sample_weight"] = batches.as_weights(given["sample_weight"])
@@ -429,6 +443,11 @@ class MultiGrain(Network):
             "versions": self.versions,
             "seed": self.seed,
         }
+
+
+def _as_array(labels):
+    """Labels that are a list as an array: Keras takes a list for the labels of several outputs."""
+    return np.asarray(labels) if isinstance(labels, list | tuple) else labels
 
 
 def _group_optimizers(groups, given):
