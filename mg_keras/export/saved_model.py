@@ -384,7 +384,11 @@ def _save(served: _Served, partial: Path) -> None:
 
 @contextlib.contextmanager
 def _published(target: Path) -> Iterator[Path]:
-    """`atomic_path(target)`: an empty folder, and one line for what is wrong with the place or the disk."""
+    """`atomic_path(target)`: an empty folder, and one line for what is wrong with the place or the disk.
+
+    If the block raises, folders that were made for it are gone, too.
+    """
+    made = [folder for folder in target.parents if not folder.exists()]
     try:
         with atomic_path(target) as partial:
             # at once, so that nobody waits for a folder that cannot be written to
@@ -394,6 +398,12 @@ def _published(target: Path) -> Iterator[Path]:
         if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
             raise UserError(f"{target} was written by another export meanwhile: export again") from error
         raise UserError(f"{target} could not be written: {error.strerror or error}") from error
+    finally:
+        if not target.exists():
+            with contextlib.suppress(OSError):
+                # what another export writes to is not empty
+                for folder in made:
+                    folder.rmdir()
 
 
 def _next_version(folder: Path, version: int | None) -> Path:

@@ -65,7 +65,7 @@ class DistanceWeightedSampling(keras.layers.Layer):
         [triplets], or [batch * max_positives].
 
     Raises:
-        ValueError: for cutoffs or `max_positives` out of range, or arguments of the wrong rank.
+        ValueError: for cutoffs or `max_positives` out of range, or arguments of the wrong rank or of unlike length.
 
     Example:
 
@@ -152,7 +152,11 @@ class DistanceWeightedSampling(keras.layers.Layer):
     def _draw_from(self, seed):
         if seed is None:
             return self.seed_generator
-        return seed if isinstance(seed, int) else _GivenSeed(ops.cast(seed, "uint32"))
+        if isinstance(seed, int):
+            return seed
+        seed = ops.cast(seed, "uint32")
+        # Keras makes a tensor of an integer of NumPy's
+        return _GivenSeed(ops.stack([seed, 0]) if seed.shape == () else seed)
 
     def _candidates(self, embeddings, instance_ids):
         """[batch, batch] each: same instance, may be drawn as a negative, and log p(j|i) up to a constant a row."""
@@ -194,6 +198,9 @@ class DistanceWeightedSampling(keras.layers.Layer):
             raise ValueError(f"embeddings must be [batch, d], received shape {tuple(embeddings_shape)}")
         if len(instance_ids_shape) != 1:
             raise ValueError(f"instance_ids must be [batch], received shape {tuple(instance_ids_shape)}")
+        count, ids = embeddings_shape[0], instance_ids_shape[0]
+        if None not in (count, ids) and count != ids:
+            raise ValueError(f"instance_ids must hold one value for each of {count} rows, received {ids}")
 
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments."""

@@ -1,5 +1,6 @@
 """Generalized-mean pooling."""
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -26,18 +27,35 @@ def check_feature_map(shape: Sequence[int | None]) -> None:
         raise ValueError(f"features must be [batch, height, width, channels], received shape {tuple(shape)}")
 
 
-def check_exponents(p_star: Any) -> None:
-    """Raises a ValueError if values of p* that are at hand (in a graph they are not) are no numbers > 0."""
+def check_exponents(p_star: Any, batch: int | None = None) -> None:
+    """Raises a ValueError if values of p* that are at hand (in a graph they are not) are no numbers > 0.
+
+    Args:
+        p_star: None, a scalar, or one value an image.
+        batch: how many images there are, where that is known: of another number of values some would be for none.
+    """
     if p_star is None or isinstance(p_star, keras.KerasTensor):
         return
     try:
         values = np.asarray(p_star)
     except NotImplementedError:
         # a tensor within a graph
+        _check_count(getattr(p_star, "shape", ()), batch)
         return
+    if values.dtype.kind in "OSU":
+        raise ValueError(f"p_star must be a number > 0, received {p_star!r}")
     wrong = values[~(np.isfinite(values) & (values > 0))]
     if len(wrong):
         raise ValueError(f"p_star must be a number > 0, received {wrong[0]}")
+    _check_count(values.shape, batch)
+
+
+def _check_count(shape, batch):
+    if getattr(shape, "rank", 0) is None or len(shape) != 1 or None in (shape[0], batch):
+        return
+    # one for all broadcasts
+    if shape[0] not in (1, batch):
+        raise ValueError(f"p_star must be a scalar or hold one value for each of {batch} images, received {shape[0]}")
 
 
 @keras.saving.register_keras_serializable("mg_keras")
@@ -85,7 +103,8 @@ class GeM(keras.layers.Layer):
 
     Raises:
         ValueError: for a `pooling_exponent`, `epsilon` or (outside of a graph) `p_star` that is not positive, one that
-            is to be learnt from below 0.1, features that are not 4-D, or a `p_star` of more than one dimension.
+            is to be learnt from below 0.1, features that are not 4-D, or a `p_star` of more than one dimension or of
+            another number of values than there are images.
 
     Example:
 
@@ -100,13 +119,15 @@ class GeM(keras.layers.Layer):
     def __init__(
         self, pooling_exponent: float = 3.0, epsilon: float = 1e-6, trainable_exponent: bool = False, **kwargs
     ):
-        if pooling_exponent <= 0:
-            raise ValueError(f"pooling_exponent must be > 0 (1 is average pooling), received {pooling_exponent}")
+        if not 0 < pooling_exponent < math.inf:
+            raise ValueError(
+                f"pooling_exponent must be > 0 and finite (1 is average pooling), received {pooling_exponent}"
+            )
         if trainable_exponent and pooling_exponent < SMALLEST_EXPONENT:
             raise ValueError(
                 f"pooling_exponent must be at least {SMALLEST_EXPONENT} to be learnt, received {pooling_exponent}"
             )
-        if epsilon <= 0:
+        if not epsilon > 0:
             raise ValueError(f"epsilon must be > 0, received {epsilon}")
         # Without autocast a float32 feature map is not rounded to the compute dtype on its way in.
         super().__init__(autocast=False, **kwargs)
@@ -132,7 +153,7 @@ class GeM(keras.layers.Layer):
         check_feature_map(features.shape)
         if isinstance(p_star, int | float) and p_star in _BY_PRODUCTS:
             return self._by_products(features, int(p_star))
-        exponent = self._exponent(p_star)
+        exponent = self._exponent(p_star, features.shape[0])
         logs = ops.log(ops.maximum(ops.cast(features, "float32"), self.epsilon))
         # With the largest activation factored out, no power exceeds 1 and the mean is at least 1 / positions: neither
         # overflows nor vanishes. The result doesn't depend on the factor, so nor does the gradient.
@@ -151,10 +172,10 @@ class GeM(keras.layers.Layer):
         mean = ops.mean(powers, axis=(1, 2))
         return ops.squeeze(largest, axis=(1, 2)) * mean ** (1 / exponent)
 
-    def _exponent(self, p_star):
+    def _exponent(self, p_star, batch):
         if p_star is None:
             return ops.convert_to_tensor(self.pooling_exponent)
-        check_exponents(p_star)
+        check_exponents(p_star, batch)
         exponent = ops.cast(ops.convert_to_tensor(p_star), "float32")
         if len(exponent.shape) == 0:
             return exponent

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Any
 import keras
 from keras import ops
 
+from mg_keras.layers.lengths import check_column
+
 if TYPE_CHECKING:
     import tensorflow as tf
 
@@ -47,6 +49,7 @@ class InfoNCE(keras.layers.Layer):
 
     def call(self, embeddings: "tf.Tensor", instance_ids: "tf.Tensor") -> "tf.Tensor":
         """The mean over the pairs."""
+        check_column("instance_ids", instance_ids, embeddings)
         embeddings = ops.cast(embeddings, "float32")
         logits = ops.matmul(embeddings, ops.transpose(embeddings)) / self.temperature
         same = instance_ids[:, None] == instance_ids[None, :]

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING
 import keras
 from keras import ops
 
+from mg_keras.layers.lengths import check_column
+
 if TYPE_CHECKING:
     import tensorflow as tf
 
@@ -50,11 +52,12 @@ class InstanceLoss(keras.layers.Layer):
         target_rows: "tf.Tensor | None" = None,
     ) -> "tf.Tensor":
         """The mean over the photos."""
+        check_column("instance_ids", instance_ids, predictions)
         predictions, targets = (ops.normalize(ops.cast(rows, "float32"), axis=-1) for rows in (predictions, targets))
         cosines = ops.matmul(predictions, ops.transpose(ops.stop_gradient(targets)))
         same = ops.cast(instance_ids[:, None] == instance_ids[None, :], "float32")
         rows = ops.arange(ops.shape(cosines)[0])
-        columns = rows if target_rows is None else target_rows
+        columns = rows if target_rows is None else ops.cast(ops.convert_to_tensor(target_rows), "int32")
         of_targets = same if target_rows is None else ops.take(same, columns, axis=1)
         pairs = of_targets * ops.cast(rows[:, None] != columns[None, :], "float32")
         # of its photo, for each version

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING
 import keras
 from keras import ops
 
+from mg_keras.layers.lengths import check_column
+
 if TYPE_CHECKING:
     import tensorflow as tf
 
@@ -39,6 +41,7 @@ class KoLeo(keras.layers.Layer):
 
     def call(self, embeddings: "tf.Tensor", instance_ids: "tf.Tensor") -> "tf.Tensor":
         """The mean over the rows."""
+        check_column("instance_ids", instance_ids, embeddings)
         embeddings = ops.cast(embeddings, "float32")
         squared = 2.0 - 2.0 * ops.matmul(embeddings, ops.transpose(embeddings))
         same = instance_ids[:, None] == instance_ids[None, :]

@@ -98,7 +98,7 @@ class MarginLoss(keras.layers.Layer):
     """
 
     def __init__(self, margin: float = 0.2, initial_beta: float = 1.2, normalization: str = "pairs", **kwargs):
-        if margin <= 0:
+        if not margin > 0:
             raise ValueError(f"margin must be > 0, received {margin}")
         if normalization not in ("pairs", "active"):
             raise ValueError(f'normalization must be "pairs" or "active", received {normalization!r}')

@@ -81,7 +81,7 @@ class MemoryBank(keras.layers.Layer):
         photos = (rows.shape[0] or 0) * tf.distribute.get_strategy().num_replicas_in_sync
         if self.queue and photos > self.size:
             raise ValueError(f"a queue must hold a step's {photos} photos at least, received {self.size}")
-        ids, labels, rows = gathered(tf.cast(ids, tf.int32), tf.cast(labels, tf.int32), rows)
+        ids, labels, rows = gathered(self._numbers(ids), tf.cast(labels, tf.int32), rows)
         rows = tf.math.l2_normalize(rows, axis=-1, epsilon=1e-12)
         variables = [self.embeddings, self.labels]
         if not self.queue:
@@ -104,6 +104,10 @@ class MemoryBank(keras.layers.Layer):
 
         update_copies(put, variables, [places] * len(variables), values)
 
+    def _numbers(self, ids):
+        """int32: a queue has to tell photos apart; else a number of 64 bits must not become that of another's place."""
+        return tf.cast(ids, tf.int32) if self.queue else as_places(ids)
+
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments."""
         return {
@@ -113,6 +117,11 @@ class MemoryBank(keras.layers.Layer):
             "queue": self.queue,
             "momentum": self.momentum,
         }
+
+
+def as_places(ids: Any) -> tf.Tensor:
+    """Photos' numbers as int32, those of more bits as the nearest there is, where no memory has a place."""
+    return tf.saturate_cast(tf.convert_to_tensor(ids), tf.int32)
 
 
 def _first_rows(ids):

@@ -6,6 +6,8 @@ import keras
 import tensorflow as tf
 from keras import ops
 
+from mg_keras.layers.memory_bank import as_places
+
 # far below any logit
 _NONE = -1e9
 
@@ -69,7 +71,8 @@ class NearestNeighborLoss(keras.layers.Layer):
         """One loss a photo."""
         unit = ops.normalize(ops.cast(embeddings, "float32"), axis=-1)
         fixed = ops.stop_gradient(unit)
-        labels, ids = (ops.cast(ops.convert_to_tensor(values), "int32") for values in (labels, ids))
+        labels = ops.cast(ops.convert_to_tensor(labels), "int32")
+        ids = as_places(ids) if memory_ids is None else ops.cast(ops.convert_to_tensor(ids), "int32")
         size, dimensions = memory.shape
         width = min(self.part_size, size)
 

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Any
 import keras
 from keras import ops
 
+from mg_keras.layers.lengths import check_column
+
 if TYPE_CHECKING:
     import tensorflow as tf
 
@@ -47,6 +49,7 @@ class SupervisedContrast(keras.layers.Layer):
 
     def call(self, embeddings: "tf.Tensor", labels: "tf.Tensor") -> "tf.Tensor":
         """The mean over the images."""
+        check_column("labels", labels, embeddings)
         embeddings = ops.cast(embeddings, "float32")
         logits = ops.matmul(embeddings, ops.transpose(embeddings)) / self.temperature
         others = 1.0 - ops.eye(ops.shape(logits)[0])

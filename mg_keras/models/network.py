@@ -83,7 +83,7 @@ class Network(keras.Model):
         for name, values in (("pixel_mean", pixel_mean), ("pixel_std", pixel_std)):
             if len(values) != 3:
                 raise ValueError(f"{name} must hold one value for each of R, G and B, received {values}")
-        if min(pixel_std) <= 0:
+        if not all(value > 0 for value in pixel_std):
             raise ValueError(f"pixel_std must be > 0, received {pixel_std}")
         self.trunk = trunks.build(trunk, dtype=self.dtype_policy) if isinstance(trunk, str) else trunk
         shape = _output_shape(self.trunk)
@@ -130,10 +130,13 @@ class Network(keras.Model):
         """`call`, in which Keras would bury an error of the arguments among a dozen lines.
 
         Raises:
-            ValueError: images of another shape than the trunk takes, or a `p_star` that is at hand and not > 0.
+            ValueError: images of another shape than the trunk takes, or a `p_star` that is at hand and not > 0, or not
+                one an image.
         """
         self.check_images(images)
-        check_exponents(args[0] if args else kwargs.get("p_star"))
+        shape = getattr(images, "shape", None)
+        batch = None if shape is None or getattr(shape, "rank", 4) is None else shape[0]
+        check_exponents(args[0] if args else kwargs.get("p_star"), batch)
         return super().__call__(images, *args, **kwargs)
 
     def check_images(self, images: tf.Tensor | np.ndarray) -> None:

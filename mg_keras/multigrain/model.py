@@ -2,6 +2,8 @@
 
 import contextlib
 import inspect
+import math
+import numbers
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,7 +17,7 @@ from mg_keras.layers import DistanceWeightedSampling, MarginLoss
 from mg_keras.models import Network
 from mg_keras.multigrain.step import Step
 from mg_keras.objectives import batches
-from mg_keras.objectives.classification import classification_values
+from mg_keras.objectives.classification import Classification, classification_values
 from mg_keras.objectives.multigrain import MultiGrainObjective
 from mg_keras.objectives.objective import Objective
 from mg_keras.poolings import Level
@@ -123,7 +125,7 @@ class MultiGrain(Network):
         self,
         optimizer: str | dict | keras.optimizers.Optimizer = "sgd",
         beta_optimizer: str | dict | keras.optimizers.Optimizer | None = None,
-        classification_weight: float = 0.5,
+        classification_weight: float | None = None,
         weight_decay: float = 0.0,
         accumulation_steps: int = 1,
         jit_compile: bool | str = False,
@@ -144,7 +146,8 @@ class MultiGrain(Network):
             optimizer: of the weights (trunk and classifier), as `keras.Model.compile` takes it. Keras's callbacks
                 change the rate of this one alone.
             beta_optimizer: of beta alone; None takes SGD with rate 0.1 and momentum 0.9 (section 4.1).
-            classification_weight: lambda in [0, 1]: 1 is plain cross-entropy (then nothing is sampled).
+            classification_weight: lambda in [0, 1]: 1 is plain cross-entropy (then nothing is sampled); None: 0.5. An
+                `objective` has its own.
             weight_decay: float >= 0, times the weight is **added to the gradient** (L2, as in the paper; Keras's own
                 `SGD(weight_decay=...)` is decoupled and ten times weaker at momentum 0.9). Never applied to beta.
             accumulation_steps: int k: the replica's batch is k parts of whole RA groups, passed one after the other,
@@ -177,15 +180,22 @@ class MultiGrain(Network):
         jit_compile = jit_compile is True
         given = objective
         if objective is None:
+            classification_weight = 0.5 if classification_weight is None else classification_weight
             objective = MultiGrainObjective(self.margin_loss, self.sampling, classification_weight)
+        elif not isinstance(objective, Objective):
+            raise ValueError(f"objective must be a mg_keras.objectives.objective.Objective, received {objective!r}")
+        elif classification_weight is not None:
+            raise ValueError(
+                f"classification_weight {classification_weight} has no effect beside an objective: give it to that"
+            )
         if objective.needs_pairs and self.versions < 2:
             what = type(given).__name__ if given else f"classification_weight {classification_weight} < 1"
             raise ValueError(f"{what} needs positive pairs, that is versions >= 2, received versions={self.versions}")
-        if accumulation_steps < 1:
-            raise ValueError(f"accumulation_steps must be at least 1, received {accumulation_steps}")
-        if weight_decay < 0:
+        if not isinstance(accumulation_steps, numbers.Integral) or accumulation_steps < 1:
+            raise ValueError(f"accumulation_steps must be a whole number of at least 1, received {accumulation_steps}")
+        if not 0 <= weight_decay < math.inf:
             raise ValueError(f"weight_decay must be at least 0, received {weight_decay}")
-        if trunk_rate <= 0:
+        if not 0 < trunk_rate < math.inf:
             raise ValueError(f"trunk_rate must be greater than 0, received {trunk_rate}")
         if steps_per_execution < 1:
             raise ValueError(f"steps_per_execution must be at least 1, received {steps_per_execution}")
@@ -197,6 +207,8 @@ class MultiGrain(Network):
             raise ValueError("jit_compile and run_eagerly exclude each other: take one")
         if "float16" in (self.compute_dtype, self.trunk.compute_dtype):
             raise ValueError("training in float16 needs a scaled loss and is not offered: take mixed_bfloat16")
+        if optimizer is None:
+            raise ValueError("optimizer must be a name or a keras.optimizers.Optimizer, received None")
         optimizer = keras.optimizers.get(optimizer)
         _check_optimizer(optimizer, trunk_rate)
         super().compile(
@@ -220,6 +232,9 @@ class MultiGrain(Network):
         if class_weights is not None:
             self._class_weights = batches.check_class_weights(class_weights, self.num_classes)
         self._trackers = {metric.name: keras.metrics.Mean(name=metric.name) for metric in objective.metrics}
+        # apart from those of training, which a checkpoint holds
+        missing = [metric.name for metric in Classification.metrics if metric.name not in self._trackers]
+        self._evaluation_trackers = {name: keras.metrics.Mean(name=name) for name in missing}
         self.step.build()
 
     def get_compile_config(self) -> dict[str, Any]:
@@ -284,6 +299,12 @@ class MultiGrain(Network):
         """The running means of the epoch: what the objective measures."""
         return list(getattr(self, "_trackers", {}).values())
 
+    def reset_metrics(self) -> None:
+        """Begins the means anew, those that only `evaluate` has, too."""
+        super().reset_metrics()
+        for metric in getattr(self, "_evaluation_trackers", {}).values():
+            metric.reset_state()
+
     def train_step(self, data: Any) -> dict[str, Any]:
         """One update from `(images [B, H, W, 3], labels [B], instance_ids [B])`: a replica's whole RA groups.
 
@@ -304,7 +325,12 @@ class MultiGrain(Network):
             batches.need_instances(batch, what, self.step.jit_compile, instead)
         else:
             batch = batch._replace(instance_ids=None)
-        return self._track(self.step.update(batch._replace(weights=self._image_weights(batch))))
+        values = self.step.update(batch._replace(weights=self._image_weights(batch)))
+        weight = None
+        if self.distribute_strategy.num_replicas_in_sync > 1 and not batch.images.shape[0]:
+            # of a short last batch a replica may have no image, and means of none are no numbers
+            weight = tf.cast(tf.shape(batch.images)[0] > 0, tf.int32)
+        return self._track(values, weight)
 
     def _checked(self, batch, may_be_mixed=False, needs_labels=True):
         self.check_images(batch.images)
@@ -336,9 +362,12 @@ class MultiGrain(Network):
         return self._track({"loss": values["classification_loss"], **values}, weight=tf.shape(logits)[0])
 
     def _track(self, values, weight=None):
+        trackers = {**self._evaluation_trackers, **self._trackers}
         for name, value in values.items():
-            self._trackers[name].update_state(value, sample_weight=weight)
-        return {name: self._trackers[name].result() for name in values}
+            if weight is not None:
+                value = tf.where(weight > 0, value, tf.zeros_like(value))  # noqa: PLW2901
+            trackers[name].update_state(value, sample_weight=weight)
+        return {name: trackers[name].result() for name in values}
 
     def fit(self, *args, **kwargs) -> keras.callbacks.History:
         """Keras's `fit`, on a dataset of the batches that `train_step` takes.
@@ -353,6 +382,7 @@ class MultiGrain(Network):
         validation = given.get("validation_data")
         if isinstance(validation, (tuple, list)) and len(validation) > 1:
             images, labels, *weights = validation
+            labels = _as_array(labels)
             batches.check_given_labels(labels, self.num_classes)
             given["validation_data"] = (images, labels, *map(batches.as_weights, weights))
         with self._classes_weighed(given.pop("class_weight", None)), batches.plain_errors():
@@ -385,6 +415,7 @@ class MultiGrain(Network):
         given = dict(inspect.signature(method).bind(*args, **kwargs).arguments)
         given.update(given.pop("kwargs", {}))
         if given.get("y") is not None:
+            given["y"] = _as_array(given["y"])
             batches.check_given_labels(given["y"], self.num_classes)
         if given.get("sample_weight") is not None:
             given["sample_weight"] = batches.as_weights(given["sample_weight"])
@@ -416,16 +447,24 @@ class MultiGrain(Network):
         }
 
 
+def _as_array(labels):
+    """Labels that are a list as an array: Keras takes a list for the labels of several outputs."""
+    return np.asarray(labels) if isinstance(labels, list | tuple) else labels
+
+
 def _group_optimizers(groups, given):
     """Name -> optimiser of parameter groups: those given, or else SGD."""
     unknown = sorted(set(given) - {group.name for group in groups})
     if unknown:
         known = ", ".join(group.name for group in groups) or "none"
         raise ValueError(f"the objective's parameter groups are {known}, received an optimizer of {unknown[0]}")
-    return {
+    optimizers = {
         group.name: keras.optimizers.get(given.get(group.name) or keras.optimizers.SGD(group.rate, momentum=0.9))
         for group in groups
     }
+    for name, optimizer in optimizers.items():
+        _check_scaling(optimizer, f"the optimizer of {name}: ")
+    return optimizers
 
 
 def _refuse_arguments(arguments):
@@ -439,6 +478,7 @@ def _refuse_arguments(arguments):
 
 def _check_optimizer(optimizer, trunk_rate):
     """Raises a ValueError if something that is asked for would have no effect, or end in an error after training."""
+    _check_scaling(optimizer, "")
     if getattr(optimizer, "use_ema", False):
         raise ValueError("an optimizer with use_ema averages other variables than Keras puts back: leave it out")
     clipped = [name for name in ("clipnorm", "clipvalue") if getattr(optimizer, name, None) is not None]
@@ -447,4 +487,14 @@ def _check_optimizer(optimizer, trunk_rate):
         raise ValueError(
             f"trunk_rate {trunk_rate} needs keras.optimizers.SGD: {kind} takes the scale out of a gradient, and the "
             "rate with it"
+        )
+
+
+def _check_scaling(optimizer, of):
+    """Raises a ValueError if an optimiser divides gradients by a scale: no loss is multiplied by it here."""
+    factor = getattr(optimizer, "loss_scale_factor", None)
+    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer) or factor not in (None, 1):
+        kind = type(optimizer).__name__ + ("" if factor is None else f" with loss_scale_factor {factor}")
+        raise ValueError(
+            f"{of}{kind} divides the gradients by a scale that the loss is not multiplied by: leave the scaling out"
         )

@@ -70,13 +70,19 @@ class Step:
         return [*self.network.network_variables, *others]
 
     def update(self, batch: Batch) -> dict[str, tf.Tensor]:
-        """One update from a `Batch`, checked; returns the metrics, name -> scalar, of this replica."""
+        """One update from a `Batch`, checked; returns the metrics, name -> scalar, of this replica.
+
+        Raises:
+            ValueError: all weights are frozen, or the images can't be divided into `accumulation_steps` parts.
+        """
         replicas = tf.distribute.get_strategy().num_replicas_in_sync
         gradients, values, carries = self._accumulate(batch)
         # Keras 3 sums gradients over replicas; the loss is the mean over them
         gradients = [None if gradient is None else gradient / replicas for gradient in gradients]
         weights = self.weights
         updates = [pair for pair in zip(gradients[: len(weights)], weights, strict=True) if pair[0] is not None]
+        if not updates:
+            raise ValueError("there is nothing to train: no weight that is trainable takes part in the loss")
         self.optimizer.apply_gradients(self._scaled(updates, replicas))
         of_groups = iter(gradients[len(weights) :])
         for group in self.groups:
@@ -123,6 +129,9 @@ class Step:
         if count == 1:
             gradients, values, carry = self._gradients(batch, self.seed_of(0))
             return gradients, values, [carry]
+        size = batch.images.shape[0]
+        if size is not None and size % count:
+            raise ValueError(f"{size} images can't be divided into accumulation_steps={count} parts of one size")
         totals, sums, carries = None, None, []
         split = [[None] * count if value is None else tf.split(value, count) for value in batch]
         for number, part in enumerate(zip(*split, strict=True)):

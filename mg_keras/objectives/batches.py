@@ -35,7 +35,8 @@ def unpack(data: Any) -> Batch:
     integers or strings is ids.
 
     Raises:
-        ValueError: there are other parts, or they are of other types or shapes.
+        ValueError: there are other parts, or they are of other types, shapes or lengths.
+        InvalidArgumentError: in a graph in which lengths are not known, they are others.
     """
     parts = list(data) if isinstance(data, (tuple, list)) else [data]
     while parts and parts[-1] is None:
@@ -47,6 +48,8 @@ def unpack(data: Any) -> Batch:
     batch = Batch(*parts)
     _check_column("instance_ids", "integers or strings", batch.instance_ids, lambda kind: not kind.is_floating)
     _check_column("weights", "floats", batch.weights, lambda kind: kind.is_floating)
+    for name in ("labels", "instance_ids", "weights"):
+        _check_length(name, getattr(batch, name), batch.images)
     return batch
 
 
@@ -199,6 +202,21 @@ def _check_column(name, what, values, fits):
         raise ValueError(f"{name} must be {what}, received {kind.name}")
     if values.shape.rank not in (1, None):
         raise ValueError(f"{name} must be one an image, [B], received shape {tuple(values.shape)}")
+
+
+def _check_length(name, values, images):
+    """That there is one value an image: broadcasting would take one for all."""
+    if values is None:
+        return
+    found, expected = (tf.TensorShape(getattr(part, "shape", None)) for part in (values, images))
+    if not found.rank or not expected.rank:
+        return
+    message = f"{name} must be one an image"
+    if None in (found[0], expected[0]):
+        # shapes are on the host, whatever computes
+        tf.debugging.assert_equal(tf.shape(values)[0], tf.shape(images)[0], message=message)
+    elif found[0] != expected[0]:
+        raise ValueError(f"{message}, {expected[0]}, received {found[0]}")
 
 
 def _check_kind(shape, kind, num_classes):

@@ -65,7 +65,7 @@ class SNCA(Projected):
         """
         if batch.instance_ids.dtype == tf.string:
             raise ValueError("a memory knows photos by numbers: instance_ids must be integers, received strings")
-        ids, labels = (tf.cast(values[:: self.versions], tf.int32) for values in (batch.instance_ids, batch.labels))
+        ids, labels = (values[:: self.versions] for values in (batch.instance_ids, batch.labels))
         places = None if self.memory.ids is None else self.memory.ids.value
         losses = self.neighbor_loss(
             projections, labels, ids, self.memory.embeddings.value, self.memory.labels.value, places

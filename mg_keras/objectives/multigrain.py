@@ -61,8 +61,10 @@ class MultiGrainObjective(Objective):
         return self.needs_instances
 
     def parameter_groups(self, network: Network) -> tuple[ParameterGroup, ...]:
-        """Beta, which the paper gives the rate 0.1 and no decay (section 4.1)."""
+        """Beta, which the paper gives the rate 0.1 and no decay (section 4.1); none where it is frozen."""
         del network
+        if not self.margin_loss.beta.trainable:
+            return ()
         return (ParameterGroup("beta", [self.margin_loss.beta], 0.1, "beta_learning_rate"),)
 
     def loss(self, network: Network, batch: Batch, seed: tf.Tensor) -> tuple[tf.Tensor, dict[str, tf.Tensor], Any]:

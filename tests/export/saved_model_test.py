@@ -312,7 +312,7 @@ def test_a_failed_check_publishes_nothing(model, tmp_path, monkeypatch):
     monkeypatch.setitem(check.MIN_COSINE, "bfloat16", 1.1)
     with pytest.raises(UserError, match=r"nothing was written.*cosine is .*, at least 1.1 is asked.*--precision"):
         exported_to(tmp_path / "model", model, precision="bfloat16")
-    assert list((tmp_path / "model").iterdir()) == []
+    assert not (tmp_path / "model").exists()
 
 
 @pytest.mark.slow
@@ -398,7 +398,7 @@ def test_a_place_that_cannot_be_written_gets_one_line(model, tmp_path, monkeypat
     monkeypatch.setattr(tf.saved_model, "save", full)
     with pytest.raises(UserError, match="1 could not be written: No space left on device"):
         exported_to(tmp_path / "model", model)
-    assert list((tmp_path / "model").iterdir()) == []
+    assert not (tmp_path / "model").exists()
 
 
 @pytest.mark.parametrize("data", ["there", "gone"])

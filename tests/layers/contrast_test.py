@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from mg_keras.layers import InfoNCE, KoLeo
+from mg_keras.layers import InfoNCE, KoLeo, SupervisedContrast
 
 
 def rows_of_images(seed=0, images=4, versions=3, size=6):
@@ -65,6 +65,13 @@ def test_where_there_are_no_pairs_the_loss_is_zero():
     assert float(KoLeo()(rows, np.zeros(len(rows), int))) == 0
     # equal rows of two images: a large loss, and no infinity
     assert np.isfinite(float(KoLeo()(np.float32([[1, 0], [1, 0]]), np.array([0, 1]))))
+
+
+@pytest.mark.parametrize("layer", [InfoNCE(), KoLeo(), SupervisedContrast()], ids=["info_nce", "koleo", "supervised"])
+def test_one_id_is_not_for_all(layer):
+    rows, ids = rows_of_images()
+    with pytest.raises(ValueError, match="one value for each of 12 rows, received 1"):
+        layer(rows, ids[:1])
 
 
 def test_a_temperature_out_of_range_is_named():

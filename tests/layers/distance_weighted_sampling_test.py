@@ -131,6 +131,13 @@ def test_a_given_seed_decides_alone(seed):
     assert any((first != other).any() for other in others)
 
 
+def test_a_seed_may_be_an_integer_of_numpy():
+    embeddings, instances = batch_of()
+    layer = DistanceWeightedSampling(max_positives=2)
+    expected = np.stack(layer(embeddings, instances, seed=7))
+    np.testing.assert_array_equal(np.stack(layer(embeddings, instances, seed=np.int64(7))), expected)
+
+
 def test_few_candidates_are_each_used_before_any_again():
     # Three versions of instance 0 and one of 1: each anchor of 0 needs two negatives and has only row 3.
     embeddings = np.random.default_rng(0).standard_normal((4, 8))
@@ -241,6 +248,9 @@ def test_refuses_what_makes_no_sense():
         DistanceWeightedSampling()(np.ones(3), np.arange(3))
     with pytest.raises(ValueError, match=r"\[batch\]"):
         DistanceWeightedSampling()(np.ones((3, 2)), np.ones((3, 1)))
+    for rows, ids in ((1, 6), (6, 1)):
+        with pytest.raises(ValueError, match=f"one value for each of {rows} rows, received {ids}"):
+            DistanceWeightedSampling()(np.ones((rows, 2)), np.arange(ids))
 
 
 @pytest.mark.slow

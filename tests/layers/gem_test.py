@@ -147,8 +147,26 @@ def test_no_exponent_that_is_no_number_above_0(features, p_star):
         GeM()(features, p_star=p_star)
 
 
+@pytest.mark.parametrize("p_star", ["rmac", ["3"], [3.0, None]])
+def test_no_exponent_that_is_no_number(features, p_star):
+    with pytest.raises(ValueError, match="p_star must be a number > 0, received"):
+        GeM()(features, p_star=p_star)
+
+
+@pytest.mark.parametrize("of", [list, np.float32, tf.constant])
+def test_one_exponent_an_image_and_no_more(features, of):
+    with pytest.raises(ValueError, match="one value for each of 1 images, received 3"):
+        GeM()(features[:1], p_star=of([3.0, 4.0, 5.0]))
+    with pytest.raises(ValueError, match="one value for each of 1 images, received 3"):
+        tf.function(GeM())(tf.constant(features[:1]), p_star=tf.constant([3.0, 4.0, 5.0]))
+    # one is for all
+    np.testing.assert_allclose(GeM()(features, p_star=of([4.5])), GeM()(features, p_star=4.5), rtol=1e-6)
+
+
 def test_refuses_what_makes_no_sense(features):
-    for arguments in ({"pooling_exponent": 0}, {"epsilon": -1e-6}):
+    nan, inf = float("nan"), float("inf")
+    wrong = [{"pooling_exponent": value} for value in (0, nan, inf)] + [{"epsilon": value} for value in (-1e-6, nan)]
+    for arguments in wrong:
         with pytest.raises(ValueError, match="must be > 0"):
             GeM(**arguments)
     with pytest.raises(ValueError, match=r"at least 0\.1 to be learnt, received 0\.05"):

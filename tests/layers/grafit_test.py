@@ -127,6 +127,33 @@ def test_a_memory_holds_the_mean_of_what_it_had_and_what_it_sees():
     assert bank.trainable_variables == []
 
 
+def test_a_number_of_64_bits_is_not_another_photos():
+    rows, labels, far = np.float32([[0, 1]]), np.array([7]), np.array([2**32 + 1])
+    bank = MemoryBank(4, 2)
+    with pytest.raises(tf.errors.InvalidArgumentError):
+        bank.update(far, labels, rows)
+    assert (bank.labels.numpy() == -1).all()
+    # where there is no place for it, no entry is its own
+    memory, memory_labels = unit(np.float32([[1, 0], [0, 1], [1, 1]])), np.array([7, 7, 8])
+    loss = NearestNeighborLoss()
+    found = loss(rows, labels, far, memory, memory_labels)
+    np.testing.assert_array_equal(found, loss(rows, labels, np.array([9]), memory, memory_labels))
+    assert found != loss(rows, labels, np.array([1]), memory, memory_labels)
+    # a queue tells photos apart by what is left of it
+    queue = MemoryBank(4, 2, queue=True)
+    queue.update(far, labels, rows)
+    assert queue.labels.numpy()[0] == 7
+
+
+def test_targets_of_rows_by_integers_of_numpy():
+    rows, ids = unit(np.random.default_rng(0).normal(size=(6, 4))), np.array([0, 0, 1, 1, 2, 2])
+    loss, of = InstanceLoss(), np.array([0, 2, 4])
+    found = loss(rows, rows[of], ids, target_rows=of)
+    np.testing.assert_allclose(found, loss(rows, rows[of], ids, target_rows=tf.constant(of, tf.int32)))
+    with pytest.raises(ValueError, match="one value for each of 6 rows, received 1"):
+        loss(rows, rows, ids[:1])
+
+
 def test_a_queue_holds_the_last_ones():
     bank, rng = MemoryBank(7, 4, queue=True), np.random.default_rng(3)
     seen = []

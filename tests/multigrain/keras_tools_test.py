@@ -8,6 +8,7 @@ import pytest
 import tensorflow as tf
 
 from mg_keras import MultiGrain
+from mg_keras.objectives.classification import Classification
 from tests.layers import standard
 from tests.multigrain.model_test import CLASSES, VERSIONS, batch, build, plain_trunk, tensors
 from tests.multigrain.model_test import weights as values_of
@@ -64,6 +65,9 @@ def test_quantize_is_refused_and_changes_nothing():
         ({"images": IMAGES, "p_star": 0.0}, "p_star must be a number > 0, received 0.0"),
         ({"images": IMAGES, "p_star": tf.constant([1.0, -1.0])}, "received -1.0"),
         ({"images": IMAGES, "p_star": float("nan")}, "received nan"),
+        ({"images": IMAGES, "p_star": "rmac"}, "p_star must be a number > 0, received 'rmac'"),
+        ({"images": IMAGES[:1], "p_star": [3.0, 4.0, 5.0]}, "one value for each of 1 images, received 3"),
+        ({"images": IMAGES, "p_star": np.float32([3.0, 4.0])}, "one value for each of 12 images, received 2"),
         ({"images": keras.Input((20, 20, 1))}, r"received shape \(None, 20, 20, 1\)"),
     ],
 )
@@ -122,7 +126,18 @@ def test_steps_per_execution_and_eager_steps_give_the_same_weights():
         ({"jit_compile": True, "run_eagerly": True}, "exclude each other"),
         ({"jit_compile": "yes"}, "jit_compile must be True, False or 'auto', received 'yes'"),
         ({"jit_compile": 1}, "jit_compile must be True, False or 'auto', received 1"),
+        ({"optimizer": None}, "optimizer must be .*received None"),
+        ({"objective": "multigrain"}, "objective must be .*received 'multigrain'"),
+        ({"objective": Classification(), "classification_weight": 0.1}, "classification_weight 0.1 has no effect"),
+        ({"accumulation_steps": 1.5}, "accumulation_steps must be a whole number of at least 1, received 1.5"),
         ({"optimizer": keras.optimizers.SGD(use_ema=True)}, "use_ema"),
+        ({"optimizer": keras.optimizers.SGD(loss_scale_factor=1024.0)}, "SGD with loss_scale_factor 1024.0 divides"),
+        ({"optimizer": keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD())}, "LossScaleOptimizer divides"),
+        ({"beta_optimizer": keras.optimizers.SGD(loss_scale_factor=2.0)}, "of beta: SGD with loss_scale_factor 2.0"),
+        (
+            {"group_optimizers": {"beta": keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD())}},
+            "of beta: LossScaleOptimizer",
+        ),
         ({"optimizer": "adam", "trunk_rate": 0.1}, r"trunk_rate 0\.1 needs keras\.optimizers\.SGD: Adam takes"),
         ({"optimizer": keras.optimizers.RMSprop(), "trunk_rate": 0.1}, "RMSprop takes the scale out"),
         ({"optimizer": keras.optimizers.Lion(), "trunk_rate": 2.0}, "Lion takes the scale out"),
@@ -157,6 +172,65 @@ def test_what_was_compiled_is_saved(tmp_path):
     model.compile_from_config({name: value for name, value in config.items() if name not in given})
     assert (model.run_eagerly, model.steps_per_execution) == (False, 1)
     assert model.get_compile_config()["class_weights"] is None
+
+
+# what is frozen
+
+
+@pytest.mark.parametrize("part", ["margin_loss", "beta"])
+def test_a_frozen_beta_stays(part):
+    model = build()
+    frozen = model.margin_loss if part == "margin_loss" else model.margin_loss.beta
+    frozen.trainable = False
+    model.compile(keras.optimizers.SGD(0.1), weight_decay=0.1)
+    model.train_step(tensors((IMAGES, LABELS, IDS)))
+    assert model.margin_loss.beta.numpy() == np.float32(1.2)
+    with pytest.raises(ValueError, match="an optimizer of beta"):
+        model.compile(beta_optimizer="sgd")
+
+
+def test_with_all_frozen_it_is_evaluated_and_not_trained():
+    model = build()
+    model.trainable = False
+    model.compile("sgd")
+    assert np.isfinite(model.test_on_batch(IMAGES, LABELS)).all()
+    with pytest.raises(ValueError, match="nothing to train: "):
+        model.train_step(tensors((IMAGES, LABELS, IDS)))
+
+
+# batches
+
+
+def test_a_batch_that_cannot_be_divided_is_refused():
+    model = build()
+    model.compile("sgd", accumulation_steps=5)
+    with pytest.raises(ValueError, match="12 images can't be divided into accumulation_steps=5 parts"):
+        model.train_step(tensors((IMAGES, LABELS, IDS)))
+
+
+@pytest.mark.parametrize(
+    ("place", "name"), [(1, "labels"), (2, "instance_ids"), (3, "weights")], ids=["labels", "ids", "weights"]
+)
+def test_one_value_for_many_images_is_refused(place, name):
+    parts = [IMAGES, LABELS, IDS, np.ones(len(IDS), "float32")]
+    parts[place] = parts[place][:1]
+    model = build()
+    model.compile("sgd")
+    with pytest.raises(ValueError, match=rf"{name} must be one an image, 12, received 1"):
+        model.train_step(tensors(parts))
+    signature = [tf.TensorSpec([None, *part.shape[1:]], part.dtype) for part in parts]
+    step = tf.function(lambda *parts: model.train_step(parts), input_signature=signature, autograph=False)
+    with pytest.raises(tf.errors.InvalidArgumentError, match=rf"{name} must be one an image"):
+        step(*tensors(parts))
+
+
+def test_labels_may_be_a_list():
+    model = build()
+    model.compile(keras.optimizers.SGD(0.01), classification_weight=1.0)
+    labels = LABELS.tolist()
+    history = model.fit(IMAGES, labels, validation_data=(IMAGES, labels), batch_size=12, verbose=0).history
+    assert np.isfinite(history["val_loss"]).all()
+    np.testing.assert_allclose(model.evaluate(IMAGES, labels, verbose=0), model.evaluate(IMAGES, LABELS, verbose=0))
 
 
 # a learnt exponent

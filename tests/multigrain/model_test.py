@@ -129,6 +129,10 @@ def test_a_name_is_a_trunk():
         ({"margin_normalization": "mean"}, "'mean'"),
         ({"pixel_mean": (0.5,)}, r"pixel_mean.*\(0.5,\)"),
         ({"pixel_std": (1.0, 0.0, 1.0)}, "pixel_std.*0.0"),
+        ({"pooling_exponent": float("nan")}, "pooling_exponent.*nan"),
+        ({"pooling_exponent": float("inf")}, "pooling_exponent.*inf"),
+        ({"margin": float("nan")}, "margin.*nan"),
+        ({"pixel_std": (1.0, 1.0, float("nan"))}, "pixel_std.*nan"),
         ({"trunk": 18}, "trunk.*18"),
         ({"weights": "imagenet"}, "weights are for a trunk by name"),
         ({"trunk": keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Flatten()])}, r"trunk.*\(None, 192\)"),
@@ -148,6 +152,9 @@ def test_bad_arguments(arguments, message):
         ({"accumulation_steps": 0}, "accumulation_steps.*0"),
         ({"weight_decay": -1e-4}, "weight_decay.*-0.0001"),
         ({"trunk_rate": 0.0}, "trunk_rate.*0.0"),
+        ({"weight_decay": float("nan")}, "weight_decay.*nan"),
+        ({"trunk_rate": float("nan")}, "trunk_rate.*nan"),
+        ({"trunk_rate": float("inf")}, "trunk_rate.*inf"),
     ],
 )
 def test_bad_compile_arguments(arguments, message):
@@ -516,6 +523,14 @@ def test_two_replicas_train_like_one(replicas, kind):
     np.testing.assert_allclose(replicas[f"{kind}_two_weights"], trained, rtol=1e-5, atol=1e-5)
     # it has learnt something in the meantime; a memory has only been filled, a whitening found
     assert values[-1, 0] < values[0, 0] - 0.03 or kind in ("memory", "queue", "whitening")
+
+
+@pytest.mark.slow
+def test_a_replica_without_images_measures_nothing(replicas):
+    found, expected = replicas["short_two"], replicas["short_one"]
+    assert np.isfinite(found).all()
+    # each image counts as much in evaluation
+    np.testing.assert_allclose(found[1], expected[1], rtol=1e-5)
 
 
 @pytest.mark.slow

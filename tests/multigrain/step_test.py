@@ -62,6 +62,24 @@ def test_an_objective_with_variables_of_its_own(parts, jit_compile):
     assert [metric.name for metric in model.metrics] == ["loss", "parts"]
 
 
+def test_an_objective_of_other_metrics_is_evaluated():
+    images, labels, instance_ids = batch()
+    model = build()
+    model.compile(keras.optimizers.SGD(0.01), objective=Toy())
+    dataset = tf.data.Dataset.from_tensors((images, labels, instance_ids))
+    history = model.fit(dataset, validation_data=(images, labels), epochs=2, verbose=0).history
+    validated = {"val_loss", "val_classification_loss", "val_top1", "val_top5"}
+    assert set(history) == {"loss", "parts", *validated}
+    logits = model(images)["logits"].numpy()
+    # begun anew each time: no mean of all evaluations
+    found = model.evaluate(images, labels, batch_size=5, verbose=0, return_dict=True)
+    expected = cross_entropy(logits, labels)
+    assert found["loss"] == pytest.approx(expected, rel=1e-4) == found["classification_loss"]
+    assert found["top1"] == pytest.approx(np.mean(logits.argmax(1) == labels)) == history["val_top1"][-1]
+    # what a checkpoint holds, and a run shows
+    assert [metric.name for metric in model.metrics] == ["loss", "parts"]
+
+
 def test_what_a_subclass_lacks_is_named():
     class Without(Objective):
         pass

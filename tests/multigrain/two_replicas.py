@@ -18,6 +18,7 @@ from mg_keras.data import augmentations, repeated
 from mg_keras.data.repeated import repeated_batches
 from mg_keras.data.sources import Split
 from mg_keras.layers import MemoryBank
+from mg_keras.objectives.classification import Classification
 from mg_keras.objectives.distilled_copies import DistilledCopies
 from mg_keras.objectives.grafit import Grafit
 from mg_keras.training.loop import make_strategy
@@ -147,6 +148,21 @@ def small_queue(strategy):
     return ""
 
 
+def short_last_batch(strategy):
+    """[fit, evaluate] x [loss, top1] of images whose last batch leaves a replica without one."""
+    with strategy.scope():
+        keras.utils.set_random_seed(0)
+        # convolutions of no images at all fail on a CPU with oneDNN
+        features = keras.layers.AveragePooling2D(4)(images := keras.Input((None, None, 3)))
+        model = MultiGrain(keras.Model(images, keras.layers.Dense(8)(features)), CLASSES)
+        model.compile(keras.optimizers.SGD(0.0), objective=Classification())
+    images, labels = (part[:2].reshape(-1, *part.shape[2:])[: 4 * REPLICAS + 1] for part in batches()[:2])
+    options = {"batch_size": 2 * REPLICAS, "verbose": 0}
+    fit = {name: values[-1] for name, values in model.fit(images, labels, shuffle=False, **options).history.items()}
+    evaluated = model.evaluate(images, labels, return_dict=True, **options)
+    return np.array([[values["loss"], values["top1"]] for values in (fit, evaluated)])
+
+
 def refusal(strategy):
     """What compile says to several steps at a time."""
     try:
@@ -182,6 +198,7 @@ def main(path):
             found["draws"] = draws(strategy, model)
     found["whole_ids"] = distributed_ids(two, batch_size=6, parts=1)
     found["cut_ids"] = distributed_ids(two, batch_size=5, parts=2)
+    found["short_one"], found["short_two"] = short_last_batch(one), short_last_batch(two)
     found["refusal"], found["small_queue"] = refusal(two), small_queue(two)
     np.savez(path, **found)
 
