@@ -43,9 +43,6 @@ _WANTED = (
     "or a file of weights (.pth, .safetensors, .keras, .weights.h5); or nothing, for the model in the package"
 )
 
-# the processes in which models were opened: a forked one knows of its parent
-_opened_in = set()
-
 
 @dataclasses.dataclass(frozen=True)
 class Classes:
@@ -89,6 +86,9 @@ class Loaded:
         preparation: how photos are brought to a resolution, `"aspect"` or `"squash"` (`mg_keras.preparations`).
     """
 
+    # the process in which models were opened, which one that is forked knows
+    _opened_in = None
+
     def __init__(
         self,
         path: Path,
@@ -108,8 +108,7 @@ class Loaded:
         self.pooling_exponent, self.p_star = float(pooling_exponent), dict(p_star)
         self.thresholds = thresholds or {}
         self.preparation = preparation_of(network)
-        self._process = os.getpid()
-        _opened_in.add(self._process)
+        Loaded._opened_in = os.getpid()
         # None: the network's values are its descriptors
         self._whitening_at = whitening_at
         self._whitened_resolutions = tuple(whitened_resolutions)
@@ -254,8 +253,7 @@ class Loaded:
         """(rows of the photos that can be used, what the network makes of them [n, ...], how many there are in all)."""
         if on_error not in ("raise", "skip"):
             raise UserError(f'on_error must be "raise" or "skip", received {on_error!r}')
-        if os.getpid() != self._process:
-            raise _forked(self.path)
+        _check_process(self.path)
         split = given_photos(photos)
         found = embed(network, split, settings.resolution, settings.train_resolution, [settings.pooling])
         if len(found.unusable) and on_error == "raise":
@@ -288,8 +286,6 @@ class Loaded:
 class _Classifier:
     """A SavedModel as a network whose values are the logits of the photos themselves, which lose no dimension."""
 
-    traced_exponents = True
-
     def __init__(self, exported):
         self.exported, self.preparation = exported, exported.preparation
 
@@ -301,12 +297,13 @@ class _Classifier:
         )
 
 
-def _forked(what):
-    """Of a process in which TensorFlow's threads are not there, and what waits for them would do so for ever."""
-    return UserError(
-        f'{what} was opened before this process was forked, and none can be used in it: start processes by "spawn" or '
-        '"forkserver", or open models only after forking'
-    )
+def _check_process(what):
+    """Refuses a process forked from one with a model: it would wait for threads of TensorFlow's that are not there."""
+    if Loaded._opened_in not in (None, os.getpid()):
+        raise UserError(
+            f'{what} was opened before this process was forked, and none can be used in it: start processes by "spawn" '
+            'or "forkserver", or open models only after forking'
+        )
 
 
 @without_collection()
@@ -353,8 +350,7 @@ def load(
         >>> network.embed("photos").shape, network.classify("photos").names[:2]  # doctest: +SKIP
         ((120, 513), ['disks', 'crosses'])
     """
-    if _opened_in - {os.getpid()}:
-        raise _forked("a model")
+    _check_process("a model")
     if precision not in (None, *PRECISIONS, INT8):
         raise UserError(f"precision must be one of {', '.join((*PRECISIONS, INT8))}, received {precision!r}")
     if what is None or what == PACKAGED:
