@@ -19,7 +19,9 @@ class Colours:
     def embed_batch(self, images, poolings):
         tf.py_function(self._count, [tf.shape(images)[0]], [])
         colours = tf.reduce_mean(images, (1, 2)) / 255 + 0.01
-        return tf.stack([colours[:, ::-1] if pooling == RMAC else colours ** (pooling or 1.0) for pooling in poolings])
+        by_pooling = {None: colours, RMAC: colours[:, ::-1]}
+        # an exponent may be a tensor, which is no key
+        return tf.stack([by_pooling[p] if p is None or isinstance(p, str) else colours**p for p in poolings])
 
     def _count(self, photos):
         self.runs, self.photos = self.runs + 1, self.photos + int(photos)

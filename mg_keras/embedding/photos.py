@@ -9,8 +9,6 @@ A *pooling* is an exponent p* > 0 of GeM, or `RMAC`. A *network* is anything wit
 * perhaps `embed_and_classify(images, pooling) -> (descriptors [B, D], logits [B, C])`, graph code, where a photo has
   more to tell of its class than its descriptor;
 * perhaps `preparation`, of `mg_keras.preparations`: how it wants photos brought to a resolution; else it is `ASPECT`;
-* perhaps `traced_exponents`, true where exponents in `embed_batch` may be scalar float32 tensors, too: what is compiled
-  then serves any exponent, and is compiled anew for each where it is missing;
 * perhaps `precision`, of `mg_keras.export.optimize.PRECISIONS`: what it computes in, which files of descriptors note.
 
 `MultiGrain` is one, and so is a SavedModel opened by `mg_keras.export.opened.Exported`.
@@ -52,7 +50,7 @@ class EmbeddingNetwork(Protocol):
     """A network, as embedding needs it; see above."""
 
     def embed_batch(self, images: tf.Tensor, poolings: tuple) -> tf.Tensor:
-        """float32 [B, H, W, 3] in 0-255 -> float32 [P, B, D]; graph code."""
+        """float32 [B, H, W, 3] in 0-255 -> float32 [P, B, D]; graph code, in which exponents are scalar tensors."""
 
     def classify(self, embeddings: np.ndarray) -> np.ndarray:
         """[N, D] -> logits [N, C]."""
@@ -269,15 +267,13 @@ def forward_function(network: EmbeddingNetwork, poolings: Sequence[float | str] 
     It does not hold the network, which must be there as long as it is called.
     """
     poolings = (None,) if poolings is None else tuple(map(checked, poolings))
-    exponents = []
-    if getattr(network, "traced_exponents", False):
-        exponents = [pooling for pooling in poolings if isinstance(pooling, float)]
-        poolings = tuple(_TRACED if isinstance(pooling, float) else pooling for pooling in poolings)
-    return functools.partial(_forward(network, poolings), exponents=np.float32(exponents))
+    exponents = [pooling for pooling in poolings if isinstance(pooling, float)]
+    kinds = tuple(_EXPONENT if isinstance(pooling, float) else pooling for pooling in poolings)
+    return functools.partial(_forward(network, kinds), exponents=np.float32(exponents))
 
 
-# among poolings: an exponent that is a tensor
-_TRACED = "traced"
+# among poolings: an exponent, which is a tensor, so that what is compiled serves any
+_EXPONENT = "exponent"
 # network -> poolings -> what `_compiled` gives; kept, as validation asks for the same one after every epoch
 _functions = weakref.WeakKeyDictionary()
 
@@ -292,18 +288,18 @@ def _forward(network, poolings):
 
 
 def _compiled(network, poolings):
-    """(images, the exponents among the poolings that are traced, float32 [E]) -> float32 [P, B, D].
+    """(images, the exponents among the poolings, float32 [E]) -> float32 [P, B, D].
 
     It is a function of a weak reference to a network, which else would never go.
     """
 
     def forward(images, exponents):
-        traced = iter(tf.unstack(exponents))
-        return network().embed_batch(images, tuple(next(traced) if each == _TRACED else each for each in poolings))
+        given = iter(tf.unstack(exponents))
+        return network().embed_batch(images, tuple(next(given) if each == _EXPONENT else each for each in poolings))
 
     signature = [
         tf.TensorSpec([None, None, None, 3], tf.float32),
-        tf.TensorSpec([poolings.count(_TRACED)], tf.float32),
+        tf.TensorSpec([poolings.count(_EXPONENT)], tf.float32),
     ]
     return tf.function(_apart(forward), input_signature=signature, autograph=False)
 

@@ -20,11 +20,8 @@ class Exported(ExportedFiles):
     What is known of it is what `ExportedFiles` says.
 
     Attributes:
-        traced_exponents: as a network of `mg_keras.embedding.photos` has it.
         served: (images float32 [B, H, W, 3], p_star float32 [B]) -> dict of tensors: the signature `serving_default`.
     """
-
-    traced_exponents = True
 
     def __init__(self, path: str | os.PathLike):
         super().__init__(path)

@@ -20,13 +20,11 @@ class Optimized:
         observed: what its convolutions read and give (`mg_keras.export.quantize.observe`).
 
     Attributes:
-        preparation, precision, traced_exponents: as a network of `mg_keras.embedding.photos` has them.
+        preparation, precision: as a network of `mg_keras.embedding.photos` has them.
 
     Raises:
         ValueError: the precision is none of those, or `"int8"` without `observed`.
     """
-
-    traced_exponents = True
 
     def __init__(self, network: Network, precision: str = "float32", observed: Observed | None = None):
         self.network = network

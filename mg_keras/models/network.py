@@ -58,9 +58,6 @@ class Network(keras.Model):
     TensorShape([2, 512])
     """
 
-    # see `mg_keras.embedding.photos`
-    traced_exponents = True
-
     def __init__(
         self,
         trunk: str | keras.Model,

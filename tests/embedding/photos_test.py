@@ -197,13 +197,6 @@ def test_exponents_and_resolutions_without_end_take_no_more_memory_and_no_warnin
     assert "retracing" not in caplog.text
 
 
-def test_a_network_that_takes_numbers_alone_is_compiled_for_each(model):
-    network, photo = small.Counting(model), given_photos([np.full((40, 40, 3), 90, np.uint8)])
-    for exponent in (1, 1.3, 2, 3.0, 3.7, 5.5):
-        found = embed(network, photo, 32, 32, [exponent]).values
-        np.testing.assert_allclose(found, embed(model, photo, 32, 32, [exponent]).values, rtol=1e-6)
-
-
 @pytest.mark.parametrize("pooling", [0, -1.5, "max", None])
 def test_a_pooling_is_a_positive_number_or_rmac(folder, model, pooling):
     with pytest.raises(ValueError, match=f"received {pooling!r}"):
